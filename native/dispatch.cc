@@ -1,0 +1,56 @@
+// Which instruction set's kernels run: the best that the processor and the operating system carry,
+// or a lower one that LAYERNORM_ISA names. Decided once.
+#include <cstdlib>
+#include <cstring>
+
+#include "kernels/kernels.h"
+
+namespace layernorm {
+namespace {
+
+constexpr int kMostIsas = 3;
+
+struct Available {
+  const Kernels* kernels[kMostIsas];
+  int count = 0;
+
+  Available() {
+    kernels[count++] = &kernels_baseline;
+#if defined(LAYERNORM_X86_64)
+    __builtin_cpu_init();
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                      __builtin_cpu_supports("f16c");
+    if (avx2) kernels[count++] = &kernels_avx2;
+    if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+      kernels[count++] = &kernels_avx512;
+#endif
+  }
+};
+
+const Available& available() {
+  static const Available result;
+  return result;
+}
+
+const Kernels& choose() {
+  const Available& all = available();
+  const char* wanted = std::getenv("LAYERNORM_ISA");
+  if (wanted != nullptr)
+    for (int index = 0; index < all.count; ++index)
+      if (std::strcmp(wanted, all.kernels[index]->name) == 0) return *all.kernels[index];
+  return *all.kernels[all.count - 1];
+}
+
+}  // namespace
+
+const Kernels& chosen_kernels() {
+  static const Kernels& result = choose();
+  return result;
+}
+
+const char* chosen_isa() { return chosen_kernels().name; }
+int available_isa_count() { return available().count; }
+const char* available_isa(int index) { return available().kernels[index]->name; }
+
+}  // namespace layernorm

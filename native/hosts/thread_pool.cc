@@ -1,0 +1,219 @@
+#include "thread_pool.h"
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdio>
+#include <cstdlib>
+#include <mutex>
+#include <new>
+#include <system_error>
+#include <thread>
+
+#if defined(__linux__)
+#include <sched.h>
+#endif
+#if !defined(_WIN32)
+#include <pthread.h>
+#include <signal.h>
+#endif
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace layernorm {
+namespace {
+
+// How long an idle worker watches for the next call before it sleeps: long enough to catch the
+// next layer of a network, short enough not to be seen in a profile.
+constexpr int kSpins = 4000;
+
+// Ranges a call is cut into, for each thread: a thread that starts late leaves its share to others.
+constexpr int64_t kRangesPerThread = 4;
+
+void pause() {
+#if defined(__x86_64__)
+  _mm_pause();
+#else
+  std::this_thread::yield();
+#endif
+}
+
+int allowed_processors() {
+#if defined(__linux__)
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof(set), &set) == 0) return std::max(1, CPU_COUNT(&set));
+#endif
+  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+}
+
+// A container's share of the processors, where one is set.
+int quota_processors() {
+  long quota = 0, period = 0;
+  if (std::FILE* file = std::fopen("/sys/fs/cgroup/cpu.max", "r")) {
+    if (std::fscanf(file, "%ld %ld", &quota, &period) != 2) quota = 0;
+    std::fclose(file);
+  }
+  return quota > 0 && period > 0 ? static_cast<int>(std::max(1L, (quota + period - 1) / period))
+                                 : allowed_processors();
+}
+
+int default_threads() {
+  if (const char* wanted = std::getenv("LAYERNORM_NUM_THREADS")) {
+    const int count = std::atoi(wanted);
+    if (count >= 1) return count;
+  }
+  return std::min(allowed_processors(), quota_processors());
+}
+
+// Threads started meanwhile leave every signal to the host's own threads.
+class SignalsBlocked {
+ public:
+#if !defined(_WIN32)
+  SignalsBlocked() {
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before_);
+  }
+  ~SignalsBlocked() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+  SignalsBlocked(const SignalsBlocked&) = delete;
+  SignalsBlocked& operator=(const SignalsBlocked&) = delete;
+
+ private:
+  sigset_t before_;
+#endif
+};
+
+class Pool {
+ public:
+  void run(int threads, int64_t tasks, Threads::Body body, void* context) {
+    std::unique_lock<std::mutex> caller(callers_, std::try_to_lock);
+    if (!caller.owns_lock() || !start(threads - 1)) return body(context, 0, tasks);
+    const int64_t ranges = std::min<int64_t>(tasks, threads * kRangesPerThread);
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      body_ = body;
+      context_ = context;
+      tasks_ = tasks;
+      ranges_ = ranges;
+      helpers_ = threads - 1;
+      next_.store(0, std::memory_order_relaxed);
+      left_.store(ranges, std::memory_order_relaxed);
+      call_.store(call_.load(std::memory_order_relaxed) + 1, std::memory_order_release);
+      if (sleepers_ > 0) wake_.notify_all();
+    }
+    work(body, context, tasks, ranges);
+    while (left_.load(std::memory_order_acquire) != 0) pause();
+    // A worker still looking for a range of this call must not find one of the next.
+    std::lock_guard<std::mutex> lock(mutex_);
+    helpers_ = 0;
+    while (inside_.load(std::memory_order_acquire) != 0) pause();
+  }
+
+ private:
+  // False where no thread can be had; the caller then works alone.
+  bool start(int workers) {
+    if (workers_ >= workers) return true;
+    const SignalsBlocked blocked;
+    try {
+      for (; workers_ < workers; ++workers_)
+        std::thread([this, index = workers_] { serve(index); }).detach();
+    } catch (const std::system_error&) {
+      return workers_ > 0;
+    }
+    return true;
+  }
+
+  void work(Threads::Body body, void* context, int64_t tasks, int64_t ranges) {
+    for (;;) {
+      const int64_t range = next_.fetch_add(1, std::memory_order_relaxed);
+      if (range >= ranges) return;
+      const int64_t share = tasks / ranges, extra = tasks % ranges;
+      const int64_t begin = range * share + std::min(range, extra);
+      body(context, begin, begin + share + (range < extra ? 1 : 0));
+      left_.fetch_sub(1, std::memory_order_acq_rel);
+    }
+  }
+
+  void serve(int index) {
+    uint64_t seen = 0;
+    for (;;) {
+      for (int spin = 0; spin < kSpins && call_.load(std::memory_order_acquire) == seen; ++spin)
+        pause();
+      Threads::Body body;
+      void* context;
+      int64_t tasks, ranges;
+      {
+        std::unique_lock<std::mutex> lock(mutex_);
+        ++sleepers_;
+        wake_.wait(lock, [&] { return call_.load(std::memory_order_relaxed) != seen; });
+        --sleepers_;
+        seen = call_.load(std::memory_order_relaxed);
+        if (index >= helpers_) continue;
+        inside_.fetch_add(1, std::memory_order_relaxed);
+        body = body_;
+        context = context_;
+        tasks = tasks_;
+        ranges = ranges_;
+      }
+      work(body, context, tasks, ranges);
+      inside_.fetch_sub(1, std::memory_order_release);
+    }
+  }
+
+  std::mutex callers_;  // one call at a time
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  int workers_ = 0;
+  std::atomic<uint64_t> call_{0};
+  std::atomic<int64_t> next_{0}, left_{0};
+  std::atomic<int> inside_{0};  // workers between taking a call and leaving it
+  int sleepers_ = 0;
+  int helpers_ = 0;  // workers that may join the present call
+  Threads::Body body_ = nullptr;
+  void* context_ = nullptr;
+  int64_t tasks_ = 0, ranges_ = 0;
+};
+
+std::atomic<int> num_threads{0};
+std::atomic<Pool*> pool{nullptr};
+
+// Never destroyed: its workers may still be running while the process ends.
+Pool& the_pool() {
+  Pool* existing = pool.load(std::memory_order_acquire);
+  if (existing) return *existing;
+  auto* fresh = new Pool;
+  if (pool.compare_exchange_strong(existing, fresh)) {
+#if !defined(_WIN32)
+    // A forked child has none of the threads, and whatever state the locks were in: it begins anew.
+    static std::once_flag once;
+    std::call_once(once, [] {
+      pthread_atfork(nullptr, nullptr, [] { pool.store(nullptr, std::memory_order_release); });
+    });
+#endif
+    return *fresh;
+  }
+  delete fresh;
+  return *existing;
+}
+
+}  // namespace
+
+int get_num_threads() {
+  int count = num_threads.load(std::memory_order_relaxed);
+  if (count == 0) {
+    count = default_threads();
+    num_threads.store(count, std::memory_order_relaxed);
+  }
+  return count;
+}
+
+void set_num_threads(int count) { num_threads.store(count, std::memory_order_relaxed); }
+
+Threads pool_threads() {
+  return {get_num_threads(), nullptr, [](void*, int64_t tasks, Threads::Body body, void* context) {
+            the_pool().run(get_num_threads(), tasks, body, context);
+          }};
+}
+
+}  // namespace layernorm

@@ -1,0 +1,19 @@
+// Threads for the host that brings none (NumPy). Started when first needed, asleep when idle, gone
+// and restarted after a fork.
+#pragma once
+
+#include "../layer_norm.h"
+
+namespace layernorm {
+
+// As many as LAYERNORM_NUM_THREADS says, or as processors this process may run on.
+int get_num_threads();
+
+// At least 1; takes effect at the next call.
+void set_num_threads(int count);
+
+// The pool as a kernel's callback. A second caller, while one is being served, runs on its own
+// thread alone: no caller ever waits for another.
+Threads pool_threads();
+
+}  // namespace layernorm

@@ -1,0 +1,209 @@
+// Backward, the normalized axis strided: the strips of columns_forward.h, down the columns once for
+// the sums and once for dx.
+#pragma once
+
+template <class C>
+inline double sum_in_double(Vector<C> v) {
+  LaneTotal<C> total;
+  total.add(v);
+  return total.sum();
+}
+
+template <class Stored, bool centered, bool has_weight, Wanted wanted>
+struct ColumnsBackward {
+  using C = Compute<Stored>;
+  static constexpr int64_t W = lanes<C>;
+
+  const BackwardTask& task;
+  const Problem& problem = task.job->problem;
+  const int64_t cols = problem.shape.cols;
+  const C* const weight = static_cast<const C*>(task.weight);
+
+  RowOf<const Stored> x(int64_t outer, int64_t inner) const {
+    return {static_cast<const Stored*>(problem.x.data) + outer * problem.x.outer_stride + inner,
+            problem.x.col_stride};
+  }
+  RowOf<const Stored> dy(int64_t outer, int64_t inner) const {
+    const Array& from = task.job->dy;
+    return {static_cast<const Stored*>(from.data) + outer * from.outer_stride + inner,
+            from.col_stride};
+  }
+  RowOf<Stored> dx(int64_t outer, int64_t inner) const {
+    const Array& to = task.job->dx;
+    return {static_cast<Stored*>(to.data) + outer * to.outer_stride + inner, to.col_stride};
+  }
+
+  RowStatistics<C> saved(int64_t outer, int64_t inner) const {
+    const Statistics& from = problem.statistics;
+    const int64_t row = outer * problem.shape.inner + inner;
+    RowStatistics<C> result = {0, 0, static_cast<const C*>(from.rstd)[row], true};
+    if constexpr (centered) {
+      result.mean = static_cast<const C*>(from.mean)[row];
+      if (from.residual) {
+        result.residual = static_cast<const C*>(from.residual)[row];
+      } else {
+        WideSum rest;
+        for (int64_t col = 0; col < cols; ++col)
+          rest.add(static_cast<double>(static_cast<C>(scalar_from(x(outer, inner)[col])) -
+                                       result.mean));
+        result.residual = static_cast<C>(rest.value() / static_cast<double>(cols));
+      }
+    }
+    result.ordinary = is_ordinary_rstd(result.rstd);
+    return result;
+  }
+
+  template <int V>
+  struct Lanes {
+    alignas(64) C mean[V * W] = {}, residual[V * W] = {}, rstd[V * W] = {};
+    Normalizer<C> normalizer(int v) const {
+      return {load(mean + v * W), load(residual + v * W), load(rstd + v * W)};
+    }
+  };
+
+  // Down the columns: the sums of each row, and each column's share of the parameters' gradients.
+  template <int V, bool whole>
+  void sum_columns(Strip<V, whole> strip, const Lanes<V>& rows, int64_t outer, int64_t inner,
+                   const PartialSums<C>& sums, double* sum_g, double* sum_g_xhat) const {
+    const RowOf<const Stored> x_rows = x(outer, inner), dy_rows = dy(outer, inner);
+    Normalizer<C> normalizer[V];
+    for (int v = 0; v < V; ++v) normalizer[v] = rows.normalizer(v);
+    LaneTotal<C> total_g[V], total_g_xhat[V];
+    for (int64_t col = 0; col < cols;) {
+      const int64_t flush = std::min(cols, col + kFlush);
+      Vector<C> part_g[V] = {}, part_g_xhat[V] = {};
+      for (; col < flush; ++col) {
+        const Vector<C> w = has_weight ? broadcast(weight[col]) : Vector<C>{};
+        Vector<C> dweight = {}, dbias = {};
+        prefetch_column<V>(&x_rows[col], x_rows.stride);
+        prefetch_column<V>(&dy_rows[col], dy_rows.stride);
+        for (int v = 0; v < V; ++v) {
+          const Vector<C> dy_here = strip.read(&dy_rows[col], v);
+          const Vector<C> xhat =
+              normalizer[v].template normalized<centered>(strip.read(&x_rows[col], v));
+          const Vector<C> g = has_weight ? dy_here * w : dy_here;
+          if constexpr (centered) part_g[v] += g;
+          part_g_xhat[v] = fma(g, xhat, part_g_xhat[v]);
+          if constexpr (wanted != Wanted::nothing) dweight = fma(dy_here, xhat, dweight);
+          if constexpr (wanted == Wanted::both) dbias += dy_here;
+        }
+        if constexpr (wanted != Wanted::nothing)
+          add_compensated(sums.dweight_high[col], sums.dweight_low[col],
+                          static_cast<C>(sum_in_double<C>(dweight)));
+        if constexpr (wanted == Wanted::both)
+          add_compensated(sums.dbias_high[col], sums.dbias_low[col],
+                          static_cast<C>(sum_in_double<C>(dbias)));
+      }
+      for (int v = 0; v < V; ++v) {
+        if constexpr (centered) total_g[v].add(part_g[v]);
+        total_g_xhat[v].add(part_g_xhat[v]);
+      }
+    }
+    for (int v = 0; v < V; ++v) {
+      total_g[v].store(sum_g + v * W);
+      total_g_xhat[v].store(sum_g_xhat + v * W);
+    }
+  }
+
+  template <int V, bool whole>
+  void write_dx(Strip<V, whole> strip, const Lanes<V>& rows, int64_t outer, int64_t inner,
+                const C* mean_g, const C* mean_g_xhat) const {
+    const RowOf<const Stored> x_rows = x(outer, inner), dy_rows = dy(outer, inner);
+    const RowOf<Stored> dx_rows = dx(outer, inner);
+    for (int64_t col = 0; col < cols; ++col) {
+      const Vector<C> w = has_weight ? broadcast(weight[col]) : Vector<C>{};
+      for (int v = 0; v < V; ++v) {
+        const Normalizer<C> normalizer = rows.normalizer(v);
+        const Vector<C> dy_here = strip.read(&dy_rows[col], v);
+        const Vector<C> xhat =
+            normalizer.template normalized<centered>(strip.read(&x_rows[col], v));
+        Vector<C> g = has_weight ? dy_here * w : dy_here;
+        if constexpr (centered) g -= load(mean_g + v * W);
+        strip.write(&dx_rows[col], v,
+                    fma(xhat, -load(mean_g_xhat + v * W), g) * normalizer.rstd);
+      }
+    }
+  }
+
+  template <int V, bool whole>
+  void strip(Strip<V, whole> strip_rows, int64_t outer, int64_t inner,
+             const PartialSums<C>& sums) const {
+    const int64_t count = strip_rows.template rows<C>();
+    Lanes<V> rows;
+    RowStatistics<C> all[V * W];
+    bool ordinary = true;
+    for (int64_t lane = 0; lane < count; ++lane) {
+      all[lane] = saved(outer, inner + lane);
+      rows.mean[lane] = all[lane].mean;
+      rows.residual[lane] = all[lane].residual;
+      rows.rstd[lane] = all[lane].rstd;
+      ordinary = ordinary && all[lane].ordinary;
+    }
+    if (!ordinary) {
+      if (count == 1) return extraordinary_row(all[0], outer, inner, sums);
+      for (int64_t lane = 0; lane < count; ++lane)
+        strip(Strip<1, false>{1}, outer, inner + lane, sums);
+      return;
+    }
+    alignas(64) double sum_g[V * W], sum_g_xhat[V * W];
+    sum_columns(strip_rows, rows, outer, inner, sums, sum_g, sum_g_xhat);
+    if (!task.job->dx.data) return;
+    alignas(64) C mean_g[V * W] = {}, mean_g_xhat[V * W] = {};
+    bool lane_is_ordinary[V * W];
+    for (int64_t lane = 0; lane < count; ++lane) {
+      mean_g[lane] = static_cast<C>(sum_g[lane] / static_cast<double>(cols));
+      mean_g_xhat[lane] = static_cast<C>(sum_g_xhat[lane] / static_cast<double>(cols));
+      lane_is_ordinary[lane] = are_ordinary_sums<Stored>(sum_g[lane], sum_g_xhat[lane],
+                                                         dy(outer, inner + lane), cols);
+      ordinary = ordinary && lane_is_ordinary[lane];
+    }
+    if (ordinary) return write_dx(strip_rows, rows, outer, inner, mean_g, mean_g_xhat);
+    // dx may be dy or x: each row goes alone.
+    for (int64_t lane = 0; lane < count; ++lane) {
+      if (!lane_is_ordinary[lane]) {
+        wide_row(wide_from_saved<Stored, centered>(all[lane], x(outer, inner + lane), cols,
+                                                   problem.eps),
+                 outer, inner + lane);
+        continue;
+      }
+      Lanes<1> row;
+      row.mean[0] = all[lane].mean;
+      row.residual[0] = all[lane].residual;
+      row.rstd[0] = all[lane].rstd;
+      alignas(64) C row_mean_g[W] = {mean_g[lane]}, row_mean_g_xhat[W] = {mean_g_xhat[lane]};
+      write_dx(Strip<1, false>{1}, row, outer, inner + lane, row_mean_g, row_mean_g_xhat);
+    }
+  }
+
+  void wide_row(const WideStatistics& wide, int64_t outer, int64_t inner) const {
+    backward_wide_row<Stored, centered>(wide, x(outer, inner), dy(outer, inner), weight,
+                                        dx(outer, inner), cols);
+  }
+
+  void extraordinary_row(const RowStatistics<C>& row, int64_t outer, int64_t inner,
+                         const PartialSums<C>& sums) const {
+    const WideStatistics wide =
+        wide_from_saved<Stored, centered>(row, x(outer, inner), cols, problem.eps);
+    if constexpr (wanted != Wanted::nothing)
+      accumulate_wide_row<Stored>(wide, x(outer, inner), dy(outer, inner), sums, cols, wanted);
+    if (task.job->dx.data) wide_row(wide, outer, inner);
+  }
+};
+
+template <class Stored, bool centered, bool has_weight, Wanted wanted>
+void backward_columns(const BackwardTask& task, int64_t begin, int64_t end) {
+  using C = Compute<Stored>;
+  const ColumnsBackward<Stored, centered, has_weight, wanted> columns{task};
+  for (int64_t block = begin; block < end; ++block) {
+    const PartialSums<C> sums(task, block);
+    if constexpr (wanted != Wanted::nothing)
+      std::fill(sums.dweight_high, sums.dweight_high + 4 * columns.cols, C{});
+    const int64_t last = std::min(task.units, (block + 1) * task.units_per_block);
+    for_each_tile(task.job->problem.shape, block * task.units_per_block, last,
+                  [&](int64_t outer, int64_t inner, int64_t rows) {
+                    for_each_strip<C>(rows, [&](auto strip, int64_t row) {
+                      columns.strip(strip, outer, inner + row, sums);
+                    });
+                  });
+  }
+}

@@ -1,0 +1,139 @@
+// The kernels of one instruction set: compiled once for each, with LAYERNORM_ISA naming it and the
+// compiler's flags choosing it. Everything but the table is in an anonymous namespace, so that no
+// function here can be replaced at link time by its namesake of another instruction set.
+#include "kernels.h"
+
+#include <algorithm>
+#include <cfloat>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+
+#if defined(__x86_64__) || defined(_M_X64)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+namespace layernorm {
+namespace {
+
+#include "simd.h"
+//
+#include "sums.h"
+//
+#include "statistics.h"
+//
+#include "wide_row.h"
+//
+#include "rows_forward.h"
+//
+#include "rows_backward.h"
+//
+#include "columns_forward.h"
+//
+#include "columns_backward.h"
+
+// Calls f with a value of the stored type.
+template <class F>
+void with_stored_type(DataType type, F f) {
+  switch (type) {
+    case DataType::float32: return f(float{});
+    case DataType::float64: return f(double{});
+    case DataType::bfloat16: return f(bfloat16{});
+    case DataType::float16: return f(float16{});
+  }
+}
+
+template <class F>
+void with_flag(bool flag, F f) {
+  if (flag)
+    f(std::true_type{});
+  else
+    f(std::false_type{});
+}
+
+void forward_units(const ForwardTask& task, int64_t begin, int64_t end) {
+  const Problem& problem = task.job->problem;
+  with_stored_type(problem.type, [&](auto stored) {
+    with_flag(problem.centered, [&](auto centered) {
+      with_flag(task.weight != nullptr, [&](auto weight) {
+        with_flag(task.bias != nullptr, [&](auto bias) {
+          using A = Affine<decltype(weight)::value, decltype(bias)::value>;
+          if (problem.shape.inner == 1)
+            forward_rows<decltype(stored), decltype(centered)::value, A>(task, begin, end);
+          else
+            forward_columns<decltype(stored), decltype(centered)::value, A>(task, begin, end);
+        });
+      });
+    });
+  });
+}
+
+template <class Stored, bool centered, bool has_weight, Wanted wanted>
+void backward_layout(const BackwardTask& task, int64_t begin, int64_t end) {
+  if (task.job->problem.shape.inner == 1)
+    backward_rows<Stored, centered, has_weight, wanted>(task, begin, end);
+  else
+    backward_columns<Stored, centered, has_weight, wanted>(task, begin, end);
+}
+
+void backward_blocks(const BackwardTask& task, int64_t begin, int64_t end) {
+  const Backward& job = *task.job;
+  with_stored_type(job.problem.type, [&](auto stored) {
+    with_flag(job.problem.centered, [&](auto centered) {
+      with_flag(task.weight != nullptr, [&](auto weight) {
+        using Stored = decltype(stored);
+        constexpr bool c = decltype(centered)::value, w = decltype(weight)::value;
+        if (job.dbias)
+          backward_layout<Stored, c, w, Wanted::both>(task, begin, end);
+        else if (job.dweight)
+          backward_layout<Stored, c, w, Wanted::dweight>(task, begin, end);
+        else
+          backward_layout<Stored, c, w, Wanted::nothing>(task, begin, end);
+      });
+    });
+  });
+}
+
+void reduce_columns(const BackwardTask& task, int64_t begin, int64_t end) {
+  const Backward& job = *task.job;
+  with_stored_type(job.problem.parameter_type, [&](auto parameter) {
+    using Parameter = decltype(parameter);
+    using C = Compute<Parameter>;
+    const int64_t cols = job.problem.shape.cols;
+    const C* partials = static_cast<const C*>(task.partials);
+    if (job.dweight)
+      reduce_partial_sums(partials, task.blocks, cols, begin, end,
+                          static_cast<Parameter*>(job.dweight));
+    if (job.dbias)
+      reduce_partial_sums(partials + 2 * cols, task.blocks, cols, begin, end,
+                          static_cast<Parameter*>(job.dbias));
+  });
+}
+
+void widen(DataType type, const void* parameter, bool add_one, int64_t cols, void* widened) {
+  with_stored_type(type, [&](auto stored) {
+    using Stored = decltype(stored);
+    using C = Compute<Stored>;
+    const Stored* from = static_cast<const Stored*>(parameter);
+    C* to = static_cast<C*>(widened);
+    const C one = add_one ? 1 : 0;
+    for (int64_t col = 0; col < cols; ++col) to[col] = one + scalar_from(from[col]);
+  });
+}
+
+}  // namespace
+
+#define LAYERNORM_JOIN(a, b) a##b
+#define LAYERNORM_TABLE(isa) LAYERNORM_JOIN(kernels_, isa)
+#define LAYERNORM_TEXT(name) #name
+#define LAYERNORM_NAME(isa) LAYERNORM_TEXT(isa)
+
+const Kernels LAYERNORM_TABLE(LAYERNORM_ISA) = {
+    LAYERNORM_NAME(LAYERNORM_ISA), forward_units, backward_blocks, reduce_columns, widen,
+};
+
+}  // namespace layernorm

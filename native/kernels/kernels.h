@@ -1,0 +1,48 @@
+// What the schedule asks of the kernels: one table of functions per instruction set.
+#pragma once
+
+#include "../layer_norm.h"
+
+namespace layernorm {
+
+// Work is cut into units: a row, or with inner > 1 a tile of up to kTileRows neighboring rows.
+constexpr int64_t kTileRows = 64;
+
+struct ForwardTask {
+  const Forward* job;
+  const void* weight;  // null, or (cols,) of the compute type with 1 + weight already taken
+  const void* bias;    // null, or (cols,) of the compute type
+  bool stream;         // write y past the cache
+};
+
+// The gradients of the parameters are summed in blocks of consecutive units, each into its own
+// partial sums: dweight's high and low parts, then dbias's, (4, cols) of the compute type.
+struct BackwardTask {
+  const Backward* job;
+  const void* weight;
+  bool stream;
+  int64_t units;
+  int64_t units_per_block;
+  int64_t blocks;
+  void* partials;  // (blocks, 4, cols), or null where no parameter wants a gradient
+};
+
+struct Kernels {
+  const char* name;
+  // Units, blocks, and columns of the parameters' gradients, each [begin, end).
+  void (*forward)(const ForwardTask& task, int64_t begin, int64_t end);
+  void (*backward)(const BackwardTask& task, int64_t begin, int64_t end);
+  void (*reduce)(const BackwardTask& task, int64_t begin, int64_t end);
+  // parameter, plus one where asked, in the compute type.
+  void (*widen)(DataType type, const void* parameter, bool add_one, int64_t cols, void* widened);
+};
+
+extern const Kernels kernels_baseline;
+#if defined(LAYERNORM_X86_64)
+extern const Kernels kernels_avx2;
+extern const Kernels kernels_avx512;
+#endif
+
+const Kernels& chosen_kernels();
+
+}  // namespace layernorm

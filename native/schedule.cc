@@ -1,0 +1,158 @@
+// How a problem is cut into tasks, and the memory it needs. Decided from the shape and the types
+// alone: neither the threads nor the instruction set change which sums are formed.
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <new>
+
+#include "kernels/kernels.h"
+
+namespace layernorm {
+namespace {
+
+// Below this many bytes read and written, a second thread costs more than it brings.
+constexpr int64_t kBytesPerThread = 192 * 1024;
+
+// y larger than this will not be found in the cache by whoever reads it next, so it is written past
+// the cache. Measured with a reader: docs/performance.md.
+constexpr int64_t kStreamBytes = 16 * 1024 * 1024;
+
+// Blocks of the parameters' gradients: long enough that their partial sums stay under one percent
+// of x, and never more of them than this.
+constexpr int64_t kMostBlocks = 64;
+constexpr int64_t kRowsPerBlock = 512;
+constexpr int64_t kFewRows = 1000;
+constexpr int64_t kFewRowsPerBlock = 16;
+constexpr int64_t kGroup = 8;  // blocks hold whole groups of rows
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+int64_t rows_of(const Shape& shape) { return shape.outer * shape.inner; }
+
+int64_t units_of(const Shape& shape) {
+  return shape.inner == 1 ? shape.outer : shape.outer * divide_up(shape.inner, kTileRows);
+}
+
+int64_t rows_per_block(int64_t rows) {
+  if (rows < kFewRows) return divide_up(std::max(kFewRowsPerBlock, rows / 8), kGroup) * kGroup;
+  return divide_up(std::max(kRowsPerBlock, divide_up(rows, kMostBlocks)), kGroup) * kGroup;
+}
+
+struct Free {
+  void operator()(void* memory) const { std::free(memory); }
+};
+using Memory = std::unique_ptr<void, Free>;
+
+Memory allocate(int64_t bytes) {
+  constexpr int64_t kAlignment = 64;
+  const auto size = static_cast<size_t>(divide_up(bytes, kAlignment) * kAlignment);
+#if defined(_WIN32)
+  return Memory(std::malloc(size));
+#else
+  return Memory(std::aligned_alloc(kAlignment, size));
+#endif
+}
+
+// A parameter as the kernels read it: in the compute type, with the 1 of a zero-centered weight
+// added. A copy only where it differs from what the host gave.
+class Parameter {
+ public:
+  bool prepare(const Problem& problem, const void* given, bool add_one, const Kernels& kernels) {
+    data_ = given;
+    if (!given || (!add_one && problem.parameter_type == compute_type(problem.type))) return true;
+    const int64_t cols = problem.shape.cols;
+    copy_ = allocate(cols * size_of(compute_type(problem.type)));
+    if (!copy_) return false;
+    kernels.widen(problem.parameter_type, given, add_one, cols, copy_.get());
+    data_ = copy_.get();
+    return true;
+  }
+  const void* data() const { return data_; }
+
+ private:
+  const void* data_ = nullptr;
+  Memory copy_;
+};
+
+template <class Task>
+struct Call {
+  const Task* task;
+  void (*kernel)(const Task&, int64_t, int64_t);
+};
+
+template <class Task>
+void run(const Threads& threads, bool alone, int64_t tasks, const Task& task,
+         void (*kernel)(const Task&, int64_t, int64_t)) {
+  if (alone || threads.count <= 1 || tasks <= 1) return kernel(task, 0, tasks);
+  Call<Task> call = {&task, kernel};
+  threads.run(
+      threads.pool, tasks,
+      [](void* context, int64_t begin, int64_t end) {
+        const auto* to = static_cast<const Call<Task>*>(context);
+        to->kernel(*to->task, begin, end);
+      },
+      &call);
+}
+
+bool is_small(const Problem& problem, int64_t arrays) {
+  const Shape& shape = problem.shape;
+  return rows_of(shape) * shape.cols * size_of(problem.type) * arrays < 2 * kBytesPerThread;
+}
+
+// An output that replaces its input is in the cache anyway.
+bool is_streamed(const Problem& problem, const void* output, const void* input) {
+  const Shape& shape = problem.shape;
+  return shape.inner == 1 && output != input &&
+         shape.outer * shape.cols * size_of(problem.type) >= kStreamBytes;
+}
+
+}  // namespace
+
+Status forward(const Forward& job, const Threads& threads) {
+  const Problem& problem = job.problem;
+  if (rows_of(problem.shape) == 0 || problem.shape.cols == 0) return Status::ok;
+  const Kernels& kernels = chosen_kernels();
+  Parameter weight, bias;
+  if (!weight.prepare(problem, problem.weight, problem.zero_centered_weight, kernels) ||
+      !bias.prepare(problem, job.bias, false, kernels))
+    return Status::out_of_memory;
+  const bool stream = is_streamed(problem, job.y.data, problem.x.data);
+  const ForwardTask task = {&job, weight.data(), bias.data(), stream};
+  run(threads, is_small(problem, 2), units_of(problem.shape), task, kernels.forward);
+  return Status::ok;
+}
+
+Status backward(const Backward& job, const Threads& threads) {
+  const Problem& problem = job.problem;
+  const int64_t rows = rows_of(problem.shape), cols = problem.shape.cols;
+  const Kernels& kernels = chosen_kernels();
+  Parameter weight;
+  if (!weight.prepare(problem, problem.weight, problem.zero_centered_weight, kernels))
+    return Status::out_of_memory;
+  const int64_t units = units_of(problem.shape);
+  const int64_t rows_per_unit = problem.shape.inner == 1 ? 1 : std::min(problem.shape.inner, kTileRows);
+  const int64_t units_per_block = divide_up(rows_per_block(rows), rows_per_unit);
+  const int64_t blocks = divide_up(units, units_per_block);
+  const bool parameters = job.dweight || job.dbias;
+  Memory partials;
+  if (parameters && blocks > 0) {
+    partials = allocate(blocks * 4 * cols * size_of(compute_type(problem.type)));
+    if (!partials) return Status::out_of_memory;
+  }
+  const bool stream = is_streamed(problem, job.dx.data, job.dy.data) &&
+                      job.dx.data != problem.x.data;
+  const BackwardTask task = {&job,  weight.data(), stream, units, units_per_block,
+                             blocks, partials.get()};
+  const bool small = is_small(problem, 3);
+  if (cols > 0) run(threads, small, blocks, task, kernels.backward);
+  if (parameters) {
+    if (small || threads.count <= 1 || blocks * cols < (1 << 17)) {
+      kernels.reduce(task, 0, cols);
+    } else {
+      run(threads, false, cols, task, kernels.reduce);
+    }
+  }
+  return Status::ok;
+}
+
+}  // namespace layernorm

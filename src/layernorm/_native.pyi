@@ -1,0 +1,74 @@
+"""The compiled kernels' Python host. It trusts its arguments: call through a front end."""
+
+from typing import Any
+
+import numpy.typing as npt
+
+from layernorm.spec import Layout
+
+_Array = npt.NDArray[Any]
+_Strides = tuple[int, int]  # of outer and of cols, in elements
+
+def fast_forward(
+    x: object,
+    weight: object,
+    bias: object,
+    axis: object,
+    eps: object,
+    out: object,
+    centered: bool,
+    zero_centered_weight: bool,
+    /,
+) -> _Array | None:
+    """Return y for plain contiguous arrays; None, with nothing touched, for anything else."""
+
+def forward(
+    centered: bool,
+    zero_centered_weight: bool,
+    eps: float,
+    layout: Layout,
+    x: _Array,
+    x_strides: _Strides,
+    weight: _Array | None,
+    bias: _Array | None,
+    y: _Array,
+    y_strides: _Strides,
+    mean: _Array | None,
+    rstd: _Array | None,
+    residual: _Array | None,
+    /,
+) -> None:
+    """Write y, and the statistics that are not None."""
+
+def backward(
+    centered: bool,
+    zero_centered_weight: bool,
+    eps: float,
+    layout: Layout,
+    x: _Array,
+    x_strides: _Strides,
+    dy: _Array,
+    dy_strides: _Strides,
+    weight: _Array | None,
+    mean: _Array | None,
+    rstd: _Array,
+    residual: _Array | None,
+    dx: _Array | None,
+    dx_strides: _Strides,
+    dweight: _Array | None,
+    dbias: _Array | None,
+    /,
+) -> None:
+    """Write those of dx, dweight and dbias that are not None."""
+
+def isa() -> str:
+    """Name the instruction set in use."""
+
+def isas() -> list[str]:
+    """Name the instruction sets that this machine can run, best last."""
+
+def get_num_threads() -> int:
+    """Return how many threads the kernels use at most."""
+
+def set_num_threads(n: int, /) -> None:
+    """Let the kernels use at most `n` threads. The results do not depend on it."""

@@ -1,0 +1,246 @@
+"""The measure of the contract: how far a result is from the definition, in ulp.
+
+    error = |result - exact| / ulp(scale)
+
+`exact` is `layernorm.reference` in float64, and in np.longdouble when the result is float64.
+ulp(scale) is the distance between neighboring numbers of a type at `scale`, and never less than the
+type's smallest subnormal. The scale, in each element, is
+
+    y                 max(|weight| * max(1, |xhat|), |bias|, |y|)
+    dx                rstd * max(1, |xhat|) * (largest |dy * weight| of the row)
+    dweight, dbias    sum over rows of |term|
+
+For 16-bit y the type is the 16-bit one. For 16-bit dx, and for dweight and dbias of any type, the
+type is the one the kernels compute in (float32; float64 for float64), and the last rounding, to the
+result's own type, is forgiven: the error is that of the number nearest to `exact` that rounds to
+the result. BOUNDS has the largest error that the contract allows.
+
+Each function returns the worst error over all elements as a float, 0.0 if there are none. It is inf
+where the result is NaN and the reference is not, or the reverse. A result of inf is right where the
+exact value rounds to inf. bfloat16 arrays are those of ml_dtypes, needed only by who has them.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from layernorm import reference
+from layernorm.reference import Axis
+from layernorm.spec import compute_type, normalize_axes, normalized_shape, statistics_shape
+
+Array: TypeAlias = npt.NDArray[Any]
+Kind: TypeAlias = Literal["layer_norm", "rms_norm"]
+
+
+class Bounds(NamedTuple):
+    """The largest errors that the contract allows, as measured by this module."""
+
+    y: float
+    dx: float
+    parameter: float
+
+
+BOUNDS = {
+    "float32": Bounds(y=5, dx=5, parameter=4),
+    "float64": Bounds(y=5, dx=5, parameter=4),
+    "float16": Bounds(y=0.51, dx=5, parameter=4),
+    "bfloat16": Bounds(y=0.51, dx=5, parameter=4),
+}
+
+
+class _Format(NamedTuple):
+    precision: int  # bits of the significand
+    min_exponent: int  # of the smallest normal number
+    max_exponent: int  # every finite number is below 2**max_exponent
+
+
+_FORMATS = {
+    "float16": _Format(11, -14, 16),
+    "bfloat16": _Format(8, -126, 128),
+    "float32": _Format(24, -126, 128),
+    "float64": _Format(53, -1022, 1024),
+}
+
+
+def y_error(
+    y: npt.ArrayLike,
+    x: npt.ArrayLike,
+    weight: npt.ArrayLike | None = None,
+    bias: npt.ArrayLike | None = None,
+    *,
+    axis: Axis = -1,
+    eps: float = 1e-5,
+    kind: Kind = "layer_norm",
+    zero_centered_weight: bool = False,
+) -> float:
+    """Return the worst error of y = `kind`(x, weight, bias), in ulp of y's type."""
+    y = np.asarray(y)
+    exact = _type_name(y) == "float64"
+    xhat = reference.normalize(x, axis=axis, eps=eps, centered=_is_centered(kind), exact=exact)
+    _require_shape("y", y, xhat.shape)
+    affine = functools.partial(
+        reference.scale_and_shift,
+        axis=axis,
+        zero_centered_weight=zero_centered_weight,
+        exact=exact,
+    )
+    expected = affine(xhat, weight, bias)
+    with np.errstate(all="ignore"):
+        weighted = np.abs(affine(np.maximum(1, np.abs(xhat)), weight))
+        shift = np.abs(affine(np.zeros_like(xhat), None, bias))
+        scale = np.maximum(np.maximum(weighted, shift), np.abs(expected))
+    return _worst(_distance(y, expected), ulp(scale, _type_name(y)))
+
+
+def dx_error(
+    dx: npt.ArrayLike,
+    dy: npt.ArrayLike,
+    x: npt.ArrayLike,
+    weight: npt.ArrayLike | None = None,
+    *,
+    axis: Axis = -1,
+    eps: float = 1e-5,
+    kind: Kind = "layer_norm",
+    zero_centered_weight: bool = False,
+) -> float:
+    """Return the worst error of dx, in ulp of float32 (of float64 if dx is float64).
+
+    For 16-bit dx the rounding from float32 is forgiven. Rows where the function has no derivative
+    are not judged: those of equal elements (RMS norm: of zeros) if eps = 0. In a row where dy is
+    not finite, any NaN or infinity is right.
+    """
+    dx = np.asarray(dx)
+    name = _type_name(dx)
+    exact = name == "float64"
+    centered = _is_centered(kind)
+    _require_shape("dx", dx, np.shape(x))
+    xhat = reference.normalize(x, axis=axis, eps=eps, centered=centered, exact=exact)
+    _, _, rstd = reference.statistics(x, axis, eps, centered=centered, exact=exact)
+    affine: dict[str, Any] = {
+        "axis": axis,
+        "zero_centered_weight": zero_centered_weight,
+        "exact": exact,
+    }
+    g = reference.scale_and_shift(np.broadcast_to(dy, dx.shape), weight, **affine)
+    largest_g = np.abs(g).max(axis=normalize_axes(axis, dx.ndim), keepdims=True, initial=0)
+    backward = reference.layer_norm_backward if centered else reference.rms_norm_backward
+    expected = backward(dy, x, weight, eps=eps, **affine)[0]
+    with np.errstate(all="ignore"):
+        scale = rstd * np.maximum(1, np.abs(xhat)) * largest_g
+    dy_not_finite = np.isnan(expected) & ~np.isnan(xhat)
+    dx = np.where(dy_not_finite & ~np.isfinite(dx), dx.dtype.type(np.nan), dx)
+    distance = _distance(dx, expected, forgive_rounding=name in ("float16", "bfloat16"))
+    judged = np.broadcast_to(~np.isposinf(rstd), dx.shape)
+    return _worst(distance[judged], ulp(scale, compute_type(name))[judged])
+
+
+def dweight_error(
+    dweight: npt.ArrayLike,
+    dy: npt.ArrayLike,
+    x: npt.ArrayLike,
+    *,
+    axis: Axis = -1,
+    eps: float = 1e-5,
+    kind: Kind = "layer_norm",
+) -> float:
+    """Return the worst error of dweight = sum over rows of dy * xhat: see `parameter_error`."""
+    exact = _type_name(np.asarray(dweight)) == "float64"
+    xhat = reference.normalize(x, axis=axis, eps=eps, centered=_is_centered(kind), exact=exact)
+    with np.errstate(all="ignore"):
+        terms = np.asarray(dy).astype(np.float64) * xhat
+    return parameter_error(dweight, terms, axis=axis)
+
+
+def dbias_error(dbias: npt.ArrayLike, dy: npt.ArrayLike, *, axis: Axis = -1) -> float:
+    """Return the worst error of dbias = sum over rows of dy: see `parameter_error`."""
+    return parameter_error(dbias, dy, axis=axis)
+
+
+def parameter_error(gradient: npt.ArrayLike, terms: npt.ArrayLike, *, axis: Axis = -1) -> float:
+    """Return the worst error of gradient = sum of terms over the axes other than `axis`.
+
+    In ulp of float32 (of float64 if the gradient is float64) at the sum of |terms|; the rounding to
+    the gradient's type is forgiven.
+
+    Args:
+        gradient: array of the normalized shape.
+        terms: array with the shape of x, exact or nearly so: float64, np.longdouble for float64.
+        axis: the normalized axes of x.
+    """
+    gradient, terms = np.asarray(gradient), np.asarray(terms)
+    name = _type_name(gradient)
+    if terms.dtype != np.longdouble:
+        terms = terms.astype(np.float64)
+    if name == "float64":
+        terms = terms.astype(np.longdouble)
+    axes = normalize_axes(axis, terms.ndim)
+    shape = normalized_shape(terms.shape, axes)
+    _require_shape("the gradient", gradient, shape)
+    columns = np.moveaxis(terms, axes, range(len(axes)))
+    rows = math.prod(statistics_shape(terms.shape, axes))
+    columns = np.ascontiguousarray(columns).reshape(*shape, rows)  # contiguous: summed pairwise
+    with np.errstate(all="ignore"):
+        expected, scale = columns.sum(axis=-1), np.abs(columns).sum(axis=-1)
+    distance = _distance(gradient, expected, forgive_rounding=True)
+    return _worst(distance, ulp(scale, compute_type(name)))
+
+
+def ulp(scale: Array, name: str) -> Array:
+    """Return the spacing of the numbers of type `name` at |scale|, as if they had no largest.
+
+    2**(floor(log2(|scale|)) + 1 - precision), and at least the smallest subnormal.
+    """
+    kind = _FORMATS[name]
+    exponent = np.where(scale == 0, kind.min_exponent, np.frexp(scale)[1] - 1)
+    exponent = np.maximum(exponent, kind.min_exponent) + 1 - kind.precision
+    spacing: Array = np.ldexp(np.ones_like(scale), exponent)
+    return spacing
+
+
+def _distance(result: Array, expected: Array, *, forgive_rounding: bool = False) -> Array:
+    """Return |result - expected|, inf where only one is NaN, 0 where both are.
+
+    If `forgive_rounding`, the distance from expected to the nearest number that rounds to result.
+    """
+    kind = _FORMATS[_type_name(result)]
+    wide = result.astype(np.float64).astype(expected.dtype)
+    with np.errstate(all="ignore"):
+        # an infinite result stands for the number that would follow the largest
+        overflow = np.ldexp(expected.dtype.type(1), kind.max_exponent)
+        overflow = np.maximum(overflow, np.where(np.isfinite(expected), np.abs(expected), np.inf))
+        stands_for = np.where(np.isinf(wide), np.copysign(overflow, wide), wide)
+        distance = np.abs(stands_for - expected)
+        if forgive_rounding:
+            toward_zero = (expected < stands_for) == (stands_for > 0)
+            magnitude = np.abs(stands_for)
+            magnitude = np.where(toward_zero, np.nextafter(magnitude, 0), magnitude)
+            distance = np.maximum(distance - ulp(magnitude, _type_name(result)) / 2, 0)
+    same = (wide == expected) | (np.isnan(wide) & np.isnan(expected))
+    return np.where(same, 0, np.where(np.isnan(distance), np.inf, distance))
+
+
+def _worst(distance: Array, unit: Array) -> float:
+    return float((distance / unit).max(initial=0))
+
+
+def _is_centered(kind: Kind) -> bool:
+    if kind not in ("layer_norm", "rms_norm"):
+        raise ValueError(f'kind is {kind!r}, expected "layer_norm" or "rms_norm"')
+    return kind == "layer_norm"
+
+
+def _type_name(result: Array) -> str:
+    if result.dtype.name not in _FORMATS:
+        raise TypeError(f"the result has type {result.dtype}, expected one of {list(_FORMATS)}")
+    return result.dtype.name
+
+
+def _require_shape(name: str, result: Array, shape: tuple[int, ...]) -> None:
+    # broadcasting would hide a wrong shape
+    if result.shape != shape:
+        raise ValueError(f"{name} has shape {result.shape}, expected {shape}")

@@ -1,0 +1,84 @@
+"""Finds the front end for an array from its type, and imports no framework to do so."""
+
+import importlib
+from types import ModuleType
+from typing import Any, SupportsFloat
+
+import layernorm.numpy
+from layernorm import spec
+
+# The package that the array's type (or a base of it) comes from, and the front end for it.
+_FRONT_ENDS = {"numpy": "layernorm.numpy"}
+
+
+def layer_norm(
+    x: Any,
+    weight: Any = None,
+    bias: Any = None,
+    *,
+    axis: spec.Axis = -1,
+    eps: SupportsFloat = 1e-5,
+    out: Any = None,
+    zero_centered_weight: bool = False,
+) -> Any:
+    """Normalize an array of any known kind to zero mean and unit variance, then scale and shift.
+
+    y = (x - mean) / sqrt(var + eps) * weight + bias, with the biased variance over `axis`.
+
+    Args:
+        x: an array, or a list of numbers, which NumPy makes an array of. Now served: NumPy's.
+        weight, bias: of x's kind, with the normalized shape, or None.
+        axis, eps, out, zero_centered_weight: as in `layernorm.numpy.layer_norm`.
+    Returns: y, of x's kind, shape and type.
+    Raises: TypeError for an x of an unknown kind, else what the front end raises.
+    Source: Ba, Kiros and Hinton 2016, arXiv:1607.06450.
+    """
+    return _front_end(x).layer_norm(
+        x,
+        weight,
+        bias,
+        axis=axis,
+        eps=eps,
+        out=out,
+        zero_centered_weight=zero_centered_weight,
+    )
+
+
+def rms_norm(
+    x: Any,
+    weight: Any = None,
+    *,
+    axis: spec.Axis = -1,
+    eps: SupportsFloat = 1e-6,
+    out: Any = None,
+    zero_centered_weight: bool = False,
+) -> Any:
+    """Divide an array of any known kind by its root mean square over `axis`, then scale.
+
+    y = x / sqrt(mean(x**2) + eps) * weight
+
+    Args:
+        x: an array, or a list of numbers, which NumPy makes an array of. Now served: NumPy's.
+        weight: of x's kind, with the normalized shape, or None.
+        axis, eps, out, zero_centered_weight: as in `layernorm.numpy.rms_norm`.
+    Returns: y, of x's kind, shape and type.
+    Raises: TypeError for an x of an unknown kind, else what the front end raises.
+    Source: Zhang and Sennrich 2019, arXiv:1910.07467.
+    """
+    return _front_end(x).rms_norm(
+        x, weight, axis=axis, eps=eps, out=out, zero_centered_weight=zero_centered_weight
+    )
+
+
+def _front_end(x: object) -> ModuleType:
+    kind = type(x)
+    if kind in (list, tuple):
+        return layernorm.numpy
+    for each in kind.__mro__:
+        name = _FRONT_ENDS.get(each.__module__.partition(".")[0])
+        if name is not None:
+            return importlib.import_module(name)
+    raise TypeError(
+        f"x is of type {kind.__module__}.{kind.__qualname__}, expected an array of a kind that a "
+        f"front end serves ({', '.join(sorted(_FRONT_ENDS))}): pass for example np.asarray(x)"
+    )

@@ -1,0 +1,156 @@
+"""Gradient descent for the layers' parameters, in the steps that torch.optim takes."""
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+
+from layernorm.numpy.arrays import Array
+from layernorm.numpy.layers import Parameter
+
+
+class _Optimizer:
+    """What the two share: the parameters, and the gradient that a step follows."""
+
+    def __init__(
+        self, parameters: Iterable[Parameter], lr: float, weight_decay: float, **others: float
+    ) -> None:
+        self.parameters = list(parameters)
+        if not self.parameters:
+            raise ValueError(
+                "parameters is empty, expected at least one Parameter: pass layer.parameters()"
+            )
+        for parameter in self.parameters:
+            if not isinstance(parameter, Parameter):
+                raise TypeError(
+                    f"parameters holds a {type(parameter).__name__}, expected Parameters: "
+                    "pass layer.parameters(), or Parameter(array)"
+                )
+        for name, value in {"lr": lr, "weight_decay": weight_decay, **others}.items():
+            if not (math.isfinite(value) and value >= 0.0):
+                raise ValueError(
+                    f"{name} is {value}, expected a finite number that is not negative: "
+                    f"pass for example {name}=0.01"
+                )
+        self.lr = lr
+        self.weight_decay = weight_decay
+
+    def zero_grad(self) -> None:
+        """Forget the gradients of all parameters."""
+        for parameter in self.parameters:
+            parameter.zero_grad()
+
+    def _gradient(self, parameter: Parameter) -> Array | None:
+        """Return the gradient with the weight decay, or None where there has been no backward."""
+        if parameter.grad is None or not self.weight_decay:
+            return parameter.grad
+        return parameter.grad + self.weight_decay * parameter.data
+
+
+class SGD(_Optimizer):
+    """Stochastic gradient descent with momentum, as torch.optim.SGD takes its steps.
+
+    With g = grad + weight_decay * data:
+    buffer = g at the first step, then momentum * buffer + g;
+    data -= lr * buffer, or with `nesterov` lr * (g + momentum * buffer).
+
+    Args:
+        parameters: Parameters; those without a gradient are passed over.
+        lr: step size; may be changed between steps.
+        momentum, weight_decay: 0 for none.
+        nesterov: whether to look ahead along the momentum, which must not be 0 then.
+    Raises: ValueError for negative or infinite numbers, or no parameters.
+    Source: Sutskever, Martens, Dahl and Hinton 2013 (momentum, in PyTorch's form).
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[Parameter],
+        lr: float,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(parameters, lr, weight_decay, momentum=momentum)
+        if nesterov and not momentum:
+            raise ValueError(
+                "nesterov is True with momentum 0.0, expected a momentum: pass momentum=0.9"
+            )
+        self.momentum = momentum
+        self.nesterov = nesterov
+        self._buffers: list[Array | None] = [None] * len(self.parameters)
+
+    def step(self) -> None:
+        """Change the data of each parameter in place, along its gradient."""
+        for index, parameter in enumerate(self.parameters):
+            grad = self._gradient(parameter)
+            if grad is None:
+                continue
+            if self.momentum:
+                buffer = self._buffers[index]
+                if buffer is None:
+                    buffer = self._buffers[index] = grad.astype(parameter.data.dtype)
+                else:
+                    buffer[...] = buffer * self.momentum + grad
+                grad = grad + self.momentum * buffer if self.nesterov else buffer
+            parameter.data[...] = parameter.data - self.lr * grad
+
+
+class Adam(_Optimizer):
+    """Adam, as torch.optim.Adam takes its steps.
+
+    With g = grad + weight_decay * data, at step t:
+    mean += (1 - beta1) * (g - mean);  square = beta2 * square + (1 - beta2) * g**2;
+    data -= lr / (1 - beta1**t) * mean / (sqrt(square) / sqrt(1 - beta2**t) + eps).
+
+    Args:
+        parameters: Parameters; those without a gradient are passed over.
+        lr: step size; may be changed between steps.
+        betas: how slowly the averages of g and of its square forget, each in [0, 1).
+        eps: added to the root of the average square, in units of the gradient.
+        weight_decay: 0 for none.
+    Raises: ValueError for numbers out of range, or no parameters.
+    Source: Kingma and Ba 2015, arXiv:1412.6980.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[Parameter],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(parameters, lr, weight_decay, eps=eps)
+        if not all(0.0 <= beta < 1.0 for beta in betas):
+            raise ValueError(
+                f"betas are {betas}, expected two numbers from 0 to below 1: "
+                "pass for example betas=(0.9, 0.999)"
+            )
+        self.betas = betas
+        self.eps = eps
+        self._steps = [0] * len(self.parameters)
+        self._means = [np.zeros_like(parameter.data) for parameter in self.parameters]
+        self._squares = [np.zeros_like(parameter.data) for parameter in self.parameters]
+
+    def step(self) -> None:
+        """Change the data of each parameter in place, along its gradient."""
+        beta1, beta2 = self.betas
+        for index, parameter in enumerate(self.parameters):
+            grad = self._gradient(parameter)
+            if grad is None:
+                continue
+            self._steps[index] += 1
+            steps, mean, square = self._steps[index], self._means[index], self._squares[index]
+            mean[...] = _lerp(mean, grad, 1.0 - beta1)
+            square[...] = square * beta2 + (1.0 - beta2) * grad * grad
+            step_size = self.lr / (1.0 - beta1**steps)
+            root = np.sqrt(square) / (1.0 - beta2**steps) ** 0.5
+            parameter.data[...] = parameter.data - step_size * (mean / (root + self.eps))
+
+
+def _lerp(start: Array, end: Array, weight: float) -> Array:
+    """Go from start to end by weight; from the nearer of the two, so that weight 1 gives end."""
+    if weight < 0.5:
+        return start + weight * (end - start)
+    return end - (end - start) * (1.0 - weight)

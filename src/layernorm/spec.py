@@ -1,0 +1,325 @@
+"""What every front end agrees on: axes, shapes, types, layouts, and the text of every error.
+
+Standard library only: shapes are tuples of ints, types are names ("float32"). Nothing is allocated
+or written before these checks have passed, so a failing call leaves its arrays as they were.
+"""
+
+import itertools
+import math
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, SupportsFloat, SupportsIndex
+
+Axis = SupportsIndex | Iterable[SupportsIndex]
+Shape = tuple[int, ...]
+Convert = Callable[[str, str], str]
+
+TYPES = ("float16", "bfloat16", "float32", "float64")
+
+
+def compute_type(x_type: str) -> str:
+    """Name the type of the statistics of `x`: float64 for float64, float32 for the others."""
+    return "float64" if x_type == "float64" else "float32"
+
+
+def parameter_types(x_type: str) -> tuple[str, ...]:
+    """Name the types that weight and bias may have beside `x`."""
+    return (x_type,) if x_type in ("float32", "float64") else (x_type, "float32")
+
+
+def normalize_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
+    """Turn `axis`, an int or ints, negative ones counting from the end, into sorted axes.
+
+    Raises: TypeError for what is not an int; ValueError for none, out of range, or repeated.
+    """
+    given = _integers(axis)
+    if given is None:
+        raise TypeError(
+            f"axis is {axis!r} of type {type(axis).__name__}, expected an int or a sequence of "
+            "ints: pass for example axis=-1 or axis=(-2, -1)"
+        )
+    if ndim == 0:
+        raise ValueError(
+            "x has no axes (shape ()), but layer norm needs at least one to normalize over: "
+            "give x a shape, for example x.reshape(1)"
+        )
+    if not given:
+        raise ValueError(f"axis is empty, expected at least one of {ndim} axes: pass axis=-1")
+    for each in given:
+        if not -ndim <= each < ndim:
+            raise ValueError(
+                f"axis {each} is out of range for x with {ndim} axes: "
+                f"pass one from {-ndim} to {ndim - 1}"
+            )
+    axes = tuple(sorted(each % ndim for each in given))
+    if len(set(axes)) < len(axes):
+        raise ValueError(
+            f"axis {given} names an axis of x with {ndim} axes twice: name each axis once"
+        )
+    return axes
+
+
+def _integers(given: object) -> tuple[int, ...] | None:
+    """Take an int or an iterable of ints; None for anything else. A bool is not an int here."""
+    if isinstance(given, str | bytes):
+        return None
+    many = isinstance(given, Iterable) and getattr(given, "ndim", 1) > 0
+    items: tuple[object, ...] = tuple(given) if many else (given,)  # type: ignore[arg-type]
+    if any(isinstance(item, bool) for item in items):
+        return None
+    try:
+        return tuple(operator.index(item) for item in items)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def normalized_shape(shape: Sequence[int], axes: Sequence[int]) -> Shape:
+    """Shape of weight and bias: the sizes of the (sorted) normalized axes."""
+    return tuple(shape[axis] for axis in axes)
+
+
+def statistics_shape(shape: Sequence[int], axes: Sequence[int]) -> Shape:
+    """Shape of mean and rstd: that of x, with the normalized axes kept as size 1."""
+    return tuple(1 if axis in axes else size for axis, size in enumerate(shape))
+
+
+def check_eps(eps: SupportsFloat) -> float:
+    """Return `eps` as a float. ValueError if negative, infinite or NaN; TypeError if no number."""
+    is_number = hasattr(type(eps), "__float__") and not getattr(eps, "ndim", 0)
+    if isinstance(eps, bool) or not is_number:
+        raise TypeError(
+            f"eps is {eps!r} of type {type(eps).__name__}, expected a number: "
+            "pass for example eps=1e-5"
+        )
+    value = float(eps)
+    if not (math.isfinite(value) and value >= 0.0):
+        raise ValueError(
+            f"eps is {value}, expected a finite number that is not negative: "
+            "pass for example eps=1e-5"
+        )
+    return value
+
+
+def _convert(name: str, type_name: str) -> str:
+    return f"{name} converted to {type_name}"
+
+
+def check_types(
+    x_type: str,
+    weight_type: str | None = None,
+    bias_type: str | None = None,
+    *,
+    convert: Convert = _convert,
+) -> None:
+    """Check that the types go together: parameters have x's type, or float32 for 16-bit x.
+
+    `convert(name, type)` writes how the front end's users convert an array: the error's last words.
+    Raises: TypeError.
+    """
+    if x_type not in TYPES:
+        raise TypeError(
+            f"x has type {x_type}, expected {_either(TYPES)}: "
+            f"call it with {convert('x', 'float32')}"
+        )
+    allowed = parameter_types(x_type)
+    for name, given in (("weight", weight_type), ("bias", bias_type)):
+        if given is not None and given not in allowed:
+            raise TypeError(
+                f"{name} has type {given}, but x of type {x_type} needs {_either(allowed)}: "
+                f"pass {convert(name, allowed[-1])}"
+            )
+    if weight_type is not None and bias_type is not None and weight_type != bias_type:
+        raise TypeError(
+            f"weight has type {weight_type} and bias has type {bias_type}, expected one type for "
+            f"both: pass {convert('bias', weight_type)}"
+        )
+
+
+def check_parameter_type(given: str) -> None:
+    """Check the type of a layer's parameters, before any x is known. Raises: TypeError."""
+    if given not in TYPES:
+        raise TypeError(f"dtype is {given}, expected {_either(TYPES)}: pass dtype=np.float32")
+
+
+def check_same_type(
+    name: str, given: str, expected: str, *, of: str = "x", convert: Convert = _convert
+) -> None:
+    """Check that the array `name` has the type `expected`, that of the array `of`: TypeError."""
+    if given != expected:
+        raise TypeError(
+            f"{name} has type {given}, but {of} has type {expected} and both must agree: "
+            f"pass {convert(name, expected)}"
+        )
+
+
+def _either(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def check_parameter(name: str, shape: Shape, x_shape: Shape, axes: Sequence[int]) -> None:
+    """Check that a parameter (or its gradient) has the normalized shape. Raises: ValueError."""
+    expected = normalized_shape(x_shape, axes)
+    if tuple(shape) == expected:
+        return
+    over = f"axis {axes[0]}" if len(axes) == 1 else f"axes {tuple(axes)}"
+    trailing = tuple(range(-len(shape), 0))
+    if math.prod(shape) == math.prod(expected):
+        remedy = f"pass {name}.reshape({expected})"
+    elif shape and tuple(x_shape[-len(shape) :]) == tuple(shape):
+        remedy = f"pass axis={trailing[0] if len(trailing) == 1 else trailing}"
+    else:
+        remedy = f"pass a {name} of that shape, or another axis"
+    raise ValueError(
+        f"{name} has shape {tuple(shape)}, but x of shape {tuple(x_shape)} normalized over {over} "
+        f"needs {expected}: {remedy}"
+    )
+
+
+def check_shape(name: str, shape: Shape, expected: Shape, *, of: str = "x") -> None:
+    """Check that the array `name` has the shape of the array `of`. Raises: ValueError."""
+    if tuple(shape) != tuple(expected):
+        raise ValueError(
+            f"{name} has shape {tuple(shape)}, but {of} needs {tuple(expected)}: "
+            f"pass a {name} of that shape"
+        )
+
+
+def check_out(
+    shape: Shape,
+    out_type: str,
+    x_shape: Shape,
+    x_type: str,
+    *,
+    writeable: bool = True,
+    overlaps: str | None = None,
+) -> None:
+    """Check that `out` can take y; `overlaps` names an input it shares part of its memory with.
+
+    Raises: ValueError; TypeError for the type.
+    """
+    if out_type != x_type:
+        raise TypeError(
+            f"out has type {out_type}, but y has x's type {x_type}: pass an out of type {x_type}"
+        )
+    if tuple(shape) != tuple(x_shape):
+        raise ValueError(
+            f"out has shape {tuple(shape)}, but y has x's shape {tuple(x_shape)}: "
+            "pass an out of that shape"
+        )
+    if not writeable:
+        raise ValueError("out is read-only, expected a writeable array: pass a copy of it")
+    if overlaps is not None:
+        raise ValueError(
+            f"out overlaps {overlaps} in part of its memory, expected x itself or memory of its "
+            "own: pass out=x, another array, or no out"
+        )
+
+
+def check_normalized_shape(normalized_shape: Axis) -> Shape:
+    """Turn a layer's `normalized_shape`, an int or ints, into a tuple.
+
+    Raises: TypeError for what is not an int; ValueError for none, or a negative size.
+    """
+    message = (
+        f"normalized_shape is {normalized_shape!r}, expected an int or a sequence of ints, none "
+        "negative: pass for example 768 or (3, 4)"
+    )
+    sizes = _integers(normalized_shape)
+    if sizes is None:
+        raise TypeError(message)
+    if not sizes or min(sizes) < 0:
+        raise ValueError(message)
+    return sizes
+
+
+def check_trailing(layer: str, normalized_shape: Shape, x_shape: Shape) -> tuple[int, ...]:
+    """Check that x's last sizes are the layer's normalized shape; return those axes.
+
+    Raises: ValueError.
+    """
+    first = len(x_shape) - len(normalized_shape)
+    if first < 0 or tuple(x_shape[first:]) != normalized_shape:
+        sizes = ", ".join(map(str, normalized_shape))
+        raise ValueError(
+            f"x has shape {tuple(x_shape)}, but {layer} needs (..., {sizes}): "
+            f"pass an x that ends so, or make the layer for another shape"
+        )
+    return tuple(range(first, len(x_shape)))
+
+
+class Layout(NamedTuple):
+    """An array seen as (outer, cols, inner): cols is normalized, each (outer, inner) is a row."""
+
+    outer: int
+    cols: int
+    inner: int
+
+
+def layout_of(shape: Sequence[int], axes: Sequence[int]) -> Layout | None:
+    """See `shape` as (outer, cols, inner), or None where a kept axis parts the normalized ones."""
+    sections = _sections(shape, axes)
+    if sections is None:
+        return None
+    return Layout(*(math.prod(shape[axis] for axis in section) for section in sections))
+
+
+def collapse(
+    shape: Sequence[int], strides: Sequence[int], axes: Sequence[int]
+) -> tuple[Layout, int, int] | None:
+    """See an array as (outer, cols, inner) without moving it, or None where that takes a copy.
+
+    Element (o, c, i) is at o * outer_stride + c * col_stride + i; with inner == 1, col_stride is 1.
+    The layout follows from shape and axes alone; the strides say only whether it fits.
+
+    Args:
+        shape: sizes. Axes of size 1 are of no account.
+        strides: in elements, all positive (of no account for an axis of size 1).
+        axes: sorted, not negative.
+    Returns: (layout, outer_stride, col_stride), or None.
+    """
+    sections = _sections(shape, axes)
+    if sections is None:
+        return None
+    layout = Layout(*(math.prod(shape[axis] for axis in section) for section in sections))
+    if 0 in layout:
+        return layout, layout.cols * layout.inner, layout.inner
+    outer_stride, col_stride, inner_stride = (
+        _merged_stride(shape, strides, section) for section in sections
+    )
+    if layout.outer == 1:
+        outer_stride = layout.cols * layout.inner
+    if layout.cols == 1:
+        col_stride = layout.inner
+    if outer_stride is None or col_stride is None:
+        return None
+    if layout.inner == 1 and col_stride != 1:
+        return None
+    if layout.inner > 1 and inner_stride != 1:
+        return None
+    return layout, outer_stride, col_stride
+
+
+def _sections(
+    shape: Sequence[int], axes: Sequence[int]
+) -> tuple[list[int], list[int], list[int]] | None:
+    normalized = [axis for axis in axes if shape[axis] != 1]
+    kept = [axis for axis, size in enumerate(shape) if size != 1 and axis not in axes]
+    first, last = (normalized[0], normalized[-1]) if normalized else (axes[0], axes[0])
+    before = [axis for axis in kept if axis < first]
+    after = [axis for axis in kept if axis > last]
+    if len(before) + len(after) < len(kept):
+        return None
+    return before, normalized, after
+
+
+def _merged_stride(
+    shape: Sequence[int], strides: Sequence[int], section: Sequence[int]
+) -> int | None:
+    """Return the one stride (that of the last axis) which the axes can be walked with, or None."""
+    if not section:
+        return None
+    for axis, following in itertools.pairwise(section):
+        if strides[axis] != strides[following] * shape[following]:
+            return None
+    stride = strides[section[-1]]
+    return stride if stride > 0 else None
