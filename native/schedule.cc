@@ -54,24 +54,35 @@ Memory allocate(int64_t bytes) {
 }
 
 // A parameter as the kernels read it: in the compute type, with the 1 of a zero-centered weight
-// added. A copy only where it differs from what the host gave.
+// added, and in the order they walk a row. Copies only where that differs from what the host gave.
 class Parameter {
  public:
   bool prepare(const Problem& problem, const void* given, bool add_one, const Kernels& kernels) {
-    data_ = given;
-    if (!given || (!add_one && problem.parameter_type == compute_type(problem.type))) return true;
+    plain_ = ordered_ = given;
+    if (!given) return true;
     const int64_t cols = problem.shape.cols;
-    copy_ = allocate(cols * size_of(compute_type(problem.type)));
-    if (!copy_) return false;
-    kernels.widen(problem.parameter_type, given, add_one, cols, copy_.get());
-    data_ = copy_.get();
+    const int64_t bytes = cols * size_of(compute_type(problem.type));
+    if (add_one || problem.parameter_type != compute_type(problem.type)) {
+      widened_ = allocate(bytes);
+      if (!widened_) return false;
+      kernels.widen(problem.parameter_type, given, add_one, cols, widened_.get());
+      plain_ = ordered_ = widened_.get();
+    }
+    if (problem.shape.inner == 1 && kernels.walks_in_packs(problem.type)) {
+      in_packs_ = allocate(bytes);
+      if (!in_packs_) return false;
+      kernels.put_in_packs(problem.type, plain_, cols, in_packs_.get());
+      ordered_ = in_packs_.get();
+    }
     return true;
   }
-  const void* data() const { return data_; }
+  const void* plain() const { return plain_; }
+  const void* ordered() const { return ordered_; }
 
  private:
-  const void* data_ = nullptr;
-  Memory copy_;
+  const void* plain_ = nullptr;
+  const void* ordered_ = nullptr;
+  Memory widened_, in_packs_;
 };
 
 template <class Task>
@@ -117,7 +128,8 @@ Status forward(const Forward& job, const Threads& threads) {
       !bias.prepare(problem, job.bias, false, kernels))
     return Status::out_of_memory;
   const bool stream = is_streamed(problem, job.y.data, problem.x.data);
-  const ForwardTask task = {&job, weight.data(), bias.data(), stream};
+  const ForwardTask task = {&job,           weight.ordered(), bias.ordered(),
+                            weight.plain(), bias.plain(),     stream};
   run(threads, is_small(problem, 2), units_of(problem.shape), task, kernels.forward);
   return Status::ok;
 }
@@ -141,8 +153,8 @@ Status backward(const Backward& job, const Threads& threads) {
   }
   const bool stream = is_streamed(problem, job.dx.data, job.dy.data) &&
                       job.dx.data != problem.x.data;
-  const BackwardTask task = {&job,  weight.data(), stream, units, units_per_block,
-                             blocks, partials.get()};
+  const BackwardTask task = {&job,  weight.ordered(), weight.plain(), stream,
+                             units, units_per_block,  blocks,         partials.get()};
   const bool small = is_small(problem, 3);
   if (cols > 0) run(threads, small, blocks, task, kernels.backward);
   if (parameters) {

@@ -109,6 +109,7 @@ PyObject* fast_forward(PyObject*, PyObject* const* arguments, Py_ssize_t count) 
   const double eps = PyFloat_AS_DOUBLE(arguments[4]);
   DataType type;
   const int dimensions = PyArray_NDIM(x);
+  if (!PyBool_Check(arguments[6]) || !PyBool_Check(arguments[7])) Py_RETURN_NONE;
   if (axis != -1 || dimensions < 1 || PyArray_SIZE(x) == 0 || !(eps >= 0) || std::isinf(eps) ||
       !is_plain(x) || !data_type(x, &type))
     Py_RETURN_NONE;
@@ -338,14 +339,24 @@ PyCFunction as_method(F* function) {
   return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
 }
 
+const char get_num_threads_doc[] =
+    "get_num_threads($module, /)\n--\n\n"
+    "The most threads that one call of the NumPy front end uses.\n\n"
+    "By default LAYERNORM_NUM_THREADS, or the processors this process may run on.";
+
+const char set_num_threads_doc[] =
+    "set_num_threads($module, count, /)\n--\n\n"
+    "Use at most `count` threads, from the next call on; the results do not depend on it.\n\n"
+    "Raises: ValueError for a count outside 1 to 1024, TypeError for what is not an integer.";
+
 PyMethodDef methods[] = {
     {"fast_forward", as_method(fast_forward), METH_FASTCALL, nullptr},
     {"forward", as_method(forward), METH_FASTCALL, nullptr},
     {"backward", as_method(backward), METH_FASTCALL, nullptr},
     {"isa", isa, METH_NOARGS, "The instruction set whose kernels run."},
     {"isas", isas, METH_NOARGS, "The instruction sets that this processor runs, worst first."},
-    {"get_num_threads", get_num_threads, METH_NOARGS, nullptr},
-    {"set_num_threads", set_num_threads, METH_O, nullptr},
+    {"get_num_threads", get_num_threads, METH_NOARGS, get_num_threads_doc},
+    {"set_num_threads", set_num_threads, METH_O, set_num_threads_doc},
     {nullptr, nullptr, 0, nullptr},
 };
 

@@ -9,7 +9,7 @@ inline double sum_in_double(Vector<C> v) {
   return total.sum();
 }
 
-template <class Stored, bool centered, bool has_weight, Wanted wanted>
+template <class Stored, bool centered, Wanted wanted>
 struct ColumnsBackward {
   using C = Compute<Stored>;
   static constexpr int64_t W = lanes<C>;
@@ -67,21 +67,23 @@ struct ColumnsBackward {
                    const PartialSums<C>& sums, double* sum_g, double* sum_g_xhat) const {
     const RowOf<const Stored> x_rows = x(outer, inner), dy_rows = dy(outer, inner);
     Normalizer<C> normalizer[V];
+    LAYERNORM_UNROLL
     for (int v = 0; v < V; ++v) normalizer[v] = rows.normalizer(v);
     LaneTotal<C> total_g[V], total_g_xhat[V];
     for (int64_t col = 0; col < cols;) {
       const int64_t flush = std::min(cols, col + kFlush);
       Vector<C> part_g[V] = {}, part_g_xhat[V] = {};
       for (; col < flush; ++col) {
-        const Vector<C> w = has_weight ? broadcast(weight[col]) : Vector<C>{};
+        const Vector<C> w = broadcast(weight ? weight[col] : 1);
         Vector<C> dweight = {}, dbias = {};
         prefetch_column<V>(&x_rows[col], x_rows.stride);
         prefetch_column<V>(&dy_rows[col], dy_rows.stride);
+        LAYERNORM_UNROLL
         for (int v = 0; v < V; ++v) {
           const Vector<C> dy_here = strip.read(&dy_rows[col], v);
           const Vector<C> xhat =
               normalizer[v].template normalized<centered>(strip.read(&x_rows[col], v));
-          const Vector<C> g = has_weight ? dy_here * w : dy_here;
+          const Vector<C> g = dy_here * w;
           if constexpr (centered) part_g[v] += g;
           part_g_xhat[v] = fma(g, xhat, part_g_xhat[v]);
           if constexpr (wanted != Wanted::nothing) dweight = fma(dy_here, xhat, dweight);
@@ -94,11 +96,13 @@ struct ColumnsBackward {
           add_compensated(sums.dbias_high[col], sums.dbias_low[col],
                           static_cast<C>(sum_in_double<C>(dbias)));
       }
+      LAYERNORM_UNROLL
       for (int v = 0; v < V; ++v) {
         if constexpr (centered) total_g[v].add(part_g[v]);
         total_g_xhat[v].add(part_g_xhat[v]);
       }
     }
+    LAYERNORM_UNROLL
     for (int v = 0; v < V; ++v) {
       total_g[v].store(sum_g + v * W);
       total_g_xhat[v].store(sum_g_xhat + v * W);
@@ -111,13 +115,14 @@ struct ColumnsBackward {
     const RowOf<const Stored> x_rows = x(outer, inner), dy_rows = dy(outer, inner);
     const RowOf<Stored> dx_rows = dx(outer, inner);
     for (int64_t col = 0; col < cols; ++col) {
-      const Vector<C> w = has_weight ? broadcast(weight[col]) : Vector<C>{};
+      const Vector<C> w = broadcast(weight ? weight[col] : 1);
+      LAYERNORM_UNROLL
       for (int v = 0; v < V; ++v) {
         const Normalizer<C> normalizer = rows.normalizer(v);
         const Vector<C> dy_here = strip.read(&dy_rows[col], v);
         const Vector<C> xhat =
             normalizer.template normalized<centered>(strip.read(&x_rows[col], v));
-        Vector<C> g = has_weight ? dy_here * w : dy_here;
+        Vector<C> g = dy_here * w;
         if constexpr (centered) g -= load(mean_g + v * W);
         strip.write(&dx_rows[col], v,
                     fma(xhat, -load(mean_g_xhat + v * W), g) * normalizer.rstd);
@@ -190,10 +195,10 @@ struct ColumnsBackward {
   }
 };
 
-template <class Stored, bool centered, bool has_weight, Wanted wanted>
+template <class Stored, bool centered, Wanted wanted>
 void backward_columns(const BackwardTask& task, int64_t begin, int64_t end) {
   using C = Compute<Stored>;
-  const ColumnsBackward<Stored, centered, has_weight, wanted> columns{task};
+  const ColumnsBackward<Stored, centered, wanted> columns{task};
   for (int64_t block = begin; block < end; ++block) {
     const PartialSums<C> sums(task, block);
     if constexpr (wanted != Wanted::nothing)

@@ -46,91 +46,80 @@ inline void prefetch_column(const Stored* from, int64_t stride) {
   for (int line = 0; line < V; ++line) __builtin_prefetch(ahead + 64 * line);
 }
 
+constexpr int64_t kGuessColumns = 16;  // that the first guess of a strip's means takes
+
 template <class Stored, bool centered, int V, bool whole>
 struct StripStatistics {
   using C = Compute<Stored>;
   static constexpr int64_t W = lanes<C>;
-  static constexpr int64_t kGuess = 16;  // columns that the first guess of the means takes
 
-  alignas(64) C shift[V * W];
-  alignas(64) C mean[V * W];
-  alignas(64) C residual[V * W];
-  alignas(64) C rstd[V * W];
-  alignas(64) double sum[V * W];
-  alignas(64) double squares[V * W];
-  bool ordinary = true;  // all rows of the strip
+  Batch<C, V * W> batch;
 
   void guess(Strip<V, whole> strip, const Stored* x, int64_t stride, int64_t cols) {
-    const int64_t taken = std::min(cols, kGuess);
+    const int64_t taken = std::min(cols, kGuessColumns);
     for (int v = 0; v < V; ++v) {
       Vector<C> total = {};
       for (int64_t col = 0; col < taken; ++col) total += strip.read(x + col * stride, v);
-      store(shift + v * W, total / broadcast(static_cast<C>(taken)));
+      store(batch.shift + v * W, total / broadcast(static_cast<C>(taken)));
     }
   }
 
-  void moments(Strip<V, whole> strip, const Stored* x, int64_t stride, int64_t cols) {
+  void sum_moments(Strip<V, whole> strip, const Stored* x, int64_t stride, int64_t cols) {
     Vector<C> center[V];
-    for (int v = 0; v < V; ++v) center[v] = load(shift + v * W);
+    LAYERNORM_UNROLL
+    for (int v = 0; v < V; ++v) center[v] = load(batch.shift + v * W);
     LaneTotal<C> total[V], total_squares[V];
     for (int64_t col = 0; col < cols;) {
       const int64_t flush = std::min(cols, col + kFlush);
-      Vector<C> part[V] = {}, part_squares[V] = {};
+      Vector<C> sum[V] = {}, squares[V] = {};
       for (; col < flush; ++col) {
         const Stored* at = x + col * stride;
         prefetch_column<V>(at, stride);
+        LAYERNORM_UNROLL
         for (int v = 0; v < V; ++v) {
           const Vector<C> d = strip.read(at, v) - center[v];
-          part[v] += d;
-          part_squares[v] = fma(d, d, part_squares[v]);
+          if constexpr (centered) sum[v] += d;
+          squares[v] = fma(d, d, squares[v]);
         }
       }
+      LAYERNORM_UNROLL
       for (int v = 0; v < V; ++v) {
-        if constexpr (centered) total[v].add(part[v]);
-        total_squares[v].add(part_squares[v]);
+        if constexpr (centered) total[v].add(sum[v]);
+        total_squares[v].add(squares[v]);
       }
     }
     for (int v = 0; v < V; ++v) {
-      total[v].store(sum + v * W);
-      total_squares[v].store(squares + v * W);
+      total[v].store(batch.sum + v * W);
+      total_squares[v].store(batch.squares + v * W);
     }
   }
 
   void compute(Strip<V, whole> strip, const Stored* x, int64_t stride, int64_t cols, double eps) {
     const double n = static_cast<double>(cols);
-    std::fill(shift, shift + V * W, C{});
+    const int64_t rows = strip.template rows<C>();
     if constexpr (centered) guess(strip, x, stride, cols);
-    moments(strip, x, stride, cols);
+    sum_moments(strip, x, stride, cols);
     if constexpr (centered) {
+      // With new shifts for some rows, all are summed again: the others come out as before.
       bool again = false;
-      for (int64_t lane = 0; lane < strip.template rows<C>(); ++lane) {
-        const double delta = sum[lane] / n;
-        if (is_well_centered(delta, (squares[lane] - sum[lane] * delta) / n)) continue;
-        shift[lane] = static_cast<C>(static_cast<double>(shift[lane]) + delta);
-        again = true;
-      }
-      if (again) moments(strip, x, stride, cols);
+      batch.recenter(rows, n, [&](int64_t) { again = true; });
+      if (again) sum_moments(strip, x, stride, cols);
     }
-    for (int64_t lane = 0; lane < strip.template rows<C>(); ++lane) {
-      const double delta = sum[lane] / n;
-      RowStatistics<C> row;
-      finish_statistics(shift[lane], delta, (squares[lane] - sum[lane] * delta) / n, eps, row);
-      mean[lane] = centered ? row.mean : 0;
-      residual[lane] = centered ? row.residual : 0;
-      rstd[lane] = row.rstd;
-      ordinary = ordinary && row.ordinary;
-    }
-    // Lanes without a row are computed with, and never written.
-    for (int64_t lane = strip.template rows<C>(); lane < V * W; ++lane)
-      mean[lane] = residual[lane] = rstd[lane] = 0;
+    batch.finish(rows, n, eps);
+  }
+
+  bool ordinary(int64_t rows) const {
+    bool all = true;
+    for (int64_t row = 0; row < rows; ++row) all = all && batch[row].ordinary;
+    return all;
   }
 
   Normalizer<C> normalizer(int v) const {
-    return {load(mean + v * W), load(residual + v * W), load(rstd + v * W)};
+    return {load(batch.mean + v * W), load(batch.residual + v * W), load(batch.rstd + v * W)};
   }
 };
 
-template <class Stored, bool centered, class A>
+template <class Stored, bool centered>
 struct ColumnsForward {
   using C = Compute<Stored>;
 
@@ -150,26 +139,28 @@ struct ColumnsForward {
   template <int V, bool whole>
   void strip(Strip<V, whole> strip, int64_t outer, int64_t inner) const {
     const int64_t x_stride = problem.x.col_stride, y_stride = task.job->y.col_stride;
+    const int64_t count = strip.template rows<C>();
     const Stored* from = x(outer, inner);
     Stored* to = y(outer, inner);
-    const int64_t index = outer * problem.shape.inner + inner;
     StripStatistics<Stored, centered, V, whole> rows;
     rows.compute(strip, from, x_stride, cols, problem.eps);
-    if (!rows.ordinary) return one_by_one(strip.template rows<C>(), outer, inner);
+    if (!rows.ordinary(count)) return one_by_one(count, outer, inner);
     Normalizer<C> normalizer[V];
+    LAYERNORM_UNROLL
     for (int v = 0; v < V; ++v) normalizer[v] = rows.normalizer(v);
+    const C *weights = weight, *biases = bias;
     for (int64_t col = 0; col < cols; ++col) {
-      const Vector<C> w = A::has_weight ? broadcast(weight[col]) : Vector<C>{};
-      const Vector<C> b = A::has_bias ? broadcast(bias[col]) : Vector<C>{};
+      const Vector<C> w = broadcast(weights ? weights[col] : 1);
+      const Vector<C> b = broadcast(biases ? biases[col] : 0);
+      LAYERNORM_UNROLL
       for (int v = 0; v < V; ++v) {
         const Vector<C> xhat = normalizer[v].template normalized<centered>(
             strip.read(from + col * x_stride, v));
-        strip.write(to + col * y_stride, v, scale_and_shift<A, C>(xhat, w, b));
+        strip.write(to + col * y_stride, v, fma(xhat, w, b));
       }
     }
-    for (int64_t lane = 0; lane < strip.template rows<C>(); ++lane)
-      save<C>({rows.mean[lane], rows.residual[lane], rows.rstd[lane], true}, problem.statistics,
-              index + lane);
+    for (int64_t row = 0; row < count; ++row)
+      save(rows.batch[row], problem.statistics, outer * problem.shape.inner + inner + row);
   }
 
   // A row of the strip needs the wide path, and y may be x: each row goes alone.
@@ -197,9 +188,9 @@ inline void for_each_tile(const Shape& shape, int64_t begin, int64_t end, F f) {
   }
 }
 
-template <class Stored, bool centered, class A>
+template <class Stored, bool centered>
 void forward_columns(const ForwardTask& task, int64_t begin, int64_t end) {
-  const ColumnsForward<Stored, centered, A> columns{task};
+  const ColumnsForward<Stored, centered> columns{task};
   for_each_tile(task.job->problem.shape, begin, end,
                 [&](int64_t outer, int64_t inner, int64_t rows) {
                   for_each_strip<Compute<Stored>>(rows, [&](auto strip, int64_t row) {

@@ -28,6 +28,8 @@ namespace {
 //
 #include "wide_row.h"
 //
+#include "streaming.h"
+//
 #include "rows_forward.h"
 //
 #include "rows_backward.h"
@@ -35,6 +37,8 @@ namespace {
 #include "columns_forward.h"
 //
 #include "columns_backward.h"
+//
+#include "reduce.h"
 
 // Calls f with a value of the stored type.
 template <class F>
@@ -65,7 +69,7 @@ void forward_units(const ForwardTask& task, int64_t begin, int64_t end) {
           if (problem.shape.inner == 1)
             forward_rows<decltype(stored), decltype(centered)::value, A>(task, begin, end);
           else
-            forward_columns<decltype(stored), decltype(centered)::value, A>(task, begin, end);
+            forward_columns<decltype(stored), decltype(centered)::value>(task, begin, end);
         });
       });
     });
@@ -77,7 +81,7 @@ void backward_layout(const BackwardTask& task, int64_t begin, int64_t end) {
   if (task.job->problem.shape.inner == 1)
     backward_rows<Stored, centered, has_weight, wanted>(task, begin, end);
   else
-    backward_columns<Stored, centered, has_weight, wanted>(task, begin, end);
+    backward_columns<Stored, centered, wanted>(task, begin, end);
 }
 
 void backward_blocks(const BackwardTask& task, int64_t begin, int64_t end) {
@@ -99,19 +103,20 @@ void backward_blocks(const BackwardTask& task, int64_t begin, int64_t end) {
 }
 
 void reduce_columns(const BackwardTask& task, int64_t begin, int64_t end) {
-  const Backward& job = *task.job;
-  with_stored_type(job.problem.parameter_type, [&](auto parameter) {
-    using Parameter = decltype(parameter);
-    using C = Compute<Parameter>;
-    const int64_t cols = job.problem.shape.cols;
-    const C* partials = static_cast<const C*>(task.partials);
-    if (job.dweight)
-      reduce_partial_sums(partials, task.blocks, cols, begin, end,
-                          static_cast<Parameter*>(job.dweight));
-    if (job.dbias)
-      reduce_partial_sums(partials + 2 * cols, task.blocks, cols, begin, end,
-                          static_cast<Parameter*>(job.dbias));
+  const Problem& problem = task.job->problem;
+  with_stored_type(problem.type, [&](auto stored) {
+    with_stored_type(problem.parameter_type, [&](auto parameter) {
+      using Stored = decltype(stored);
+      using Parameter = decltype(parameter);
+      if constexpr (std::is_same<Compute<Stored>, Compute<Parameter>>::value)
+        reduce_partial_sums<Stored, Parameter>(task, begin, end);
+    });
   });
+}
+
+template <class C>
+C with_canonical_nan(C value) {
+  return value == value ? value : std::numeric_limits<C>::quiet_NaN();
 }
 
 void widen(DataType type, const void* parameter, bool add_one, int64_t cols, void* widened) {
@@ -121,7 +126,25 @@ void widen(DataType type, const void* parameter, bool add_one, int64_t cols, voi
     const Stored* from = static_cast<const Stored*>(parameter);
     C* to = static_cast<C*>(widened);
     const C one = add_one ? 1 : 0;
-    for (int64_t col = 0; col < cols; ++col) to[col] = one + scalar_from(from[col]);
+    for (int64_t col = 0; col < cols; ++col)
+      to[col] = with_canonical_nan(one + scalar_from(from[col]));
+  });
+}
+
+bool walks_in_packs(DataType type) {
+  bool result = false;
+  with_stored_type(type,
+                   [&](auto stored) { result = vectors_in_pack<decltype(stored)> > 1; });
+  return result;
+}
+
+void put_in_packs(DataType type, const void* values, int64_t cols, void* ordered) {
+  with_stored_type(type, [&](auto stored) {
+    using Stored = decltype(stored);
+    using C = Compute<Stored>;
+    for (int64_t col = 0; col < cols; ++col)
+      static_cast<C*>(ordered)[position_in_row<Stored>(col, cols)] =
+          with_canonical_nan(static_cast<const C*>(values)[col]);
   });
 }
 
@@ -133,7 +156,8 @@ void widen(DataType type, const void* parameter, bool add_one, int64_t cols, voi
 #define LAYERNORM_NAME(isa) LAYERNORM_TEXT(isa)
 
 const Kernels LAYERNORM_TABLE(LAYERNORM_ISA) = {
-    LAYERNORM_NAME(LAYERNORM_ISA), forward_units, backward_blocks, reduce_columns, widen,
+    LAYERNORM_NAME(LAYERNORM_ISA), forward_units, backward_blocks, reduce_columns,
+    widen,                         walks_in_packs, put_in_packs,
 };
 
 }  // namespace layernorm

@@ -8,10 +8,14 @@ namespace layernorm {
 // Work is cut into units: a row, or with inner > 1 a tile of up to kTileRows neighboring rows.
 constexpr int64_t kTileRows = 64;
 
+// Parameters come as null or (cols,) of the compute type, with 1 + weight already taken; for rows
+// of a 16-bit type, in the order that the kernels walk a row, and then once more in their own.
 struct ForwardTask {
   const Forward* job;
-  const void* weight;  // null, or (cols,) of the compute type with 1 + weight already taken
-  const void* bias;    // null, or (cols,) of the compute type
+  const void* weight;
+  const void* bias;
+  const void* plain_weight;
+  const void* plain_bias;
   bool stream;         // write y past the cache
 };
 
@@ -20,6 +24,7 @@ struct ForwardTask {
 struct BackwardTask {
   const Backward* job;
   const void* weight;
+  const void* plain_weight;
   bool stream;
   int64_t units;
   int64_t units_per_block;
@@ -33,8 +38,11 @@ struct Kernels {
   void (*forward)(const ForwardTask& task, int64_t begin, int64_t end);
   void (*backward)(const BackwardTask& task, int64_t begin, int64_t end);
   void (*reduce)(const BackwardTask& task, int64_t begin, int64_t end);
-  // parameter, plus one where asked, in the compute type.
+  // A parameter in the compute type, plus one where asked, its NaNs canonical.
   void (*widen)(DataType type, const void* parameter, bool add_one, int64_t cols, void* widened);
+  // Whether rows of this type are walked in an order of their own; values put into that order.
+  bool (*walks_in_packs)(DataType type);
+  void (*put_in_packs)(DataType type, const void* values, int64_t cols, void* ordered);
 };
 
 extern const Kernels kernels_baseline;

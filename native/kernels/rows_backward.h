@@ -6,8 +6,11 @@
 enum class Wanted { nothing, dweight, both };  // gradients of the parameters
 
 constexpr int64_t kGroupRows = 4;
+constexpr int64_t kFoldRows = 16;  // added to low between two folds
 
-// A block's partial sums of the parameters' gradients, each unevaluated as high + low.
+// A block's partial sums of the parameters' gradients, unevaluated as high + low, in the order of
+// packs. Rows are added to low; every few groups, fold() moves what it can to high and leaves the
+// rounding error in low, as Kahan does. A sum that is not finite keeps that in high alone.
 template <class C>
 struct PartialSums {
   C *dweight_high, *dweight_low, *dbias_high, *dbias_low;
@@ -22,18 +25,18 @@ struct PartialSums {
 };
 
 template <class C>
-inline void accumulate(C* high, C* low, Vector<C> term) {
-  Compensated<C> sum = {load(high), load(low)};
-  sum.add(term);
-  store(high, sum.high);
-  store(low, sum.low);
-}
-template <class C>
-inline void accumulate_first(C* high, C* low, Vector<C> term, int64_t count) {
-  Compensated<C> sum = {load_first(high, count), load_first(low, count)};
-  sum.add(term);
-  store_first(high, sum.high, count);
-  store_first(low, sum.low, count);
+inline void fold(C* high, C* low, int64_t cols) {
+  int64_t col = 0;
+  for (; col + lanes<C> <= cols; col += lanes<C>) {
+    const Vector<C> a = load(high + col), b = load(low + col), sum = a + b;
+    store(high + col, sum);
+    store(low + col, zero_unless_finite(two_sum_error(a, b, sum), sum));
+  }
+  for (; col < cols; ++col) {
+    const C rest = low[col];
+    low[col] = 0;
+    add_compensated(high[col], low[col], rest);
+  }
 }
 
 // The parameters' gradients from one row that took the wide path.
@@ -44,9 +47,10 @@ void accumulate_wide_row(const WideStatistics& row, RowOf<const Stored> x, RowOf
   for (int64_t col = 0; col < cols; ++col) {
     const double xhat = row.normalized(static_cast<double>(scalar_from(x[col])));
     const double term = static_cast<double>(scalar_from(dy[col]));
-    add_compensated(sums.dweight_high[col], sums.dweight_low[col], static_cast<C>(term * xhat));
+    const int64_t at = x.stride == 1 ? position_in_row<Stored>(col, cols) : col;
+    add_compensated(sums.dweight_high[at], sums.dweight_low[at], static_cast<C>(term * xhat));
     if (wanted == Wanted::both)
-      add_compensated(sums.dbias_high[col], sums.dbias_low[col], static_cast<C>(term));
+      add_compensated(sums.dbias_high[at], sums.dbias_low[at], static_cast<C>(term));
   }
 }
 
@@ -63,24 +67,161 @@ inline bool are_ordinary_sums(double sum_g, double sum_g_xhat, RowOf<const Store
   return largest == 0 || largest >= tiny;
 }
 
-template <class Stored, bool centered, bool has_weight, Wanted wanted>
-struct RowsBackward {
+// R rows, and what is summed along and across them.
+template <class Stored, bool centered, bool has_weight, Wanted wanted, int64_t R>
+struct GroupSums {
   using C = Compute<Stored>;
   static constexpr int64_t W = lanes<C>;
 
+  Normalizer<C> normalizer[R];
+  const Stored *x[R], *dy[R];
+  LaneTotal<C> total_g[R], total_g_xhat[R];
+
+  void term(int64_t r, Vector<C> x_here, Vector<C> dy_here, Vector<C> w, int64_t count,
+            Vector<C>& sum_g, Vector<C>& sum_g_xhat, Vector<C>& dweight, Vector<C>& dbias) const {
+    Vector<C> xhat = normalizer[r].template normalized<centered>(x_here);
+    // The padding's xhat may be infinite, where a constant row is large.
+    if (count < W) xhat = keep_first(xhat, count);
+    const Vector<C> g = has_weight ? dy_here * w : dy_here;
+    if constexpr (centered) sum_g += g;
+    sum_g_xhat = fma(g, xhat, sum_g_xhat);
+    if constexpr (wanted != Wanted::nothing) dweight = fma(dy_here, xhat, dweight);
+    if constexpr (wanted == Wanted::both) dbias += dy_here;
+  }
+
+  void pack(int64_t col, const C* weight, Vector<C>* sum_g, Vector<C>* sum_g_xhat,
+            C* dweight_low, C* dbias_low) const {
+    Pack<Stored> w = {}, dweight = {}, dbias = {};
+    if constexpr (has_weight) w = load_ordered<Stored>(weight + col);
+    LAYERNORM_UNROLL
+    for (int64_t r = 0; r < R; ++r) {
+      const Pack<Stored> x_here = load_pack(x[r] + col), dy_here = load_pack(dy[r] + col);
+      LAYERNORM_UNROLL
+      for (int64_t part = 0; part < vectors_in_pack<Stored>; ++part)
+        term(r, x_here.part[part], dy_here.part[part], w.part[part], W, sum_g[r], sum_g_xhat[r],
+             dweight.part[part], dbias.part[part]);
+    }
+    LAYERNORM_UNROLL
+    for (int64_t part = 0; part < vectors_in_pack<Stored>; ++part) {
+      const int64_t at = col + part * W;
+      if constexpr (wanted != Wanted::nothing)
+        store(dweight_low + at, load(dweight_low + at) + dweight.part[part]);
+      if constexpr (wanted == Wanted::both)
+        store(dbias_low + at, load(dbias_low + at) + dbias.part[part]);
+    }
+  }
+
+  void some(int64_t col, int64_t count, const C* weight, Vector<C>* sum_g, Vector<C>* sum_g_xhat,
+            C* dweight_low, C* dbias_low) const {
+    const Vector<C> w = has_weight ? load_first(weight + col, count) : Vector<C>{};
+    Vector<C> dweight = {}, dbias = {};
+    LAYERNORM_UNROLL
+    for (int64_t r = 0; r < R; ++r)
+      term(r, load_first(x[r] + col, count), load_first(dy[r] + col, count), w, count, sum_g[r],
+           sum_g_xhat[r],            dweight, dbias);
+    if constexpr (wanted != Wanted::nothing)
+      store_first(dweight_low + col, load_first(dweight_low + col, count) + dweight, count);
+    if constexpr (wanted == Wanted::both)
+      store_first(dbias_low + col, load_first(dbias_low + col, count) + dbias, count);
+  }
+
+  void flush(const Vector<C>* sum_g, const Vector<C>* sum_g_xhat) {
+    LAYERNORM_UNROLL
+    for (int64_t r = 0; r < R; ++r) {
+      if constexpr (centered) total_g[r].add(sum_g[r]);
+      total_g_xhat[r].add(sum_g_xhat[r]);
+    }
+  }
+
+  void walk(int64_t cols, const C* weight, C* dweight_low, C* dbias_low) {
+    constexpr int64_t size = pack_size<Stored>;
+    const int64_t whole = cols - cols % size;
+    for (int64_t col = 0; col < whole;) {
+      const int64_t block_end = std::min(whole, col + kFlush * W);
+      // Local arrays, not members: the compiler then keeps them in registers.
+      Vector<C> sum_g[R] = {}, sum_g_xhat[R] = {};
+      for (; col < block_end; col += size)
+        pack(col, weight, sum_g, sum_g_xhat, dweight_low, dbias_low);
+      flush(sum_g, sum_g_xhat);
+    }
+    if (whole == cols) return;
+    Vector<C> sum_g[R] = {}, sum_g_xhat[R] = {};
+    for (int64_t col = whole; col < cols; col += W)
+      some(col, std::min(W, cols - col), weight, sum_g, sum_g_xhat, dweight_low, dbias_low);
+    flush(sum_g, sum_g_xhat);
+  }
+};
+
+// dx of one row, once its two means are known: rstd * (g - mean_g - xhat * mean_g_xhat).
+template <class Stored, bool centered, bool has_weight>
+struct RowGradient {
+  using C = Compute<Stored>;
+  static constexpr int64_t W = lanes<C>;
+
+  Normalizer<C> normalizer;
+  Vector<C> mean_g, minus_mean_g_xhat;
+  const Stored *x, *dy;
+  const C* weight;
+  Stored* dx;
+
+  Vector<C> value(Vector<C> x_here, Vector<C> dy_here, Vector<C> w) const {
+    const Vector<C> xhat = normalizer.template normalized<centered>(x_here);
+    Vector<C> g = has_weight ? dy_here * w : dy_here;
+    if constexpr (centered) g -= mean_g;
+    return fma(xhat, minus_mean_g_xhat, g) * normalizer.rstd;
+  }
+  template <bool streamed>
+  void pack(int64_t col) const {
+    Pack<Stored> w = {}, values = load_pack(x + col);
+    const Pack<Stored> dy_here = load_pack(dy + col);
+    if constexpr (has_weight) w = load_ordered<Stored>(weight + col);
+    for (int64_t part = 0; part < vectors_in_pack<Stored>; ++part)
+      values.part[part] = value(values.part[part], dy_here.part[part], w.part[part]);
+    store_pack<streamed>(dx + col, values);
+  }
+  void some(int64_t col, int64_t count) const {
+    store_first(dx + col,
+                value(load_first(x + col, count), load_first(dy + col, count),
+                      has_weight ? load_first(weight + col, count) : Vector<C>{}),
+                count);
+  }
+  // Columns [begin, end), begin the start of a pack.
+  template <bool streamed>
+  void write(int64_t begin, int64_t end) const {
+    constexpr int64_t size = pack_size<Stored>;
+    int64_t col = begin;
+    for (; col + 2 * size <= end; col += 2 * size) {
+      pack<streamed>(col);
+      pack<streamed>(col + size);
+    }
+    for (; col + size <= end; col += size) pack<streamed>(col);
+    for (; col < end; col += W) some(col, std::min(W, end - col));
+  }
+  RowGradient& to(Stored* row) {
+    dx = row;
+    return *this;
+  }
+};
+
+template <class Stored, bool centered, bool has_weight, Wanted wanted>
+struct RowsBackward {
+  using C = Compute<Stored>;
+
   const BackwardTask& task;
-  const Problem& problem = task.job->problem;
+  const Backward& job = *task.job;
+  const Problem& problem = job.problem;
   const int64_t cols = problem.shape.cols;
   const C* const weight = static_cast<const C*>(task.weight);
+  LineWriter<Stored> lines = {};
 
   const Stored* x(int64_t row) const {
     return static_cast<const Stored*>(problem.x.data) + row * problem.x.outer_stride;
   }
   const Stored* dy(int64_t row) const {
-    return static_cast<const Stored*>(task.job->dy.data) + row * task.job->dy.outer_stride;
+    return static_cast<const Stored*>(job.dy.data) + row * job.dy.outer_stride;
   }
   Stored* dx(int64_t row) const {
-    return static_cast<Stored*>(task.job->dx.data) + row * task.job->dx.outer_stride;
+    return static_cast<Stored*>(job.dx.data) + row * job.dx.outer_stride;
   }
 
   RowStatistics<C> saved(int64_t row) const {
@@ -96,9 +237,9 @@ struct RowsBackward {
   }
 
   void wide_row(const WideStatistics& wide, int64_t row) const {
-    if (task.job->dx.data)
-      backward_wide_row<Stored, centered>(wide, {x(row), 1}, {dy(row), 1}, weight, {dx(row), 1},
-                                          cols);
+    backward_wide_row<Stored, centered>(wide, {x(row), 1}, {dy(row), 1},
+                                        static_cast<const C*>(task.plain_weight), {dx(row), 1},
+                                        cols);
   }
 
   void extraordinary_row(const RowStatistics<C>& row_statistics, int64_t row,
@@ -107,162 +248,80 @@ struct RowsBackward {
         wide_from_saved<Stored, centered>(row_statistics, {x(row), 1}, cols, problem.eps);
     if constexpr (wanted != Wanted::nothing)
       accumulate_wide_row<Stored>(wide, {x(row), 1}, {dy(row), 1}, sums, cols, wanted);
-    wide_row(wide, row);
+    if (job.dx.data) wide_row(wide, row);
   }
 
-  // Adds one vector of columns of R rows to the sums.
-  template <int64_t R, bool whole>
-  void visit(int64_t row, int64_t col, int64_t count, const Normalizer<C>* normalizer,
-             Vector<C>* sum_g, Vector<C>* sum_g_xhat, const PartialSums<C>& sums) const {
-    Vector<C> dweight = {}, dbias = {}, w = {};
-    if constexpr (has_weight) w = whole ? load(weight + col) : load_first(weight + col, count);
-    for (int64_t r = 0; r < R; ++r) {
-      const Stored* x_at = x(row + r) + col;
-      const Stored* dy_at = dy(row + r) + col;
-      const Vector<C> dy_here = whole ? load(dy_at) : load_first(dy_at, count);
-      Vector<C> xhat = normalizer[r].template normalized<centered>(
-          whole ? load(x_at) : load_first(x_at, count));
-      if constexpr (!whole) xhat = keep_first(xhat, count);
-      const Vector<C> g = has_weight ? dy_here * w : dy_here;
-      if constexpr (centered) sum_g[r] += g;
-      sum_g_xhat[r] = fma(g, xhat, sum_g_xhat[r]);
-      if constexpr (wanted != Wanted::nothing) dweight = fma(dy_here, xhat, dweight);
-      if constexpr (wanted == Wanted::both) dbias += dy_here;
-    }
-    const auto add = [&](C* high, C* low, Vector<C> term) {
-      if constexpr (whole)
-        accumulate(high + col, low + col, term);
-      else
-        accumulate_first(high + col, low + col, term, count);
-    };
-    if constexpr (wanted != Wanted::nothing) add(sums.dweight_high, sums.dweight_low, dweight);
-    if constexpr (wanted == Wanted::both) add(sums.dbias_high, sums.dbias_low, dbias);
-  }
-
-  template <bool streamed>
-  void write_dx(const Normalizer<C>& normalizer, C mean_g, C mean_g_xhat, int64_t row) const {
-    const Stored* x_row = x(row);
-    const Stored* dy_row = dy(row);
-    Stored* dx_row = dx(row);
-    const Vector<C> mean_g_all = broadcast(mean_g), mean_g_xhat_all = broadcast(-mean_g_xhat);
-    const auto value = [&](Vector<C> x_here, Vector<C> dy_here, Vector<C> w) {
-      const Vector<C> xhat = normalizer.template normalized<centered>(x_here);
-      Vector<C> g = has_weight ? dy_here * w : dy_here;
-      if constexpr (centered) g -= mean_g_all;
-      return fma(xhat, mean_g_xhat_all, g) * normalizer.rstd;
-    };
-    const auto whole = [&](int64_t col) {
-      return value(load(x_row + col), load(dy_row + col),
-                   has_weight ? load(weight + col) : Vector<C>{});
-    };
-    const auto some = [&](int64_t col, int64_t count) {
-      store_first(dx_row + col,
-                  value(load_first(x_row + col, count), load_first(dy_row + col, count),
-                        has_weight ? load_first(weight + col, count) : Vector<C>{}),
-                  count);
-    };
-    int64_t col = 0;
-    if constexpr (streamed) {
-      constexpr auto alignment = sizeof(typename Packed<Stored>::type);
-      const auto past = reinterpret_cast<uintptr_t>(dx_row) % alignment;
-      if (past != 0) {
-        col = std::min(static_cast<int64_t>((alignment - past) / sizeof(Stored)), cols);
-        some(0, col);
-      }
-      for (; col + W <= cols; col += W) stream(dx_row + col, whole(col));
-    } else {
-      for (; col + W <= cols; col += W) store(dx_row + col, whole(col));
-    }
-    if (col < cols) some(col, cols - col);
+  void write_dx(const RowStatistics<C>& row_statistics, const Normalizer<C>& normalizer,
+                double sum_g, double sum_g_xhat, int64_t row) {
+    if (!are_ordinary_sums<Stored>(sum_g, sum_g_xhat, {dy(row), 1}, cols))
+      return wide_row(
+          wide_from_saved<Stored, centered>(row_statistics, {x(row), 1}, cols, problem.eps), row);
+    const double n = static_cast<double>(cols);
+    const RowGradient<Stored, centered, has_weight> gradient = {
+        normalizer,
+        broadcast(static_cast<C>(sum_g / n)),
+        broadcast(static_cast<C>(-sum_g_xhat / n)),
+        x(row),
+        dy(row),
+        weight,
+        dx(row)};
+    if (task.stream)
+      stream_row(gradient, dx(row), cols, lines);
+    else
+      gradient.template write<false>(0, cols);
   }
 
   template <int64_t R>
-  void group(const RowStatistics<C>* rows, int64_t row, const PartialSums<C>& sums) const {
-    Normalizer<C> normalizer[R];
-    for (int64_t r = 0; r < R; ++r) normalizer[r] = Normalizer<C>(rows[r]);
-    LaneTotal<C> total_g[R], total_g_xhat[R];
-    const int64_t whole = cols - cols % W;
-    for (int64_t col = 0; col < whole;) {
-      const int64_t flush = std::min(whole, col + kFlush * W);
-      Vector<C> sum_g[R] = {}, sum_g_xhat[R] = {};
-      for (; col < flush; col += W)
-        visit<R, true>(row, col, W, normalizer, sum_g, sum_g_xhat, sums);
-      for (int64_t r = 0; r < R; ++r) {
-        if constexpr (centered) total_g[r].add(sum_g[r]);
-        total_g_xhat[r].add(sum_g_xhat[r]);
-      }
-    }
-    if (whole < cols) {
-      Vector<C> sum_g[R] = {}, sum_g_xhat[R] = {};
-      visit<R, false>(row, whole, cols - whole, normalizer, sum_g, sum_g_xhat, sums);
-      for (int64_t r = 0; r < R; ++r) {
-        if constexpr (centered) total_g[r].add(sum_g[r]);
-        total_g_xhat[r].add(sum_g_xhat[r]);
-      }
-    }
-    if (!task.job->dx.data) return;
-    const double n = static_cast<double>(cols);
+  void group(const RowStatistics<C>* rows, int64_t row, const PartialSums<C>& sums) {
+    GroupSums<Stored, centered, has_weight, wanted, R> group;
     for (int64_t r = 0; r < R; ++r) {
-      const double sum_g = total_g[r].sum(), sum_g_xhat = total_g_xhat[r].sum();
-      if (!are_ordinary_sums<Stored>(sum_g, sum_g_xhat, {dy(row + r), 1}, cols)) {
-        wide_row(wide_from_saved<Stored, centered>(rows[r], {x(row + r), 1}, cols, problem.eps),
-                 row + r);
-      } else if (task.stream) {
-        write_dx<true>(normalizer[r], static_cast<C>(sum_g / n), static_cast<C>(sum_g_xhat / n),
-                       row + r);
-      } else {
-        write_dx<false>(normalizer[r], static_cast<C>(sum_g / n), static_cast<C>(sum_g_xhat / n),
-                        row + r);
-      }
+      group.normalizer[r] = Normalizer<C>(rows[r]);
+      group.x[r] = x(row + r);
+      group.dy[r] = dy(row + r);
+    }
+    group.walk(cols, weight, sums.dweight_low, sums.dbias_low);
+    if (!job.dx.data) return;
+    for (int64_t r = 0; r < R; ++r)
+      write_dx(rows[r], group.normalizer[r], group.total_g[r].sum(), group.total_g_xhat[r].sum(),
+               row + r);
+  }
+
+  void rows(int64_t row, int64_t count, const PartialSums<C>& sums) {
+    RowStatistics<C> rows[kGroupRows];
+    bool ordinary = count == kGroupRows;
+    for (int64_t r = 0; r < count; ++r) {
+      rows[r] = saved(row + r);
+      ordinary = ordinary && rows[r].ordinary;
+    }
+    if (ordinary) return group<kGroupRows>(rows, row, sums);
+    for (int64_t r = 0; r < count; ++r) {
+      if (rows[r].ordinary)
+        group<1>(rows + r, row + r, sums);
+      else
+        extraordinary_row(rows[r], row + r, sums);
     }
   }
 
-  void block(int64_t index) const {
+  void block(int64_t index) {
     const PartialSums<C> sums(task, index);
     if constexpr (wanted != Wanted::nothing)
       std::fill(sums.dweight_high, sums.dweight_high + 4 * cols, C{});
-    const int64_t end = std::min(task.units, (index + 1) * task.units_per_block);
-    for (int64_t row = index * task.units_per_block; row < end;) {
-      const int64_t count = std::min(kGroupRows, end - row);
-      RowStatistics<C> rows[kGroupRows];
-      bool ordinary = count == kGroupRows;
-      for (int64_t r = 0; r < count; ++r) {
-        rows[r] = saved(row + r);
-        ordinary = ordinary && rows[r].ordinary;
-      }
-      if (ordinary) {
-        group<kGroupRows>(rows, row, sums);
-      } else {
-        for (int64_t r = 0; r < count; ++r) {
-          if (rows[r].ordinary)
-            group<1>(rows + r, row + r, sums);
-          else
-            extraordinary_row(rows[r], row + r, sums);
-        }
-      }
-      row += count;
+    const int64_t begin = index * task.units_per_block;
+    const int64_t end = std::min(task.units, begin + task.units_per_block);
+    for (int64_t row = begin; row < end; row += kGroupRows) {
+      rows(row, std::min(kGroupRows, end - row), sums);
+      const bool full = (row - begin) % kFoldRows == kFoldRows - kGroupRows;
+      if (!full && row + kGroupRows < end) continue;
+      if constexpr (wanted != Wanted::nothing) fold(sums.dweight_high, sums.dweight_low, cols);
+      if constexpr (wanted == Wanted::both) fold(sums.dbias_high, sums.dbias_low, cols);
     }
   }
 };
 
 template <class Stored, bool centered, bool has_weight, Wanted wanted>
 void backward_rows(const BackwardTask& task, int64_t begin, int64_t end) {
-  const RowsBackward<Stored, centered, has_weight, wanted> rows{task};
+  RowsBackward<Stored, centered, has_weight, wanted> rows{task};
   for (int64_t block = begin; block < end; ++block) rows.block(block);
   if (task.stream) finish_streaming();
 }
 
-// The blocks' partial sums of columns [begin, end), one after the other, and the final rounding.
-template <class C, class Parameter>
-void reduce_partial_sums(const C* partials, int64_t blocks, int64_t cols, int64_t begin,
-                         int64_t end, Parameter* gradient) {
-  for (int64_t col = begin; col < end; ++col) {
-    C high = 0, low = 0;
-    for (int64_t block = 0; block < blocks; ++block) {
-      add_compensated(high, low, partials[4 * cols * block + col]);
-      low += partials[4 * cols * block + cols + col];
-    }
-    // Where the sum overflowed, or met an infinity, low is NaN.
-    gradient[col] = stored_from<Parameter>(std::isfinite(high) ? high + low : high);
-  }
-}

@@ -35,50 +35,59 @@ inline Vector<C> scale_and_shift(Vector<C> xhat, Vector<C> weight, Vector<C> bia
   return xhat;
 }
 
-template <class Stored, bool centered, class A, bool streamed>
-inline void normalize_row(const Normalizer<Compute<Stored>>& row, const Stored* x,
-                          const Compute<Stored>* weight, const Compute<Stored>* bias, Stored* y,
-                          int64_t cols) {
+// y of R neighboring rows, which share each vector of weight and bias.
+template <class Stored, bool centered, class A, int64_t R>
+struct NormalizeRows {
   using C = Compute<Stored>;
-  constexpr int64_t W = lanes<C>;
-  const auto parameter = [](const C* values, int64_t col, int64_t count, bool has) {
-    if (!has) return Vector<C>{};
-    return count == W ? load(values + col) : load_first(values + col, count);
-  };
-  const auto value = [&](int64_t col) {
-    return scale_and_shift<A, C>(row.template normalized<centered>(load(x + col)),
-                                 parameter(weight, col, W, A::has_weight),
-                                 parameter(bias, col, W, A::has_bias));
-  };
-  const auto some = [&](int64_t col, int64_t count) {
-    store_first(y + col,
-                scale_and_shift<A, C>(
-                    row.template normalized<centered>(load_first(x + col, count)),
-                    parameter(weight, col, count, A::has_weight),
-                    parameter(bias, col, count, A::has_bias)),
-                count);
-  };
-  int64_t col = 0;
-  if constexpr (streamed) {
-    constexpr auto alignment = sizeof(typename Packed<Stored>::type);
-    const auto past = reinterpret_cast<uintptr_t>(y) % alignment;
-    if (past != 0 && past % sizeof(Stored) == 0) {
-      const auto head = static_cast<int64_t>((alignment - past) / sizeof(Stored));
-      col = std::min(head, cols);
-      some(0, col);
+  static constexpr int64_t W = lanes<C>;
+
+  Normalizer<C> normalizer[R];
+  const Stored* x[R];
+  Stored* y[R];
+  const C* weight;
+  const C* bias;
+
+  template <bool streamed>
+  void pack(int64_t col) const {
+    Pack<Stored> w = {}, b = {};
+    if constexpr (A::has_weight) w = load_ordered<Stored>(weight + col);
+    if constexpr (A::has_bias) b = load_ordered<Stored>(bias + col);
+    for (int64_t r = 0; r < R; ++r) {
+      Pack<Stored> values = load_pack(x[r] + col);
+      for (int64_t part = 0; part < vectors_in_pack<Stored>; ++part)
+        values.part[part] = scale_and_shift<A, C>(
+            normalizer[r].template normalized<centered>(values.part[part]), w.part[part],
+            b.part[part]);
+      store_pack<streamed>(y[r] + col, values);
     }
-    for (; col + W <= cols; col += W) stream(y + col, value(col));
-  } else {
-    for (; col + 4 * W <= cols; col += 4 * W) {
-      store(y + col, value(col));
-      store(y + col + W, value(col + W));
-      store(y + col + 2 * W, value(col + 2 * W));
-      store(y + col + 3 * W, value(col + 3 * W));
-    }
-    for (; col + W <= cols; col += W) store(y + col, value(col));
   }
-  if (col < cols) some(col, cols - col);
-}
+  void some(int64_t col, int64_t count) const {
+    const Vector<C> w = A::has_weight ? load_first(weight + col, count) : Vector<C>{};
+    const Vector<C> b = A::has_bias ? load_first(bias + col, count) : Vector<C>{};
+    for (int64_t r = 0; r < R; ++r)
+      store_first(y[r] + col,
+                  scale_and_shift<A, C>(normalizer[r].template normalized<centered>(
+                                            load_first(x[r] + col, count)),
+                                        w, b),
+                  count);
+  }
+  // Columns [begin, end), begin the start of a pack.
+  template <bool streamed>
+  void write(int64_t begin, int64_t end) const {
+    constexpr int64_t size = pack_size<Stored>;
+    int64_t col = begin;
+    for (; col + 2 * size <= end; col += 2 * size) {
+      pack<streamed>(col);
+      pack<streamed>(col + size);
+    }
+    for (; col + size <= end; col += size) pack<streamed>(col);
+    for (; col < end; col += W) some(col, std::min(W, end - col));
+  }
+  NormalizeRows& to(Stored* row) {
+    y[0] = row;
+    return *this;
+  }
+};
 
 template <class C>
 inline void save(const RowStatistics<C>& row, const Statistics& statistics, int64_t index) {
@@ -87,26 +96,79 @@ inline void save(const RowStatistics<C>& row, const Statistics& statistics, int6
   if (statistics.residual) static_cast<C*>(statistics.residual)[index] = row.residual;
 }
 
+// Rows whose statistics are computed together: as many as stay in the first-level cache.
+constexpr int64_t kBatchRows = 8;
+constexpr int64_t kBatchBytes = 16 * 1024;
+
 template <class Stored, bool centered, class A>
-void forward_rows(const ForwardTask& task, int64_t begin, int64_t end) {
+struct RowsForward {
   using C = Compute<Stored>;
+
+  const ForwardTask& task;
   const Forward& job = *task.job;
   const Problem& problem = job.problem;
   const int64_t cols = problem.shape.cols;
-  const C* weight = static_cast<const C*>(task.weight);
-  const C* bias = static_cast<const C*>(task.bias);
-  for (int64_t index = begin; index < end; ++index) {
-    const Stored* x = static_cast<const Stored*>(problem.x.data) + index * problem.x.outer_stride;
-    Stored* y = static_cast<Stored*>(job.y.data) + index * job.y.outer_stride;
-    RowStatistics<C> row = statistics_of<Stored, centered>(x, cols, problem.eps);
-    if (!row.ordinary) {
-      row = forward_wide_row<Stored, centered>({x, 1}, weight, bias, problem.eps, {y, 1}, cols);
-    } else if (task.stream) {
-      normalize_row<Stored, centered, A, true>(Normalizer<C>(row), x, weight, bias, y, cols);
-    } else {
-      normalize_row<Stored, centered, A, false>(Normalizer<C>(row), x, weight, bias, y, cols);
-    }
-    save(row, problem.statistics, index);
+  const C* const weight = static_cast<const C*>(task.weight);
+  const C* const bias = static_cast<const C*>(task.bias);
+  LineWriter<Stored> lines = {};
+
+  const Stored* x(int64_t row) const {
+    return static_cast<const Stored*>(problem.x.data) + row * problem.x.outer_stride;
   }
+  Stored* y(int64_t row) const {
+    return static_cast<Stored*>(job.y.data) + row * job.y.outer_stride;
+  }
+
+  template <int64_t R>
+  void normalize(const Batch<C, kBatchRows>& batch, int64_t at, int64_t row) {
+    NormalizeRows<Stored, centered, A, R> rows;
+    rows.weight = weight;
+    rows.bias = bias;
+    for (int64_t r = 0; r < R; ++r) {
+      rows.normalizer[r] = Normalizer<C>(batch[at + r]);
+      rows.x[r] = x(row + r);
+      rows.y[r] = y(row + r);
+    }
+    if constexpr (R == 1) {
+      if (task.stream) return stream_row(rows, y(row), cols, lines);
+    }
+    rows.template write<false>(0, cols);
+  }
+
+  void batch(int64_t first, int64_t count) {
+    Batch<C, kBatchRows> batch;
+    compute_statistics<Stored, centered>(x(first), problem.x.outer_stride, count, cols,
+                                         problem.eps, batch);
+    for (int64_t at = 0; at < count;) {
+      const int64_t row = first + at;
+      if (!task.stream && at + 1 < count && batch[at].ordinary && batch[at + 1].ordinary) {
+        normalize<2>(batch, at, row);
+        save(batch[at], problem.statistics, row);
+        save(batch[at + 1], problem.statistics, row + 1);
+        at += 2;
+        continue;
+      }
+      if (batch[at].ordinary) {
+        normalize<1>(batch, at, row);
+        save(batch[at], problem.statistics, row);
+      } else {
+        save(forward_wide_row<Stored, centered>(
+                 {x(row), 1}, static_cast<const C*>(task.plain_weight),
+                 static_cast<const C*>(task.plain_bias), problem.eps, {y(row), 1}, cols),
+             problem.statistics, row);
+      }
+      ++at;
+    }
+  }
+};
+
+template <class Stored, bool centered, class A>
+void forward_rows(const ForwardTask& task, int64_t begin, int64_t end) {
+  RowsForward<Stored, centered, A> rows{task};
+  const int64_t row_bytes = rows.cols * static_cast<int64_t>(sizeof(Stored));
+  const int64_t batch_rows =
+      std::max(int64_t{1}, std::min(kBatchRows, kBatchBytes / row_bytes));
+  for (int64_t first = begin; first < end; first += batch_rows)
+    rows.batch(first, std::min(batch_rows, end - first));
   if (task.stream) finish_streaming();
 }

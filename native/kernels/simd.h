@@ -3,6 +3,13 @@
 // inside an anonymous namespace: a shared inline function would be merged across instruction sets.
 #pragma once
 
+// Before a loop over an array of vectors: unrolled early, the array becomes registers.
+#if defined(__clang__)
+#define LAYERNORM_UNROLL _Pragma("unroll")
+#else
+#define LAYERNORM_UNROLL _Pragma("GCC unroll 16")
+#endif
+
 #if defined(__AVX512F__)
 constexpr int kVectorBytes = 64;
 #elif defined(__AVX2__)
@@ -86,6 +93,8 @@ inline DoubleVector widen_first(FloatVector v) {
   return _mm512_cvtps_pd(_mm512_castps512_ps256(v));
 #elif defined(__AVX2__)
   return _mm256_cvtps_pd(_mm256_castps256_ps128(v));
+#elif defined(__SSE2__)
+  return _mm_cvtps_pd(v);
 #else
   return DoubleVector{v[0], v[1]};
 #endif
@@ -95,8 +104,75 @@ inline DoubleVector widen_second(FloatVector v) {
   return _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1));
 #elif defined(__AVX2__)
   return _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1));
+#elif defined(__SSE2__)
+  return _mm_cvtps_pd(_mm_movehl_ps(v, v));
 #else
   return DoubleVector{v[2], v[3]};
+#endif
+}
+
+// As many doubles as a vector holds, from and to memory of the compute type. In the processors' own
+// conversions: GCC 12 takes double(float(v)), written with vector types, for v.
+inline DoubleVector load_wide(const float* from) {
+#if defined(__AVX512F__)
+  return _mm512_cvtps_pd(_mm256_loadu_ps(from));
+#elif defined(__AVX2__)
+  return _mm256_cvtps_pd(_mm_loadu_ps(from));
+#elif defined(__SSE2__)
+  return _mm_cvtps_pd(_mm_castpd_ps(_mm_load_sd(reinterpret_cast<const double*>(from))));
+#elif defined(__aarch64__)
+  return vcvt_f64_f32(vld1_f32(from));
+#else
+  return DoubleVector{from[0], from[1]};
+#endif
+}
+inline DoubleVector load_wide(const double* from) {
+  DoubleVector v;
+  std::memcpy(&v, from, sizeof(v));
+  return v;
+}
+inline void store_narrow(float* to, DoubleVector v) {
+#if defined(__AVX512F__)
+  _mm256_storeu_ps(to, _mm512_cvtpd_ps(v));
+#elif defined(__AVX2__)
+  _mm_storeu_ps(to, _mm256_cvtpd_ps(v));
+#elif defined(__SSE2__)
+  _mm_store_sd(reinterpret_cast<double*>(to), _mm_castps_pd(_mm_cvtpd_ps(v)));
+#elif defined(__aarch64__)
+  vst1_f32(to, vcvt_f32_f64(v));
+#else
+  for (int64_t lane = 0; lane < lanes<double>; ++lane) to[lane] = static_cast<float>(v[lane]);
+#endif
+}
+inline void store_narrow(double* to, DoubleVector v) { std::memcpy(to, &v, sizeof(v)); }
+
+inline DoubleVector square_root(DoubleVector v) {
+#if defined(__AVX512F__)
+  return _mm512_sqrt_pd(v);
+#elif defined(__AVX2__)
+  return _mm256_sqrt_pd(v);
+#else
+  for (int64_t lane = 0; lane < lanes<double>; ++lane) v[lane] = std::sqrt(v[lane]);
+  return v;
+#endif
+}
+
+// a, or 0 where a is negative; a NaN stays.
+inline DoubleVector at_least_zero(DoubleVector a) {
+  const LongVector negative = a < DoubleVector{};
+  return reinterpret_cast<DoubleVector>(reinterpret_cast<LongVector>(a) & ~negative);
+}
+
+// Whether a <= b in every lane; false for a NaN.
+inline bool all_at_most(DoubleVector a, DoubleVector b) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_pd_mask(a, b, _CMP_LE_OQ) == 0xff;
+#elif defined(__AVX2__)
+  return _mm256_movemask_pd(_mm256_cmp_pd(a, b, _CMP_LE_OQ)) == 0xf;
+#else
+  bool all = true;
+  for (int64_t lane = 0; lane < lanes<double>; ++lane) all = all && a[lane] <= b[lane];
+  return all;
 #endif
 }
 
@@ -109,6 +185,16 @@ inline double sum_of_lanes(DoubleVector v) {
 #else
   return v[0] + v[1];
 #endif
+}
+
+// v, and 0 in the lanes where `of` is infinite or NaN.
+inline FloatVector zero_unless_finite(FloatVector v, FloatVector of) {
+  const IntVector finite = of - of == FloatVector{};
+  return reinterpret_cast<FloatVector>(reinterpret_cast<IntVector>(v) & finite);
+}
+inline DoubleVector zero_unless_finite(DoubleVector v, DoubleVector of) {
+  const LongVector finite = of - of == DoubleVector{};
+  return reinterpret_cast<DoubleVector>(reinterpret_cast<LongVector>(v) & finite);
 }
 
 // In the compute type, for estimates.
@@ -380,4 +466,83 @@ inline void store_first(Stored* to, Vector<Compute<Stored>> v, int64_t count) {
 #else
   std::memcpy(to, &packed, static_cast<size_t>(count) * sizeof(Stored));
 #endif
+}
+
+// What one full-width load brings: a vector, or for bfloat16 two, its even and its odd elements.
+// Unpacking and packing them that way takes one instruction each. Rows are walked in packs, and
+// what goes with a row's columns (weight, bias, partial sums) is kept in the same order:
+// position_in_row says where a column went.
+template <class Stored>
+constexpr int64_t vectors_in_pack = std::is_same<Stored, bfloat16>::value ? 2 : 1;
+
+template <class Stored>
+constexpr int64_t pack_size = vectors_in_pack<Stored>* lanes<Compute<Stored>>;
+
+template <class Stored>
+struct Pack {
+  Vector<Compute<Stored>> part[vectors_in_pack<Stored>];
+};
+
+// The packs end where the last whole one does; what follows is in its own order.
+template <class Stored>
+inline int64_t position_in_row(int64_t col, int64_t cols) {
+  constexpr int64_t size = pack_size<Stored>, parts = vectors_in_pack<Stored>;
+  const int64_t within = col % size;
+  if (parts == 1 || col - within + size > cols) return col;
+  return col - within + within % parts * (size / parts) + within / parts;
+}
+
+typedef uint32_t BitVector __attribute__((vector_size(kVectorBytes)));
+
+template <class Stored>
+inline Pack<Stored> load_pack(const Stored* from) {
+  if constexpr (std::is_same<Stored, bfloat16>::value) {
+    BitVector bits;
+    std::memcpy(&bits, from, sizeof(bits));
+    return {{reinterpret_cast<FloatVector>(bits << 16),
+             reinterpret_cast<FloatVector>(bits & 0xffff0000u)}};
+  } else {
+    return {{load(from)}};
+  }
+}
+
+// Values kept in the order of packs.
+template <class Stored>
+inline Pack<Stored> load_ordered(const Compute<Stored>* from) {
+  Pack<Stored> result;
+  for (int64_t part = 0; part < vectors_in_pack<Stored>; ++part)
+    result.part[part] = load(from + part * lanes<Compute<Stored>>);
+  return result;
+}
+
+// The upper half of each element is its bfloat16. Not for NaNs whose rounding would overflow; rows
+// with NaNs never come here, and those of the parameters are made canonical beforehand.
+inline BitVector round_to_bfloat16(FloatVector v) {
+  const BitVector bits = reinterpret_cast<BitVector>(v);
+#if defined(__AVX512F__)
+  const __m512i b = reinterpret_cast<__m512i>(bits);
+  const __mmask16 odd = _mm512_test_epi32_mask(b, _mm512_set1_epi32(0x10000));
+  const __m512i down = _mm512_add_epi32(b, _mm512_set1_epi32(0x7fff));
+  return reinterpret_cast<BitVector>(
+      _mm512_mask_add_epi32(down, odd, b, _mm512_set1_epi32(0x8000)));
+#else
+  return bits + 0x7fffu + ((bits >> 16) & 1u);
+#endif
+}
+
+template <bool streamed>
+inline void store_pack(bfloat16* to, const Pack<bfloat16>& values) {
+  const BitVector bits = (round_to_bfloat16(values.part[0]) >> 16) |
+                         (round_to_bfloat16(values.part[1]) & 0xffff0000u);
+  if constexpr (streamed)
+    stream(reinterpret_cast<float*>(to), reinterpret_cast<FloatVector>(bits));
+  else
+    std::memcpy(to, &bits, sizeof(bits));
+}
+template <bool streamed, class Stored>
+inline void store_pack(Stored* to, const Pack<Stored>& values) {
+  if constexpr (streamed)
+    stream(to, values.part[0]);
+  else
+    store(to, values.part[0]);
 }

@@ -20,73 +20,112 @@ constexpr double kWellCentered = 1;
 constexpr double smallest_variance(float) { return 0x1p-80; }
 constexpr double smallest_variance(double) { return 0x1p-900; }
 
-struct Moments {
-  double sum, squares;
+// shift + delta, unevaluated in the compute type.
+inline void split_mean(const float* shift, DoubleVector delta, float* mean, float* residual) {
+  const DoubleVector sum = load_wide(shift) + delta;
+  store_narrow(mean, sum);
+  store_narrow(residual, sum - load_wide(mean));
+}
+inline void split_mean(const double* shift, DoubleVector delta, double* mean, double* residual) {
+  const DoubleVector sum = load_wide(shift) + delta;
+  store_narrow(mean, sum);
+  store_narrow(residual, two_sum_error(load_wide(shift), delta, sum));
+}
+
+// The statistics of several rows at once: the divisions and square roots are done side by side.
+// Entries past the rows in use hold zeros, which do no harm.
+template <class C, int64_t capacity>
+struct Batch {
+  static constexpr int64_t W = lanes<double>;
+  static_assert(capacity % W == 0, "whole vectors of doubles");
+
+  alignas(64) C shift[capacity] = {};
+  alignas(64) double sum[capacity] = {}, squares[capacity] = {};  // of d = x - shift
+  alignas(64) C mean[capacity], residual[capacity], rstd[capacity];
+  alignas(64) double total[capacity];  // variance + eps
+
+  DoubleVector delta(int64_t row, double n) const { return load_wide(sum + row) / broadcast(n); }
+  DoubleVector variance(int64_t row, double n) const {
+    return (load_wide(squares + row) - load_wide(sum + row) * delta(row, n)) / broadcast(n);
+  }
+
+  // Moves the shift of each row that needs it to its mean, and calls again(row) for those.
+  template <class F>
+  void recenter(int64_t rows, double n, F again) {
+    for (int64_t first = 0; first < rows; first += W) {
+      const DoubleVector offset = delta(first, n);
+      const DoubleVector square = offset * offset;
+      const DoubleVector allowed = broadcast(kWellCentered) * variance(first, n);
+      if (all_at_most(square, allowed)) continue;
+      for (int64_t lane = 0; lane < W && first + lane < rows; ++lane) {
+        if (square[lane] <= allowed[lane]) continue;
+        C& center = shift[first + lane];
+        center = static_cast<C>(static_cast<double>(center) + offset[lane]);
+        again(first + lane);
+      }
+    }
+  }
+
+  void finish(int64_t rows, double n, double eps) {
+    for (int64_t row = 0; row < rows; row += W) {
+      split_mean(shift + row, delta(row, n), mean + row, residual + row);
+      const DoubleVector sum_of_both = at_least_zero(variance(row, n)) + broadcast(eps);
+      store_narrow(total + row, sum_of_both);
+      store_narrow(rstd + row, broadcast(1.0) / square_root(sum_of_both));
+    }
+  }
+
+  RowStatistics<C> operator[](int64_t row) const {
+    return {mean[row], residual[row], rstd[row],
+            total[row] >= smallest_variance(C{}) && total[row] <= DBL_MAX};
+  }
 };
 
-inline void split_mean(float shift, double delta, RowStatistics<float>& row) {
-  const double mean = static_cast<double>(shift) + delta;
-  row.mean = static_cast<float>(mean);
-  row.residual = static_cast<float>(mean - static_cast<double>(row.mean));
-}
-inline void split_mean(double shift, double delta, RowStatistics<double>& row) {
-  row.mean = shift + delta;
-  row.residual = two_sum_error(shift, delta, row.mean);
-}
-
-inline bool is_well_centered(double delta, double variance) {
-  return delta * delta <= kWellCentered * variance;  // false for NaN
-}
-
-template <class C>
-inline void finish_statistics(C shift, double delta, double variance, double eps,
-                              RowStatistics<C>& row) {
-  variance = variance > 0 ? variance : variance == variance ? 0 : variance;
-  split_mean(shift, delta, row);
-  row.rstd = static_cast<C>(1 / std::sqrt(variance + eps));
-  row.ordinary = variance + eps >= smallest_variance(C{}) && variance <= DBL_MAX;
+// Four vectors of a row, in the order of packs.
+template <class Stored>
+inline void load_four(const Stored* from, Vector<Compute<Stored>>* v) {
+  constexpr int64_t parts = vectors_in_pack<Stored>;
+  for (int64_t at = 0; at < 4; at += parts) {
+    const Pack<Stored> pack = load_pack(from + at * lanes<Compute<Stored>>);
+    for (int64_t part = 0; part < parts; ++part) v[at + part] = pack.part[part];
+  }
 }
 
 template <class Stored, bool centered>
-inline Moments moments_about(Compute<Stored> shift, const Stored* x, int64_t cols) {
+inline void sum_moments(const Stored* x, int64_t cols, Compute<Stored> shift, double& sum_d,
+                        double& sum_squares) {
   using C = Compute<Stored>;
   constexpr int64_t W = lanes<C>;
   const Vector<C> center = broadcast(shift);
   const int64_t whole = cols - cols % W;
-  LaneTotal<C> sum, squares;
+  LaneTotal<C> total, total_squares;
   for (int64_t col = 0; col < whole;) {
     const int64_t block_end = std::min(whole, col + 4 * kFlush * W);
-    Vector<C> sum0 = {}, sum1 = {}, sum2 = {}, sum3 = {};
-    Vector<C> squares0 = {}, squares1 = {}, squares2 = {}, squares3 = {};
+    Vector<C> sum[4] = {}, squares[4] = {};
     for (; col + 4 * W <= block_end; col += 4 * W) {
-      const Vector<C> d0 = load(x + col) - center;
-      const Vector<C> d1 = load(x + col + W) - center;
-      const Vector<C> d2 = load(x + col + 2 * W) - center;
-      const Vector<C> d3 = load(x + col + 3 * W) - center;
-      sum0 += d0;
-      sum1 += d1;
-      sum2 += d2;
-      sum3 += d3;
-      squares0 = fma(d0, d0, squares0);
-      squares1 = fma(d1, d1, squares1);
-      squares2 = fma(d2, d2, squares2);
-      squares3 = fma(d3, d3, squares3);
+      Vector<C> d[4];
+      load_four(x + col, d);
+      for (int v = 0; v < 4; ++v) d[v] -= center;
+      for (int v = 0; v < 4; ++v) squares[v] = fma(d[v], d[v], squares[v]);
+      if constexpr (centered)
+        for (int v = 0; v < 4; ++v) sum[v] += d[v];
     }
     for (; col < block_end; col += W) {
       const Vector<C> d = load(x + col) - center;
-      sum0 += d;
-      squares0 = fma(d, d, squares0);
+      sum[0] += d;
+      squares[0] = fma(d, d, squares[0]);
     }
-    if constexpr (centered) sum.add((sum0 + sum1) + (sum2 + sum3));
-    squares.add((squares0 + squares1) + (squares2 + squares3));
+    if constexpr (centered) total.add((sum[0] + sum[1]) + (sum[2] + sum[3]));
+    total_squares.add((squares[0] + squares[1]) + (squares[2] + squares[3]));
   }
   if (whole < cols) {
     const int64_t rest = cols - whole;
     const Vector<C> d = keep_first(load_first(x + whole, rest) - center, rest);
-    if constexpr (centered) sum.add(d);
-    squares.add(d * d);
+    if constexpr (centered) total.add(d);
+    total_squares.add(d * d);
   }
-  return {centered ? sum.sum() : 0, squares.sum()};
+  if constexpr (centered) sum_d = total.sum();
+  sum_squares = total_squares.sum();
 }
 
 // The mean of the first four vectors of the row.
@@ -94,43 +133,39 @@ template <class Stored>
 inline Compute<Stored> first_guess_of_mean(const Stored* x, int64_t cols) {
   using C = Compute<Stored>;
   constexpr int64_t W = lanes<C>;
+  if (cols >= 4 * W) {
+    Vector<C> v[4];
+    load_four(x, v);
+    return sum_of_lanes_rounded((v[0] + v[1]) + (v[2] + v[3])) * (1 / static_cast<C>(4 * W));
+  }
   Vector<C> sum = {};
   int64_t col = 0;
-  if (cols >= 4 * W) {
-    sum = (load(x) + load(x + W)) + (load(x + 2 * W) + load(x + 3 * W));
-    col = 4 * W;
-  } else {
-    for (; col + W <= cols; col += W) sum += load(x + col);
-    if (col < cols) sum += load_first(x + col, cols - col);
-    col = cols;
-  }
-  return sum_of_lanes_rounded(sum) / static_cast<C>(col);
+  for (; col + W <= cols; col += W) sum += load(x + col);
+  if (col < cols) sum += load_first(x + col, cols - col);
+  return sum_of_lanes_rounded(sum) / static_cast<C>(cols);
 }
 
-template <class Stored, bool centered>
-inline RowStatistics<Compute<Stored>> statistics_of(const Stored* x, int64_t cols, double eps) {
-  using C = Compute<Stored>;
+// The statistics of `rows` <= capacity rows, `stride` elements apart.
+template <class Stored, bool centered, int64_t capacity>
+inline void compute_statistics(const Stored* x, int64_t stride, int64_t rows, int64_t cols,
+                               double eps, Batch<Compute<Stored>, capacity>& batch) {
   const double n = static_cast<double>(cols);
-  C shift = 0;
-  if constexpr (centered) shift = first_guess_of_mean(x, cols);
-  Moments moments = moments_about<Stored, centered>(shift, x, cols);
-  double delta = moments.sum / n;
-  double variance = (moments.squares - moments.sum * delta) / n;
-  if (centered && !is_well_centered(delta, variance)) {
-    shift = static_cast<C>(static_cast<double>(shift) + delta);
-    moments = moments_about<Stored, centered>(shift, x, cols);
-    delta = moments.sum / n;
-    variance = (moments.squares - moments.sum * delta) / n;
-  }
-  RowStatistics<C> row;
-  finish_statistics(shift, delta, variance, eps, row);
-  if constexpr (!centered) row.mean = row.residual = 0;
-  return row;
+  const auto sum_row = [&](int64_t row) {
+    sum_moments<Stored, centered>(x + row * stride, cols, batch.shift[row], batch.sum[row],
+                                  batch.squares[row]);
+  };
+  if constexpr (centered)
+    for (int64_t row = 0; row < rows; ++row)
+      batch.shift[row] = first_guess_of_mean(x + row * stride, cols);
+  for (int64_t row = 0; row < rows; ++row) sum_row(row);
+  if constexpr (centered) batch.recenter(rows, n, sum_row);
+  batch.finish(rows, n, eps);
 }
 
 // sum(x - mean) / cols: what a float mean leaves out, for statistics that came without it.
 template <class Stored>
 inline Compute<Stored> residual_of(Compute<Stored> mean, const Stored* x, int64_t cols) {
-  const Moments moments = moments_about<Stored, true>(mean, x, cols);
-  return static_cast<Compute<Stored>>(moments.sum / static_cast<double>(cols));
+  double sum, squares;
+  sum_moments<Stored, true>(x, cols, mean, sum, squares);
+  return static_cast<Compute<Stored>>(sum / static_cast<double>(cols));
 }

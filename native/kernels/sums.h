@@ -5,8 +5,10 @@
 // the least favorable input (all terms alike) then stays below one ulp of the sum.
 constexpr int64_t kFlush = 16;
 
-inline double two_sum_error(double a, double b, double sum) {
-  const double b_part = sum - a;
+// What rounding took from sum = a + b; for doubles and vectors of them.
+template <class T>
+inline T two_sum_error(T a, T b, T sum) {
+  const T b_part = sum - a;
   return (a - (sum - b_part)) + (b - b_part);
 }
 
@@ -52,23 +54,10 @@ struct LaneTotal<double> {
   }
 };
 
-// A running sum of vectors, unevaluated as high + low (Knuth's two-sum, elementwise).
-template <class C>
-struct Compensated {
-  Vector<C> high, low;
-  void add(Vector<C> v) {
-    const Vector<C> sum = high + v;
-    const Vector<C> v_part = sum - high;
-    low += (high - (sum - v_part)) + (v - v_part);
-    high = sum;
-  }
-};
-
-// The same for one element in memory.
+// Adds to a sum kept unevaluated as high + low. A sum that is not finite keeps that in high alone.
 template <class C>
 inline void add_compensated(C& high, C& low, C value) {
   const C sum = high + value;
-  const C value_part = sum - high;
-  low += (high - (sum - value_part)) + (value - value_part);
+  if (std::isfinite(sum)) low += two_sum_error(high, value, sum);
   high = sum;
 }

@@ -1,0 +1,80 @@
+// Rows written past the cache. A streamed store wants an aligned address, which rows of an odd width
+// do not have: those are gathered in a small buffer and leave it a cache line at a time.
+#pragma once
+
+constexpr int64_t kLine = 64;
+static_assert(kVectorBytes <= kLine, "a vector never spans more than two lines");
+
+// Writes what it is given to memory, whole lines past the cache. Rows that follow one another share
+// their lines.
+template <class Stored>
+class LineWriter {
+ public:
+  // Elements that one take() may bring.
+  static constexpr int64_t kMost = 1024;
+
+  LineWriter() = default;
+  LineWriter(const LineWriter&) = delete;
+  LineWriter& operator=(const LineWriter&) = delete;
+  ~LineWriter() { write_rest(); }
+
+  // What follows goes there.
+  void move_to(Stored* to) {
+    char* address = reinterpret_cast<char*>(to);
+    if (address == to_ + end_) return;
+    write_rest();
+    // The buffer's lines are the memory's lines.
+    begin_ = end_ = static_cast<int64_t>(reinterpret_cast<uintptr_t>(to) % kLine);
+    to_ = address - begin_;
+  }
+
+  // Where the next elements are to be put, at most kMost of them; then say how many they were.
+  Stored* next() { return reinterpret_cast<Stored*>(buffer_ + end_); }
+  void take(int64_t count) {
+    end_ += count * static_cast<int64_t>(sizeof(Stored));
+    int64_t line = 0;
+    if (begin_ > 0 && end_ >= kLine) {
+      std::memcpy(to_ + begin_, buffer_ + begin_, static_cast<size_t>(kLine - begin_));
+      begin_ = 0;
+      line = kLine;
+    }
+    for (; line + kLine <= end_; line += kLine) stream_line(to_ + line, buffer_ + line);
+    std::memcpy(buffer_, buffer_ + line, static_cast<size_t>(end_ - line));
+    to_ += line;
+    end_ -= line;
+  }
+ private:
+  void write_rest() {
+    if (begin_ < end_)
+      std::memcpy(to_ + begin_, buffer_ + begin_, static_cast<size_t>(end_ - begin_));
+  }
+  static void stream_line(char* to, const char* from) {
+    for (int64_t at = 0; at < kLine; at += kVectorBytes)
+      stream(reinterpret_cast<float*>(to + at), load(reinterpret_cast<const float*>(from + at)));
+  }
+
+  alignas(kLine) char buffer_[kMost * static_cast<int64_t>(sizeof(Stored)) + 2 * kLine];
+  char* to_ = nullptr;
+  int64_t begin_ = 0, end_ = 0;
+};
+
+template <class Stored>
+inline bool is_aligned_for_streaming(const Stored* to) {
+  return reinterpret_cast<uintptr_t>(to) % kVectorBytes == 0;
+}
+
+// Writes one row of `to` past the cache. `row.to(y)` is the row's kernel with y as its output, and
+// its write<streamed>(begin, end) does the columns [begin, end), begin a multiple of kMost.
+template <class Row, class Stored>
+inline void stream_row(Row row, Stored* to, int64_t cols, LineWriter<Stored>& lines) {
+  if (is_aligned_for_streaming(to)) {
+    row.to(to).template write<true>(0, cols);
+    return;
+  }
+  lines.move_to(to);
+  for (int64_t col = 0; col < cols; col += LineWriter<Stored>::kMost) {
+    const int64_t end = std::min(cols, col + LineWriter<Stored>::kMost);
+    row.to(lines.next() - col).template write<false>(col, end);
+    lines.take(end - col);
+  }
+}
