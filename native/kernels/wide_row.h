@@ -75,8 +75,10 @@ WideStatistics wide_statistics(RowOf<const Stored> x, int64_t cols, double eps) 
     const double d = (scaled(col) - row.mean) - row.residual;
     squares.add(d * d);
   }
-  const double variance = squares.value() / n + std::ldexp(eps, -2 * row.exponent);
-  row.rstd = variance > 0 ? 1 / std::sqrt(variance) : 0;
+  if (squares.value() == 0)  // a constant row: eps is all there is, and might not survive scaling
+    return {0, std::ldexp(row.mean, row.exponent), std::ldexp(row.residual, row.exponent),
+            eps > 0 ? 1 / std::sqrt(eps) : 0};
+  row.rstd = 1 / std::sqrt(squares.value() / n + std::ldexp(eps, -2 * row.exponent));
   return row;
 }
 

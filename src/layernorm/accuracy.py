@@ -8,7 +8,8 @@ type's smallest subnormal. The scale, in each element, is
 
     y                 max(|weight| * max(1, |xhat|), |bias|, |y|)
     dx                rstd * max(1, |xhat|) * (largest |dy * weight| of the row)
-    dweight, dbias    sum over rows of |term|
+    dweight           sum over rows of |dy| * max(1, |xhat|)
+    dbias             sum over rows of |dy|
 
 For 16-bit y the type is the 16-bit one. For 16-bit dx, and for dweight and dbias of any type, the
 type is the one the kernels compute in (float32; float64 for float64), and the last rounding, to the
@@ -47,7 +48,7 @@ class Bounds(NamedTuple):
 
 BOUNDS = {
     "float32": Bounds(y=5, dx=5, parameter=4),
-    "float64": Bounds(y=5, dx=5, parameter=4),
+    "float64": Bounds(y=5, dx=5, parameter=5),
     "float16": Bounds(y=0.51, dx=5, parameter=4),
     "bfloat16": Bounds(y=0.51, dx=5, parameter=4),
 }
@@ -148,12 +149,17 @@ def dweight_error(
     eps: float = 1e-5,
     kind: Kind = "layer_norm",
 ) -> float:
-    """Return the worst error of dweight = sum over rows of dy * xhat: see `parameter_error`."""
+    """Return the worst error of dweight = sum over rows of dy * xhat: see `parameter_error`.
+
+    The scale of a term is |dy| * max(1, |xhat|), as it is for y and dx: xhat is known to a few ulp
+    at 1, however small it is in a column.
+    """
     exact = _type_name(np.asarray(dweight)) == "float64"
     xhat = reference.normalize(x, axis=axis, eps=eps, centered=_is_centered(kind), exact=exact)
     with np.errstate(all="ignore"):
-        terms = np.asarray(dy).astype(np.float64) * xhat
-    return parameter_error(dweight, terms, axis=axis)
+        wide_dy = np.asarray(dy).astype(np.float64)
+        scales = np.abs(wide_dy) * np.maximum(1, np.abs(xhat))
+        return parameter_error(dweight, wide_dy * xhat, scales, axis=axis)
 
 
 def dbias_error(dbias: npt.ArrayLike, dy: npt.ArrayLike, *, axis: Axis = -1) -> float:
@@ -161,15 +167,22 @@ def dbias_error(dbias: npt.ArrayLike, dy: npt.ArrayLike, *, axis: Axis = -1) -> 
     return parameter_error(dbias, dy, axis=axis)
 
 
-def parameter_error(gradient: npt.ArrayLike, terms: npt.ArrayLike, *, axis: Axis = -1) -> float:
+def parameter_error(
+    gradient: npt.ArrayLike,
+    terms: npt.ArrayLike,
+    scales: npt.ArrayLike | None = None,
+    *,
+    axis: Axis = -1,
+) -> float:
     """Return the worst error of gradient = sum of terms over the axes other than `axis`.
 
-    In ulp of float32 (of float64 if the gradient is float64) at the sum of |terms|; the rounding to
-    the gradient's type is forgiven.
+    In ulp of float32 (of float64 if the gradient is float64) at the sum of `scales`, by default of
+    |terms|; the rounding to the gradient's type is forgiven.
 
     Args:
         gradient: array of the normalized shape.
         terms: array with the shape of x, exact or nearly so: float64, np.longdouble for float64.
+        scales: array with the shape of x, the magnitudes that errors are measured against.
         axis: the normalized axes of x.
     """
     gradient, terms = np.asarray(gradient), np.asarray(terms)
@@ -181,11 +194,17 @@ def parameter_error(gradient: npt.ArrayLike, terms: npt.ArrayLike, *, axis: Axis
     axes = normalize_axes(axis, terms.ndim)
     shape = normalized_shape(terms.shape, axes)
     _require_shape("the gradient", gradient, shape)
-    columns = np.moveaxis(terms, axes, range(len(axes)))
     rows = math.prod(statistics_shape(terms.shape, axes))
-    columns = np.ascontiguousarray(columns).reshape(*shape, rows)  # contiguous: summed pairwise
+
+    def sum_of_rows(values: Array) -> Array:
+        columns = np.moveaxis(values, axes, range(len(axes)))
+        columns = np.ascontiguousarray(columns).reshape(*shape, rows)  # contiguous: summed pairwise
+        total: Array = columns.sum(axis=-1)
+        return total
+
     with np.errstate(all="ignore"):
-        expected, scale = columns.sum(axis=-1), np.abs(columns).sum(axis=-1)
+        expected = sum_of_rows(terms)
+        scale = sum_of_rows(np.abs(terms) if scales is None else np.asarray(scales))
     distance = _distance(gradient, expected, forgive_rounding=True)
     return _worst(distance, ulp(scale, compute_type(name)))
 

@@ -1,5 +1,6 @@
 """Finds the front end for an array from its type, and imports no framework to do so."""
 
+import functools
 import importlib
 from types import ModuleType
 from typing import Any, SupportsFloat
@@ -71,7 +72,11 @@ def rms_norm(
 
 
 def _front_end(x: object) -> ModuleType:
-    kind = type(x)
+    return _front_end_of(type(x))  # type: ignore[arg-type]
+
+
+@functools.cache
+def _front_end_of(kind: type[Any]) -> ModuleType:
     if kind in (list, tuple):
         return layernorm.numpy
     for each in kind.__mro__:

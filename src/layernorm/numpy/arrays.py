@@ -14,12 +14,11 @@ from layernorm import spec
 
 Array = npt.NDArray[Any]
 View = tuple[spec.Layout, tuple[int, int]]
+Description = tuple[np.dtype[Any], spec.Shape]
 
 # Finding whether two odd views share an element can take exponential time: past this much work,
 # they are taken to overlap.
 _OVERLAP_WORK = 100_000
-
-layout_of = functools.lru_cache(maxsize=1024)(spec.layout_of)
 
 
 def convert(name: str, type_name: str) -> str:
@@ -37,6 +36,10 @@ def as_array(name: str, value: npt.ArrayLike) -> Array:
             f"{name} is a masked array, expected a plain one: pass {name}.filled(fill_value)"
         )
     return np.asarray(value)
+
+
+normalized_shape = functools.lru_cache(maxsize=1024)(spec.normalized_shape)
+statistics_shape = functools.lru_cache(maxsize=1024)(spec.statistics_shape)
 
 
 @functools.lru_cache(maxsize=64)
@@ -57,17 +60,30 @@ def compute_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype(spec.compute_type(dtype.name))
 
 
+def axes_of(axis: spec.Axis, ndim: int) -> tuple[int, ...]:
+    """Do what spec.normalize_axes does, at once for a plain int."""
+    if type(axis) is int and -ndim <= axis < ndim:
+        return (axis % ndim,)
+    return spec.normalize_axes(axis, ndim)
+
+
+def describe(array: Array | None) -> Description | None:
+    """Return what checks need to know of an array. It can be hashed, so the checks are cached."""
+    return None if array is None else (array.dtype, array.shape)
+
+
 @overload
-def flat(array: Array) -> Array: ...
+def contiguous(array: Array) -> Array: ...
 @overload
-def flat(array: Array | None) -> Array | None: ...
-def flat(array: Array | None) -> Array | None:
-    """Lay a parameter or a statistic out for the kernels: contiguous, aligned, native, one axis."""
+def contiguous(array: Array | None) -> Array | None: ...
+def contiguous(array: Array | None) -> Array | None:
+    """Lay a parameter or a statistic out for the kernels: contiguous, aligned, native."""
     if array is None:
         return None
-    if not (array.flags.c_contiguous and array.flags.aligned and array.dtype.isnative):
-        array = np.array(array, dtype=native_type(array.dtype), order="C")
-    return array.reshape(-1)
+    flags = array.flags
+    if flags.c_contiguous and flags.aligned and array.dtype.isnative:
+        return array
+    return np.array(array, dtype=native_type(array.dtype), order="C")
 
 
 def view(array: Array, axes: tuple[int, ...]) -> View | None:
@@ -77,14 +93,20 @@ def view(array: Array, axes: tuple[int, ...]) -> View | None:
     if not (flags.aligned and dtype.isnative):
         return None
     if flags.c_contiguous:
-        layout = layout_of(array.shape, axes)
-        return layout and (layout, (layout.cols * layout.inner, layout.inner))
+        return contiguous_view(array.shape, axes)
     itemsize = dtype.itemsize
     if dtype.alignment != itemsize and any(stride % itemsize for stride in array.strides):
         return None
     strides = tuple(stride // itemsize for stride in array.strides)
     collapsed = spec.collapse(array.shape, strides, axes)
     return collapsed and (collapsed[0], collapsed[1:])
+
+
+@functools.lru_cache(maxsize=1024)
+def contiguous_view(shape: spec.Shape, axes: tuple[int, ...]) -> View | None:
+    """See a new C-contiguous array of `shape` as the kernels do."""
+    layout = spec.layout_of(shape, axes)
+    return layout and (layout, (layout.cols * layout.inner, layout.inner))
 
 
 def check_out(out: Array, x: Array, **parameters: Array | None) -> None:
@@ -95,13 +117,13 @@ def check_out(out: Array, x: Array, **parameters: Array | None) -> None:
             "pass one, or no out"
         )
     out = as_array("out", out)
-    overlaps = None
-    if not _is_same_memory(out, x) and _overlap(out, x):
-        overlaps = "x"
-    if _overlaps_itself(out):
-        overlaps = "itself"
-    for name, parameter in parameters.items():
-        if parameter is not None and _overlap(out, parameter):
+    overlaps = "itself" if _overlaps_itself(out) else None
+    for name, other in {"x": x, **parameters}.items():
+        if (
+            other is not None
+            and _overlap(out, other)
+            and not (name == "x" and _is_same_memory(out, other))
+        ):
             overlaps = name
     spec.check_out(
         out.shape,
@@ -136,7 +158,7 @@ def _overlap(first: Array, second: Array) -> bool:
 
 def _overlaps_itself(out: Array) -> bool:
     """Tell whether two elements share memory: whether an axis steps inside a smaller one's span."""
-    if out.size == 0:
+    if out.flags.c_contiguous:
         return False
     span = out.itemsize
     for stride, size in sorted(

@@ -1,5 +1,7 @@
 """The backward for any arrays: checks everything, then finds the kernel a way to x, dy and dx."""
 
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -30,45 +32,59 @@ def backward(
     dy = arrays.as_array("dy", dy)
     x = arrays.as_array("x", x)
     weight = None if weight is None else arrays.as_array("weight", weight)
-    _check_stats(stats, x, centered)
-    parameter_type = _check_arrays(dy, x, stats, weight)
+    _check_kind(stats, centered)
+    axes = stats.axis
+    parameter_type = _check(
+        arrays.describe(dy),
+        arrays.describe(x),
+        arrays.describe(weight),
+        axes,
+        stats.parameter_type,
+        *map(arrays.describe, (stats.mean, stats.rstd, stats.residual)),
+    )
     if need_dweight is None:
         need_dweight = weight is not None
 
     fill = np.empty if x.size else np.zeros
-    shape = spec.normalized_shape(x.shape, stats.axis)
-    dx = np.empty(x.shape, arrays.native_type(x.dtype)) if need_dx and not x.size else None
+    shape = arrays.normalized_shape(x.shape, axes)
+    dx = None
     dweight = fill(shape, parameter_type) if need_dweight else None
     dbias = fill(shape, parameter_type) if need_dbias else None
-    if x.size and (need_dx or need_dweight or need_dbias):
-        # All rows at once: dweight and dbias are sums over the rows in one fixed order, which
-        # blocks of rows would break up. What the kernel cannot walk is therefore copied whole.
-        order = order_of(x.shape, stats.axis)
-        axes = tuple(order.index(axis) for axis in stats.axis)
-        x, x_view, _ = _walkable(x.transpose(order), axes)
-        dy, dy_view, is_copy = _walkable(dy.transpose(order), axes)
-        if need_dx:
-            dx = dy if is_copy else np.empty(x.shape, x.dtype)
-        _native.backward(
-            centered,
-            bool(zero_centered_weight),
-            stats.eps,
-            x_view[0],
-            x,
-            x_view[1],
-            dy,
-            dy_view[1],
-            arrays.flat(weight),
-            arrays.flat(stats.mean),
-            arrays.flat(stats.rstd),
-            arrays.flat(stats.residual),
-            dx,
-            (x_view[0].cols * x_view[0].inner, x_view[0].inner),
-            dweight,
-            dbias,
-        )
-        if dx is not None:
-            dx = np.ascontiguousarray(dx.transpose(np.argsort(order)))
+    if x.size == 0:
+        return (np.empty(x.shape, arrays.native_type(x.dtype)) if need_dx else None), dweight, dbias
+
+    # All rows at once: dweight and dbias are sums over the rows in one fixed order, which blocks
+    # of rows would break up. What the kernel cannot walk is therefore copied whole.
+    order = None
+    if arrays.contiguous_view(x.shape, axes) is None:
+        order = order_of(x.shape, axes)
+        x, dy = x.transpose(order), dy.transpose(order)
+        axes = tuple(order.index(axis) for axis in axes)
+    x, x_view, _ = _walkable(x, axes)
+    dy, dy_view, is_copy = _walkable(dy, axes)
+    layout, x_strides = x_view
+    if need_dx:
+        dx = dy if is_copy else np.empty(x.shape, x.dtype)
+    _native.backward(
+        centered,
+        bool(zero_centered_weight),
+        stats.eps,
+        layout,
+        x,
+        x_strides,
+        dy,
+        dy_view[1],
+        arrays.contiguous(weight),
+        arrays.contiguous(stats.mean),
+        arrays.contiguous(stats.rstd),
+        arrays.contiguous(stats.residual),
+        dx,
+        (layout.cols * layout.inner, layout.inner),
+        dweight,
+        dbias,
+    )
+    if order is not None and dx is not None:
+        dx = np.ascontiguousarray(dx.transpose(np.argsort(order)))
     return dx, dweight, dbias
 
 
@@ -83,7 +99,7 @@ def _walkable(array: Array, axes: tuple[int, ...]) -> tuple[Array, View, bool]:
     return copy, view, True
 
 
-def _check_stats(stats: Stats, x: Array, centered: bool) -> None:
+def _check_kind(stats: Stats, centered: bool) -> None:
     forward = "layer_norm_forward" if centered else "rms_norm_forward"
     if not isinstance(stats, Stats):
         raise TypeError(
@@ -95,39 +111,55 @@ def _check_stats(stats: Stats, x: Array, centered: bool) -> None:
         raise ValueError(
             f"stats came {came} a mean, expected one {expected}: pass the stats of {forward}"
         )
-    if max(stats.axis) >= x.ndim:
-        raise ValueError(
-            f"stats are of axes {stats.axis}, but x has shape {x.shape}: "
-            f"pass the x that {forward} had"
-        )
-    expected_shape = spec.statistics_shape(x.shape, stats.axis)
-    expected_type = arrays.compute_type(x.dtype).name
-    for name in ("mean", "rstd", "residual"):
-        array = getattr(stats, name)
-        if array is not None:
-            of = f"x of shape {x.shape} normalized over axes {stats.axis}"
-            spec.check_shape(f"stats.{name}", array.shape, expected_shape, of=of)
-            spec.check_same_type(
-                f"stats.{name}", arrays.type_name(array.dtype), expected_type, of="statistics of x"
-            )
 
 
-def _check_arrays(dy: Array, x: Array, stats: Stats, weight: Array | None) -> np.dtype[Any]:
-    """Check dy and weight against x; return the type of dweight and dbias."""
-    x_type = arrays.type_name(x.dtype)
-    weight_type = None if weight is None else arrays.type_name(weight.dtype)
-    spec.check_types(x_type, weight_type, convert=arrays.convert)
-    spec.check_shape("dy", dy.shape, x.shape, of=f"x of shape {x.shape}")
-    spec.check_same_type("dy", arrays.type_name(dy.dtype), x_type, convert=arrays.convert)
-    if weight is None:
-        return stats.parameter_type or arrays.native_type(x.dtype)
-    spec.check_parameter("weight", weight.shape, x.shape, stats.axis)
-    if stats.parameter_type is not None:
+@functools.lru_cache(maxsize=1024)
+def _check(
+    dy: arrays.Description,
+    x: arrays.Description,
+    weight: arrays.Description | None,
+    axes: tuple[int, ...],
+    forward_type: np.dtype[Any] | None,
+    *statistics: arrays.Description | None,
+) -> np.dtype[Any]:
+    """Check types and shapes; return the type of dweight and dbias. An error is not cached."""
+    (dy_dtype, dy_shape), (x_dtype, x_shape) = dy, x
+    weight_type = weight and arrays.type_name(weight[0])
+    spec.check_types(arrays.type_name(x_dtype), weight_type, convert=arrays.convert)
+    spec.check_shape("dy", dy_shape, x_shape, of=f"x of shape {x_shape}")
+    spec.check_same_type(
+        "dy", arrays.type_name(dy_dtype), arrays.type_name(x_dtype), convert=arrays.convert
+    )
+    _check_statistics(x_dtype, x_shape, axes, statistics)
+    if weight is None or weight_type is None:
+        return forward_type or arrays.native_type(x_dtype)
+    spec.check_parameter("weight", weight[1], x_shape, axes)
+    if forward_type is not None:
         spec.check_same_type(
             "weight",
-            arrays.type_name(weight.dtype),
-            arrays.type_name(stats.parameter_type),
+            weight_type,
+            arrays.type_name(forward_type),
             of="the forward's weight or bias",
             convert=arrays.convert,
         )
-    return arrays.native_type(weight.dtype)
+    return arrays.native_type(weight[0])
+
+
+def _check_statistics(
+    x_dtype: np.dtype[Any],
+    x_shape: spec.Shape,
+    axes: tuple[int, ...],
+    statistics: Sequence[arrays.Description | None],
+) -> None:
+    if max(axes) >= len(x_shape):
+        raise ValueError(
+            f"stats are of axes {axes}, but x has shape {x_shape}: pass the x that the forward had"
+        )
+    shape = spec.statistics_shape(x_shape, axes)
+    dtype = arrays.compute_type(x_dtype)
+    for name, given in zip(("mean", "rstd", "residual"), statistics, strict=True):
+        if given is not None:
+            of = f"x of shape {x_shape} normalized over axes {axes}"
+            spec.check_shape(f"stats.{name}", given[1], shape, of=of)
+            of = "the statistics of this x"
+            spec.check_same_type(f"stats.{name}", arrays.type_name(given[0]), dtype.name, of=of)

@@ -4,15 +4,16 @@ For arrays that the kernels cannot walk as they lie: normalized axes apart from 
 strides that do not merge, or are negative or zero, or unaligned or byte-swapped elements.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator
 
 from layernorm import spec
 
-# A scratch of this size stays in the second-level cache between the copy and the kernel, and is
-# large against the cost of a call. At least one row is taken, whatever its size.
-BLOCK_BYTES = 1 << 20
+# A scratch of this size stays in the cache between the copy and the kernel, and gives each thread
+# enough to do. At least one row is taken, whatever its size.
+BLOCK_BYTES = 1 << 21
 
 # Rows side by side (channels first) share cache lines: a block takes at least this many of them.
 # It also keeps a block from being a single row, which the kernels would see as another layout.
@@ -21,6 +22,7 @@ _MIN_INNER = 16
 Block = tuple[slice, ...]
 
 
+@functools.lru_cache(maxsize=1024)
 def order_of(shape: spec.Shape, axes: tuple[int, ...]) -> tuple[int, ...]:
     """Order the axes so that the layout collapses: as they are, or the normalized ones last."""
     every = tuple(range(len(shape)))

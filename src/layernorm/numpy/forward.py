@@ -1,7 +1,8 @@
 """The forward for any arrays: checks everything, then finds the kernel a way to x and y."""
 
+import functools
 from collections.abc import Sequence
-from typing import NamedTuple, SupportsFloat
+from typing import Any, NamedTuple, SupportsFloat
 
 import numpy as np
 import numpy.typing as npt
@@ -31,36 +32,54 @@ def forward(
     x = arrays.as_array("x", x)
     weight = None if weight is None else arrays.as_array("weight", weight)
     bias = None if bias is None else arrays.as_array("bias", bias)
-    axes = spec.normalize_axes(axis, x.ndim)
+    parameters = (weight, bias)
+    _check_types(x.dtype, *[None if each is None else each.dtype for each in parameters])
+    axes = arrays.axes_of(axis, x.ndim)
     eps = spec.check_eps(eps)
-    parameter = bias if weight is None else weight
-    spec.check_types(
-        arrays.type_name(x.dtype),
-        None if weight is None else arrays.type_name(weight.dtype),
-        None if bias is None else arrays.type_name(bias.dtype),
-        convert=arrays.convert,
-    )
-    if weight is not None:
-        spec.check_parameter("weight", weight.shape, x.shape, axes)
-    if bias is not None:
-        spec.check_parameter("bias", bias.shape, x.shape, axes)
+    _check_shapes(x.shape, axes, *[None if each is None else each.shape for each in parameters])
     if out is not None:
         arrays.check_out(out, x, weight=weight, bias=bias)
 
     y = np.empty(x.shape, arrays.native_type(x.dtype)) if out is None else out
-    stats = _empty_stats(x, axes, eps, parameter, centered) if with_stats else None
+    rows: _Rows = (None, None, None)
+    stats = None
+    if with_stats:
+        stats = _empty_stats(x, axes, eps, bias if weight is None else weight, centered)
+        rows = (stats.mean, stats.rstd, stats.residual)
     if x.size:
-        rows = (None, None, None) if stats is None else (stats.mean, stats.rstd, stats.residual)
-        weight, bias = arrays.flat(weight), arrays.flat(bias)
+        weight, bias = arrays.contiguous(weight), arrays.contiguous(bias)
         problem = _Problem(centered, bool(zero_centered_weight), eps, weight, bias)
         problem.run(x, np.asarray(y), rows, axes)
     return y, stats
 
 
+@functools.lru_cache(maxsize=64)
+def _check_types(
+    x: np.dtype[Any], weight: np.dtype[Any] | None, bias: np.dtype[Any] | None
+) -> None:
+    """Check types; that none is wrong is cached, an error is not."""
+    spec.check_types(
+        arrays.type_name(x),
+        weight and arrays.type_name(weight),
+        bias and arrays.type_name(bias),
+        convert=arrays.convert,
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def _check_shapes(
+    x: spec.Shape, axes: tuple[int, ...], weight: spec.Shape | None, bias: spec.Shape | None
+) -> None:
+    """Check shapes; that none is wrong is cached, an error is not."""
+    for name, shape in (("weight", weight), ("bias", bias)):
+        if shape is not None:
+            spec.check_parameter(name, shape, x, axes)
+
+
 def _empty_stats(
     x: Array, axes: tuple[int, ...], eps: float, parameter: Array | None, centered: bool
 ) -> Stats:
-    shape = spec.statistics_shape(x.shape, axes)
+    shape = arrays.statistics_shape(x.shape, axes)
     dtype = arrays.compute_type(x.dtype)
     fill = np.empty if x.size else _nothing_to_average
     return Stats(

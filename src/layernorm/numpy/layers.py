@@ -180,9 +180,10 @@ class LayerNorm(_Norm):
         return dx
 
     def __repr__(self) -> str:
+        without_bias = ", bias=False" if self.weight is not None and self.bias is None else ""
         return (
             f"LayerNorm({self.normalized_shape}, eps={self.eps}, "
-            f"elementwise_affine={self.elementwise_affine}, bias={self.bias is not None})"
+            f"elementwise_affine={self.elementwise_affine}{without_bias})"
         )
 
 

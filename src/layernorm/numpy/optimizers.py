@@ -89,7 +89,7 @@ class SGD(_Optimizer):
             if self.momentum:
                 buffer = self._buffers[index]
                 if buffer is None:
-                    buffer = self._buffers[index] = grad.astype(parameter.data.dtype)
+                    buffer = self._buffers[index] = np.array(grad, parameter.data.dtype)
                 else:
                     buffer[...] = buffer * self.momentum + grad
                 grad = grad + self.momentum * buffer if self.nesterov else buffer
@@ -142,15 +142,8 @@ class Adam(_Optimizer):
                 continue
             self._steps[index] += 1
             steps, mean, square = self._steps[index], self._means[index], self._squares[index]
-            mean[...] = _lerp(mean, grad, 1.0 - beta1)
+            mean[...] = mean + (1.0 - beta1) * (grad - mean)
             square[...] = square * beta2 + (1.0 - beta2) * grad * grad
             step_size = self.lr / (1.0 - beta1**steps)
             root = np.sqrt(square) / (1.0 - beta2**steps) ** 0.5
             parameter.data[...] = parameter.data - step_size * (mean / (root + self.eps))
-
-
-def _lerp(start: Array, end: Array, weight: float) -> Array:
-    """Go from start to end by weight; from the nearer of the two, so that weight 1 gives end."""
-    if weight < 0.5:
-        return start + weight * (end - start)
-    return end - (end - start) * (1.0 - weight)

@@ -1,0 +1,22 @@
+"""Everything that computes a layer norm here: ours, a NumPy formula, and the installed peers."""
+
+from layernorm.cli.providers.find import (
+    GRADIENT_PEERS,
+    PEERS,
+    MissingPeersError,
+    Providers,
+    find_providers,
+    parse_names,
+)
+from layernorm.cli.providers.provider import Provider, Unsupported
+
+__all__ = [
+    "GRADIENT_PEERS",
+    "PEERS",
+    "MissingPeersError",
+    "Provider",
+    "Providers",
+    "Unsupported",
+    "find_providers",
+    "parse_names",
+]

@@ -1,0 +1,94 @@
+"""Which providers there are on this machine."""
+
+import importlib
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from layernorm.cli.info import installed_version
+from layernorm.cli.providers.provider import Provider, Unsupported
+
+REQUIRE_PEERS = "LAYERNORM_REQUIRE_PEERS"
+
+_CLASSES = {
+    "numpy": ("numpy_formula", "NumpyFormula"),
+    "torch": ("pytorch", "Torch"),
+    "torch.compile": ("pytorch", "TorchCompiled"),
+    "jax": ("jitted", "Jax"),
+    "onnxruntime": ("onnx_runtime", "OnnxRuntime"),
+    "keras": ("jitted", "Keras"),
+    "flax": ("jitted", "Flax"),
+    "equinox": ("jitted", "Equinox"),
+}
+
+PEERS = tuple(_CLASSES)
+
+GRADIENT_PEERS = ("torch", "jax")
+"""Those whose gradients are checked too: the others share their kernels, or their compiler."""
+
+
+class MissingPeersError(Exception):
+    """LAYERNORM_REQUIRE_PEERS=1 and a peer is missing."""
+
+
+@dataclass(frozen=True)
+class Providers:
+    """Ours, the peers found, and for each of the others why it is missing."""
+
+    ours: Provider
+    peers: list[Provider]
+    missing: dict[str, str]
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Version of each provider's distribution."""
+        return {each.name: version_of(each) for each in (self.ours, *self.peers)}
+
+
+def find_providers(*, threads: int, names: Sequence[str] = PEERS) -> Providers:
+    """Load ours and the named peers, each told to use `threads` threads.
+
+    Raises: ValueError for an unknown name; MissingPeersError if the environment has
+    LAYERNORM_REQUIRE_PEERS=1 and one is missing.
+    """
+    unknown = [name for name in names if name not in _CLASSES]
+    if unknown:
+        raise ValueError(f"unknown peer {', '.join(unknown)}: expected some of {', '.join(PEERS)}")
+    from layernorm.cli.providers.ours import Ours
+
+    peers: list[Provider] = []
+    missing: dict[str, str] = {}
+    for name in names:
+        try:
+            peers.append(_load(name, threads))
+        except ModuleNotFoundError as error:
+            missing[name] = f"not installed (no module {error.name})"
+        except (ImportError, Unsupported) as error:
+            missing[name] = str(error)
+    if missing and os.environ.get(REQUIRE_PEERS) == "1":
+        listed = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
+        raise MissingPeersError(f"{REQUIRE_PEERS}=1, but {listed}")
+    return Providers(Ours(threads), peers, missing)
+
+
+def parse_names(text: str | None, default: Sequence[str]) -> list[str]:
+    """Turn "torch,jax" into names; "none" into no names, None into `default`."""
+    if text is None:
+        return list(default)
+    return [name.strip() for name in text.split(",") if name.strip() not in ("", "none")]
+
+
+def version_of(provider: Provider) -> str:
+    """Version of the distribution that a provider comes from."""
+    return installed_version(provider.distribution) or "unknown"
+
+
+def _load(name: str, threads: int) -> Provider:
+    module_name, class_name = _CLASSES[name]
+    with warnings.catch_warnings():
+        # What a library warns of while it is imported is no news about layer norm.
+        warnings.simplefilter("ignore")
+        module = importlib.import_module(f"layernorm.cli.providers.{module_name}")
+        provider: Provider = getattr(module, class_name)(threads)
+    return provider

@@ -1,0 +1,69 @@
+"""The formula as people write it in NumPy: in float32 for 16-bit types, else in the type of x."""
+
+from functools import partial
+from typing import ClassVar
+
+import numpy as np
+
+from layernorm.cli.problem import Array, Problem
+from layernorm.cli.providers.provider import Call, Provider
+
+
+class NumpyFormula(Provider):
+    """Mean, variance, divide, scale, shift: one array operation after the other."""
+
+    name: ClassVar[str] = "numpy"
+    distribution: ClassVar[str] = "numpy"
+
+    def forward(self, problem: Problem, *, reuse_output: bool = False) -> Call:
+        """Each operation makes a new array."""
+        self.require(problem, reuse_output=reuse_output, can_reuse=False)
+        return partial(_forward, problem)
+
+    def backward(self, problem: Problem) -> Call:
+        """Take mean and rstd as saved by a forward."""
+        x = _widened(problem.x)
+        mean, rstd = _statistics(x, problem)
+        return partial(_backward, problem, mean, rstd)
+
+
+def _forward(problem: Problem) -> Array:
+    with np.errstate(all="ignore"):
+        x = _widened(problem.x)
+        mean, rstd = _statistics(x, problem)
+        y = (x - mean) * rstd * _along(problem.weight, problem) + _along(problem.bias, problem)
+        return y.astype(problem.x.dtype, copy=False)
+
+
+def _backward(problem: Problem, mean: Array, rstd: Array) -> tuple[Array, Array, Array]:
+    with np.errstate(all="ignore"):
+        axis = problem.axis
+        x, dy = _widened(problem.x), _widened(problem.dy)
+        others = tuple(each for each in range(x.ndim) if each != axis % x.ndim)
+        xhat = (x - mean) * rstd
+        g = dy * _along(problem.weight, problem)
+        projection = xhat * (g * xhat).mean(axis, keepdims=True)
+        dx = rstd * (g - g.mean(axis, keepdims=True) - projection)
+        dweight, dbias = (dy * xhat).sum(others), dy.sum(others)
+        return (
+            dx.astype(problem.x.dtype, copy=False),
+            dweight.astype(problem.weight.dtype, copy=False),
+            dbias.astype(problem.bias.dtype, copy=False),
+        )
+
+
+def _statistics(x: Array, problem: Problem) -> tuple[Array, Array]:
+    with np.errstate(all="ignore"):
+        mean = x.mean(problem.axis, keepdims=True)
+        var = x.var(problem.axis, keepdims=True)
+        return mean, 1 / np.sqrt(var + x.dtype.type(problem.eps))
+
+
+def _widened(array: Array) -> Array:
+    return array.astype(np.float32) if array.dtype.itemsize == 2 else array
+
+
+def _along(parameter: Array, problem: Problem) -> Array:
+    shape = [1] * problem.x.ndim
+    shape[problem.axis] = -1
+    return _widened(parameter).reshape(shape)

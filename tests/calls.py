@@ -1,0 +1,81 @@
+"""Calling a case on an implementation, and comparing bits."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from cases import Case
+from layouts import Array
+
+Gradients = tuple[Array | None, Array | None, Array | None]
+
+
+def forward(impl: Any, case: Case, x: Array, weight: Array | None, bias: Array | None, **options):
+    """Call the case's forward: y and stats."""
+    dirty_freed_memory(x.nbytes)
+    if case.kind == "rms_norm":
+        return impl.rms_norm_forward(x, weight, **case.definition, **options)
+    return impl.layer_norm_forward(x, weight, bias, **case.definition, **options)
+
+
+def backward(
+    impl: Any, case: Case, dy: Array, x: Array, stats: Any, weight: Array | None, **options
+) -> Gradients:
+    """Call the case's backward: dx, dweight and dbias, which RMS norm has not."""
+    options.setdefault("need_dweight", True)
+    options["zero_centered_weight"] = case.zero_centered_weight
+    dirty_freed_memory(x.nbytes)
+    if case.kind == "rms_norm":
+        return *impl.rms_norm_backward(dy, x, stats, weight, **options), None
+    return impl.layer_norm_backward(dy, x, stats, weight, **options)
+
+
+def forward_and_backward(impl: Any, case: Case, x, dy, weight, bias) -> dict[str, Array]:
+    """Return y, the statistics, dx, dweight and dbias by name, those that there are."""
+    y, stats = forward(impl, case, x, weight, bias)
+    dx, dweight, dbias = backward(impl, case, dy, x, stats, weight)
+    results = {"y": y, "mean": stats.mean, "rstd": stats.rstd, "residual": stats.residual}
+    results |= {"dx": dx, "dweight": dweight, "dbias": dbias}
+    return {name: result for name, result in results.items() if result is not None}
+
+
+def dirty_freed_memory(size: int) -> None:
+    """Leave NaN, in any type, where the allocator's next block of this size is likely to be."""
+    np.full(size, 0xFF, np.uint8)
+
+
+def bits(array: Array) -> bytes:
+    return np.ascontiguousarray(array).tobytes()
+
+
+def assert_same_bits(got: Array, expected: Array, what: str) -> None:
+    assert got.dtype == expected.dtype, f"{what}: type {got.dtype}, expected {expected.dtype}"
+    assert got.shape == expected.shape, f"{what}: shape {got.shape}, expected {expected.shape}"
+    if bits(got) == bits(expected):
+        return
+    unsigned = f"u{got.itemsize}"
+    parted = np.ascontiguousarray(got).view(unsigned) != np.ascontiguousarray(expected).view(
+        unsigned
+    )
+    at = tuple(int(i) for i in np.argwhere(parted.reshape(got.shape))[0])
+    raise AssertionError(
+        f"{what}: {parted.sum()} of {got.size} elements have other bits; first at {at}: "
+        f"{got[at]!r}, expected {expected[at]!r}"
+    )
+
+
+def assert_equal_values(got: Array, expected: Array, what: str) -> None:
+    wide = np.longdouble if got.dtype.itemsize > 4 else np.float64
+    same = got.astype(wide) == expected.astype(wide)
+    assert got.shape == expected.shape, f"{what}: shape {got.shape}, expected {expected.shape}"
+    assert same.all(), f"{what}: {got[~same].ravel()[:3]}, expected {expected[~same].ravel()[:3]}"
+
+
+@contextmanager
+def unchanged(**arrays: Array | None) -> Iterator[None]:
+    """Assert that the inputs have the same bits afterwards."""
+    before = {name: bits(array) for name, array in arrays.items() if array is not None}
+    yield
+    for name, old in before.items():
+        assert bits(arrays[name]) == old, f"{name} was written to"

@@ -1,0 +1,206 @@
+"""Named calls of the forward and the backward: what the tests and the benchmarks run on.
+
+Plain data and generators. NumPy only; ml_dtypes where bfloat16 is asked for.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+from layouts import LAYOUTS, Array, axes_of, from_rows
+from values import EVERY_KIND, LIMITS, TYPES, VALUES, dtype_of, parameter_types
+
+KINDS = ("layer_norm", "rms_norm")
+
+# One below, at and above each vector width (a vector holds up to 32 16-bit values) and each power
+# of two that a kernel may split at; 1, 2 and 3 leave most of a vector empty.
+WIDTHS = (
+    *(1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 63, 64, 65, 127, 255, 256, 257),
+    *(511, 513, 768, 769, 1023, 1024, 1025, 4095, 4097, 65537, 2**20),
+)
+
+PARAMETERS = (
+    *("weight bias", "weight", "bias", ""),
+    *("weight bias zero_centered", "weight zero_centered"),
+)
+
+EPS = (0.0, 1e-12, 1e-5, 1e-3, 1.0)
+
+
+class Arrays(NamedTuple):
+    x: Array
+    dy: Array
+    weight: Array | None
+    bias: Array | None
+
+
+@dataclass(frozen=True)
+class Case:
+    """Everything about a call but the implementation."""
+
+    kind: str = "layer_norm"
+    dtype: str = "float32"
+    cols: int = 768
+    values: str = "ordinary"
+    layout: str = "contiguous"
+    rows: int | None = None  # instead of the layout's first size
+    parameters: str = "weight bias"  # which of "weight", "bias", "zero_centered" there are
+    parameter_dtype: str | None = None  # None: x's
+    eps: float = 1e-5
+    dy_values: str = "off_zero"
+    seed: int = 0
+
+    @property
+    def id(self) -> str:
+        words = [self.kind, self.dtype, str(self.cols), self.values, self.layout]
+        if self.rows is not None:
+            words.append(f"{self.rows}rows")
+        if self.parameters != "weight bias":
+            words.append(self.parameters.replace(" ", "+") or "no_parameters")
+        if self.parameter_dtype is not None:
+            words.append(f"{self.parameter_dtype}_parameters")
+        if self.eps != 1e-5:
+            words.append(f"eps{self.eps:g}")
+        if self.dy_values != "off_zero":
+            words.append(f"dy_{self.dy_values}")
+        return "-".join(words)
+
+    def but(self, **changes: object) -> "Case":
+        return replace(self, **changes)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        shape = LAYOUTS[self.layout].shape(self.cols)
+        return shape if self.rows is None else (self.rows, *shape[1:])
+
+    @property
+    def axis(self) -> int | tuple[int, ...]:
+        return LAYOUTS[self.layout].axis
+
+    @property
+    def normalized_shape(self) -> tuple[int, ...]:
+        return tuple(self.shape[a] for a in axes_of(self.axis, len(self.shape)))
+
+    @property
+    def statistics_shape(self) -> tuple[int, ...]:
+        axes = axes_of(self.axis, len(self.shape))
+        return tuple(1 if a in axes else size for a, size in enumerate(self.shape))
+
+    @property
+    def has_weight(self) -> bool:
+        return "weight" in self.parameters.split()
+
+    @property
+    def has_bias(self) -> bool:
+        return "bias" in self.parameters.split() and self.kind == "layer_norm"
+
+    @property
+    def zero_centered_weight(self) -> bool:
+        return "zero_centered" in self.parameters.split()
+
+    @property
+    def definition(self) -> dict[str, object]:
+        """The keywords of both functions and of the reference."""
+        zero_centered = self.zero_centered_weight
+        return {"axis": self.axis, "eps": self.eps, "zero_centered_weight": zero_centered}
+
+    def arrays(self) -> Arrays:
+        """Make x, dy, weight and bias; the same ones each time."""
+        rng = np.random.default_rng([self.seed, self.cols])
+        weight = rng.standard_normal(self.normalized_shape)
+        weight = 0.1 * weight if self.zero_centered_weight else 1.0 + 0.5 * weight
+        bias = rng.standard_normal(self.normalized_shape)
+        parameter_dtype = dtype_of(self.parameter_dtype or self.dtype)
+        return Arrays(
+            x=self._laid_out(self.values, rng),
+            dy=self._laid_out(self.dy_values, rng),
+            weight=weight.astype(parameter_dtype) if self.has_weight else None,
+            bias=bias.astype(parameter_dtype) if self.has_bias else None,
+        )
+
+    def _laid_out(self, values: str, rng: np.random.Generator) -> Array:
+        rows, cols = math.prod(self.statistics_shape), math.prod(self.normalized_shape)
+        limits = LIMITS[self.dtype]
+        numbers = VALUES[values](rng, rows, cols, limits)
+        rounded = numbers.clip(-limits.largest, limits.largest).astype(dtype_of(self.dtype))
+        return LAYOUTS[self.layout].lay(from_rows(rounded, self.shape, self.axis))
+
+
+def each_type(kind: str = "layer_norm") -> list[Case]:
+    return [Case(kind=kind, dtype=dtype) for dtype in TYPES]
+
+
+def width_cases(kind: str) -> list[Case]:
+    """Every width; rows of every kind while they are short, a few kinds when they are long."""
+    cases = []
+    for base in each_type(kind):
+        for cols in WIDTHS:
+            if cols <= 4097:
+                cases.append(base.but(cols=cols, values="mixed", rows=EVERY_KIND + 2))
+            else:
+                long = ("mean_2_to_20", "near_largest", "ordinary", "outlier", "two_values")
+                few = 2 if cols > 10**6 else len(long)
+                cases += [base.but(cols=cols, values=values, rows=2) for values in long[:few]]
+    return cases
+
+
+def value_cases(kind: str) -> list[Case]:
+    """Every kind of values."""
+    # 3: the mean is a large part of each element. 1025: one past the last full block.
+    return [
+        base.but(cols=cols, values=values)
+        for base in each_type(kind)
+        for values in VALUES
+        for cols in (3, 63, 1025)
+    ]
+
+
+def layout_cases(kind: str) -> list[Case]:
+    """Every layout."""
+    return [
+        base.but(cols=cols, layout=layout, values=values)
+        for base in each_type(kind)
+        for layout in LAYOUTS
+        for cols, values in ((48, "mixed"), (35, "mean_1e4"))
+    ]
+
+
+def eps_cases(kind: str) -> list[Case]:
+    """Every eps, against variances far above and far below it."""
+    return [
+        base.but(cols=129, eps=eps, values=values)
+        for base in each_type(kind)
+        for eps in EPS
+        for values in ("ordinary", "subnormals", "smallest_normals", "scale_1e18")
+    ]
+
+
+def dy_cases(kind: str) -> list[Case]:
+    """Every kind of dy, against ordinary x and against x of its own kind."""
+    return [
+        base.but(cols=65, values=values, dy_values=dy_values)
+        for base in each_type(kind)
+        for dy_values in VALUES
+        for values in dict.fromkeys(("ordinary", dy_values))
+    ]
+
+
+def parameter_cases(kind: str) -> list[Case]:
+    """Every set of parameters, in every type they may have, for each way through the kernels."""
+    cases = [
+        # 65: the last vector is nearly all padding.
+        Case(kind, dtype, cols, layout=layout, parameters=parameters, parameter_dtype=given)
+        for dtype in TYPES
+        for given in (None, *parameter_types(dtype)[1:])
+        for parameters in PARAMETERS
+        for cols, layout in ((65, "contiguous"), (24, "channels_first"), (24, "axes_apart"))
+        if kind == "layer_norm" or "bias" not in parameters.split()
+    ]
+    return [case for case in cases if case.parameters or case.parameter_dtype is None]
+
+
+def of_each_kind(*families: Callable[[str], list[Case]]) -> list[Case]:
+    """The cases of these families, for layer norm and for RMS norm, each once."""
+    return list(dict.fromkeys(case for kind in KINDS for cases in families for case in cases(kind)))

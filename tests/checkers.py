@@ -1,0 +1,287 @@
+"""The contract as functions: each takes an implementation and raises AssertionError if it is wrong.
+
+The contract's tests call them with our implementation; test_planted_faults.py calls the same ones
+with wrong implementations, so each is known to fail where it should. An implementation is anything
+with the functions of `layernorm.numpy`.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import pytest
+from calls import (
+    Gradients,
+    assert_equal_values,
+    assert_same_bits,
+    backward,
+    forward,
+    forward_and_backward,
+    unchanged,
+)
+from cases import Case
+from layouts import Array, at_offset, axes_of, poisoned, read_only, rows_of, sliced, unaligned
+from values import dtype_of, statistics_type
+
+from layernorm import accuracy, reference
+
+ROWWISE = ("y", "mean", "rstd", "residual", "dx")  # what one row alone decides
+
+
+def check_forward(impl: Any, case: Case) -> None:
+    """y is within the bound, of x's shape and type; the inputs are unchanged."""
+    x, _, weight, bias = case.arrays()
+    with unchanged(x=x, weight=weight, bias=bias):
+        y, _ = forward(impl, case, x, weight, bias)
+    assert y.shape == x.shape, f"y has shape {y.shape}, x {x.shape}"
+    assert y.dtype == dtype_of(case.dtype), f"y has type {y.dtype}, x {x.dtype}"
+    judge_y(case, y, x, weight, bias)
+
+
+def check_backward(impl: Any, case: Case) -> None:
+    """dx, dweight and dbias are within their bounds, of the right shapes and types."""
+    x, dy, weight, bias = case.arrays()
+    _, stats = forward(impl, case, x, weight, bias)
+    with unchanged(x=x, dy=dy, weight=weight, rstd=stats.rstd, mean=stats.mean):
+        dx, dweight, dbias = backward(impl, case, dy, x, stats, weight)
+    parameter_dtype = dtype_of(case.parameter_dtype or case.dtype)
+    expected = {
+        "dx": (dx, x.shape, dtype_of(case.dtype)),
+        "dweight": (dweight, case.normalized_shape, parameter_dtype),
+    }
+    if case.kind == "layer_norm":
+        expected["dbias"] = (dbias, case.normalized_shape, parameter_dtype)
+    for name, (gradient, shape, dtype) in expected.items():
+        assert gradient.shape == shape, f"{name} has shape {gradient.shape}, expected {shape}"
+        assert gradient.dtype == dtype, f"{name} has type {gradient.dtype}, expected {dtype}"
+    judge_gradients(case, (dx, dweight, dbias), dy, x, weight)
+
+
+def judge_y(case: Case, y: Array, x: Array, weight: Array | None, bias: Array | None) -> None:
+    error = accuracy.y_error(y, x, weight, bias, kind=case.kind, **case.definition)
+    bound = accuracy.BOUNDS[case.dtype].y
+    assert error <= bound, f"y is {error:.3g} ulp off, allowed {bound}: {case}"
+
+
+def judge_gradients(
+    case: Case, gradients: Gradients, dy: Array, x: Array, weight: Array | None
+) -> None:
+    dx, dweight, dbias = gradients
+    axis, eps, kind, bounds = case.axis, case.eps, case.kind, accuracy.BOUNDS[case.dtype]
+    errors = {
+        "dx": (accuracy.dx_error(dx, dy, x, weight, kind=kind, **case.definition), bounds.dx),
+        "dweight": (
+            accuracy.dweight_error(dweight, dy, x, axis=axis, eps=eps, kind=kind),
+            bounds.parameter,
+        ),
+    }
+    if dbias is not None:
+        errors["dbias"] = (accuracy.dbias_error(dbias, dy, axis=axis), bounds.parameter)
+    for name, (error, bound) in errors.items():
+        assert error <= bound, f"{name} is {error:.3g} ulp off, allowed {bound}: {case}"
+
+
+def check_statistics(impl: Any, case: Case) -> None:
+    """Stats have one mean and rstd a row, in the statistics' type, as exact as dx must be."""
+    x, _, weight, bias = case.arrays()
+    _, stats = forward(impl, case, x, weight, bias)
+    dtype, centered, exact = statistics_type(case.dtype), case.kind == "layer_norm", np.longdouble
+    mean, _, rstd = reference.statistics(x, case.axis, case.eps, centered=centered, exact=True)
+    allowed = accuracy.BOUNDS[case.dtype].dx * np.finfo(dtype).eps
+    off = np.abs(stats.rstd.astype(exact) - rstd) / rstd
+    assert (off <= allowed).all(), f"rstd is off by {off.max():.3g} of itself: {case}"
+    saved = {"rstd": stats.rstd}
+    if centered:
+        saved |= {"mean": stats.mean, "residual": stats.residual}
+        off = np.abs(stats.mean.astype(exact) + stats.residual.astype(exact) - mean) * rstd
+        assert (off <= allowed).all(), f"mean is off by {off.max():.3g} deviations: {case}"
+    else:
+        assert stats.mean is None
+        assert stats.residual is None
+    for name, array in saved.items():
+        assert array.shape == case.statistics_shape, f"{name} has shape {array.shape}"
+        assert array.dtype == dtype, f"{name} has type {array.dtype}"
+    assert stats.axis == axes_of(case.axis, x.ndim)
+    assert stats.eps == case.eps
+
+
+def check_every_element_is_written(impl: Any, case: Case) -> None:
+    """No NaN is left in a poisoned `out`, and `out` itself comes back."""
+    x, _, weight, bias = case.arrays()
+    out = poisoned(x.shape, dtype_of(case.dtype))
+    y, _ = forward(impl, case, x, weight, bias, out=out)
+    assert y is out
+    assert not np.isnan(out.astype(np.float64)).any(), "elements of out were left unwritten"
+    fresh, _ = forward(impl, case, x, weight, bias)
+    assert_same_bits(out, fresh, "out")
+
+
+def check_in_place(impl: Any, case: Case) -> None:
+    """out=x gives the bits of a fresh output."""
+    x, _, weight, bias = case.arrays()
+    expected, _ = forward(impl, case, x, weight, bias)
+    y, _ = forward(impl, case, x, weight, bias, out=x)
+    assert y is x
+    assert_same_bits(x.astype(expected.dtype), expected, "y in place")
+
+
+def check_batch_of_one(impl: Any, case: Case) -> None:
+    """One sample alone gives the bits that it gets in the batch: y, mean, rstd and dx."""
+    x, dy, weight, bias = case.arrays()
+    assert 0 not in axes_of(case.axis, x.ndim), "the first axis must be the batch"
+    batch = forward_and_backward(impl, case, x, dy, weight, bias)
+    middle = len(x) // 2
+    for part in ([0], [1], [middle], [len(x) - 1], range(1, 1 + middle)):
+        alone = forward_and_backward(impl, case, x[part], dy[part], weight, bias)
+        for name in ROWWISE:
+            if name in batch:
+                what = f"{name} of rows {list(part)[:1]} to {list(part)[-1:]} alone"
+                assert_same_bits(alone[name], batch[name][part], what)
+
+
+def check_place_of_a_row(impl: Any, case: Case) -> None:
+    """Samples in another order give the same bits in that order."""
+    x, dy, weight, bias = case.arrays()
+    order = np.random.default_rng(1).permutation(len(x))
+    batch = forward_and_backward(impl, case, x, dy, weight, bias)
+    moved = forward_and_backward(impl, case, x[order], dy[order], weight, bias)
+    for name in ROWWISE:
+        if name in batch:
+            assert_same_bits(moved[name], batch[name][order], f"{name} of rows in another order")
+
+
+def check_alignment(impl: Any, case: Case) -> None:
+    """Where the arrays start in memory changes no bit."""
+    arrays = case.arrays()
+    expected = forward_and_backward(impl, case, *arrays)
+    placings: dict[str, Callable[[Array], Array]] = {
+        f"{elements} elements past a line": lambda a, e=elements: at_offset(a, e)
+        for elements in (0, 1, 2, 3, 5, 8, 13)
+    }
+    placings |= {"one byte past an element": unaligned, "inside a larger array": sliced}
+    for place, lay in placings.items():
+        placed = (None if a is None else lay(a) for a in arrays)
+        got = forward_and_backward(impl, case, *placed)
+        for name, result in got.items():
+            assert_same_bits(result, expected[name], f"{name}, inputs {place}")
+        x, _, weight, bias = arrays
+        out = lay(poisoned(x.shape, x.dtype))
+        forward(impl, case, x, weight, bias, out=out)
+        assert_same_bits(out, expected["y"], f"out {place}")
+
+
+def check_thread_counts(
+    impl: Any, case: Case, set_num_threads: Callable[[int], None], counts: Iterable[int]
+) -> None:
+    """Every thread count, and every repeat, gives the same bits: y, dx, dweight, dbias."""
+    arrays = case.arrays()
+    expected = None
+    for count in counts:
+        set_num_threads(count)
+        for repeat in range(2):
+            got = forward_and_backward(impl, case, *arrays)
+            expected = expected or got
+            for name, result in got.items():
+                what = f"{name} on {count} threads, run {repeat}"
+                assert_same_bits(result, expected[name], what)
+
+
+def check_constant_rows_give_bias(impl: Any, case: Case) -> None:
+    """Rows of one value give bias, exactly; without a bias, zero."""
+    x, _, weight, bias = case.but(values="constant").arrays()
+    y, _ = forward(impl, case, x, weight, bias)
+    expected = _along_axes(bias, case, y)
+    assert_equal_values(y, expected, "y of constant rows")
+
+
+def _along_axes(bias: Array | None, case: Case, y: Array) -> Array:
+    if bias is None:
+        return np.zeros_like(y)
+    axes = axes_of(case.axis, y.ndim)
+    shape = [size if a in axes else 1 for a, size in enumerate(y.shape)]
+    return np.broadcast_to(bias.reshape(shape), y.shape).astype(y.dtype)
+
+
+def check_a_row_that_is_not_finite_stays_alone(impl: Any, case: Case, bad: float) -> None:
+    """NaN or infinity anywhere in a row: that row of y and dx is NaN, the others keep their bits.
+
+    `bad` goes to each column in turn, in x and then in dy.
+    """
+    x, dy, weight, bias = case.arrays()
+    clean = forward_and_backward(impl, case, x, dy, weight, bias)
+    rows = math.prod(case.statistics_shape)
+    for col in range(math.prod(case.normalized_shape)):
+        row = col % rows
+        at = np.unravel_index(row, case.statistics_shape)
+        place = list(at)
+        within = np.unravel_index(col, case.normalized_shape)
+        for axis, index in zip(axes_of(case.axis, x.ndim), within, strict=True):
+            place[axis] = index
+        for name in ("x", "dy"):
+            given = {"x": x.copy(), "dy": dy.copy()}
+            given[name][tuple(place)] = bad
+            got = forward_and_backward(impl, case, given["x"], given["dy"], weight, bias)
+            for result in ("y", "dx") if name == "x" else ("dx",):
+                _assert_only_this_row_is_nan(
+                    rows_of(got[result], case.axis),
+                    rows_of(clean[result], case.axis),
+                    row,
+                    f"{result} for {bad} in {name} at {tuple(map(int, place))}",
+                )
+            if name == "dy":
+                assert_same_bits(got["y"], clean["y"], "y")
+
+
+def _assert_only_this_row_is_nan(got: Array, clean: Array, row: int, what: str) -> None:
+    values = got[row].astype(np.float64)
+    assert np.isnan(values).all(), f"{what}: the row has {values[~np.isnan(values)][:3]}, not NaN"
+    others = np.arange(len(got)) != row
+    assert_same_bits(got[others], clean[others], f"{what}: the other rows")
+
+
+def check_read_only_inputs(impl: Any, case: Case) -> None:
+    """Inputs that may not be written give the same bits."""
+    arrays = case.arrays()
+    expected = forward_and_backward(impl, case, *arrays)
+    kept = (None if a is None else read_only(a) for a in arrays)
+    for name, result in forward_and_backward(impl, case, *kept).items():
+        assert_same_bits(result, expected[name], f"{name}, inputs read-only")
+
+
+def check_zero_strides(impl: Any, case: Case) -> None:
+    """Broadcast x and dy give the right answer."""
+    x, dy, weight, bias = case.arrays()
+    x = np.broadcast_to(x[:1], x.shape)
+    for case_dy in (np.broadcast_to(dy[:1], dy.shape), np.broadcast_to(dy.ravel()[:1], dy.shape)):
+        with unchanged(x=x, dy=case_dy):
+            y, stats = forward(impl, case, x, weight, bias)
+            gradients = backward(impl, case, case_dy, x, stats, weight)
+        judge_y(case, y, x, weight, bias)
+        judge_gradients(case, gradients, case_dy, x, weight)
+
+
+def check_partial_overlap_is_refused(impl: Any, case: Case) -> None:
+    """An `out` that shares part of x's memory is a ValueError, and nothing is written."""
+    _, _, weight, bias = case.arrays()
+    shape = case.shape
+    overlapping: tuple[Callable[[Array], tuple[Array, Array]], ...] = (
+        lambda memory: (memory[:-1], memory[1:]),
+        lambda memory: (memory[1:], memory[:-1]),
+        lambda memory: (memory[1:], memory[1:][::-1]),
+        lambda memory: (memory[1:], memory[1:][..., ::-1]),
+    )
+    for views in overlapping:
+        memory = np.random.default_rng(2).standard_normal((shape[0] + 1, *shape[1:]))
+        memory = memory.astype(dtype_of(case.dtype))
+        x, out = views(memory)
+        with unchanged(memory=memory), pytest.raises(ValueError, match="overlap"):
+            forward(impl, case, x, weight, bias, out=out)
+
+
+def check_other_types_are_refused(impl: Any, kind: str, dtype: np.dtype) -> None:
+    """A TypeError that names the type and says what to call."""
+    called = r"x\.astype\(np\.float32\)"
+    with pytest.raises(TypeError, match=rf"{re.escape(dtype.name)}.*{called}"):
+        getattr(impl, kind)(np.zeros((2, 3), dtype))

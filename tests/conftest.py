@@ -1,0 +1,89 @@
+"""Rules for every test: markers, profiles of hypothesis, and what counts as a failure in CI."""
+
+import os
+from collections.abc import Generator, Iterator
+
+import pytest
+
+IN_CI = os.environ.get("CI", "").lower() in ("1", "true")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: gigabytes of memory or tens of seconds; CI runs it")
+    _load_hypothesis_profile()
+    _require_the_forced_isa()
+
+
+def _load_hypothesis_profile() -> None:
+    try:
+        from hypothesis import HealthCheck, settings
+    except ImportError:  # test_properties.py skips, which CI takes for a failure
+        return
+    # Large arrays are slow to make, and no sign of a bad test.
+    every = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+    fixed = every | {"derandomize": True, "database": None}
+    settings.register_profile("ci", max_examples=1500, **fixed)
+    settings.register_profile("few", max_examples=300, **fixed)  # for each further isa
+    settings.register_profile("dev", max_examples=50, **every)
+    settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if IN_CI else "dev"))
+
+
+def _require_the_forced_isa() -> None:
+    """Stop a run that was meant for an instruction set which the kernels did not take."""
+    forced = os.environ.get("LAYERNORM_ISA")
+    if forced:
+        from layernorm import _native
+
+        if _native.isa() != forced:
+            raise pytest.UsageError(f"LAYERNORM_ISA={forced}, but the kernels run {_native.isa()}")
+
+
+def pytest_report_header() -> str:
+    from layernorm import _native
+
+    isas = ", ".join(_native.isas())
+    return f"instruction set: {_native.isa()} of {isas}; threads: {_native.get_num_threads()}"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Start the longest tests first; leave the slow ones to CI and to `-m slow`."""
+    items.sort(key=lambda item: item.path.name != "test_every_isa.py")
+    if IN_CI or config.option.markexpr:
+        return
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.skip(reason="slow: run with CI=true or -m slow"))
+
+
+def fail_missing_import_in_ci(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """In CI every optional framework is there: a test that skips for want of one has not run."""
+    if not (IN_CI and report.skipped):
+        return
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    if "could not import" in reason:
+        report.outcome = "failed"
+        report.longrepr = f"in CI nothing may be missing: {reason}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    fail_missing_import_in_ci(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    fail_missing_import_in_ci(report)
+    return report
+
+
+@pytest.fixture
+def set_num_threads() -> Iterator[object]:
+    """Give `layernorm.set_num_threads` for one test."""
+    import layernorm
+
+    before = layernorm.get_num_threads()
+    yield layernorm.set_num_threads
+    layernorm.set_num_threads(before)

@@ -1,0 +1,84 @@
+"""Section 3 of the contract: accuracy, in ulp of the definition."""
+
+import pytest
+from cases import (
+    KINDS,
+    Case,
+    dy_cases,
+    eps_cases,
+    layout_cases,
+    of_each_kind,
+    parameter_cases,
+    value_cases,
+    width_cases,
+)
+from checkers import check_backward, check_forward
+
+import layernorm.numpy as ours
+
+
+def each(*cases: Case) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("case", cases, ids=[case.id for case in cases])
+
+
+@each(*of_each_kind(width_cases))
+def test_y_is_within_its_bound_for_every_width(case: Case) -> None:
+    check_forward(ours, case)
+
+
+@each(*of_each_kind(width_cases))
+def test_gradients_are_within_their_bounds_for_every_width(case: Case) -> None:
+    check_backward(ours, case)
+
+
+@each(*of_each_kind(value_cases))
+def test_y_is_within_its_bound_for_every_kind_of_values(case: Case) -> None:
+    check_forward(ours, case)
+
+
+@each(*of_each_kind(value_cases))
+def test_gradients_are_within_their_bounds_for_every_kind_of_values(case: Case) -> None:
+    check_backward(ours, case)
+
+
+@each(*of_each_kind(dy_cases))
+def test_gradients_are_within_their_bounds_for_every_kind_of_dy(case: Case) -> None:
+    check_backward(ours, case)
+
+
+@each(*of_each_kind(layout_cases))
+def test_y_is_within_its_bound_for_every_axis_and_layout(case: Case) -> None:
+    check_forward(ours, case)
+
+
+@each(*of_each_kind(layout_cases))
+def test_gradients_are_within_their_bounds_for_every_axis_and_layout(case: Case) -> None:
+    check_backward(ours, case)
+
+
+@each(*of_each_kind(eps_cases))
+def test_y_is_within_its_bound_for_every_eps(case: Case) -> None:
+    check_forward(ours, case)
+
+
+@each(*of_each_kind(eps_cases))
+def test_gradients_are_within_their_bounds_for_every_eps(case: Case) -> None:
+    check_backward(ours, case)
+
+
+@each(*of_each_kind(parameter_cases))
+def test_y_is_within_its_bound_for_every_set_of_parameters(case: Case) -> None:
+    check_forward(ours, case)
+
+
+@each(*of_each_kind(parameter_cases))
+def test_gradients_are_within_their_bounds_for_every_set_of_parameters(case: Case) -> None:
+    check_backward(ours, case)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_first"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_dweight_and_dbias_are_within_their_bounds_for_a_million_rows(kind, dtype, layout) -> None:
+    rows = 10**6 if layout == "contiguous" else 10**6 // 15
+    check_backward(ours, Case(kind, dtype, cols=5, layout=layout, rows=rows))

@@ -1,0 +1,34 @@
+"""Section 5 of the contract: more than 2^31, and more than 2^32, elements.
+
+In a process of its own whose memory is limited: one copy of x too many fails there, instead of
+starving the machine.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROBE = Path(__file__).parents[1] / "many_elements.py"
+GIB = 10  # 2^32 elements take 8 in 16 bits; as much again would be too much
+
+
+def free_gib() -> float:
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        return 0
+    lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
+    return int(lines["MemAvailable"].split()[0]) / 2**20
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("gigabytes")
+@pytest.mark.parametrize("layout", ["rows", "channels_first"])
+@pytest.mark.parametrize("what", ["forward", "parameters", "dx"])  # dx: more than 2^31
+def test_more_than_2_to_the_32_elements_give_the_right_answer(what, layout) -> None:
+    if free_gib() < GIB + 2:
+        pytest.skip(f"needs {GIB + 2} GiB of free memory")
+    command = [sys.executable, str(PROBE), f"{what}_of_{layout}", str(GIB)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -1,0 +1,46 @@
+"""Peak extra memory: the statistics, and one partial per row block, under 1% of x."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROBE = Path(__file__).parents[1] / "peak_memory.py"
+
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux's /proc"
+)
+
+# 256 MiB of x each: 1% of that is far above what Python allocates meanwhile, and above the few
+# hundred KiB to which Linux keeps count.
+LAYOUTS = {
+    "short_rows": {"shape": [2**20, 64], "axis": -1, "dtype": "float32"},
+    "rows": {"shape": [87_383, 769], "axis": -1, "dtype": "float32"},
+    "long_rows": {"shape": [1009, 2**16], "axis": -1, "dtype": "float32"},
+    "rows_float16": {"shape": [174_763, 769], "axis": -1, "dtype": "float16"},
+    "channels_first": {"shape": [257, 256, 1025], "axis": 1, "dtype": "float32"},
+    "first_axis": {"shape": [4096, 16_411], "axis": 0, "dtype": "float32"},
+}
+
+
+def extra_part_of_x(call: str, layout: str) -> float:
+    case = json.dumps(LAYOUTS[layout] | {"call": call})
+    command = [sys.executable, str(PROBE), case]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return float(done.stdout)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "call", ["forward", "forward in place", "forward with statistics", "backward"]
+)
+def test_peak_extra_memory_is_under_one_percent_of_x(call, layout) -> None:
+    extra = extra_part_of_x(call, layout)
+    assert extra < 0.01, f"{extra:.2%} of x beyond the arrays and the statistics"
+
+
+def test_the_measure_of_memory_sees_a_copy() -> None:
+    assert 0.98 < extra_part_of_x("copy", "rows") < 1.02

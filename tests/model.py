@@ -1,0 +1,184 @@
+"""Layer norm in plain NumPy with the front end's signatures, right by the contract, and slow.
+
+It shows that the checkers let a right implementation pass whose sums differ from ours; and
+faults.py breaks one of its steps at a time to show that the checkers see it. Nothing else uses it.
+"""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from layouts import Array, axes_of, from_rows, rows_of
+
+
+def native(dtype: np.dtype) -> np.dtype:
+    return dtype.newbyteorder("=")
+
+
+def wide(dtype: np.dtype) -> np.dtype:
+    """Return a type with more range and precision: squares do not overflow, sums lose nothing."""
+    return np.dtype(np.longdouble if native(dtype) == np.float64 else np.float64)
+
+
+class Model:
+    """Each step is a method, for a fault to replace."""
+
+    def layer_norm(self, *args: Any, **options: Any) -> Array:
+        return self.layer_norm_forward(*args, **options)[0]
+
+    def rms_norm(self, *args: Any, **options: Any) -> Array:
+        return self.rms_norm_forward(*args, **options)[0]
+
+    def layer_norm_forward(self, x, weight=None, bias=None, *, eps=1e-5, **options):
+        return self.forward(np.asarray(x), weight, bias, eps=eps, centered=True, **options)
+
+    def rms_norm_forward(self, x, weight=None, *, eps=1e-6, **options):
+        return self.forward(np.asarray(x), weight, None, eps=eps, centered=False, **options)
+
+    def layer_norm_backward(self, dy, x, stats, weight=None, **options):
+        return self.backward(dy, x, stats, weight, centered=True, **options)
+
+    def rms_norm_backward(self, dy, x, stats, weight=None, **options):
+        return self.backward(dy, x, stats, weight, centered=False, need_dbias=False, **options)[:2]
+
+    def forward(
+        self, x, weight, bias, *, axis=-1, eps, out=None, zero_centered_weight=False, centered
+    ):
+        axis = self.axes(axis, x.ndim)
+        given = [parameter.dtype for parameter in (weight, bias) if parameter is not None]
+        with np.errstate(all="ignore"):
+            rows = self.rows(x, axis)
+            mean = self.mean(rows) if centered else np.zeros_like(rows[:, :1])
+            residual = self.residual(rows, mean) if centered else mean
+            deviation = self.deviation(rows, mean, residual)
+            variance = self.variance(rows, deviation)
+            rstd = self.not_finite_is_nan(rows, self.rstd(variance, eps))
+            xhat = self.xhat(deviation, rstd)
+            y = self.affine(xhat, self.factor(weight, zero_centered_weight), bias)
+            y = self.rounded(y, x, axis)
+            stats = SimpleNamespace(
+                mean=self.saved(mean, x, axis) if centered else None,
+                residual=self.saved(residual, x, axis) if centered else None,
+                rstd=self.saved(rstd, x, axis),
+                axis=axis,
+                eps=eps,
+                parameter_dtype=(given or [native(x.dtype)])[0],
+            )
+        return self.deliver(y, out), stats
+
+    def backward(
+        self,
+        dy,
+        x,
+        stats,
+        weight,
+        *,
+        need_dx=True,
+        need_dweight=None,
+        need_dbias=True,
+        zero_centered_weight=False,
+        centered,
+    ):
+        axis = stats.axis
+        need_dweight = weight is not None if need_dweight is None else need_dweight
+        dtype = stats.parameter_dtype
+        shape = tuple(x.shape[a] for a in axis)
+        with np.errstate(all="ignore"):
+            rows, dy = self.rows(x, axis), self.rows(dy, axis)
+            mean = stats.mean.reshape(-1, 1).astype(rows.dtype) if centered else 0.0
+            residual = self.residual_in_backward(rows, mean, stats) if centered else 0.0
+            deviation = self.deviation(rows, mean, residual)
+            rstd = self.rstd_again(rows, deviation, stats)
+            xhat = self.xhat(deviation, rstd)
+            dx = dweight = dbias = None
+            if need_dx:
+                g = dy * self.factor(weight, zero_centered_weight)
+                g = np.where(np.isfinite(g).all(axis=1, keepdims=True), g, np.nan)
+                dx = self.rounded(self.dx(g, xhat, rstd, centered), x, axis)
+            if need_dweight:
+                dweight = self.summed(dy * xhat, dtype).reshape(shape)
+            if need_dbias:
+                dbias = self.summed(dy, dtype).reshape(shape)
+        return dx, dweight, dbias
+
+    def axes(self, axis, ndim):
+        return axes_of(axis, ndim)
+
+    def rows(self, x, axis):
+        return rows_of(x, axis).astype(wide(x.dtype), order="C")
+
+    def mean(self, rows):
+        """Return the mean, no more precise than it is saved."""
+        if rows.shape[1] == 0:
+            return np.full_like(rows, np.nan, shape=(len(rows), 1))
+        saved = np.float64 if rows.dtype == np.longdouble else np.float32
+        equal = (rows == rows[:, :1]).all(axis=1, keepdims=True)
+        mean = np.where(equal, rows[:, :1], rows.mean(axis=1, keepdims=True))
+        return mean.astype(saved).astype(rows.dtype)
+
+    def residual(self, rows, mean):
+        """Return what the mean leaves out."""
+        return (rows - mean).sum(axis=1, keepdims=True) / max(rows.shape[1], 1)
+
+    def residual_in_backward(self, rows, mean, stats):
+        # Not the saved one: where x is subnormal it is too small to save.
+        return self.residual(rows, mean)
+
+    def rstd_again(self, rows, deviation, stats):
+        """Return the saved rstd, or one anew where that is no normal number of its type."""
+        rstd = stats.rstd.reshape(-1, 1).astype(rows.dtype)
+        limits = np.finfo(stats.rstd.dtype)
+        normal = (rstd >= limits.smallest_normal) & (rstd <= limits.max)
+        anew = self.rstd(self.variance(rows, deviation), stats.eps)
+        return np.where(normal | np.isnan(rstd), rstd, anew)
+
+    def deviation(self, rows, mean, residual):
+        return (rows - mean) - residual
+
+    def variance(self, rows, deviation):
+        return np.square(deviation).sum(axis=1, keepdims=True) / max(rows.shape[1], 1)
+
+    def rstd(self, variance, eps):
+        return 1 / np.sqrt(variance + eps)
+
+    def not_finite_is_nan(self, rows, rstd):
+        return np.where(np.isfinite(rows).all(axis=1, keepdims=True), rstd, np.nan)
+
+    def xhat(self, deviation, rstd):
+        return np.where((deviation == 0) & ~np.isnan(rstd), 0, deviation * rstd)
+
+    def factor(self, weight, zero_centered):
+        if weight is None:
+            return 1.0
+        factor = weight.reshape(1, -1).astype(wide(weight.dtype))
+        return 1 + factor if zero_centered else factor
+
+    def affine(self, xhat, factor, bias):
+        y = xhat * factor
+        return y if bias is None else y + bias.reshape(1, -1).astype(wide(bias.dtype))
+
+    def rounded(self, values, x, axis):
+        return from_rows(values.astype(native(x.dtype)), x.shape, axis)
+
+    def deliver(self, y, out):
+        if out is None:
+            return y
+        out[...] = y
+        return out
+
+    def saved(self, statistic, x, axis):
+        dtype = np.float64 if native(x.dtype) == np.float64 else np.float32
+        shape = [1 if a in axis else size for a, size in enumerate(x.shape)]
+        return statistic.astype(dtype).reshape(shape)
+
+    def dx(self, g, xhat, rstd, centered):
+        return rstd * (g - self.mean_of_g(g, centered) - xhat * self.projection(g, xhat))
+
+    def mean_of_g(self, g, centered):
+        return g.mean(axis=1, keepdims=True) if centered and g.shape[1] else 0.0
+
+    def projection(self, g, xhat):
+        return (g * xhat).mean(axis=1, keepdims=True) if g.shape[1] else 0.0
+
+    def summed(self, terms, dtype):
+        return terms.sum(axis=0).astype(dtype)

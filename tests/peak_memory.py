@@ -1,0 +1,55 @@
+"""Prints the peak memory of one call beyond its arrays, as a part of x: python peak_memory.py CASE.
+
+In a process of its own: the peak is the operating system's, which counts every allocation, NumPy's
+and C++'s alike, but only the largest so far.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+import layernorm.numpy as ours
+
+
+def resident(field: str) -> int:
+    lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines[field].split()[0]) * 1024
+
+
+def peak_beyond(call: Callable[[], object], results: int) -> int:
+    """Return how far the peak during the call is above the memory before it and its results."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is in use
+    before = resident("VmRSS")
+    kept = call()
+    peak = resident("VmHWM")
+    del kept
+    return peak - before - results
+
+
+def measure(call: str, shape: list[int], axis: int, dtype: str) -> float:
+    few = np.random.default_rng(0).standard_normal(2**18 + 1, np.float32).astype(dtype)
+    x = np.resize(few, shape)
+    weight = np.ones(shape[axis], x.dtype)
+    statistics = 3 * 4 * x.size // weight.size
+    gradients = x.nbytes + 2 * weight.nbytes
+    out = np.ones_like(x)
+    # The first call starts the threads, which have memory of their own.
+    _, stats = ours.layer_norm_forward(x, weight, weight, axis=axis, out=out)
+    calls: dict[str, tuple[Callable[[], object], int]] = {
+        "forward": (lambda: ours.layer_norm(x, weight, weight, axis=axis, out=out), 0),
+        "forward in place": (lambda: ours.layer_norm(x, weight, weight, axis=axis, out=x), 0),
+        "forward with statistics": (
+            lambda: ours.layer_norm_forward(x, weight, weight, axis=axis, out=out),
+            statistics,
+        ),
+        "backward": (lambda: ours.layer_norm_backward(out, x, stats, weight), gradients),
+        "copy": (lambda: x.copy(), 0),  # what a needless copy would look like
+    }
+    return peak_beyond(*calls[call]) / x.nbytes
+
+
+if __name__ == "__main__":
+    print(measure(**json.loads(sys.argv[1])))

@@ -1,0 +1,37 @@
+"""The top level: public names, and the front end found from the array's type."""
+
+import numpy as np
+import pytest
+from problems import a_problem
+
+import layernorm
+from layernorm import numpy as front
+
+
+@pytest.mark.parametrize("name", ["layer_norm", "rms_norm"])
+def test_the_top_level_goes_to_the_arrays_front_end(name):
+    x, weight, *_ = a_problem((3, 4, 5), 1)
+    options = {"axis": 1, "eps": 0.1, "zero_centered_weight": True}
+    expected = getattr(front, name)(x, weight, **options)
+    out = np.empty_like(x)
+    got = getattr(layernorm, name)(x, weight, **options, out=out)
+    assert got is out
+    np.testing.assert_array_equal(got, expected)
+    defaults = getattr(layernorm, name)(x * 1e-3)
+    np.testing.assert_array_equal(defaults, getattr(front, name)(x * 1e-3))
+
+
+@pytest.mark.parametrize("x", [None, 1.0, {1: 2}, range(3), "abc"], ids=repr)
+def test_the_top_level_rejects_what_it_does_not_know(x):
+    for call in (layernorm.layer_norm, layernorm.rms_norm):
+        with pytest.raises(TypeError, match=r"x is of type builtins\.\w+.*serves \(numpy\)"):
+            call(x)
+
+
+def test_public_names():
+    assert "torch" not in vars(layernorm)
+    public = ["__version__", "get_num_threads", "layer_norm", "rms_norm", "set_num_threads"]
+    assert sorted(layernorm.__all__) == public
+    for module in (layernorm, front):
+        for name in module.__all__:
+            assert getattr(module, name).__doc__, f"{module.__name__}.{name} has no docstring"
