@@ -58,17 +58,18 @@ struct Problem {
 };
 
 struct Forward {
-  Problem problem;  // statistics: written where not null
+  Problem problem;   // statistics: written where not null
   const void* bias;  // (cols,) or null
   Array y;           // may be x itself; must not overlap it otherwise
 };
 
 struct Backward {
-  Problem problem;  // statistics: rstd and (when centered) mean are read; a null residual is recomputed
-  Array dy;         // only read
-  Array dx;         // data null: not wanted; may be x or dy itself
-  void* dweight;    // (cols,) or null: not wanted
-  void* dbias;      // (cols,) or null: not wanted
+  Problem
+      problem;  // statistics: rstd and (when centered) mean are read; a null residual is recomputed
+  Array dy;     // only read
+  Array dx;     // data null: not wanted; may be x or dy itself
+  void* dweight;  // (cols,) or null: not wanted
+  void* dbias;    // (cols,) or null: not wanted
 };
 
 // The host's threads. run() calls body(context, begin, end) on disjoint ranges that cover

@@ -17,12 +17,12 @@ constexpr int64_t kBytesPerThread = 192 * 1024;
 // the cache. Measured with a reader: docs/performance.md.
 constexpr int64_t kStreamBytes = 16 * 1024 * 1024;
 
-// Blocks of the parameters' gradients: long enough that their partial sums stay under one percent
-// of x, and never more of them than this.
+// Blocks of the parameters' gradients. From kManyRows rows on they are long enough that their partial
+// sums, 16 bytes a column for float, stay under one percent of x (two for 16-bit x of few rows); with
+// fewer rows they are short enough to occupy several threads.
+constexpr int64_t kManyRows = 1000;
 constexpr int64_t kMostBlocks = 64;
-constexpr int64_t kRowsPerBlock = 512;
-constexpr int64_t kFewRows = 1000;
-constexpr int64_t kFewRowsPerBlock = 16;
+constexpr int64_t kFewestRowsPerBlock = 16;
 constexpr int64_t kGroup = 8;  // blocks hold whole groups of rows
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -33,9 +33,14 @@ int64_t units_of(const Shape& shape) {
   return shape.inner == 1 ? shape.outer : shape.outer * divide_up(shape.inner, kTileRows);
 }
 
-int64_t rows_per_block(int64_t rows) {
-  if (rows < kFewRows) return divide_up(std::max(kFewRowsPerBlock, rows / 8), kGroup) * kGroup;
-  return divide_up(std::max(kRowsPerBlock, divide_up(rows, kMostBlocks)), kGroup) * kGroup;
+int64_t whole_groups(int64_t rows) { return divide_up(rows, kGroup) * kGroup; }
+
+int64_t rows_per_block(int64_t rows, DataType type) {
+  if (rows < kManyRows) return whole_groups(std::max(kFewestRowsPerBlock, divide_up(rows, 8)));
+  const int64_t long_enough = size_of(type) == 2 ? kManyRows : kManyRows / 2;
+  int64_t blocks = 2;
+  while (blocks < kMostBlocks && 2 * blocks * long_enough <= rows) blocks *= 2;
+  return whole_groups(divide_up(rows, blocks));
 }
 
 struct Free {
@@ -142,26 +147,29 @@ Status backward(const Backward& job, const Threads& threads) {
   if (!weight.prepare(problem, problem.weight, problem.zero_centered_weight, kernels))
     return Status::out_of_memory;
   const int64_t units = units_of(problem.shape);
-  const int64_t rows_per_unit = problem.shape.inner == 1 ? 1 : std::min(problem.shape.inner, kTileRows);
-  const int64_t units_per_block = divide_up(rows_per_block(rows), rows_per_unit);
-  const int64_t blocks = divide_up(units, units_per_block);
+  const int64_t rows_per_unit =
+      problem.shape.inner == 1 ? 1 : std::min(problem.shape.inner, kTileRows);
+  const int64_t units_per_block = divide_up(rows_per_block(rows, problem.type), rows_per_unit);
+  // Without rows there is still one block, of zeros.
+  const int64_t blocks =
+      std::max(int64_t{1}, divide_up(units, std::max(int64_t{1}, units_per_block)));
   const bool parameters = job.dweight || job.dbias;
   Memory partials;
-  if (parameters && blocks > 0) {
+  if (parameters) {
     partials = allocate(blocks * 4 * cols * size_of(compute_type(problem.type)));
     if (!partials) return Status::out_of_memory;
   }
-  const bool stream = is_streamed(problem, job.dx.data, job.dy.data) &&
-                      job.dx.data != problem.x.data;
+  const bool stream =
+      is_streamed(problem, job.dx.data, job.dy.data) && job.dx.data != problem.x.data;
   const BackwardTask task = {&job,  weight.ordered(), weight.plain(), stream,
                              units, units_per_block,  blocks,         partials.get()};
   const bool small = is_small(problem, 3);
   if (cols > 0) run(threads, small, blocks, task, kernels.backward);
   if (parameters) {
     if (small || threads.count <= 1 || blocks * cols < (1 << 17)) {
-      kernels.reduce(task, 0, cols);
+      kernels.reduce(task, 0, divide_up(cols, kReduceCols));
     } else {
-      run(threads, false, cols, task, kernels.reduce);
+      run(threads, false, divide_up(cols, kReduceCols), task, kernels.reduce);
     }
   }
   return Status::ok;

@@ -44,8 +44,8 @@ struct ColumnsBackward {
       } else {
         WideSum rest;
         for (int64_t col = 0; col < cols; ++col)
-          rest.add(static_cast<double>(static_cast<C>(scalar_from(x(outer, inner)[col])) -
-                                       result.mean));
+          rest.add(
+              static_cast<double>(static_cast<C>(scalar_from(x(outer, inner)[col])) - result.mean));
         result.residual = static_cast<C>(rest.value() / static_cast<double>(cols));
       }
     }
@@ -124,8 +124,7 @@ struct ColumnsBackward {
             normalizer.template normalized<centered>(strip.read(&x_rows[col], v));
         Vector<C> g = dy_here * w;
         if constexpr (centered) g -= load(mean_g + v * W);
-        strip.write(&dx_rows[col], v,
-                    fma(xhat, -load(mean_g_xhat + v * W), g) * normalizer.rstd);
+        strip.write(&dx_rows[col], v, fma(xhat, -load(mean_g_xhat + v * W), g) * normalizer.rstd);
       }
     }
   }
@@ -158,17 +157,17 @@ struct ColumnsBackward {
     for (int64_t lane = 0; lane < count; ++lane) {
       mean_g[lane] = static_cast<C>(sum_g[lane] / static_cast<double>(cols));
       mean_g_xhat[lane] = static_cast<C>(sum_g_xhat[lane] / static_cast<double>(cols));
-      lane_is_ordinary[lane] = are_ordinary_sums<Stored>(sum_g[lane], sum_g_xhat[lane],
-                                                         dy(outer, inner + lane), cols);
+      lane_is_ordinary[lane] =
+          are_ordinary_sums<Stored>(sum_g[lane], sum_g_xhat[lane], dy(outer, inner + lane), cols);
       ordinary = ordinary && lane_is_ordinary[lane];
     }
     if (ordinary) return write_dx(strip_rows, rows, outer, inner, mean_g, mean_g_xhat);
     // dx may be dy or x: each row goes alone.
     for (int64_t lane = 0; lane < count; ++lane) {
       if (!lane_is_ordinary[lane]) {
-        wide_row(wide_from_saved<Stored, centered>(all[lane], x(outer, inner + lane), cols,
-                                                   problem.eps),
-                 outer, inner + lane);
+        wide_row(
+            wide_from_saved<Stored, centered>(all[lane], x(outer, inner + lane), cols, problem.eps),
+            outer, inner + lane);
         continue;
       }
       Lanes<1> row;

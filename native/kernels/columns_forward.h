@@ -154,8 +154,8 @@ struct ColumnsForward {
       const Vector<C> b = broadcast(biases ? biases[col] : 0);
       LAYERNORM_UNROLL
       for (int v = 0; v < V; ++v) {
-        const Vector<C> xhat = normalizer[v].template normalized<centered>(
-            strip.read(from + col * x_stride, v));
+        const Vector<C> xhat =
+            normalizer[v].template normalized<centered>(strip.read(from + col * x_stride, v));
         strip.write(to + col * y_stride, v, fma(xhat, w, b));
       }
     }
@@ -191,10 +191,9 @@ inline void for_each_tile(const Shape& shape, int64_t begin, int64_t end, F f) {
 template <class Stored, bool centered>
 void forward_columns(const ForwardTask& task, int64_t begin, int64_t end) {
   const ColumnsForward<Stored, centered> columns{task};
-  for_each_tile(task.job->problem.shape, begin, end,
-                [&](int64_t outer, int64_t inner, int64_t rows) {
-                  for_each_strip<Compute<Stored>>(rows, [&](auto strip, int64_t row) {
-                    columns.strip(strip, outer, inner + row);
-                  });
-                });
+  for_each_tile(
+      task.job->problem.shape, begin, end, [&](int64_t outer, int64_t inner, int64_t rows) {
+        for_each_strip<Compute<Stored>>(
+            rows, [&](auto strip, int64_t row) { columns.strip(strip, outer, inner + row); });
+      });
 }

@@ -102,7 +102,7 @@ void backward_blocks(const BackwardTask& task, int64_t begin, int64_t end) {
   });
 }
 
-void reduce_columns(const BackwardTask& task, int64_t begin, int64_t end) {
+void reduce_strips(const BackwardTask& task, int64_t begin, int64_t end) {
   const Problem& problem = task.job->problem;
   with_stored_type(problem.type, [&](auto stored) {
     with_stored_type(problem.parameter_type, [&](auto parameter) {
@@ -133,8 +133,7 @@ void widen(DataType type, const void* parameter, bool add_one, int64_t cols, voi
 
 bool walks_in_packs(DataType type) {
   bool result = false;
-  with_stored_type(type,
-                   [&](auto stored) { result = vectors_in_pack<decltype(stored)> > 1; });
+  with_stored_type(type, [&](auto stored) { result = vectors_in_pack<decltype(stored)> > 1; });
   return result;
 }
 
@@ -156,8 +155,13 @@ void put_in_packs(DataType type, const void* values, int64_t cols, void* ordered
 #define LAYERNORM_NAME(isa) LAYERNORM_TEXT(isa)
 
 const Kernels LAYERNORM_TABLE(LAYERNORM_ISA) = {
-    LAYERNORM_NAME(LAYERNORM_ISA), forward_units, backward_blocks, reduce_columns,
-    widen,                         walks_in_packs, put_in_packs,
+    LAYERNORM_NAME(LAYERNORM_ISA),
+    forward_units,
+    backward_blocks,
+    reduce_strips,
+    widen,
+    walks_in_packs,
+    put_in_packs,
 };
 
 }  // namespace layernorm

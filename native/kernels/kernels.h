@@ -8,6 +8,9 @@ namespace layernorm {
 // Work is cut into units: a row, or with inner > 1 a tile of up to kTileRows neighboring rows.
 constexpr int64_t kTileRows = 64;
 
+// The parameters' gradients are reduced in strips of this many columns.
+constexpr int64_t kReduceCols = 256;
+
 // Parameters come as null or (cols,) of the compute type, with 1 + weight already taken; for rows
 // of a 16-bit type, in the order that the kernels walk a row, and then once more in their own.
 struct ForwardTask {
@@ -16,7 +19,7 @@ struct ForwardTask {
   const void* bias;
   const void* plain_weight;
   const void* plain_bias;
-  bool stream;         // write y past the cache
+  bool stream;  // write y past the cache
 };
 
 // The gradients of the parameters are summed in blocks of consecutive units, each into its own
@@ -34,7 +37,7 @@ struct BackwardTask {
 
 struct Kernels {
   const char* name;
-  // Units, blocks, and columns of the parameters' gradients, each [begin, end).
+  // Units, blocks, and strips of the parameters' gradients, each [begin, end).
   void (*forward)(const ForwardTask& task, int64_t begin, int64_t end);
   void (*backward)(const BackwardTask& task, int64_t begin, int64_t end);
   void (*reduce)(const BackwardTask& task, int64_t begin, int64_t end);

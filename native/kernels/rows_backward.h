@@ -89,8 +89,8 @@ struct GroupSums {
     if constexpr (wanted == Wanted::both) dbias += dy_here;
   }
 
-  void pack(int64_t col, const C* weight, Vector<C>* sum_g, Vector<C>* sum_g_xhat,
-            C* dweight_low, C* dbias_low) const {
+  void pack(int64_t col, const C* weight, Vector<C>* sum_g, Vector<C>* sum_g_xhat, C* dweight_low,
+            C* dbias_low) const {
     Pack<Stored> w = {}, dweight = {}, dbias = {};
     if constexpr (has_weight) w = load_ordered<Stored>(weight + col);
     LAYERNORM_UNROLL
@@ -118,7 +118,7 @@ struct GroupSums {
     LAYERNORM_UNROLL
     for (int64_t r = 0; r < R; ++r)
       term(r, load_first(x[r] + col, count), load_first(dy[r] + col, count), w, count, sum_g[r],
-           sum_g_xhat[r],            dweight, dbias);
+           sum_g_xhat[r], dweight, dbias);
     if constexpr (wanted != Wanted::nothing)
       store_first(dweight_low + col, load_first(dweight_low + col, count) + dweight, count);
     if constexpr (wanted == Wanted::both)
@@ -324,4 +324,3 @@ void backward_rows(const BackwardTask& task, int64_t begin, int64_t end) {
   for (int64_t block = begin; block < end; ++block) rows.block(block);
   if (task.stream) finish_streaming();
 }
-

@@ -55,9 +55,9 @@ struct NormalizeRows {
     for (int64_t r = 0; r < R; ++r) {
       Pack<Stored> values = load_pack(x[r] + col);
       for (int64_t part = 0; part < vectors_in_pack<Stored>; ++part)
-        values.part[part] = scale_and_shift<A, C>(
-            normalizer[r].template normalized<centered>(values.part[part]), w.part[part],
-            b.part[part]);
+        values.part[part] =
+            scale_and_shift<A, C>(normalizer[r].template normalized<centered>(values.part[part]),
+                                  w.part[part], b.part[part]);
       store_pack<streamed>(y[r] + col, values);
     }
   }
@@ -65,11 +65,11 @@ struct NormalizeRows {
     const Vector<C> w = A::has_weight ? load_first(weight + col, count) : Vector<C>{};
     const Vector<C> b = A::has_bias ? load_first(bias + col, count) : Vector<C>{};
     for (int64_t r = 0; r < R; ++r)
-      store_first(y[r] + col,
-                  scale_and_shift<A, C>(normalizer[r].template normalized<centered>(
-                                            load_first(x[r] + col, count)),
-                                        w, b),
-                  count);
+      store_first(
+          y[r] + col,
+          scale_and_shift<A, C>(
+              normalizer[r].template normalized<centered>(load_first(x[r] + col, count)), w, b),
+          count);
   }
   // Columns [begin, end), begin the start of a pack.
   template <bool streamed>
@@ -137,8 +137,8 @@ struct RowsForward {
 
   void batch(int64_t first, int64_t count) {
     Batch<C, kBatchRows> batch;
-    compute_statistics<Stored, centered>(x(first), problem.x.outer_stride, count, cols,
-                                         problem.eps, batch);
+    compute_statistics<Stored, centered>(x(first), problem.x.outer_stride, count, cols, problem.eps,
+                                         batch);
     for (int64_t at = 0; at < count;) {
       const int64_t row = first + at;
       if (!task.stream && at + 1 < count && batch[at].ordinary && batch[at + 1].ordinary) {
@@ -166,8 +166,7 @@ template <class Stored, bool centered, class A>
 void forward_rows(const ForwardTask& task, int64_t begin, int64_t end) {
   RowsForward<Stored, centered, A> rows{task};
   const int64_t row_bytes = rows.cols * static_cast<int64_t>(sizeof(Stored));
-  const int64_t batch_rows =
-      std::max(int64_t{1}, std::min(kBatchRows, kBatchBytes / row_bytes));
+  const int64_t batch_rows = std::max(int64_t{1}, std::min(kBatchRows, kBatchBytes / row_bytes));
   for (int64_t first = begin; first < end; first += batch_rows)
     rows.batch(first, std::min(batch_rows, end - first));
   if (task.stream) finish_streaming();

@@ -163,6 +163,17 @@ inline DoubleVector at_least_zero(DoubleVector a) {
   return reinterpret_cast<DoubleVector>(reinterpret_cast<LongVector>(a) & ~negative);
 }
 
+inline double sum_of_lanes(DoubleVector v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_pd(v);
+#elif defined(__AVX2__)
+  const __m128d half = _mm_add_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd(v, 1));
+  return half[0] + half[1];
+#else
+  return v[0] + v[1];
+#endif
+}
+
 // Whether a <= b in every lane; false for a NaN.
 inline bool all_at_most(DoubleVector a, DoubleVector b) {
 #if defined(__AVX512F__)
@@ -176,17 +187,6 @@ inline bool all_at_most(DoubleVector a, DoubleVector b) {
 #endif
 }
 
-inline double sum_of_lanes(DoubleVector v) {
-#if defined(__AVX512F__)
-  return _mm512_reduce_add_pd(v);
-#elif defined(__AVX2__)
-  const __m128d half = _mm_add_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd(v, 1));
-  return half[0] + half[1];
-#else
-  return v[0] + v[1];
-#endif
-}
-
 // v, and 0 in the lanes where `of` is infinite or NaN.
 inline FloatVector zero_unless_finite(FloatVector v, FloatVector of) {
   const IntVector finite = of - of == FloatVector{};
@@ -195,6 +195,23 @@ inline FloatVector zero_unless_finite(FloatVector v, FloatVector of) {
 inline DoubleVector zero_unless_finite(DoubleVector v, DoubleVector of) {
   const LongVector finite = of - of == DoubleVector{};
   return reinterpret_cast<DoubleVector>(reinterpret_cast<LongVector>(v) & finite);
+}
+
+inline bool all_finite(FloatVector v) {
+  const FloatVector zero_or_nan = v - v;
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask(zero_or_nan, zero_or_nan, _CMP_UNORD_Q) == 0;
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps(_mm256_cmp_ps(zero_or_nan, zero_or_nan, _CMP_UNORD_Q)) == 0;
+#else
+  bool all = true;
+  for (int lane = 0; lane < lanes<float>; ++lane) all = all && zero_or_nan[lane] == 0;
+  return all;
+#endif
+}
+inline bool all_finite(DoubleVector v) {
+  const DoubleVector zero_or_nan = v - v;
+  return all_at_most(zero_or_nan, DoubleVector{});
 }
 
 // In the compute type, for estimates.
@@ -339,8 +356,8 @@ inline FloatVector load(const float16* from) {
 // A vector in its stored form, on its way to memory.
 template <class Stored>
 struct Packed {
-  typedef uint8_t type __attribute__((vector_size(kVectorBytes * sizeof(Stored) /
-                                                  sizeof(Compute<Stored>))));
+  typedef uint8_t type
+      __attribute__((vector_size(kVectorBytes * sizeof(Stored) / sizeof(Compute<Stored>))));
 };
 
 inline Packed<float>::type pack(FloatVector v, float) {
@@ -354,18 +371,15 @@ inline Packed<bfloat16>::type pack(FloatVector v, bfloat16) {
   // Integer rounding, not vcvtneps2bf16: that flushes subnormals.
   const __m512i bits = _mm512_castps_si512(v);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  const __m512i rounded =
-      _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+  const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
   const __mmask16 is_nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
-  const __m512i kept =
-      _mm512_mask_or_epi32(rounded, is_nan, bits, _mm512_set1_epi32(0x00400000));
+  const __m512i kept = _mm512_mask_or_epi32(rounded, is_nan, bits, _mm512_set1_epi32(0x00400000));
   return reinterpret_cast<Packed<bfloat16>::type>(
       _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16)));
 #elif defined(__AVX2__)
   const __m256i bits = _mm256_castps_si256(v);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-  const __m256i rounded =
-      _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+  const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
   const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x00400000));
   const __m256 is_nan = _mm256_cmp_ps(v, v, _CMP_UNORD_Q);
   const __m256i kept = _mm256_castps_si256(
@@ -476,7 +490,7 @@ template <class Stored>
 constexpr int64_t vectors_in_pack = std::is_same<Stored, bfloat16>::value ? 2 : 1;
 
 template <class Stored>
-constexpr int64_t pack_size = vectors_in_pack<Stored>* lanes<Compute<Stored>>;
+constexpr int64_t pack_size = vectors_in_pack<Stored> * lanes<Compute<Stored>>;
 
 template <class Stored>
 struct Pack {
@@ -532,8 +546,8 @@ inline BitVector round_to_bfloat16(FloatVector v) {
 
 template <bool streamed>
 inline void store_pack(bfloat16* to, const Pack<bfloat16>& values) {
-  const BitVector bits = (round_to_bfloat16(values.part[0]) >> 16) |
-                         (round_to_bfloat16(values.part[1]) & 0xffff0000u);
+  const BitVector bits =
+      (round_to_bfloat16(values.part[0]) >> 16) | (round_to_bfloat16(values.part[1]) & 0xffff0000u);
   if constexpr (streamed)
     stream(reinterpret_cast<float*>(to), reinterpret_cast<FloatVector>(bits));
   else

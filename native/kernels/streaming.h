@@ -43,6 +43,7 @@ class LineWriter {
     to_ += line;
     end_ -= line;
   }
+
  private:
   void write_rest() {
     if (begin_ < end_)

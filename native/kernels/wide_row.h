@@ -26,7 +26,9 @@ struct WideStatistics {
   double mean, residual;
   double rstd;  // 0 for a constant row with eps 0: its xhat is 0
 
-  double normalized(double x) const { return ((std::ldexp(x, -exponent) - mean) - residual) * rstd; }
+  double normalized(double x) const {
+    return ((std::ldexp(x, -exponent) - mean) - residual) * rstd;
+  }
 };
 
 template <class Stored>
@@ -110,8 +112,8 @@ inline bool is_ordinary_rstd(float rstd) { return rstd > 0x1p-64f && rstd < 0x1p
 inline bool is_ordinary_rstd(double rstd) { return rstd > 0x1p-500 && rstd < 0x1p500; }
 
 template <class Stored, bool centered>
-WideStatistics wide_from_saved(const RowStatistics<Compute<Stored>>& saved,
-                               RowOf<const Stored> x, int64_t cols, double eps) {
+WideStatistics wide_from_saved(const RowStatistics<Compute<Stored>>& saved, RowOf<const Stored> x,
+                               int64_t cols, double eps) {
   if (!is_ordinary_rstd(saved.rstd)) return wide_statistics<Stored, centered>(x, cols, eps);
   return {0, static_cast<double>(saved.mean), static_cast<double>(saved.residual),
           static_cast<double>(saved.rstd)};
@@ -143,8 +145,7 @@ void backward_wide_row(const WideStatistics& row, RowOf<const Stored> x, RowOf<c
   const double mean_g = sum_g.value() / n;
   const double mean_g_xhat = sum_g_xhat.value() / n;
   // An infinity in dy spoils its whole row, as one in x does.
-  const double rstd =
-      std::isfinite(largest) ? row.rstd : std::numeric_limits<double>::quiet_NaN();
+  const double rstd = std::isfinite(largest) ? row.rstd : std::numeric_limits<double>::quiet_NaN();
   const int exponent = dy_exponent + weight_exponent - row.exponent;
   for (int64_t col = 0; col < cols; ++col) {
     const double value = rstd * ((g(col) - mean_g) - xhat(col) * mean_g_xhat);

@@ -22,6 +22,38 @@ def fast_forward(
 ) -> _Array | None:
     """Return y for plain contiguous arrays; None, with nothing touched, for anything else."""
 
+def fast_forward_with_statistics(
+    x: object,
+    weight: object,
+    bias: object,
+    axis: object,
+    eps: object,
+    out: object,
+    centered: bool,
+    zero_centered_weight: bool,
+    /,
+) -> tuple[_Array, _Array | None, _Array, _Array | None] | None:
+    """Return (y, mean, rstd, residual) where fast_forward returns y."""
+
+def fast_backward(
+    dy: object,
+    x: object,
+    mean: object,
+    rstd: object,
+    residual: object,
+    weight: object,
+    axis: object,
+    eps: object,
+    parameter_type: object,
+    need_dx: bool,
+    need_dweight: bool | None,
+    need_dbias: bool,
+    centered: bool,
+    zero_centered_weight: bool,
+    /,
+) -> tuple[_Array | None, _Array | None, _Array | None] | None:
+    """Return (dx, dweight, dbias) for plain contiguous arrays; None for anything else."""
+
 def forward(
     centered: bool,
     zero_centered_weight: bool,

@@ -5,11 +5,11 @@ from typing import SupportsFloat
 import numpy.typing as npt
 
 from layernorm import spec
-from layernorm._native import fast_forward
+from layernorm._native import fast_backward, fast_forward, fast_forward_with_statistics
 from layernorm.numpy.arrays import Array
 from layernorm.numpy.backward import backward
 from layernorm.numpy.forward import forward
-from layernorm.numpy.statistics import Stats
+from layernorm.numpy.statistics import Stats, stats_of_rows
 
 
 def layer_norm(
@@ -107,6 +107,13 @@ def layer_norm_forward(
     Returns: (y, stats): y has the bits that `layer_norm` returns, and stats are those of x's rows.
     Raises: as `layer_norm` does.
     """
+    plain = fast_forward_with_statistics(
+        x, weight, bias, axis, eps, out, True, zero_centered_weight
+    )
+    if plain is not None:
+        y, mean, rstd, residual = plain
+        parameter = bias if weight is None else weight
+        return y, stats_of_rows(mean, rstd, residual, eps, parameter)  # type: ignore[arg-type]
     y, stats = forward(
         x,
         weight,
@@ -137,6 +144,12 @@ def rms_norm_forward(
     Returns: (y, stats): y has the bits that `rms_norm` returns; stats.mean is None.
     Raises: as `rms_norm` does.
     """
+    plain = fast_forward_with_statistics(
+        x, weight, None, axis, eps, out, False, zero_centered_weight
+    )
+    if plain is not None:
+        y, mean, rstd, residual = plain
+        return y, stats_of_rows(mean, rstd, residual, eps, weight)  # type: ignore[arg-type]
     y, stats = forward(
         x,
         weight,
@@ -179,6 +192,25 @@ def layer_norm_backward(
         and dbias have the normalized shape and the parameters' type (x's, if there were none).
     Raises: ValueError for shapes, TypeError for types, also where stats do not fit x.
     """
+    if type(stats) is Stats:
+        plain = fast_backward(
+            dy,
+            x,
+            stats.mean,
+            stats.rstd,
+            stats.residual,
+            weight,
+            stats.axis,
+            stats.eps,
+            stats.parameter_type,
+            need_dx,
+            need_dweight,
+            need_dbias,
+            True,
+            zero_centered_weight,
+        )
+        if plain is not None:
+            return plain
     return backward(
         dy,
         x,
@@ -216,6 +248,25 @@ def rms_norm_backward(
         `layer_norm_backward`.
     Raises: ValueError for shapes, TypeError for types, also where stats do not fit x.
     """
+    if type(stats) is Stats and stats.mean is None:
+        plain = fast_backward(
+            dy,
+            x,
+            None,
+            stats.rstd,
+            None,
+            weight,
+            stats.axis,
+            stats.eps,
+            stats.parameter_type,
+            need_dx,
+            need_dweight,
+            False,
+            False,
+            zero_centered_weight,
+        )
+        if plain is not None:
+            return plain[0], plain[1]
     dx, dweight, _ = backward(
         dy,
         x,

@@ -1,0 +1,144 @@
+# Everything here needs Python 3.11 or later with venv, a C++17 compiler (GCC or Clang) and make; what
+# else it uses comes through pip, in the versions of constraints.txt, into environments of its own.
+
+PYTHON ?= python3
+JOBS ?= 2
+# Processes that run the tests.
+WORKERS ?= 2
+# Passed on by `make test` (to pytest), `make demo` and `make bench`.
+ARGS ?=
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.SUFFIXES:
+
+# The tests find the installed wheel, never src/.
+unexport PYTHONPATH
+export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
+export CMAKE_GENERATOR := Ninja
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+PACKAGE_FILES := CMakeLists.txt LICENSE README.md pyproject.toml $(sort $(shell find native src \
+  -type f -not -name '*.so' -not -path '*/__pycache__/*' -not -path 'native/tests/*'))
+CXX_FILES = $(sort $(shell find native -name '*.h' -o -name '*.cc'))
+
+.PHONY: help
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+# ---- environments
+
+# $(call environment,FOLDER): a virtual environment with the pip that knows --group and
+# --build-constraint.
+define environment
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+  f"this needs Python 3.11 or later, and $(PYTHON) is {sys.version.split()[0]}: make PYTHON=...")'
+$(PYTHON) -m venv $(1)
+$(1)/bin/python -m pip install -qq -c constraints.txt pip
+endef
+
+# torch first and alone: pip then takes a CPU build where one is offered.
+.venv/ready: constraints.txt pyproject.toml
+	$(call environment,.venv)
+	.venv/bin/pip install -qq -c constraints.txt torch
+	.venv/bin/pip install -qq -c constraints.txt --group test
+	touch $@
+
+.venv-lint/ready: constraints.txt pyproject.toml
+	$(call environment,.venv-lint)
+	.venv-lint/bin/pip install -qq -c constraints.txt --group lint
+	touch $@
+
+# ---- the package
+
+# A file that goes is as good a reason to build as one that changes.
+build/package-files: FORCE
+	@mkdir -p build
+	@echo $(PACKAGE_FILES) | cmp -s - $@ || echo $(PACKAGE_FILES) > $@
+FORCE:
+
+dist/ready: .venv/ready build/package-files $(PACKAGE_FILES)
+	rm -rf dist
+	.venv/bin/python -m build --sdist --no-isolation
+	PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/python -m build --wheel --no-isolation \
+	  -Ccmake.define.LAYERNORM_WERROR=ON
+	.venv/bin/python .ci/check_wheel.py dist/*.whl
+	touch $@
+
+# The sdist alone, in an environment with nothing in it: pip gets what pyproject.toml says that the
+# build needs, and NumPy. -O0, because this copy is not for use.
+.venv-bare/ready: dist/ready
+	rm -rf .venv-bare
+	$(call environment,.venv-bare)
+	.venv-bare/bin/pip install -qq -c constraints.txt --build-constraint constraints.txt \
+	  -Ccmake.define.LAYERNORM_OPTIMIZE=-O0 dist/*.tar.gz
+	.venv-bare/bin/pip list --format=freeze --exclude pip --exclude setuptools | sed 's/[=@ ].*//' \
+	  | diff - <(printf 'layernorm\nnumpy\n')
+	cd .venv-bare && bin/python -c 'import layernorm, numpy as np; \
+	  print(layernorm.layer_norm(np.arange(6, dtype=np.float32).reshape(2, 3)))'
+	touch $@
+
+.venv/installed: dist/ready
+	.venv/bin/pip install -qq --force-reinstall --no-deps dist/*.whl
+	touch $@
+
+.PHONY: package
+package: .venv/installed .venv-bare/ready  ## build sdist and wheel, and install each
+
+# ---- what one does
+
+.PHONY: demo
+demo: .venv-demo/ready  ## train on handwritten digits, draw losses.png, check, time
+	.venv-demo/bin/layernorm demo $(ARGS)
+
+.venv-demo/ready: constraints.txt build/package-files $(PACKAGE_FILES)
+	$(call environment,.venv-demo)
+	.venv-demo/bin/pip install -qq -c constraints.txt --build-constraint constraints.txt \
+	  -Cbuild-dir=build/demo '.[demo]'
+	touch $@
+
+.PHONY: test
+test: package  ## the tests, against the installed wheel, on every instruction set of this machine
+	cd tests && ../.venv/bin/python -c 'import layernorm, sys; \
+	  sys.exit("site-packages" not in layernorm.__file__ and layernorm.__file__)'
+	.venv/bin/pytest -n $(WORKERS) $(ARGS)
+
+.PHONY: lint
+lint: .venv-lint/ready  ## style, types, import rules, and C++ warnings
+	.venv-lint/bin/ruff check .
+	.venv-lint/bin/ruff format --check .
+	.venv-lint/bin/mypy
+	PYTHONPATH=src .venv-lint/bin/lint-imports --no-logo
+	.venv-lint/bin/clang-format --dry-run -Werror $(CXX_FILES)
+	$(call configure,build/lint,-DLAYERNORM_WERROR=ON -DLAYERNORM_OPTIMIZE=-O0 \
+	  -DPython_EXECUTABLE=$(CURDIR)/.venv-lint/bin/python)
+	.venv-lint/bin/cmake --build build/lint
+
+# $(call configure,FOLDER,OPTIONS): the kernels with their own tests.
+configure = .venv-lint/bin/cmake -S . -B $(1) --log-level=WARNING -DLAYERNORM_TESTS=ON \
+  -DCMAKE_MAKE_PROGRAM=$(CURDIR)/.venv-lint/bin/ninja $(2)
+
+.PHONY: format
+format: .venv-lint/ready  ## put Python and C++ into the style
+	.venv-lint/bin/ruff check --fix .
+	.venv-lint/bin/ruff format .
+	.venv-lint/bin/clang-format -i $(CXX_FILES)
+
+.PHONY: sanitize sanitize-memory sanitize-threads
+sanitize: sanitize-memory sanitize-threads  ## the kernels' own tests under sanitizers
+sanitize-memory: sanitizers := address,undefined
+sanitize-threads: sanitizers := thread
+sanitize-memory sanitize-threads: .venv-lint/ready
+	$(call configure,build/$@,-DLAYERNORM_PYTHON=OFF -DLAYERNORM_OPTIMIZE=-O1 \
+	  -DLAYERNORM_SANITIZE=$(sanitizers))
+	.venv-lint/bin/cmake --build build/$@
+	.venv-lint/bin/ctest --test-dir build/$@ --output-on-failure -j $(JOBS)
+
+.PHONY: bench
+bench: .venv/installed  ## time forward and backward beside every peer (minutes; keep the machine idle)
+	.venv/bin/python benchmarks/run.py $(ARGS)
+
+.PHONY: clean
+clean:  ## remove what these targets made
+	rm -rf .venv .venv-lint .venv-demo .venv-bare build dist

@@ -1,0 +1,49 @@
+// What the NumPy host knows of arrays: their types, and who holds the GIL. Included by each file of
+// the host after Python.h and NumPy's headers.
+#pragma once
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
+#define PY_ARRAY_UNIQUE_SYMBOL layernorm_numpy_api
+#include <numpy/arrayobject.h>
+
+#include "../layer_norm.h"
+
+namespace layernorm::python {
+
+// Releasing the GIL costs about 0.1 us; below this size nobody could use it anyway.
+constexpr int64_t kLongWorkBytes = 64 * 1024;
+
+class WithoutGil {
+ public:
+  explicit WithoutGil(int64_t bytes)
+      : state_(bytes >= kLongWorkBytes ? PyEval_SaveThread() : nullptr) {}
+  ~WithoutGil() {
+    if (state_) PyEval_RestoreThread(state_);
+  }
+  WithoutGil(const WithoutGil&) = delete;
+  WithoutGil& operator=(const WithoutGil&) = delete;
+
+ private:
+  PyThreadState* state_;
+};
+
+// False for types that the kernels do not know.
+bool data_type(PyArray_Descr* descr, DataType* type);
+
+inline bool data_type(PyArrayObject* array, DataType* type) {
+  return data_type(PyArray_DESCR(array), type);
+}
+
+inline bool accepts_parameter(DataType type, DataType parameter_type) {
+  return parameter_type == type || (size_of(type) == 2 && parameter_type == DataType::float32);
+}
+
+// The ways for plain arrays, which need no help from Python; None where they cannot serve, and then
+// nothing has been touched.
+PyObject* fast_forward(PyObject*, PyObject* const* arguments, Py_ssize_t count);
+PyObject* fast_forward_with_statistics(PyObject*, PyObject* const* arguments, Py_ssize_t count);
+PyObject* fast_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count);
+
+}  // namespace layernorm::python

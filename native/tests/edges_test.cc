@@ -1,0 +1,150 @@
+// Rows at the ends of the types' ranges and beyond, and shapes of nothing.
+#include "judge.h"
+#include "variations.h"
+
+namespace {
+
+using namespace layernorm;
+using namespace layernorm::test;
+
+// Short rows, one pack and a bit, several blocks of a sum; rows side by side. 13: a row of each kind.
+constexpr Shape kShapes[] = {{13, 1, 1},   {13, 2, 1}, {13, 3, 1},  {13, 17, 1}, {13, 67, 1},
+                             {13, 300, 1}, {3, 4, 13}, {1, 35, 66}, {2, 1, 13}};
+
+void test_every_kind_of_rows(uint64_t seed) {
+  for_each_kind([&](Case given) {
+    for (const Shape& shape : kShapes)
+      for (int values = 0; values <= static_cast<int>(Values::mixed); ++values)
+        for (const double eps : {0.0, 1e-5}) {
+          Random random(given.seed = ++seed);
+          vary_parameters(given, random);
+          given.shape = shape;
+          given.x_values = static_cast<Values>(values);
+          given.eps = eps;
+          given.gives_residual = random.coin();
+          run_and_judge(given);
+        }
+  });
+}
+
+void test_every_kind_of_dy(uint64_t seed) {
+  for_each_kind([&](Case given) {
+    for (const Shape& shape : kShapes)
+      for (int values = 0; values <= static_cast<int>(Values::mixed); ++values)
+        for (const bool same : {false, true}) {
+          Random random(given.seed = ++seed);
+          vary_parameters(given, random);
+          given.shape = shape;
+          given.dy_values = static_cast<Values>(values);
+          given.x_values = same ? given.dy_values : Values::ordinary;
+          run_and_judge(given);
+        }
+  });
+}
+
+// One element of one row is made bad, and only that row may change.
+void test_a_row_that_is_not_finite_stays_alone(uint64_t seed) {
+  const Real infinity = std::numeric_limits<Real>::infinity();
+  for_each_kind([&](Case given) {
+    for (const Shape& shape : {Shape{7, 67, 1}, Shape{2, 9, 21}})
+      for (const Real bad : {std::numeric_limits<Real>::quiet_NaN(), infinity, -infinity}) {
+        Random random(given.seed = ++seed);
+        vary_parameters(given, random);
+        given.shape = shape;
+        Inputs inputs = make_inputs(given);
+        Outputs clean = make_outputs(given, inputs), got = make_outputs(given, inputs);
+        run_forward(given, inputs, clean);
+        run_backward(given, inputs, clean);
+        const int64_t bad_row = random.below(given.rows());
+        inputs.x.set(bad_row, random.below(shape.cols), bad);
+        run_forward(given, inputs, got);
+        run_backward(given, inputs, got);
+        for (int64_t row = 0; row < given.rows(); ++row) {
+          const auto shown = static_cast<long long>(row);
+          if (row != bad_row) {
+            CHECK(got.y.same_row(clean.y, row, row) && got.dx.same_row(clean.dx, row, row),
+                  "row %lld changed with another row: %s", shown, given.text().c_str());
+            continue;
+          }
+          for (int64_t col = 0; col < shape.cols; ++col)
+            CHECK(std::isnan(got.y.get(row, col)) && std::isnan(got.dx.get(row, col)),
+                  "row %lld is not all NaN: %s", shown, given.text().c_str());
+        }
+      }
+  });
+}
+
+// NaNs whose low bits are all ones would turn into numbers if they were rounded like numbers.
+void test_a_parameter_that_is_nan_spoils_its_column_alone(uint64_t seed) {
+  for_each_kind([&](Case given) {
+    for (const Shape& shape : {Shape{5, 70, 1}, Shape{2, 40, 3}})
+      for (const bool in_weight : {false, true})
+        for (const bool zero_centered : {false, true})
+          for (const int sign : {0x7f, 0xff}) {
+            given.seed = ++seed;
+            given.shape = shape;
+            given.zero_centered_weight = zero_centered;
+            const Inputs inputs = make_inputs(given);
+            Outputs clean = make_outputs(given, inputs), got = make_outputs(given, inputs);
+            run_forward(given, inputs, clean);
+            Random random(seed);
+            const int64_t bad = random.below(shape.cols);
+            const Tensor& parameter = in_weight ? inputs.weight : inputs.bias;
+            const int64_t size = size_of(given.parameter_type);
+            auto* element = static_cast<unsigned char*>(parameter.data()) + bad * size;
+            std::memset(element, 0xff, static_cast<size_t>(size));
+            element[size - 1] = static_cast<unsigned char>(sign);
+            run_forward(given, inputs, got);
+            for (int64_t row = 0; row < given.rows(); ++row)
+              for (int64_t col = 0; col < shape.cols; ++col)
+                CHECK(col == bad ? std::isnan(got.y.get(row, col))
+                                 : got.y.same_element(clean.y, row, col, row),
+                      "y of row %lld, column %lld is %Lg with a NaN in column %lld of the %s: %s",
+                      static_cast<long long>(row), static_cast<long long>(col), got.y.get(row, col),
+                      static_cast<long long>(bad), in_weight ? "weight" : "bias",
+                      given.text().c_str());
+          }
+  });
+}
+
+void test_no_rows_give_gradients_of_zero(uint64_t seed) {
+  for_each_kind([&](Case given) {
+    for (const Shape& shape : {Shape{0, 37, 1}, Shape{0, 37, 5}}) {
+      given.seed = ++seed;
+      given.shape = shape;
+      const Inputs inputs = make_inputs(given);
+      Outputs outputs = make_outputs(given, inputs);
+      CHECK(run_forward(given, inputs, outputs) == Status::ok, "forward of no rows");
+      CHECK(run_backward(given, inputs, outputs) == Status::ok, "backward of no rows");
+      for (int64_t col = 0; col < shape.cols; ++col)
+        CHECK(outputs.dweight.get(0, col) == 0 && outputs.dbias.get(0, col) == 0,
+              "a gradient of no rows is not zero: %s", given.text().c_str());
+    }
+  });
+}
+
+void test_no_columns_write_nothing(uint64_t seed) {
+  for_each_kind([&](Case given) {
+    for (const Shape& shape : {Shape{3, 0, 1}, Shape{3, 0, 5}, Shape{0, 0, 1}}) {
+      given.seed = ++seed;
+      given.shape = shape;
+      const Inputs inputs = make_inputs(given);
+      Outputs outputs = make_outputs(given, inputs);
+      CHECK(run_forward(given, inputs, outputs) == Status::ok, "forward of no columns");
+      CHECK(run_backward(given, inputs, outputs) == Status::ok, "backward of no columns");
+    }
+  });
+}
+
+}  // namespace
+
+int main() {
+  test_every_kind_of_rows(1000000);
+  test_every_kind_of_dy(2000000);
+  test_a_row_that_is_not_finite_stays_alone(3000000);
+  test_a_parameter_that_is_nan_spoils_its_column_alone(4000000);
+  test_no_rows_give_gradients_of_zero(5000000);
+  test_no_columns_write_nothing(6000000);
+  print_worst();
+  return finish();
+}

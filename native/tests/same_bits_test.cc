@@ -1,0 +1,206 @@
+// What may not change a bit of the results: docs/specification.md, section 4.
+#include <thread>
+#include <vector>
+
+#include "judge.h"
+#include "variations.h"
+
+namespace {
+
+using namespace layernorm;
+using namespace layernorm::test;
+
+// A host's threads at their worst: each task on a thread of its own, the last tasks first.
+void run_scattered(void*, int64_t tasks, Threads::Body body, void* context) {
+  const int64_t pieces = std::min<int64_t>(tasks, 5);
+  std::vector<std::thread> threads;
+  for (int64_t piece = pieces - 1; piece >= 0; --piece)
+    threads.emplace_back(body, context, piece * tasks / pieces, (piece + 1) * tasks / pieces);
+  for (std::thread& thread : threads) thread.join();
+}
+constexpr Threads kScattered = {5, nullptr, run_scattered};
+
+// One task at a time, the last one first.
+void run_one_by_one(void*, int64_t tasks, Threads::Body body, void* context) {
+  for (int64_t task = tasks - 1; task >= 0; --task) body(context, task, task + 1);
+}
+constexpr Threads kOneByOne = {2, nullptr, run_one_by_one};
+
+Outputs run(const Case& given, const Inputs& inputs, const Threads& threads = kAlone) {
+  Outputs outputs = make_outputs(given, inputs);
+  CHECK(run_forward(given, inputs, outputs, threads) == Status::ok, "forward");
+  CHECK(run_backward(given, inputs, outputs, threads) == Status::ok, "backward");
+  return outputs;
+}
+
+bool same_statistics(const Case& given, const Outputs& a, int64_t row, const Outputs& b,
+                     int64_t other_row) {
+  for (const auto& [left, right] : {std::pair{&a.mean, &b.mean}, std::pair{&a.rstd, &b.rstd},
+                                    std::pair{&a.residual, &b.residual}})
+    if (std::memcmp(left->at(0, row), right->at(0, other_row),
+                    static_cast<size_t>(size_of(given.compute()))) != 0)
+      return false;
+  return true;
+}
+
+bool same_parameters(const Outputs& a, const Outputs& b) {
+  return a.dweight.same_rows(b.dweight) && a.dbias.same_rows(b.dbias);
+}
+
+// Rows [first, first + count) of outer, [inner, inner + inners) of inner, as inputs of their own.
+Inputs part_of(const Case& whole, const Inputs& inputs, const Case& part, int64_t outer,
+               int64_t inner) {
+  Inputs result = make_inputs(part);
+  for (int64_t row = 0; row < part.rows(); ++row) {
+    const int64_t from =
+        (outer + row / part.shape.inner) * whole.shape.inner + inner + row % part.shape.inner;
+    for (int64_t col = 0; col < part.shape.cols; ++col) {
+      result.x.set(row, col, inputs.x.get(from, col));
+      result.dy.set(row, col, inputs.dy.get(from, col));
+    }
+  }
+  for (int64_t col = 0; col < part.shape.cols; ++col) {
+    result.weight.set(0, col, inputs.weight.get(0, col));
+    result.bias.set(0, col, inputs.bias.get(0, col));
+  }
+  return result;
+}
+
+void check_part(const Case& whole, const Inputs& inputs, const Outputs& expected,
+                const Shape& shape, int64_t outer, int64_t inner) {
+  Case part = whole;
+  part.shape = shape;
+  const Inputs part_inputs = part_of(whole, inputs, part, outer, inner);
+  const Outputs got = run(part, part_inputs);
+  for (int64_t row = 0; row < part.rows(); ++row) {
+    const int64_t from =
+        (outer + row / shape.inner) * whole.shape.inner + inner + row % shape.inner;
+    CHECK(got.y.same_row(expected.y, row, from) && same_statistics(whole, got, row, expected, from),
+          "forward: row %lld has other bits in a smaller batch: %s", static_cast<long long>(from),
+          whole.text().c_str());
+    CHECK(got.dx.same_row(expected.dx, row, from),
+          "dx: row %lld has other bits in a smaller batch: %s", static_cast<long long>(from),
+          whole.text().c_str());
+  }
+}
+
+constexpr Values kValues[] = {Values::ordinary, Values::mean_2_to_20, Values::mixed};
+
+void test_a_batch_of_one(uint64_t seed) {
+  for_each_kind([&](Case given) {
+    for (const int64_t cols : {1, 3, 17, 67, 257, 1025})
+      for (const Values values : kValues) {
+        given.seed = ++seed;
+        given.shape = {19, cols, 1};
+        given.x_values = given.dy_values = values;
+        const Inputs inputs = make_inputs(given);
+        const Outputs expected = run(given, inputs);
+        for (const int64_t row : {0, 1, 7, 10, 18})
+          check_part(given, inputs, expected, {1, cols, 1}, row, 0);
+        check_part(given, inputs, expected, {6, cols, 1}, 3, 0);
+      }
+  });
+}
+
+// Some of a row's neighbors. One alone is another layout: contiguous.
+void test_fewer_neighbors(uint64_t seed) {
+  for_each_kind([&](Case given) {
+    for (const Values values : kValues) {
+      given.seed = ++seed;
+      given.shape = {3, 9, 149};
+      given.x_values = given.dy_values = values;
+      const Inputs inputs = make_inputs(given);
+      const Outputs expected = run(given, inputs);
+      for (const int64_t inner : {2, 3, 16, 65})
+        for (const int64_t at : {0, 1, 63, 84})
+          check_part(given, inputs, expected, {1, 9, inner}, at % 3, at);
+    }
+  });
+}
+
+// 200 KB and more of x, or the threads are not asked.
+constexpr Shape kLarge[] = {{1100, 129, 1}, {3, 501, 97}, {18, 8200, 1}, {9001, 17, 1}};
+
+void test_threads(uint64_t seed) {
+  for_each_kind([&](Case given) {
+    for (const Shape& shape : kLarge) {
+      given.seed = ++seed;
+      given.shape = shape;
+      given.x_values = Values::mixed;
+      const Inputs inputs = make_inputs(given);
+      const Outputs expected = run(given, inputs);
+      for (const Threads& threads : {kScattered, kOneByOne}) {
+        const Outputs got = run(given, inputs, threads);
+        CHECK(got.y.same_rows(expected.y) && got.dx.same_rows(expected.dx),
+              "y or dx differ with %d threads: %s", threads.count, given.text().c_str());
+        CHECK(same_parameters(got, expected), "gradients of parameters differ with %d threads: %s",
+              threads.count, given.text().c_str());
+      }
+    }
+  });
+}
+
+// Each run has its buffers at other places; the strides, the gaps and the reuse of memory differ.
+void test_memory(uint64_t seed) {
+  for_each_kind([&](Case given) {
+    for (const Shape& shape : {Shape{9, 67, 1}, Shape{3, 11, 21}})
+      for (const Values values : kValues) {
+        given.seed = ++seed;
+        given.shape = shape;
+        given.x_values = given.dy_values = values;
+        const Inputs inputs = make_inputs(given);
+        const Outputs expected = run(given, inputs);
+        for (int placing = 0; placing < 8; ++placing) {
+          Case other = given;
+          other.seed = ++seed;
+          other.x_layout = static_cast<Layout>(placing % 4);
+          other.dy_layout = other.output_layout = static_cast<Layout>(placing / 2);
+          other.in_place = placing >= 4;
+          other.dx_in_x = placing % 2 == 1;
+          const Inputs placed = part_of(given, inputs, other, 0, 0);
+          const Outputs got = run(other, placed);
+          CHECK(got.y.same_rows(expected.y), "y differs at another place: %s",
+                other.text().c_str());
+          CHECK(got.dx.same_rows(expected.dx), "dx differs at another place: %s",
+                other.text().c_str());
+          CHECK(same_parameters(got, expected), "gradients of parameters differ: %s",
+                other.text().c_str());
+        }
+      }
+  });
+}
+
+void test_what_else_is_wanted(uint64_t seed) {
+  for_each_kind([&](Case given) {
+    for (const Shape& shape : {Shape{9, 67, 1}, Shape{3, 11, 21}})
+      for (const Values values : kValues) {
+        given.seed = ++seed;
+        given.shape = shape;
+        given.x_values = given.dy_values = values;
+        const Inputs inputs = make_inputs(given);
+        const Outputs expected = run(given, inputs);
+        for (int wanted = 0; wanted < 7; ++wanted) {
+          Case less = given;
+          less.wants_dx = wanted & 1;
+          less.wants_dweight = wanted & 2;
+          less.wants_dbias = wanted & 4;
+          const Outputs got = run(less, inputs);
+          CHECK((!less.wants_dx || got.dx.same_rows(expected.dx)) &&
+                    (!less.wants_dweight || got.dweight.same_rows(expected.dweight)) &&
+                    (!less.wants_dbias || got.dbias.same_rows(expected.dbias)),
+                "a gradient has other bits than with all wanted: %s", less.text().c_str());
+        }
+      }
+  });
+}
+
+}  // namespace
+
+int main() {
+  test_a_batch_of_one(1000000);
+  test_fewer_neighbors(2000000);
+  test_threads(3000000);
+  test_memory(4000000);
+  test_what_else_is_wanted(5000000);
+  return finish();
+}

@@ -1,0 +1,88 @@
+// Outputs of 16 MiB and more, which are written past the cache: the bits of smaller ones, and no
+// byte beside the rows.
+#include <thread>
+#include <vector>
+
+#include "judge.h"
+#include "variations.h"
+
+namespace {
+
+using namespace layernorm;
+using namespace layernorm::test;
+
+constexpr int64_t kStreamBytes = 16 * 1024 * 1024;
+
+void run_on_two(void*, int64_t tasks, Threads::Body body, void* context) {
+  std::thread other(body, context, tasks / 2, tasks);
+  body(context, 0, tasks / 2);
+  other.join();
+}
+constexpr Threads kTwo = {2, nullptr, run_on_two};
+
+void check_same_bits_as_in_parts(Case given) {
+  Random random(given.seed);
+  Inputs inputs;
+  inputs.x = Tensor(given.type, given.shape, given.x_layout, random);
+  inputs.dy = Tensor(given.type, given.shape, given.dy_layout, random);
+  // Numbers made only once: what is judged here is where they go.
+  Case small = given;
+  small.shape.outer = 61;
+  const Inputs pattern = make_inputs(small);
+  for (int64_t row = 0; row < given.rows(); ++row) {
+    const auto bytes = static_cast<size_t>(given.shape.cols * size_of(given.type));
+    std::memcpy(const_cast<void*>(inputs.x.at(row, 0)), pattern.x.at(row % 61, 0), bytes);
+    std::memcpy(const_cast<void*>(inputs.dy.at(row, 0)), pattern.dy.at(row % 61, 0), bytes);
+  }
+  Outputs outputs = make_outputs(given, inputs);
+  const Tensor& y = outputs.y;
+  const Tensor& dx = outputs.dx;
+  const Statistics statistics = {outputs.mean.data(), outputs.rstd.data(), outputs.residual.data()};
+  const Problem problem = {given.shape, given.type, given.parameter_type, given.centered,
+                           false,       given.eps,  inputs.x.array(),     pattern.weight.data(),
+                           statistics};
+  forward({problem, pattern.bias.data(), y.array()}, kTwo);
+  backward({problem, inputs.dy.array(), dx.array(), outputs.dweight.data(), outputs.dbias.data()},
+           kTwo);
+
+  Outputs expected = make_outputs(small, pattern);
+  const Judge judge(small, pattern);
+  run_forward(small, pattern, expected);
+  run_backward(small, pattern, expected);
+  judge.forward(expected);
+  judge.backward(expected);
+  const auto bytes = static_cast<size_t>(given.shape.cols * size_of(given.type));
+  for (int64_t row = 0; row < given.rows(); ++row) {
+    const auto shown = static_cast<long long>(row);
+    CHECK(std::memcmp(y.at(row, 0), expected.y.at(row % 61, 0), bytes) == 0,
+          "y of row %lld differs when streamed: %s", shown, given.text().c_str());
+    CHECK(std::memcmp(dx.at(row, 0), expected.dx.at(row % 61, 0), bytes) == 0,
+          "dx of row %lld differs when streamed: %s", shown, given.text().c_str());
+  }
+  CHECK(y.gaps_are_poison() && dx.gaps_are_poison(), "written between the rows: %s",
+        given.text().c_str());
+}
+
+void test_streamed_rows(uint64_t seed) {
+  // 1027: rows begin anywhere in a line, and are longer than what one line writer takes. 3 and 7:
+  // many rows in a line. 1024: all aligned where the first is.
+  for (const int64_t cols : {1027, 1024, 7, 3})
+    for_each_kind([&](Case given) {
+      if (given.type == DataType::float64 && !kCanJudgeFloat64) return;
+      Random random(given.seed = ++seed);
+      // One pair of types each for short rows, which take long to check.
+      if (cols < 10 && (given.parameter_type == given.type) == (cols == 3)) return;
+      given.shape = {kStreamBytes / (cols * size_of(given.type)) + 1, cols, 1};
+      given.x_layout = given.dy_layout = Layout::padded;
+      given.output_layout = random.coin() ? Layout::padded : Layout::dense;
+      given.x_values = random.coin() ? Values::ordinary : Values::mixed;
+      check_same_bits_as_in_parts(given);
+    });
+}
+
+}  // namespace
+
+int main() {
+  test_streamed_rows(1000000);
+  return finish();
+}

@@ -1,0 +1,66 @@
+// Rows of every width and batches of every height, the normalized axis contiguous.
+#include <vector>
+
+#include "judge.h"
+#include "variations.h"
+
+namespace {
+
+using namespace layernorm;
+using namespace layernorm::test;
+
+// All up to twice the widest pack of 64 elements, then one below, at and above each power of two.
+std::vector<int64_t> widths() {
+  std::vector<int64_t> result;
+  for (int64_t cols = 1; cols <= 130; ++cols) result.push_back(cols);
+  for (int64_t cols = 157; cols < 1100; cols += 46) result.push_back(cols);
+  for (const int64_t cols : {255, 256, 257, 511, 512, 513, 1023, 1024, 1025, 1099})
+    result.push_back(cols);
+  return result;
+}
+
+void test_every_width(uint64_t seed) {
+  for (const int64_t cols : widths())
+    for_each_kind([&](Case given) {
+      Random random(given.seed = ++seed);
+      vary_parameters(given, random);
+      vary_wanted(given, random);
+      vary_memory(given, random);
+      given.shape = {1 + random.below(cols < 64 ? 40 : 9), cols, 1};
+      given.x_values = random.coin() ? Values::ordinary : Values::mean_1e4;
+      run_and_judge(given);
+    });
+}
+
+// Rows are computed together in batches and groups, and what is left over.
+void test_every_number_of_rows(uint64_t seed) {
+  for (int64_t rows = 1; rows <= 40; ++rows)
+    for (const int64_t cols : {3, 37, 131})
+      for_each_kind([&](Case given) {
+        Random random(given.seed = ++seed);
+        vary_parameters(given, random);
+        vary_memory(given, random);
+        given.shape = {rows, cols, 1};
+        run_and_judge(given);
+      });
+}
+
+// Above a thousand rows the gradients of the parameters are summed in longer blocks.
+void test_many_rows(uint64_t seed) {
+  for (const int64_t rows : {200, 999, 1000, 1031, 2500})
+    for_each_kind([&](Case given) {
+      given.seed = ++seed;
+      given.shape = {rows, 9, 1};
+      run_and_judge(given);
+    });
+}
+
+}  // namespace
+
+int main() {
+  test_every_width(1000000);
+  test_every_number_of_rows(2000000);
+  test_many_rows(3000000);
+  print_worst();
+  return finish();
+}
