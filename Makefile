@@ -72,7 +72,7 @@ dist/ready: .venv/ready build/package-files $(PACKAGE_FILES)
 	rm -rf .venv-bare
 	$(call environment,.venv-bare)
 	.venv-bare/bin/pip install -qq -c constraints.txt --build-constraint constraints.txt \
-	  -Ccmake.define.LAYERNORM_OPTIMIZE=-O0 dist/*.tar.gz
+	  -Ccmake.define.CMAKE_CXX_FLAGS_RELEASE=-O0 dist/*.tar.gz
 	.venv-bare/bin/pip list --format=freeze --exclude pip --exclude setuptools | sed 's/[=@ ].*//' \
 	  | diff - <(printf 'layernorm\nnumpy\n')
 	cd .venv-bare && bin/python -c 'import layernorm, numpy as np; \
@@ -111,7 +111,7 @@ lint: .venv-lint/ready  ## style, types, import rules, and C++ warnings
 	.venv-lint/bin/mypy
 	PYTHONPATH=src .venv-lint/bin/lint-imports --no-logo
 	.venv-lint/bin/clang-format --dry-run -Werror $(CXX_FILES)
-	$(call configure,build/lint,-DLAYERNORM_WERROR=ON -DLAYERNORM_OPTIMIZE=-O0 \
+	$(call configure,build/lint,-DLAYERNORM_WERROR=ON -DCMAKE_CXX_FLAGS_RELEASE=-O0 \
 	  -DPython_EXECUTABLE=$(CURDIR)/.venv-lint/bin/python)
 	.venv-lint/bin/cmake --build build/lint
 
@@ -130,7 +130,7 @@ sanitize: sanitize-memory sanitize-threads  ## the kernels' own tests under sani
 sanitize-memory: sanitizers := address,undefined
 sanitize-threads: sanitizers := thread
 sanitize-memory sanitize-threads: .venv-lint/ready
-	$(call configure,build/$@,-DLAYERNORM_PYTHON=OFF -DLAYERNORM_OPTIMIZE=-O1 \
+	$(call configure,build/$@,-DLAYERNORM_PYTHON=OFF -DCMAKE_CXX_FLAGS_RELEASE=-O1 \
 	  -DLAYERNORM_SANITIZE=$(sanitizers))
 	.venv-lint/bin/cmake --build build/$@
 	.venv-lint/bin/ctest --test-dir build/$@ --output-on-failure -j $(JOBS)

@@ -1,7 +1,7 @@
 """PyTorch on the CPU, eager and compiled."""
 
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from layernorm.cli.problem import Array, Problem, number_type
 from layernorm.cli.providers.provider import Call, Provider, Unsupported
 
-Tensor = torch.Tensor
+Tensor: TypeAlias = torch.Tensor
 
 COMPILED_SHAPES = 1000  # every shape is compiled for itself; PyTorch gives up after 8
 
