@@ -141,8 +141,8 @@ def width_cases(kind: str) -> list[Case]:
                 cases.append(base.but(cols=cols, values="mixed", rows=EVERY_KIND + 2))
             else:
                 long = ("mean_2_to_20", "near_largest", "ordinary", "outlier", "two_values")
-                few = 2 if cols > 10**6 else len(long)
-                cases += [base.but(cols=cols, values=values, rows=2) for values in long[:few]]
+                rows, few = (1, 2) if cols > 10**6 else (2, len(long))
+                cases += [base.but(cols=cols, values=values, rows=rows) for values in long[:few]]
     return cases
 
 

@@ -142,8 +142,8 @@ def eight_threads_at_once() -> None:
 def ctrl_c() -> None:
     """Works until it is interrupted, then once more."""
     expected = forward_and_backward()
-    print("working", flush=True)
     try:
+        print("working", flush=True)
         while True:
             forward_and_backward()
     except KeyboardInterrupt:

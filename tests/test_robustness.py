@@ -56,14 +56,15 @@ def test_several_python_threads_at_once_give_no_wrong_bits() -> None:
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT to one process")
 def test_ctrl_c_during_a_call_raises_keyboard_interrupt_after_it() -> None:
     command = [sys.executable, str(TESTS / "process_probes.py"), "ctrl_c"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as process:
         try:
             assert process.stdout.readline() == "working\n"
             process.send_signal(signal.SIGINT)
-            output, _ = process.communicate(timeout=DEADLOCK)
+            output, errors = process.communicate(timeout=DEADLOCK)
         finally:
             process.kill()
-    assert output == "interrupted\n"
+    assert output == "interrupted\n", errors
     assert process.returncode == 0
 
 

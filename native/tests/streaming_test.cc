@@ -94,7 +94,7 @@ void test_streamed_rows(uint64_t seed) {
     given.shape = {kStreamBytes / (streamed.cols * size_of(given.type)) + 1, streamed.cols, 1};
     given.x_layout = given.dy_layout = Layout::padded;
     given.output_layout = streamed.cols == 1024 || seed % 2 == 0 ? Layout::dense : Layout::padded;
-    given.x_values = given.dy_values = Values::mixed;
+    given.x_values = Values::mixed;
     check_same_bits_as_in_parts(given);
   }
 }
