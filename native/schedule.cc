@@ -15,7 +15,7 @@ constexpr int64_t kBytesPerThread = 192 * 1024;
 
 // y larger than this will not be found in the cache by whoever reads it next, so it is written past
 // the cache. Measured with a reader: docs/performance.md.
-constexpr int64_t kStreamBytes = 32 * 1024 * 1024;
+constexpr int64_t kStreamBytes = 16 * 1024 * 1024;
 
 // Blocks of the parameters' gradients. From kManyRows rows on they are long enough that their partial
 // sums, 16 bytes a column for float, stay under one percent of x (two for 16-bit x of few rows); with

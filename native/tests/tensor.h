@@ -91,13 +91,14 @@ class Tensor {
   }
 
   bool gaps_are_poison() const {
+    std::vector<char> used(buffer_.size());
     const auto size = static_cast<size_t>(size_of(type_));
-    std::vector<bool> used(buffer_.size() / size);
     for (int64_t row = 0; row < rows(); ++row)
-      for (int64_t col = 0; col < cols(); ++col) used[static_cast<size_t>(index(row, col))] = true;
+      for (int64_t col = 0; col < cols(); ++col)
+        std::memset(&used[static_cast<size_t>(index(row, col)) * size], 1, size);
     const auto* bytes = static_cast<const unsigned char*>(buffer_.data());
-    for (size_t byte = 0; byte < buffer_.size(); ++byte)
-      if (!used[byte / size] && bytes[byte] != kPoison) return false;
+    for (size_t byte = 0; byte < used.size(); ++byte)
+      if (!used[byte] && bytes[byte] != kPoison) return false;
     return true;
   }
 
