@@ -180,8 +180,12 @@ def eps_cases(kind: str) -> list[Case]:
 def dy_cases(kind: str) -> list[Case]:
     """Every kind of dy, against ordinary x and against x of its own kind."""
     return [
-        base.but(cols=65, values=values, dy_values=dy_values)
+        base.but(cols=cols, layout=layout, values=values, dy_values=dy_values)
         for base in each_type(kind)
+        for cols, layout in (
+            *((65, "contiguous"), (3, "contiguous"), (24, "channels_first_67")),
+            *((3, "first_axis"), (4, "axes_apart")),
+        )
         for dy_values in VALUES
         for values in dict.fromkeys(("ordinary", dy_values))
     ]
