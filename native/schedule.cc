@@ -141,6 +141,16 @@ Status forward(const Forward& job, const Threads& threads) {
 
 Status backward(const Backward& job, const Threads& threads) {
   const Problem& problem = job.problem;
+  const bool in_place =
+      job.dx.data && (job.dx.data == job.dy.data || job.dx.data == problem.x.data);
+  if (in_place && (job.dweight || job.dbias)) {
+    // The parameters' gradients first, on their own: a sum that overflows reads x and dy again.
+    Backward parameters = job, rest = job;
+    parameters.dx.data = nullptr;
+    rest.dweight = rest.dbias = nullptr;
+    const Status status = backward(parameters, threads);
+    return status == Status::ok ? backward(rest, threads) : status;
+  }
   const int64_t rows = rows_of(problem.shape), cols = problem.shape.cols;
   const Kernels& kernels = chosen_kernels();
   Parameter weight;

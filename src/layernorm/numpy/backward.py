@@ -60,11 +60,11 @@ def backward(
         order = order_of(x.shape, axes)
         x, dy = x.transpose(order), dy.transpose(order)
         axes = tuple(order.index(axis) for axis in axes)
-    x, x_view, _ = _walkable(x, axes)
-    dy, dy_view, is_copy = _walkable(dy, axes)
+    x, x_view = _walkable(x, axes)
+    dy, dy_view = _walkable(dy, axes)
     layout, x_strides = x_view
     if need_dx:
-        dx = dy if is_copy else np.empty(x.shape, x.dtype)
+        dx = np.empty(x.shape, x.dtype)
     _native.backward(
         centered,
         bool(zero_centered_weight),
@@ -88,15 +88,15 @@ def backward(
     return dx, dweight, dbias
 
 
-def _walkable(array: Array, axes: tuple[int, ...]) -> tuple[Array, View, bool]:
-    """Return the array or its copy, how the kernel walks it, and whether it is a copy."""
+def _walkable(array: Array, axes: tuple[int, ...]) -> tuple[Array, View]:
+    """Return the array or its copy, and how the kernel walks it."""
     view = arrays.view(array, axes)
     if view is not None:
-        return array, view, False
+        return array, view
     copy = np.array(array, dtype=arrays.native_type(array.dtype), order="C")
     view = arrays.view(copy, axes)
     assert view is not None, "order_of makes the layout collapse"
-    return copy, view, True
+    return copy, view
 
 
 def _check_kind(stats: Stats, centered: bool) -> None:
