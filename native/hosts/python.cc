@@ -196,10 +196,12 @@ PyObject* get_threads(PyObject*, PyObject*) {
 }
 
 PyObject* set_threads(PyObject*, PyObject* object) {
-  const long count = PyLong_AsLong(object);
+  int overflow = 0;
+  const long count = PyLong_AsLongAndOverflow(object, &overflow);
   if (count == -1 && PyErr_Occurred()) return nullptr;
-  if (count < 1 || count > 1024) {
-    PyErr_Format(PyExc_ValueError, "num_threads is %ld, but needs 1 to 1024", count);
+  if (overflow != 0 || count < 1 || count > layernorm::kMostThreads) {
+    PyErr_Format(PyExc_ValueError, "num_threads is %S, but needs 1 to %d", object,
+                 layernorm::kMostThreads);
     return nullptr;
   }
   layernorm::set_num_threads(static_cast<int>(count));

@@ -8,6 +8,9 @@
 #define PY_ARRAY_UNIQUE_SYMBOL layernorm_numpy_api
 #include <numpy/arrayobject.h>
 
+#include <chrono>
+#include <thread>
+
 #include "../layer_norm.h"
 
 namespace layernorm::python {
@@ -19,8 +22,15 @@ class WithoutGil {
  public:
   explicit WithoutGil(int64_t bytes)
       : state_(bytes >= kLongWorkBytes ? PyEval_SaveThread() : nullptr) {}
+  // A daemon thread that comes back while Python ends is made to exit (until Python 3.13), by an
+  // unwinding that would give up references without the GIL. It hangs instead, as from 3.14 on.
   ~WithoutGil() {
-    if (state_) PyEval_RestoreThread(state_);
+    if (!state_) return;
+    try {
+      PyEval_RestoreThread(state_);
+    } catch (...) {
+      for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
+    }
   }
   WithoutGil(const WithoutGil&) = delete;
   WithoutGil& operator=(const WithoutGil&) = delete;

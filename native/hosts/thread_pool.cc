@@ -60,8 +60,8 @@ int quota_processors() {
 
 int default_threads() {
   if (const char* wanted = std::getenv("LAYERNORM_NUM_THREADS")) {
-    const int count = std::atoi(wanted);
-    if (count >= 1) return count;
+    const long count = std::strtol(wanted, nullptr, 10);
+    if (count >= 1) return static_cast<int>(std::min<long>(count, kMostThreads));
   }
   return std::min(allowed_processors(), quota_processors());
 }

@@ -6,10 +6,12 @@
 
 namespace layernorm {
 
+constexpr int kMostThreads = 1024;
+
 // As many as LAYERNORM_NUM_THREADS says, or as processors this process may run on.
 int get_num_threads();
 
-// At least 1; takes effect at the next call.
+// From 1 to kMostThreads; takes effect at the next call.
 void set_num_threads(int count);
 
 // The pool as a kernel's callback. A second caller, while one is being served, runs on its own

@@ -1,33 +1,40 @@
 // The last step of the backward: the blocks' partial sums of the parameters' gradients, added and
-// rounded. A column whose sum left the range of the compute type on its way is summed again over all
-// rows, in double, where it may come back into range.
+// rounded. A column whose sum overflowed on its way, or whose terms underflowed, is summed again over
+// all rows, in double.
 #pragma once
+
+// dy of one row.
+template <class Stored>
+inline RowOf<const Stored> dy_of_row(const BackwardTask& task, int64_t row) {
+  const Array& dy = task.job->dy;
+  const int64_t inner = task.job->problem.shape.inner;
+  return {static_cast<const Stored*>(dy.data) + row / inner * dy.outer_stride + row % inner,
+          dy.col_stride};
+}
 
 struct ColumnSums {
   double dweight, dbias;
 };
 
+// The sums over dy * 2^exponent, divided by 2^exponent again; products of doubles may need it.
 template <class Stored, bool centered>
-ColumnSums sum_wide_column(const BackwardTask& task, int64_t col) {
+ColumnSums sum_wide_column(const BackwardTask& task, int64_t col, int exponent) {
   using C = Compute<Stored>;
   const Problem& problem = task.job->problem;
   const Shape& shape = problem.shape;
-  // Products of doubles overflow double; terms this leaves too small would not be seen in the sum.
-  const double scale = sizeof(Stored) == sizeof(double) ? 0x1p-100 : 1;
+  const double scale = std::ldexp(1.0, exponent);
   WideSum dweight, dbias;
   for (int64_t row = 0; row < shape.outer * shape.inner; ++row) {
-    const auto row_of = [&](const Array& array) {
-      const auto* data = static_cast<const Stored*>(array.data);
-      return RowOf<const Stored>{data + row / shape.inner * array.outer_stride + row % shape.inner,
-                                 array.col_stride};
-    };
-    const double dy = scale * static_cast<double>(scalar_from(row_of(task.job->dy)[col]));
+    const double dy = scale * static_cast<double>(scalar_from(dy_of_row<Stored>(task, row)[col]));
     if (dy != dy) return {dy, dy};
     dbias.add(dy);
     if (!task.job->dweight) continue;
     const Statistics& saved = problem.statistics;
     RowStatistics<C> statistics = {0, 0, static_cast<const C*>(saved.rstd)[row], true};
-    const RowOf<const Stored> x = row_of(problem.x);
+    const RowOf<const Stored> x = {static_cast<const Stored*>(problem.x.data) +
+                                       row / shape.inner * problem.x.outer_stride +
+                                       row % shape.inner,
+                                   problem.x.col_stride};
     if constexpr (centered) {
       statistics.mean = static_cast<const C*>(saved.mean)[row];
       if (saved.residual) statistics.residual = static_cast<const C*>(saved.residual)[row];
@@ -65,51 +72,93 @@ void reduce_blocks(C* high, const C* low, int64_t blocks, int64_t stride, int64_
   }
 }
 
-// One of the two gradients, from its sums (in the order of packs, for rows) rounded to its type.
-template <class Stored, class Parameter, class F>
-void write_gradient(const Compute<Stored>* sums, bool in_packs, int64_t cols, int64_t begin,
-                    int64_t end, Parameter* gradient, F sum_again) {
+// Columns [begin, end) of the parameters' gradients, at most kReduceCols of them.
+template <class Stored, class Parameter>
+struct ReduceStrip {
   using C = Compute<Stored>;
-  int64_t col = begin;
-  if constexpr (std::is_same<Stored, Parameter>::value) {
-    const int64_t whole = std::min(end, cols - cols % pack_size<Stored>);
-    for (; in_packs && col < whole; col += pack_size<Stored>) {
-      const Pack<Stored> values = load_ordered<Stored>(sums + col);
-      bool finite = true;
-      for (const Vector<C>& part : values.part) finite = finite && all_finite(part);
-      if (!finite) break;
-      store_pack<false>(gradient + col, values);
+
+  const BackwardTask& task;
+  const int64_t begin, end;
+  const Problem& problem = task.job->problem;
+  const int64_t cols = problem.shape.cols;
+  const bool in_packs = problem.shape.inner == 1;
+  bool has_largest = false;
+  C largest[kReduceCols] = {};  // |dy| of each column
+
+  void find_largest() {
+    has_largest = true;
+    for (int64_t row = 0; row < problem.shape.outer * problem.shape.inner; ++row) {
+      const RowOf<const Stored> dy = dy_of_row<Stored>(task, row);
+      for (int64_t col = begin; col < end; ++col) {
+        const C magnitude = std::fabs(scalar_from(dy[col]));
+        largest[col - begin] = magnitude > largest[col - begin] ? magnitude : largest[col - begin];
+      }
     }
   }
-  for (; col < end; ++col) {
-    C value = sums[in_packs ? position_in_row<Stored>(col, cols) : col];
-    if (!std::isfinite(value)) value = static_cast<C>(sum_again(col));
-    gradient[col] = stored_from<Parameter>(value);
-  }
-}
 
-// Strips [begin, end) of the parameters' gradients, of kReduceCols columns each.
+  ColumnSums sum_again(int64_t col, int exponent) const {
+    if (sizeof(C) == sizeof(float)) exponent = 0;
+    return problem.centered ? sum_wide_column<Stored, true>(task, col, exponent)
+                            : sum_wide_column<Stored, false>(task, col, exponent);
+  }
+
+  // Additions lose nothing to underflow.
+  double dbias(int64_t col, C value) {
+    return std::isfinite(value) ? static_cast<double>(value) : sum_again(col, -100).dbias;
+  }
+  // A tiny sum, zero too, is one of tiny terms or one of terms that cancel; those kept their bits.
+  double dweight(int64_t col, C value) {
+    if (!std::isfinite(value)) return sum_again(col, -100).dweight;
+    if (std::fabs(static_cast<double>(value)) >= kTiny<C>) return static_cast<double>(value);
+    if (!has_largest) find_largest();
+    const C dy = largest[col - begin];
+    const bool tiny = dy > 0 && static_cast<double>(dy) < kTiny<C>;
+    return tiny ? sum_again(col, 100).dweight : static_cast<double>(value);
+  }
+
+  // `sums` come in the order of packs, for rows; value_of(col, sum) mends those that need it.
+  template <class F>
+  void write(const C* sums, void* to, C least, F value_of) {
+    auto* gradient = static_cast<Parameter*>(to);
+    int64_t col = begin;
+    if constexpr (std::is_same<Stored, Parameter>::value) {
+      const int64_t whole = std::min(end, cols - cols % pack_size<Stored>);
+      for (; in_packs && col < whole; col += pack_size<Stored>) {
+        const Pack<Stored> values = load_ordered<Stored>(sums + col);
+        bool ordinary = true;
+        for (const Vector<C>& part : values.part)
+          ordinary = ordinary && all_finite_from(part, least);
+        if (!ordinary) break;
+        store_pack<false>(gradient + col, values);
+      }
+    }
+    for (; col < end; ++col) {
+      const C sum = sums[in_packs ? position_in_row<Stored>(col, cols) : col];
+      gradient[col] = stored_from<Parameter>(static_cast<C>(value_of(col, sum)));
+    }
+  }
+
+  void run() {
+    C* sums = static_cast<C*>(task.partials);
+    if (void* to = task.job->dweight) {
+      reduce_blocks(sums, sums + cols, task.blocks, 4 * cols, begin, end);
+      write(sums, to, static_cast<C>(kTiny<C>),
+            [&](int64_t col, C sum) { return dweight(col, sum); });
+    }
+    if (void* to = task.job->dbias) {
+      sums += 2 * cols;
+      reduce_blocks(sums, sums + cols, task.blocks, 4 * cols, begin, end);
+      write(sums, to, 0, [&](int64_t col, C sum) { return dbias(col, sum); });
+    }
+  }
+};
+
+// Strips [begin, end) of kReduceCols columns each.
 template <class Stored, class Parameter>
 void reduce_partial_sums(const BackwardTask& task, int64_t begin, int64_t end) {
-  using C = Compute<Stored>;
-  const Backward& job = *task.job;
-  const int64_t cols = job.problem.shape.cols;
-  const bool in_packs = job.problem.shape.inner == 1;
-  const auto sum_again = [&](int64_t col) {
-    return job.problem.centered ? sum_wide_column<Stored, true>(task, col)
-                                : sum_wide_column<Stored, false>(task, col);
-  };
-  C* sums = static_cast<C*>(task.partials);
-  const int64_t first = begin * kReduceCols, last = std::min(cols, end * kReduceCols);
-  if (job.dweight) {
-    reduce_blocks(sums, sums + cols, task.blocks, 4 * cols, first, last);
-    write_gradient<Stored>(sums, in_packs, cols, first, last, static_cast<Parameter*>(job.dweight),
-                           [&](int64_t col) { return sum_again(col).dweight; });
-  }
-  if (job.dbias) {
-    sums += 2 * cols;
-    reduce_blocks(sums, sums + cols, task.blocks, 4 * cols, first, last);
-    write_gradient<Stored>(sums, in_packs, cols, first, last, static_cast<Parameter*>(job.dbias),
-                           [&](int64_t col) { return sum_again(col).dbias; });
-  }
+  const int64_t cols = task.job->problem.shape.cols;
+  for (int64_t strip = begin; strip < end; ++strip)
+    ReduceStrip<Stored, Parameter>{task, strip * kReduceCols,
+                                   std::min(cols, (strip + 1) * kReduceCols)}
+        .run();
 }

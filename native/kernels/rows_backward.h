@@ -54,14 +54,18 @@ void accumulate_wide_row(const WideStatistics& row, RowOf<const Stored> x, RowOf
   }
 }
 
-// Sums that are not finite overflowed, unless an input was not; tiny ones may have lost bits to
-// underflow where dy itself is tiny. Zeros are what they seem.
+// Sums below this may have lost bits to underflow.
+template <class C>
+constexpr double kTiny = sizeof(C) == sizeof(float) ? 0x1p-90 : 0x1p-900;
+
+// Huge sums may make dx overflow on its way, or have done so themselves; tiny ones may have lost bits
+// to underflow where dy itself is tiny. Zeros are what they seem.
 template <class Stored>
 inline bool are_ordinary_sums(double sum_g, double sum_g_xhat, RowOf<const Stored> dy,
                               int64_t cols) {
   const double sum = std::fabs(sum_g) + std::fabs(sum_g_xhat);
-  constexpr double tiny = sizeof(Compute<Stored>) == 4 ? 0x1p-90 : 0x1p-900;
-  if (sum >= tiny && sum <= std::numeric_limits<double>::max()) return true;
+  constexpr double tiny = kTiny<Compute<Stored>>;
+  if (sum >= tiny && sum <= 1 / tiny) return true;
   if (!(sum < tiny)) return false;
   const double largest = largest_magnitude(dy, cols);
   return largest == 0 || largest >= tiny;

@@ -197,21 +197,29 @@ inline DoubleVector zero_unless_finite(DoubleVector v, DoubleVector of) {
   return reinterpret_cast<DoubleVector>(reinterpret_cast<LongVector>(v) & finite);
 }
 
-inline bool all_finite(FloatVector v) {
-  const FloatVector zero_or_nan = v - v;
+// Whether |v| is finite and not below `least` in every lane.
+inline bool all_finite_from(FloatVector v, float least) {
+  constexpr float most = std::numeric_limits<float>::max();
 #if defined(__AVX512F__)
-  return _mm512_cmp_ps_mask(zero_or_nan, zero_or_nan, _CMP_UNORD_Q) == 0;
-#elif defined(__AVX2__)
-  return _mm256_movemask_ps(_mm256_cmp_ps(zero_or_nan, zero_or_nan, _CMP_UNORD_Q)) == 0;
+  const FloatVector size = _mm512_abs_ps(v);
+  return (_mm512_cmp_ps_mask(size, broadcast(least), _CMP_GE_OQ) &
+          _mm512_cmp_ps_mask(size, broadcast(most), _CMP_LE_OQ)) == 0xffff;
 #else
   bool all = true;
-  for (int lane = 0; lane < lanes<float>; ++lane) all = all && zero_or_nan[lane] == 0;
+  for (int64_t lane = 0; lane < lanes<float>; ++lane) {
+    const float size = std::fabs(v[lane]);
+    all = all & (size >= least) & (size <= most);
+  }
   return all;
 #endif
 }
-inline bool all_finite(DoubleVector v) {
-  const DoubleVector zero_or_nan = v - v;
-  return all_at_most(zero_or_nan, DoubleVector{});
+inline bool all_finite_from(DoubleVector v, double least) {
+  bool all = true;
+  for (int64_t lane = 0; lane < lanes<double>; ++lane) {
+    const double size = std::fabs(v[lane]);
+    all = all & (size >= least) & (size <= std::numeric_limits<double>::max());
+  }
+  return all;
 }
 
 // In the compute type, for estimates.
