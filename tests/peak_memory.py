@@ -14,7 +14,6 @@ import numpy as np
 
 import layernorm.numpy as ours
 
-
 PR_SET_THP_DISABLE = 41
 
 
