@@ -47,6 +47,31 @@ int allowed_processors() {
   return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 }
 
+int current_processor() {
+#if defined(__linux__)
+  return sched_getcpu();
+#else
+  return -1;
+#endif
+}
+
+// Moves the thread that calls to another processor than this one. A scheduler may wake a worker where
+// its caller runs, and leave the two to share that processor for milliseconds.
+void keep_off(int processor) {
+#if defined(__linux__)
+  static thread_local const cpu_set_t at_start = [] {
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof(set), &set) != 0) CPU_ZERO(&set);
+    return set;
+  }();
+  cpu_set_t others = at_start;
+  CPU_CLR(processor, &others);
+  if (CPU_COUNT(&others) > 0) sched_setaffinity(0, sizeof(others), &others);
+#else
+  static_cast<void>(processor);
+#endif
+}
+
 // A container's share of the processors, where one is set.
 int quota_processors() {
   long quota = 0, period = 0;
@@ -97,6 +122,7 @@ class Pool {
       tasks_ = tasks;
       ranges_ = ranges;
       helpers_ = threads - 1;
+      callers_processor_ = current_processor();
       next_.store(0, std::memory_order_relaxed);
       left_.store(ranges, std::memory_order_relaxed);
       call_.store(call_.load(std::memory_order_relaxed) + 1, std::memory_order_release);
@@ -143,6 +169,7 @@ class Pool {
       Threads::Body body;
       void* context;
       int64_t tasks, ranges;
+      int callers_processor;
       {
         std::unique_lock<std::mutex> lock(mutex_);
         ++sleepers_;
@@ -155,7 +182,10 @@ class Pool {
         context = context_;
         tasks = tasks_;
         ranges = ranges_;
+        callers_processor = callers_processor_;
       }
+      if (callers_processor >= 0 && current_processor() == callers_processor)
+        keep_off(callers_processor);
       work(body, context, tasks, ranges);
       inside_.fetch_sub(1, std::memory_order_release);
     }
@@ -170,6 +200,7 @@ class Pool {
   std::atomic<int> inside_{0};  // workers between taking a call and leaving it
   int sleepers_ = 0;
   int helpers_ = 0;  // workers that may join the present call
+  int callers_processor_ = -1;
   Threads::Body body_ = nullptr;
   void* context_ = nullptr;
   int64_t tasks_ = 0, ranges_ = 0;
