@@ -46,6 +46,7 @@ struct NormalizeRows {
   Stored* y[R];
   const C* weight;
   const C* bias;
+  int64_t ahead;  // to the rows of the next batch, in elements; 0 after the last
 
   template <bool streamed>
   void pack(int64_t col) const {
@@ -53,6 +54,7 @@ struct NormalizeRows {
     if constexpr (A::has_weight) w = load_ordered<Stored>(weight + col);
     if constexpr (A::has_bias) b = load_ordered<Stored>(bias + col);
     for (int64_t r = 0; r < R; ++r) {
+      prefetch_pack(x[r] + ahead + col);
       Pack<Stored> values = load_pack(x[r] + col);
       for (int64_t part = 0; part < vectors_in_pack<Stored>; ++part)
         values.part[part] =
@@ -110,6 +112,7 @@ struct RowsForward {
   const int64_t cols = problem.shape.cols;
   const C* const weight = static_cast<const C*>(task.weight);
   const C* const bias = static_cast<const C*>(task.bias);
+  int64_t ahead = 0;
   LineWriter<Stored> lines = {};
 
   const Stored* x(int64_t row) const {
@@ -124,6 +127,7 @@ struct RowsForward {
     NormalizeRows<Stored, centered, A, R> rows;
     rows.weight = weight;
     rows.bias = bias;
+    rows.ahead = ahead;
     for (int64_t r = 0; r < R; ++r) {
       rows.normalizer[r] = Normalizer<C>(batch[at + r]);
       rows.x[r] = x(row + r);
@@ -167,7 +171,9 @@ void forward_rows(const ForwardTask& task, int64_t begin, int64_t end) {
   RowsForward<Stored, centered, A> rows{task};
   const int64_t row_bytes = rows.cols * static_cast<int64_t>(sizeof(Stored));
   const int64_t batch_rows = std::max(int64_t{1}, std::min(kBatchRows, kBatchBytes / row_bytes));
-  for (int64_t first = begin; first < end; first += batch_rows)
+  for (int64_t first = begin; first < end; first += batch_rows) {
+    rows.ahead = end - first >= 2 * batch_rows ? batch_rows * rows.problem.x.outer_stride : 0;
     rows.batch(first, std::min(batch_rows, end - first));
+  }
   if (task.stream) finish_streaming();
 }

@@ -32,6 +32,12 @@ inline void split_mean(const double* shift, DoubleVector delta, double* mean, do
   store_narrow(residual, two_sum_error(load_wide(shift), delta, sum));
 }
 
+// v / n; for sums of floats, whose doubles have bits to spare, without the division.
+template <class C>
+inline DoubleVector over(DoubleVector v, double n) {
+  return sizeof(C) == sizeof(float) ? v * broadcast(1 / n) : v / broadcast(n);
+}
+
 // The statistics of several rows at once: the divisions and square roots are done side by side.
 // Entries past the rows in use hold zeros, which do no harm.
 template <class C, int64_t capacity>
@@ -44,9 +50,9 @@ struct Batch {
   alignas(64) C mean[capacity], residual[capacity], rstd[capacity];
   alignas(64) double total[capacity];  // variance + eps
 
-  DoubleVector delta(int64_t row, double n) const { return load_wide(sum + row) / broadcast(n); }
+  DoubleVector delta(int64_t row, double n) const { return over<C>(load_wide(sum + row), n); }
   DoubleVector variance(int64_t row, double n) const {
-    return (load_wide(squares + row) - load_wide(sum + row) * delta(row, n)) / broadcast(n);
+    return over<C>(load_wide(squares + row) - load_wide(sum + row) * delta(row, n), n);
   }
 
   // Moves the shift of each row that needs it to its mean, and calls again(row) for those.

@@ -5,6 +5,13 @@
 constexpr int64_t kLine = 64;
 static_assert(kVectorBytes <= kLine, "a vector never spans more than two lines");
 
+// Brings a pack nearer, into the second-level cache.
+template <class Stored>
+inline void prefetch_pack(const Stored* from) {
+  for (int64_t at = 0; at < kVectorBytes; at += kLine)
+    __builtin_prefetch(reinterpret_cast<const char*>(from) + at, 0, 2);
+}
+
 // Writes what it is given to memory, whole lines past the cache. Rows that follow one another share
 // their lines.
 template <class Stored>
