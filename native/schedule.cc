@@ -17,6 +17,9 @@ constexpr int64_t kBytesPerThread = 192 * 1024;
 // the cache. Measured with a reader: docs/performance.md.
 constexpr int64_t kStreamBytes = 16 * 1024 * 1024;
 
+// x larger than this is fetched ahead of its use.
+constexpr int64_t kFarBytes = 2 * 1024 * 1024;
+
 // Blocks of the parameters' gradients. From kManyRows rows on they are long enough that their partial
 // sums, 16 bytes a column for float, stay under one percent of x (two for 16-bit x of few rows); with
 // fewer rows they are short enough to occupy several threads.
@@ -110,16 +113,19 @@ void run(const Threads& threads, bool alone, int64_t tasks, const Task& task,
       &call);
 }
 
-bool is_small(const Problem& problem, int64_t arrays) {
-  const Shape& shape = problem.shape;
-  return rows_of(shape) * shape.cols * size_of(problem.type) * arrays < 2 * kBytesPerThread;
+int64_t bytes_of(const Problem& problem) {
+  return rows_of(problem.shape) * problem.shape.cols * size_of(problem.type);
 }
+
+bool is_small(const Problem& problem, int64_t arrays) {
+  return bytes_of(problem) * arrays < 2 * kBytesPerThread;
+}
+
+bool is_far(const Problem& problem) { return bytes_of(problem) >= kFarBytes; }
 
 // An output that replaces its input is in the cache anyway.
 bool is_streamed(const Problem& problem, const void* output, const void* input) {
-  const Shape& shape = problem.shape;
-  return shape.inner == 1 && output != input &&
-         shape.outer * shape.cols * size_of(problem.type) >= kStreamBytes;
+  return problem.shape.inner == 1 && output != input && bytes_of(problem) >= kStreamBytes;
 }
 
 }  // namespace
@@ -133,8 +139,8 @@ Status forward(const Forward& job, const Threads& threads) {
       !bias.prepare(problem, job.bias, false, kernels))
     return Status::out_of_memory;
   const bool stream = is_streamed(problem, job.y.data, problem.x.data);
-  const ForwardTask task = {&job,           weight.ordered(), bias.ordered(),
-                            weight.plain(), bias.plain(),     stream};
+  const ForwardTask task = {&job,         weight.ordered(), bias.ordered(), weight.plain(),
+                            bias.plain(), is_far(problem),  stream};
   run(threads, is_small(problem, 2), units_of(problem.shape), task, kernels.forward);
   return Status::ok;
 }
@@ -171,7 +177,7 @@ Status backward(const Backward& job, const Threads& threads) {
   }
   const bool stream =
       is_streamed(problem, job.dx.data, job.dy.data) && job.dx.data != problem.x.data;
-  const BackwardTask task = {&job,  weight.ordered(), weight.plain(), stream,
+  const BackwardTask task = {&job,  weight.ordered(), weight.plain(), is_far(problem), stream,
                              units, units_per_block,  blocks,         partials.get()};
   const bool small = is_small(problem, 3);
   if (cols > 0) run(threads, small, blocks, task, kernels.backward);

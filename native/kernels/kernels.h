@@ -19,6 +19,7 @@ struct ForwardTask {
   const void* bias;
   const void* plain_weight;
   const void* plain_bias;
+  bool far;     // x is too large for a processor's own cache
   bool stream;  // write y past the cache
 };
 
@@ -28,6 +29,7 @@ struct BackwardTask {
   const Backward* job;
   const void* weight;
   const void* plain_weight;
+  bool far;
   bool stream;
   int64_t units;
   int64_t units_per_block;

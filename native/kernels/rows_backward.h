@@ -167,6 +167,8 @@ struct RowGradient {
   const Stored *x, *dy;
   const C* weight;
   Stored* dx;
+  // To the rows of the next group, in elements; 0 where they need no fetching.
+  int64_t x_ahead, dy_ahead;
 
   Vector<C> value(Vector<C> x_here, Vector<C> dy_here, Vector<C> w) const {
     const Vector<C> xhat = normalizer.template normalized<centered>(x_here);
@@ -176,6 +178,10 @@ struct RowGradient {
   }
   template <bool streamed>
   void pack(int64_t col) const {
+    if (x_ahead != 0) {
+      prefetch_pack(x + x_ahead + col);
+      prefetch_pack(dy + dy_ahead + col);
+    }
     Pack<Stored> w = {}, values = load_pack(x + col);
     const Pack<Stored> dy_here = load_pack(dy + col);
     if constexpr (has_weight) w = load_ordered<Stored>(weight + col);
@@ -216,6 +222,7 @@ struct RowsBackward {
   const Problem& problem = job.problem;
   const int64_t cols = problem.shape.cols;
   const C* const weight = static_cast<const C*>(task.weight);
+  int64_t last_row = 0;  // one past the last of the block
   LineWriter<Stored> lines = {};
 
   const Stored* x(int64_t row) const {
@@ -261,6 +268,7 @@ struct RowsBackward {
       return wide_row(
           wide_from_saved<Stored, centered>(row_statistics, {x(row), 1}, cols, problem.eps), row);
     const double n = static_cast<double>(cols);
+    const bool fetch = task.far && row + 2 * kGroupRows <= last_row;
     const RowGradient<Stored, centered, has_weight> gradient = {
         normalizer,
         broadcast(static_cast<C>(sum_g / n)),
@@ -268,7 +276,9 @@ struct RowsBackward {
         x(row),
         dy(row),
         weight,
-        dx(row)};
+        dx(row),
+        fetch ? kGroupRows * problem.x.outer_stride : 0,
+        fetch ? kGroupRows * job.dy.outer_stride : 0};
     if (task.stream)
       stream_row(gradient, dx(row), cols, lines);
     else
@@ -312,6 +322,7 @@ struct RowsBackward {
       std::fill(sums.dweight_high, sums.dweight_high + 4 * cols, C{});
     const int64_t begin = index * task.units_per_block;
     const int64_t end = std::min(task.units, begin + task.units_per_block);
+    last_row = end;
     for (int64_t row = begin; row < end; row += kGroupRows) {
       rows(row, std::min(kGroupRows, end - row), sums);
       const bool full = (row - begin) % kFoldRows == kFoldRows - kGroupRows;

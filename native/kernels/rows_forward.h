@@ -46,7 +46,8 @@ struct NormalizeRows {
   Stored* y[R];
   const C* weight;
   const C* bias;
-  int64_t ahead;  // to the rows of the next batch, in elements; 0 after the last
+  // To the rows of the next batch, in elements; 0 where they need no fetching.
+  int64_t ahead;
 
   template <bool streamed>
   void pack(int64_t col) const {
@@ -54,7 +55,7 @@ struct NormalizeRows {
     if constexpr (A::has_weight) w = load_ordered<Stored>(weight + col);
     if constexpr (A::has_bias) b = load_ordered<Stored>(bias + col);
     for (int64_t r = 0; r < R; ++r) {
-      prefetch_pack(x[r] + ahead + col);
+      if (ahead != 0) prefetch_pack(x[r] + ahead + col);
       Pack<Stored> values = load_pack(x[r] + col);
       for (int64_t part = 0; part < vectors_in_pack<Stored>; ++part)
         values.part[part] =
@@ -172,7 +173,8 @@ void forward_rows(const ForwardTask& task, int64_t begin, int64_t end) {
   const int64_t row_bytes = rows.cols * static_cast<int64_t>(sizeof(Stored));
   const int64_t batch_rows = std::max(int64_t{1}, std::min(kBatchRows, kBatchBytes / row_bytes));
   for (int64_t first = begin; first < end; first += batch_rows) {
-    rows.ahead = end - first >= 2 * batch_rows ? batch_rows * rows.problem.x.outer_stride : 0;
+    const bool fetch = task.far && end - first >= 2 * batch_rows;
+    rows.ahead = fetch ? batch_rows * rows.problem.x.outer_stride : 0;
     rows.batch(first, std::min(batch_rows, end - first));
   }
   if (task.stream) finish_streaming();
