@@ -178,6 +178,19 @@ PyObject* general_backward(PyObject*, PyObject* const* arguments, Py_ssize_t cou
   Py_RETURN_NONE;
 }
 
+// empty(shape, dtype)
+PyObject* empty(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  if (count != 2) return PyErr_Format(PyExc_TypeError, "takes 2 arguments, got %zd", count);
+  PyArray_Descr* descr = nullptr;
+  if (!PyArray_DescrConverter(arguments[1], &descr)) return nullptr;
+  const Owned held(reinterpret_cast<PyObject*>(descr));
+  PyArray_Dims shape = {nullptr, 0};
+  if (!PyArray_IntpConverter(arguments[0], &shape)) return nullptr;
+  Owned array = new_array(descr, shape.len, shape.ptr);
+  PyDimMem_FREE(shape.ptr);
+  return array.release();
+}
+
 PyObject* isa(PyObject*, PyObject*) { return PyUnicode_FromString(layernorm::chosen_isa()); }
 
 PyObject* isas(PyObject*, PyObject*) {
@@ -230,6 +243,7 @@ PyMethodDef methods[] = {
     {"fast_backward", as_method(fast_backward), METH_FASTCALL, nullptr},
     {"forward", as_method(general_forward), METH_FASTCALL, nullptr},
     {"backward", as_method(general_backward), METH_FASTCALL, nullptr},
+    {"empty", as_method(empty), METH_FASTCALL, nullptr},
     {"isa", isa, METH_NOARGS, "The instruction set whose kernels run."},
     {"isas", isas, METH_NOARGS, "The instruction sets that this processor runs, worst first."},
     {"get_num_threads", get_threads, METH_NOARGS, get_num_threads_doc},

@@ -10,6 +10,7 @@
 
 #include <chrono>
 #include <thread>
+#include <utility>
 
 #include "../layer_norm.h"
 
@@ -55,5 +56,30 @@ inline bool accepts_parameter(DataType type, DataType parameter_type) {
 PyObject* fast_forward(PyObject*, PyObject* const* arguments, Py_ssize_t count);
 PyObject* fast_forward_with_statistics(PyObject*, PyObject* const* arguments, Py_ssize_t count);
 PyObject* fast_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count);
+
+// A reference, given up at the end.
+class Owned {
+ public:
+  Owned() = default;
+  explicit Owned(PyObject* object) : object_(object) {}
+  Owned(Owned&& other) noexcept : object_(std::exchange(other.object_, nullptr)) {}
+  Owned& operator=(Owned&& other) noexcept {
+    std::swap(object_, other.object_);
+    return *this;
+  }
+  ~Owned() { Py_XDECREF(object_); }
+
+  explicit operator bool() const { return object_ != nullptr; }
+  PyArrayObject* array() const { return reinterpret_cast<PyArrayObject*>(object_); }
+  void* data() const { return object_ ? PyArray_DATA(array()) : nullptr; }
+  PyObject* release() { return std::exchange(object_, nullptr); }
+  PyObject* release_or_none() { return object_ ? release() : Py_NewRef(Py_None); }
+
+ private:
+  PyObject* object_ = nullptr;
+};
+
+// Uninitialized; a large one in memory that an earlier one left.
+Owned new_array(PyArray_Descr* descr, int dimensions, const npy_intp* shape);
 
 }  // namespace layernorm::python

@@ -4,41 +4,12 @@
 #include <algorithm>
 #include <cmath>
 #include <initializer_list>
-#include <utility>
 
 #include "python_arrays.h"
 #include "thread_pool.h"
 
 namespace layernorm::python {
 namespace {
-
-// Owns one reference.
-class Owned {
- public:
-  Owned() = default;
-  explicit Owned(PyObject* object) : object_(object) {}
-  Owned(Owned&& other) noexcept : object_(std::exchange(other.object_, nullptr)) {}
-  Owned& operator=(Owned&& other) noexcept {
-    std::swap(object_, other.object_);
-    return *this;
-  }
-  ~Owned() { Py_XDECREF(object_); }
-
-  explicit operator bool() const { return object_ != nullptr; }
-  PyArrayObject* array() const { return reinterpret_cast<PyArrayObject*>(object_); }
-  void* data() const { return object_ ? PyArray_DATA(array()) : nullptr; }
-  PyObject* release() { return std::exchange(object_, nullptr); }
-  PyObject* release_or_none() { return object_ ? release() : Py_NewRef(Py_None); }
-
- private:
-  PyObject* object_ = nullptr;
-};
-
-Owned new_array(PyArray_Descr* descr, int dimensions, const npy_intp* shape) {
-  Py_INCREF(descr);
-  return Owned(
-      PyArray_NewFromDescr(&PyArray_Type, descr, dimensions, shape, nullptr, nullptr, 0, nullptr));
-}
 
 PyArrayObject* plain(PyObject* object, DataType* type) {
   if (!PyArray_CheckExact(object)) return nullptr;

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from layernorm.spec import Layout
@@ -92,6 +93,9 @@ def backward(
     /,
 ) -> None:
     """Write those of dx, dweight and dbias that are not None."""
+
+def empty(shape: tuple[int, ...], dtype: np.dtype[Any], /) -> _Array:
+    """Return an uninitialized array; a large one in memory that an earlier one left."""
 
 def isa() -> str:
     """Name the instruction set in use."""

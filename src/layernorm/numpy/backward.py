@@ -64,7 +64,7 @@ def backward(
     dy, dy_view = _walkable(dy, axes)
     layout, x_strides = x_view
     if need_dx:
-        dx = np.empty(x.shape, x.dtype)
+        dx = _native.empty(x.shape, x.dtype)
     _native.backward(
         centered,
         bool(zero_centered_weight),

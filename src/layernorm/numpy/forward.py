@@ -40,7 +40,7 @@ def forward(
     if out is not None:
         arrays.check_out(out, x, weight=weight, bias=bias)
 
-    y = np.empty(x.shape, arrays.native_type(x.dtype)) if out is None else out
+    y = _native.empty(x.shape, arrays.native_type(x.dtype)) if out is None else out
     rows: _Rows = (None, None, None)
     stats = None
     if with_stats:

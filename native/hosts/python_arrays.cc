@@ -1,0 +1,45 @@
+#define NO_IMPORT_ARRAY
+#include "python_arrays.h"
+
+#include <cstdlib>
+
+#include "kept_memory.h"
+
+namespace layernorm::python {
+namespace {
+
+void* allocate(void*, size_t bytes) {
+  return bytes >= kKeptFrom ? take_memory(bytes) : std::malloc(bytes);
+}
+void* allocate_zeros(void*, size_t count, size_t bytes) { return std::calloc(count, bytes); }
+void* reallocate(void*, void* memory, size_t bytes) { return std::realloc(memory, bytes); }
+void release(void*, void* memory, size_t bytes) {
+  if (memory) keep_memory(memory, bytes);
+}
+
+PyDataMem_Handler handler = {
+    "layernorm", 1, {nullptr, allocate, allocate_zeros, reallocate, release}};
+
+PyObject* keeping_handler() {
+  static PyObject* capsule = PyCapsule_New(&handler, "mem_handler", nullptr);
+  return capsule;
+}
+
+}  // namespace
+
+Owned new_array(PyArray_Descr* descr, int dimensions, const npy_intp* shape) {
+  const auto bytes = static_cast<size_t>(PyArray_MultiplyList(shape, dimensions)) *
+                     static_cast<size_t>(PyDataType_ELSIZE(descr));
+  PyObject *before = nullptr, *keeping = bytes >= kKeptFrom ? keeping_handler() : nullptr;
+  if (keeping) before = PyDataMem_SetHandler(keeping);
+  Py_INCREF(descr);
+  Owned array(
+      PyArray_NewFromDescr(&PyArray_Type, descr, dimensions, shape, nullptr, nullptr, 0, nullptr));
+  if (before) {
+    Py_XDECREF(PyDataMem_SetHandler(before));
+    Py_DECREF(before);
+  }
+  return array;
+}
+
+}  // namespace layernorm::python

@@ -1,0 +1,89 @@
+"""Large outputs: their memory outlives them and serves the next of their size."""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+import layernorm.numpy as ours
+
+X = np.random.default_rng(0).standard_normal((2048, 1024), np.float32)  # 8 MiB
+EXPECTED = ours.layer_norm(X)
+
+
+def address(array: np.ndarray) -> int:
+    return array.__array_interface__["data"][0]
+
+
+@pytest.mark.parametrize("axis", [-1, 0])
+def test_the_next_output_takes_the_memory_of_one_that_is_gone(axis) -> None:
+    y = ours.layer_norm(X, axis=axis)
+    place = address(y)
+    del y
+    assert address(ours.layer_norm(X, axis=axis)) == place
+
+
+def test_outputs_that_live_have_memory_of_their_own() -> None:
+    many = [ours.layer_norm(X) for _ in range(12)]
+    for y in many:
+        np.testing.assert_array_equal(y, EXPECTED)
+    assert len({address(y) // X.nbytes for y in many}) == len(many)
+    del many[::2]
+    many += [ours.layer_norm(X + 1) for _ in range(6)]
+    np.testing.assert_array_equal(many[0], EXPECTED)
+
+
+def test_a_smaller_output_does_not_take_a_much_larger_place() -> None:
+    y = ours.layer_norm(X)
+    place = address(y)
+    del y
+    assert address(ours.layer_norm(X[:1100])) != place
+
+
+def test_outputs_are_arrays_like_any_other() -> None:
+    y = ours.layer_norm(X)
+    assert y.flags.owndata
+    assert y.flags.writeable
+    y.resize((4096, 1024), refcheck=False)
+    np.testing.assert_array_equal(y[:2048], EXPECTED)
+    assert not y[2048:].any()
+    y.resize((16, 1024), refcheck=False)
+    np.testing.assert_array_equal(y, EXPECTED[:16])
+
+
+def test_threads_that_make_and_drop_outputs_do_not_disturb_each_other() -> None:
+    def work(seed: int) -> bool:
+        x = np.random.default_rng(seed).standard_normal((1100, 1024), np.float32)
+        expected = ours.layer_norm(x)
+        return all((ours.layer_norm(x) == expected).all() for _ in range(20))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(8)))
+
+
+KEPT = """
+import numpy as np, layernorm.numpy as ours
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+x = np.ones((8192, 1024), np.float32)
+ours.layer_norm(x[:64])
+before = resident()
+ours.layer_norm(x)
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads Linux's /proc")
+@pytest.mark.parametrize(("most", "kept"), [("0", False), ("1000000", False), (None, True)])
+def test_the_environment_says_how_much_is_kept(most, kept) -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "LAYERNORM_KEEP_BYTES"}
+    if most is not None:
+        environment["LAYERNORM_KEEP_BYTES"] = most
+    done = subprocess.run(
+        [sys.executable, "-c", KEPT], env=environment, capture_output=True, text=True, check=True
+    )
+    more = int(done.stdout)
+    assert more > 30e6 if kept else more < 8e6
