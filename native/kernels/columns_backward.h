@@ -2,11 +2,37 @@
 // the sums and once for dx.
 #pragma once
 
+// Columns whose shares in a gradient are summed over their lanes together.
+constexpr int64_t kColumnGroup = lanes<double>;
+
 template <class C>
-inline double sum_in_double(Vector<C> v) {
-  LaneTotal<C> total;
-  total.add(v);
-  return total.sum();
+struct ColumnGroup {
+  DoubleVector share[kColumnGroup] = {};
+  void put(int64_t k, Vector<C> v) { share[k] = widen_first(v) + widen_second(v); }
+  void sums(C* to) const { store_narrow(to, sums_of_lanes(share)); }
+};
+template <>
+struct ColumnGroup<double> {
+  double share[kColumnGroup] = {};
+  void put(int64_t k, DoubleVector v) {
+    LaneTotal<double> total;
+    total.add(v);
+    share[k] = total.sum();
+  }
+  void sums(double* to) const { std::memcpy(to, share, sizeof(share)); }
+};
+
+template <class C>
+inline void add_group(const ColumnGroup<C>& group, C* __restrict high, C* __restrict low,
+                      int64_t count) {
+  C value[kColumnGroup];
+  group.sums(value);
+  for (int64_t k = 0; k < count; ++k) {
+    const C before = high[k], sum = before + value[k];
+    const C error = two_sum_error(before, value[k], sum);
+    high[k] = sum;
+    low[k] += sum - sum == 0 ? error : 0;
+  }
 }
 
 template <class Stored, bool centered, Wanted wanted>
@@ -70,10 +96,13 @@ struct ColumnsBackward {
     LAYERNORM_UNROLL
     for (int v = 0; v < V; ++v) normalizer[v] = rows.normalizer(v);
     LaneTotal<C> total_g[V], total_g_xhat[V];
-    for (int64_t col = 0; col < cols;) {
-      const int64_t flush = std::min(cols, col + kFlush);
+    ColumnGroup<C> group_dweight, group_dbias;
+    for (int64_t first = 0; first < cols; first += kColumnGroup) {
+      static_assert(kColumnGroup <= kFlush, "the sums along the rows are flushed with a group");
+      const int64_t count = std::min(cols - first, kColumnGroup);
       Vector<C> part_g[V] = {}, part_g_xhat[V] = {};
-      for (; col < flush; ++col) {
+      for (int64_t k = 0; k < count; ++k) {
+        const int64_t col = first + k;
         const Vector<C> w = broadcast(weight ? weight[col] : 1);
         Vector<C> dweight = {}, dbias = {};
         prefetch_column<V>(&x_rows[col], x_rows.stride);
@@ -89,13 +118,13 @@ struct ColumnsBackward {
           if constexpr (wanted != Wanted::nothing) dweight = fma(dy_here, xhat, dweight);
           if constexpr (wanted == Wanted::both) dbias += dy_here;
         }
-        if constexpr (wanted != Wanted::nothing)
-          add_compensated(sums.dweight_high[col], sums.dweight_low[col],
-                          static_cast<C>(sum_in_double<C>(dweight)));
-        if constexpr (wanted == Wanted::both)
-          add_compensated(sums.dbias_high[col], sums.dbias_low[col],
-                          static_cast<C>(sum_in_double<C>(dbias)));
+        if constexpr (wanted != Wanted::nothing) group_dweight.put(k, dweight);
+        if constexpr (wanted == Wanted::both) group_dbias.put(k, dbias);
       }
+      if constexpr (wanted != Wanted::nothing)
+        add_group(group_dweight, sums.dweight_high + first, sums.dweight_low + first, count);
+      if constexpr (wanted == Wanted::both)
+        add_group(group_dbias, sums.dbias_high + first, sums.dbias_low + first, count);
       LAYERNORM_UNROLL
       for (int v = 0; v < V; ++v) {
         if constexpr (centered) total_g[v].add(part_g[v]);

@@ -3,23 +3,28 @@
 // depend on the strip it falls into.
 #pragma once
 
-// V vectors of rows side by side; the last, or only, vector may hold just `count` rows.
+// Up to V vectors of rows side by side: all of them, or the first `count` rows.
 template <int V, bool whole>
 struct Strip {
   int64_t count;
+
+  template <class C>
+  int64_t rows_in(int v) const {
+    return std::max(int64_t{0}, std::min(lanes<C>, count - v * lanes<C>));
+  }
   template <class Stored>
   Vector<Compute<Stored>> read(const Stored* from, int v) const {
-    if constexpr (whole)
-      return load(from + v * lanes<Compute<Stored>>);
-    else
-      return load_first(from, count);
+    using C = Compute<Stored>;
+    from += v * lanes<C>;
+    if (whole || rows_in<C>(v) == lanes<C>) return load(from);
+    return load_first(from, rows_in<C>(v));
   }
   template <class Stored>
   void write(Stored* to, int v, Vector<Compute<Stored>> value) const {
-    if constexpr (whole)
-      store(to + v * lanes<Compute<Stored>>, value);
-    else
-      store_first(to, value, count);
+    using C = Compute<Stored>;
+    to += v * lanes<C>;
+    if (whole || rows_in<C>(v) == lanes<C>) return store(to, value);
+    store_first(to, value, rows_in<C>(v));
   }
   template <class C>
   int64_t rows() const {
@@ -33,8 +38,10 @@ inline void for_each_strip(int64_t rows, F f) {
   constexpr int64_t W = lanes<C>;
   int64_t row = 0;
   for (; row + 4 * W <= rows; row += 4 * W) f(Strip<4, true>{4 * W}, row);
-  for (; row + W <= rows; row += W) f(Strip<1, true>{W}, row);
-  if (row < rows) f(Strip<1, false>{rows - row}, row);
+  if (row + W < rows)
+    f(Strip<4, false>{rows - row}, row);
+  else if (row < rows)
+    f(Strip<1, false>{rows - row}, row);
 }
 
 // A column ahead of the walk; strides longer than a page defeat the processor's own prefetching.

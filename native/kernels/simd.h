@@ -174,6 +174,33 @@ inline double sum_of_lanes(DoubleVector v) {
 #endif
 }
 
+// Lane k of the result: the sum of the lanes of v[k]. As many vectors as each has lanes, which costs
+// little more than the sum of one.
+inline DoubleVector sums_of_lanes(const DoubleVector* v) {
+#if defined(__AVX512F__)
+  DoubleVector pairs[4];
+  for (int k = 0; k < 4; ++k) {
+    const __m512d a = v[2 * k], b = v[2 * k + 1];
+    pairs[k] = _mm512_unpacklo_pd(a, b) + _mm512_unpackhi_pd(a, b);
+  }
+  // Within each half of the vector: the quarters of the first pair, then those of the second.
+  const __m512i low = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13);
+  const __m512i high = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
+  DoubleVector fours[2];
+  for (int k = 0; k < 2; ++k) {
+    const __m512d a = pairs[2 * k], b = pairs[2 * k + 1];
+    fours[k] = _mm512_permutex2var_pd(a, low, b) + _mm512_permutex2var_pd(a, high, b);
+  }
+  return _mm512_shuffle_f64x2(fours[0], fours[1], 0x44) +
+         _mm512_shuffle_f64x2(fours[0], fours[1], 0xee);
+#elif defined(__AVX2__)
+  const __m256d a = _mm256_hadd_pd(v[0], v[1]), b = _mm256_hadd_pd(v[2], v[3]);
+  return _mm256_permute2f128_pd(a, b, 0x20) + _mm256_permute2f128_pd(a, b, 0x31);
+#else
+  return DoubleVector{v[0][0], v[1][0]} + DoubleVector{v[0][1], v[1][1]};
+#endif
+}
+
 // Whether a <= b in every lane; false for a NaN.
 inline bool all_at_most(DoubleVector a, DoubleVector b) {
 #if defined(__AVX512F__)
