@@ -105,8 +105,8 @@ struct ColumnsBackward {
         const int64_t col = first + k;
         const Vector<C> w = broadcast(weight ? weight[col] : 1);
         Vector<C> dweight = {}, dbias = {};
-        prefetch_column<V>(&x_rows[col], x_rows.stride);
-        prefetch_column<V>(&dy_rows[col], dy_rows.stride);
+        prefetch_next_strip<V>(&x_rows[col]);
+        prefetch_next_strip<V>(&dy_rows[col]);
         LAYERNORM_UNROLL
         for (int v = 0; v < V; ++v) {
           const Vector<C> dy_here = strip.read(&dy_rows[col], v);

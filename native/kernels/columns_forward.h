@@ -44,13 +44,13 @@ inline void for_each_strip(int64_t rows, F f) {
     f(Strip<1, false>{rows - row}, row);
 }
 
-// A column ahead of the walk; strides longer than a page defeat the processor's own prefetching.
-constexpr int64_t kPrefetchColumns = 8;
-
+// At each column, what the next strip will read there: strides of many kilobytes defeat the
+// processor's own prefetching.
 template <int V, class Stored>
-inline void prefetch_column(const Stored* from, int64_t stride) {
-  const char* ahead = reinterpret_cast<const char*>(from + kPrefetchColumns * stride);
-  for (int line = 0; line < V; ++line) __builtin_prefetch(ahead + 64 * line);
+inline void prefetch_next_strip(const Stored* from) {
+  constexpr int64_t bytes = V * lanes<Compute<Stored>> * static_cast<int64_t>(sizeof(Stored));
+  for (int64_t at = bytes; at < 2 * bytes; at += kLine)
+    __builtin_prefetch(reinterpret_cast<const char*>(from) + at, 0, 2);
 }
 
 constexpr int64_t kGuessColumns = 16;  // that the first guess of a strip's means takes
@@ -81,7 +81,7 @@ struct StripStatistics {
       Vector<C> sum[V] = {}, squares[V] = {};
       for (; col < flush; ++col) {
         const Stored* at = x + col * stride;
-        prefetch_column<V>(at, stride);
+        prefetch_next_strip<V>(at);
         LAYERNORM_UNROLL
         for (int v = 0; v < V; ++v) {
           const Vector<C> d = strip.read(at, v) - center[v];
