@@ -5,6 +5,7 @@
 
 #include "python_arrays.h"
 #include "thread_pool.h"
+#include "torch_python.h"
 
 namespace layernorm::python {
 namespace {
@@ -254,5 +255,7 @@ PyModuleDef definition = {
 
 PyMODINIT_FUNC PyInit__native() {
   import_array();
-  return PyModule_Create(&layernorm::python::definition);
+  PyObject* module = PyModule_Create(&layernorm::python::definition);
+  if (module && PyModule_AddFunctions(module, layernorm::torch::methods) != 0) Py_CLEAR(module);
+  return module;
 }

@@ -1,5 +1,5 @@
-// What the NumPy host knows of arrays: their types, and who holds the GIL. Included by each file of
-// the host after Python.h and NumPy's headers.
+// What the NumPy host knows of arrays: their types. Included by each file of the host after Python.h
+// and NumPy's headers.
 #pragma once
 
 #define PY_SSIZE_T_CLEAN
@@ -8,36 +8,10 @@
 #define PY_ARRAY_UNIQUE_SYMBOL layernorm_numpy_api
 #include <numpy/arrayobject.h>
 
-#include <chrono>
-#include <thread>
-
 #include "../layer_norm.h"
+#include "python_gil.h"
 
 namespace layernorm::python {
-
-// Releasing the GIL costs about 0.1 us; below this size nobody could use it anyway.
-constexpr int64_t kLongWorkBytes = 64 * 1024;
-
-class WithoutGil {
- public:
-  explicit WithoutGil(int64_t bytes)
-      : state_(bytes >= kLongWorkBytes ? PyEval_SaveThread() : nullptr) {}
-  // A daemon thread that comes back while Python ends is made to exit (until Python 3.13), by an
-  // unwinding that would give up references without the GIL. It hangs instead, as from 3.14 on.
-  ~WithoutGil() {
-    if (!state_) return;
-    try {
-      PyEval_RestoreThread(state_);
-    } catch (...) {
-      for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
-    }
-  }
-  WithoutGil(const WithoutGil&) = delete;
-  WithoutGil& operator=(const WithoutGil&) = delete;
-
- private:
-  PyThreadState* state_;
-};
 
 // False for types that the kernels do not know.
 bool data_type(PyArray_Descr* descr, DataType* type);

@@ -1,0 +1,7 @@
+"""Layer norm and RMS norm for PyTorch: in place of its own functions and modules, on the CPU."""
+
+from layernorm.torch.accelerated import accelerate
+from layernorm.torch.functional import layer_norm, rms_norm
+from layernorm.torch.layers import LayerNorm, RMSNorm
+
+__all__ = ["LayerNorm", "RMSNorm", "accelerate", "layer_norm", "rms_norm"]
