@@ -1,5 +1,6 @@
 #include "torch_operators.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <string>
@@ -74,6 +75,13 @@ Axes axes_of(const int64_t* given, int64_t count, int64_t axes) {
   return result;
 }
 
+// Sizes as PyTorch writes them: [2, 3].
+std::string words(const int64_t* sizes, int64_t count) {
+  std::string text = "[";
+  for (int64_t at = 0; at < count; ++at) text += (at ? ", " : "") + std::to_string(sizes[at]);
+  return text + "]";
+}
+
 // PyTorch's normalized_shape: the last sizes of x.
 Axes trailing_axes(const int64_t* normalized_shape, int64_t count, const Tensor& x) {
   int64_t given[kMostAxes];
@@ -81,16 +89,10 @@ Axes trailing_axes(const int64_t* normalized_shape, int64_t count, const Tensor&
   check(count >= 1,
         "Expected normalized_shape to be at least 1-dimensional, i.e., containing at least one "
         "element, but got normalized_shape = []");
-  std::string message = "Given normalized_shape=[";
-  for (int64_t at = 0; at < count && at < kMostAxes; ++at)
-    message += (at ? ", " : "") + std::to_string(normalized_shape[at]);
-  message += "], expected input with shape [*";
-  for (int64_t at = 0; at < count && at < kMostAxes; ++at)
-    message += ", " + std::to_string(normalized_shape[at]);
-  message += "], but got input of size[";
-  for (int64_t axis = 0; axis < axes; ++axis)
-    message += (axis ? ", " : "") + std::to_string(x.sizes()[axis]);
-  message += "]";
+  const std::string shape = words(normalized_shape, std::min(count, kMostAxes));
+  const std::string message = "Given normalized_shape=" + shape +
+                              ", expected input with shape [*, " + shape.substr(1) +
+                              ", but got input of size" + words(x.sizes(), axes);
   bool fits = count <= axes;
   for (int64_t at = 0; fits && at < count; ++at)
     fits = x.sizes()[axes - count + at] == normalized_shape[at];
@@ -112,15 +114,12 @@ struct Call {
           "layernorm: x needs to be a strided CPU tensor of float16, bfloat16, float32 or float64: "
           "call it with x.float()");
     weight_type = bias_type = problem.type;
-    check_parameter(weight, &weight_type,
-                    "layernorm: weight needs x's type (or float32 for 16-bit x) and the sizes of "
-                    "the normalized axes");
-    check_parameter(bias, &bias_type,
-                    "layernorm: bias needs x's type (or float32 for 16-bit x) and the sizes of the "
-                    "normalized axes");
+    check_parameter("weight", weight, &weight_type);
+    check_parameter("bias", bias, &bias_type);
     if (!weight) weight_type = bias_type;
     if (!bias) bias_type = weight_type;
-    check(weight_type == bias_type, "layernorm: mixed dtype: weight and bias need one type");
+    check(weight_type == bias_type,
+          "mixed dtype (CPU): weight and bias have different types: pass bias.to(weight.dtype)");
     problem.parameter_type = weight_type;
     order = choose_order(axes, x.sizes(), x.strides());
     problem.shape = order.shape;
@@ -130,9 +129,8 @@ struct Call {
   DataType compute() const { return compute_type(problem.type); }
 
   Tensor empty_parameter() const {
-    int64_t sizes[kMostAxes], count = 0;
-    for (int64_t axis = 0; axis < axes.count; ++axis)
-      if (axes.normalized[axis]) sizes[count++] = x.sizes()[axis];
+    int64_t sizes[kMostAxes];
+    const int64_t count = normalized_sizes(sizes);
     return empty_contiguous(count, sizes, problem.parameter_type);
   }
   Tensor empty_statistics() const {
@@ -150,20 +148,29 @@ struct Call {
   }
 
  private:
-  void check_parameter(const Tensor& parameter, DataType* type, const char* message) const {
+  void check_parameter(const char* name, const Tensor& parameter, DataType* type) const {
     if (!parameter) return;
-    check(parameter.is_plain() && parameter.data_type(type) &&
-              (*type == problem.type || (size_of(problem.type) == 2 && *type == DataType::float32)),
-          message);
-    const int64_t* size = parameter.sizes();
-    int64_t at = 0;
-    const int64_t count = parameter.axes();
+    const bool fits =
+        parameter.is_plain() && parameter.data_type(type) &&
+        (*type == problem.type || (size_of(problem.type) == 2 && *type == DataType::float32));
+    check(fits,
+          (std::string("mixed dtype (CPU): ") + name +
+           " needs the type of x, or float32 beside a 16-bit x: pass " + name + ".to(x.dtype)")
+              .c_str());
+    int64_t normalized[kMostAxes];
+    const int64_t count = normalized_sizes(normalized);
+    check(
+        parameter.axes() == count && std::equal(normalized, normalized + count, parameter.sizes()),
+        ("Expected " + std::string(name) + " to be of same shape as normalized_shape, but got " +
+         name + " of shape " + words(parameter.sizes(), parameter.axes()) +
+         " and normalized_shape = " + words(normalized, count))
+            .c_str());
+  }
+  int64_t normalized_sizes(int64_t* sizes) const {
+    int64_t count = 0;
     for (int64_t axis = 0; axis < axes.count; ++axis)
-      if (axes.normalized[axis]) {
-        check(at < count && size[at] == x.sizes()[axis], message);
-        ++at;
-      }
-    check(at == count, message);
+      if (axes.normalized[axis]) sizes[count++] = x.sizes()[axis];
+    return count;
   }
 };
 

@@ -20,6 +20,7 @@ struct Parts {
   PyObject* tensor_type = nullptr;
   PyObject* parameter_type = nullptr;
   PyObject* empty_like = nullptr;
+  PyObject* is_neg = nullptr;    // Tensor.is_neg: DLPack would give such a view's memory as it is
   PyObject* watchers = nullptr;  // a tuple of functions: each returns False or 0, or else watches
   PyObject* forward_mode = nullptr;  // a dict, in which _current_level is -1 outside of a level
   PyObject* profiler = nullptr;      // a dict, in which _is_profiler_enabled is True or False
@@ -72,7 +73,8 @@ struct Plain {
       PyErr_Clear();
       return false;
     }
-    return view.device.type == dlpack::kCpu && view.data && take_type() && is_contiguous();
+    return view.device.type == dlpack::kCpu && view.data && take_type() && is_contiguous() &&
+           !is_neg(object);
   }
   void* data() const { return static_cast<char*>(view.data) + view.byte_offset; }
   int64_t elements() const {
@@ -89,6 +91,11 @@ struct Plain {
   }
 
  private:
+  static bool is_neg(PyObject* object) {
+    const Owned answer(PyObject_CallOneArg(parts.is_neg, object));
+    if (!answer) PyErr_Clear();
+    return answer.get() != Py_False;
+  }
   bool take_type() {
     if (view.dtype.lanes != 1) return false;
     if (view.dtype.code == dlpack::kBfloat && view.dtype.bits == 16)
@@ -272,8 +279,9 @@ bool open_plain_way(PyObject* given) {
   Parts found;
   for (const Named& each :
        {Named{"tensor_type", &found.tensor_type}, Named{"parameter_type", &found.parameter_type},
-        Named{"empty_like", &found.empty_like}, Named{"watchers", &found.watchers},
-        Named{"forward_mode", &found.forward_mode}, Named{"profiler", &found.profiler}}) {
+        Named{"empty_like", &found.empty_like}, Named{"is_neg", &found.is_neg},
+        Named{"watchers", &found.watchers}, Named{"forward_mode", &found.forward_mode},
+        Named{"profiler", &found.profiler}}) {
     *each.part = PyDict_GetItemString(given, each.name);
     if (!*each.part) return PyErr_Format(PyExc_ValueError, "%s is missing", each.name), false;
     Py_INCREF(*each.part);

@@ -35,20 +35,28 @@ def type_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def is_served(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
-    """Tell whether our operators take these tensors; PyTorch's own take the others.
+def is_served(
+    x: object, normalized_shape: object, weight: Tensor | None, bias: Tensor | None
+) -> bool:
+    """Tell whether our operators take these arguments; PyTorch's own function takes the others.
 
-    On other devices, and with other types and layouts, PyTorch's function has its say, and its
+    For other devices, types, layouts and kinds of arguments PyTorch's function has its say, and its
     errors are those that its users know.
     """
-    return all(
-        each is None
-        or (
-            each.device.type in ("cpu", "meta")
-            and each.layout is torch.strided
-            and each.dtype in TYPES
-        )
-        for each in (x, weight, bias)
+    return (
+        isinstance(x, Tensor)
+        and isinstance(normalized_shape, list | tuple)
+        and all(isinstance(each, int | torch.SymInt) for each in normalized_shape)
+        and all(given is None or _is_served(given) for given in (x, weight, bias))
+    )
+
+
+def _is_served(given: object) -> bool:
+    return (
+        isinstance(given, Tensor)
+        and given.device.type in ("cpu", "meta")
+        and given.layout is torch.strided
+        and given.dtype in TYPES
     )
 
 

@@ -126,7 +126,7 @@ def norm(
     """Serve the calls that are not plain: check them, and go through the operators."""
     if isinstance(normalized_shape, int):
         normalized_shape = (normalized_shape,)
-    if not arguments.is_served(x, weight, bias) or torch.onnx.is_in_onnx_export():
+    if not arguments.is_served(x, normalized_shape, weight, bias) or torch.onnx.is_in_onnx_export():
         return _pytorch(
             x, normalized_shape, weight, bias, eps, axis, centered, zero_centered_weight
         )
@@ -162,7 +162,7 @@ def _pytorch(
         x = x.movedim(axes, last)
     if centered:
         eps = 1e-5 if eps is None else eps
-        y = torch.nn.functional.layer_norm(x, list(normalized_shape), weight, bias, eps)
+        y = torch.nn.functional.layer_norm(x, normalized_shape, weight, bias, eps)
     else:
-        y = torch.nn.functional.rms_norm(x, list(normalized_shape), weight, eps)
+        y = torch.nn.functional.rms_norm(x, normalized_shape, weight, eps)
     return y if axes is None or last is None else y.movedim(last, axes)
