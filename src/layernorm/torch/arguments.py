@@ -70,12 +70,11 @@ def axes_of(x: Tensor, normalized_shape: Sequence[int], axis: spec.Axis | None) 
             "Expected normalized_shape to be at least 1-dimensional, i.e., containing at least one "
             "element, but got normalized_shape = []: pass the sizes of the normalized axes"
         )
+    axes = named_axes(x, normalized_shape, axis)
     if axis is None:
-        axes = tuple(range(-len(normalized_shape), 0))
         words = ", ".join(["*", *map(str, normalized_shape)])
         fits = len(axes) <= x.dim() and tuple(x.shape[axes[0] :]) == tuple(normalized_shape)
     else:
-        axes = _given_axes(axis, x.dim())
         words = f"{', '.join(map(str, normalized_shape))} along axes {axes}"
         fits = tuple(x.shape[each] for each in axes) == tuple(normalized_shape)
     if not fits:
@@ -87,7 +86,11 @@ def axes_of(x: Tensor, normalized_shape: Sequence[int], axis: spec.Axis | None) 
     return axes
 
 
-def _given_axes(axis: spec.Axis, dims: int) -> Axes:
+def named_axes(x: Tensor, normalized_shape: Sequence[int], axis: spec.Axis | None) -> Axes:
+    """Find the normalized axes. Raises: IndexError, RuntimeError and TypeError, as `axes_of`."""
+    if axis is None:
+        return tuple(range(-len(normalized_shape), 0))
+    dims = x.dim()
     if type(axis) is int and -dims <= axis < dims:
         return (axis - dims if axis >= 0 else axis,)
     try:

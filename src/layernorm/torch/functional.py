@@ -126,12 +126,15 @@ def norm(
     """Serve the calls that are not plain: check them, and go through the operators."""
     if isinstance(normalized_shape, int):
         normalized_shape = (normalized_shape,)
-    if not arguments.is_served(x, normalized_shape, weight, bias) or torch.onnx.is_in_onnx_export():
+    if not arguments.is_served(x, normalized_shape, weight, bias) or _is_left_to_pytorch():
         return _pytorch(
             x, normalized_shape, weight, bias, eps, axis, centered, zero_centered_weight
         )
-    axes = arguments.axes_of(x, normalized_shape, axis)
-    arguments.check_parameters(x, normalized_shape, weight, bias)
+    if torch.jit.is_tracing():  # sizes are tensors there, and the operator checks them anyway
+        axes = arguments.named_axes(x, normalized_shape, axis)
+    else:
+        axes = arguments.axes_of(x, normalized_shape, axis)
+        arguments.check_parameters(x, normalized_shape, weight, bias)
     if axis is None:
         x = x.contiguous()
     if eps is None:
@@ -141,6 +144,17 @@ def norm(
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return operators.forward(x, weight, bias, definition)[0]
     return Norm.apply(x, weight, bias, definition)[0]
+
+
+def _is_left_to_pytorch() -> bool:
+    """Tell whether the call is for an ONNX file, or for a transform inside of a compiled graph.
+
+    ONNX has an operator of its own for PyTorch's layer norm, and the compiler takes no node of ours
+    through `torch.func`.
+    """
+    if torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        return True
+    return torch.onnx.is_in_onnx_export()
 
 
 def _pytorch(
