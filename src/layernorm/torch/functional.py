@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from layernorm import _native, spec
-from layernorm.torch import arguments, operators
+from layernorm.torch import arguments, operators, sharding
 from layernorm.torch.arguments import Definition
 from layernorm.torch.autograd import Norm, PlainNorm
 
@@ -126,6 +126,8 @@ def norm(
     """Serve the calls that are not plain: check them, and go through the operators."""
     if isinstance(normalized_shape, int):
         normalized_shape = (normalized_shape,)
+    if type(x) is not Tensor and not torch.compiler.is_compiling():
+        sharding.prepare(x)
     if not arguments.is_served(x, normalized_shape, weight, bias) or _is_left_to_pytorch():
         return _pytorch(
             x, normalized_shape, weight, bias, eps, axis, centered, zero_centered_weight
