@@ -21,7 +21,9 @@ class Arguments {
     if (!held) return Tensor();
     Tensor result(reinterpret_cast<TensorHandle>(*held));
     delete held;
-    return result;
+    bool is_defined = false;  // autograd passes an undefined tensor for an absent one
+    check(shim.aoti_torch_is_defined(result.handle(), &is_defined));
+    return is_defined ? std::move(result) : Tensor();
   }
   double number() {
     double value;

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from layernorm import _native, spec
-from layernorm.torch import arguments, operators, sharding
+from layernorm.torch import arguments, decompositions, operators, sharding
 from layernorm.torch.arguments import Definition
 from layernorm.torch.autograd import Norm, PlainNorm
 
@@ -169,16 +169,12 @@ def _pytorch(
     centered: bool,
     zero_centered_weight: bool,
 ) -> Tensor:
-    """Call PyTorch's own function, with the normalized axes moved last where they are not."""
-    if zero_centered_weight and weight is not None:
-        weight = 1 + weight
-    axes = None if axis is None else arguments.axes_of(x, normalized_shape, axis)
-    last = None if axes is None else tuple(range(-len(axes), 0))
-    if axes is not None and last is not None:
-        x = x.movedim(axes, last)
-    if centered:
-        eps = 1e-5 if eps is None else eps
-        y = torch.nn.functional.layer_norm(x, normalized_shape, weight, bias, eps)
-    else:
-        y = torch.nn.functional.rms_norm(x, normalized_shape, weight, eps)
-    return y if axes is None or last is None else y.movedim(last, axes)
+    """Call PyTorch's own function, which also raises its own errors."""
+    if axis is None and centered:
+        return torch.nn.functional.layer_norm(x, normalized_shape, weight, bias, eps)
+    if axis is None and not zero_centered_weight:
+        return torch.nn.functional.rms_norm(x, normalized_shape, weight, eps)
+    axes = arguments.axes_of(x, normalized_shape, axis)
+    eps = arguments.machine_epsilon(x.dtype) if eps is None else eps
+    definition = Definition(axes, eps, centered, zero_centered_weight)
+    return decompositions.y_of(x, weight, bias, definition)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._prims_common import is_non_overlapping_and_dense_or_false
 
 from layernorm.torch import derivatives, host
-from layernorm.torch.arguments import Definition
+from layernorm.torch.arguments import Axes, Definition
 
 assert host, "importing it defines the operators"
 
@@ -50,7 +50,13 @@ def backward(
 # ---- shapes, types and strides, for tensors without data
 
 
-def _compute_type(x: Tensor) -> torch.dtype:
+def negative(axis: Sequence[int], dims: int) -> Axes:
+    """Sort the axes, and count them from the end."""
+    return tuple(sorted(each if each < 0 else each - dims for each in axis))
+
+
+def compute_type(x: Tensor) -> torch.dtype:
+    """Find the type of the statistics of x."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
@@ -63,7 +69,7 @@ def _empty_as(x: Tensor) -> Tensor:
 def _empty_statistics(x: Tensor, axis: Sequence[int]) -> Tensor:
     axes = {each % x.dim() for each in axis}
     sizes = [1 if each in axes else size for each, size in enumerate(x.shape)]
-    return x.new_empty(sizes, dtype=_compute_type(x))
+    return x.new_empty(sizes, dtype=compute_type(x))
 
 
 def _empty_parameter(x: Tensor, axis: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -145,7 +151,9 @@ def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...])
     statistics = output[1:]  # mean, rstd, residual; rstd alone for RMS norm
     ctx.mark_non_differentiable(*statistics)
     ctx.save_for_backward(x, weight, *(bias or [None]), *statistics)
-    ctx.definition = Definition(tuple(axis), eps, len(statistics) == 3, zero_centered_weight)
+    ctx.definition = Definition(
+        negative(axis, x.dim()), eps, len(statistics) == 3, zero_centered_weight
+    )
 
 
 def _forward_gradients(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
@@ -170,7 +178,7 @@ def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     dy, x, *rest, axis, eps, zero_centered_weight, need = inputs
     centered = len(need) == 3
     ctx.save_for_backward(dy, x, rest[3] if centered else rest[1])
-    ctx.definition = Definition(tuple(axis), eps, centered, zero_centered_weight)
+    ctx.definition = Definition(negative(axis, x.dim()), eps, centered, zero_centered_weight)
     ctx.need = tuple(need)
 
 
@@ -211,10 +219,6 @@ for _name in ("layer_norm", "rms_norm"):
 # ---- batches of calls (vmap)
 
 
-def _negative(axis: Sequence[int], dims: int) -> list[int]:
-    return [each if each < 0 else each - dims for each in axis]
-
-
 def _each(
     function: Callable[..., tuple[Tensor, ...]], info: Any, in_dims: Any, arguments: Sequence[Any]
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
@@ -239,7 +243,7 @@ def _vmap_forward(name: str, parameters: int) -> Callable[..., Any]:
         if in_dims[0] is None or any(dim is not None for dim in in_dims[1 : 1 + parameters]):
             return _each(function, info, in_dims, (x, *rest))
         x = x.movedim(in_dims[0], 0)
-        results = function(x, *given, _negative(axis, x.dim() - 1), *options)
+        results = function(x, *given, negative(axis, x.dim() - 1), *options)
         return results, (0,) * len(results)
 
     return rule
