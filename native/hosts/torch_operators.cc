@@ -5,7 +5,7 @@
 #include <cstring>
 #include <string>
 
-#include "torch_tensor.h"
+#include "torch_saved.h"
 
 namespace layernorm::torch {
 namespace {
@@ -135,11 +135,22 @@ struct Call {
     const int64_t count = normalized_sizes(sizes);
     return empty_contiguous(count, sizes, problem.parameter_type);
   }
-  Tensor empty_statistics() const {
-    int64_t sizes[kMostAxes];
+  // y or dx. PyTorch's own are contiguous whatever x is.
+  Tensor empty_as_x(bool contiguous) const {
+    if (!contiguous) return empty_as(x, problem.type);
+    Tensor result = empty_contiguous(x.axes(), x.sizes(), problem.type);
+    ask_for_huge_pages(result.write(), x.elements() * size_of(problem.type));
+    return result;
+  }
+  Tensor empty_statistics(DataType type) const {
+    return empty_contiguous(axes.count, statistics_sizes_, type);
+  }
+  SavedRows saved_rows(bool for_aten) {
     for (int64_t axis = 0; axis < axes.count; ++axis)
-      sizes[axis] = axes.normalized[axis] ? 1 : x.sizes()[axis];
-    return empty_contiguous(axes.count, sizes, compute());
+      statistics_sizes_[axis] = axes.normalized[axis] ? 1 : x.sizes()[axis];
+    const bool in_16_bits = size_of(problem.type) == 2 && problem.parameter_type == problem.type;
+    const DataType shown = for_aten && in_16_bits ? problem.type : compute();
+    return {axes.count, statistics_sizes_, axes.rows(x.sizes()), shown, compute()};
   }
   // A mean, rstd or residual that was saved, as the kernels read it.
   Tensor statistics(Tensor given) const {
@@ -150,6 +161,8 @@ struct Call {
   }
 
  private:
+  int64_t statistics_sizes_[kMostAxes];
+
   void check_parameter(const char* name, const Tensor& parameter, DataType* type) const {
     if (!parameter) return;
     const bool fits =
@@ -176,14 +189,12 @@ struct Call {
   }
 };
 
-void fill(const Tensor& tensor, DataType type, double value) {
-  void* data = tensor.write();
-  const int64_t count = tensor.elements();
-  if (type == DataType::float64)
-    for (int64_t at = 0; at < count; ++at) static_cast<double*>(data)[at] = value;
-  else
-    for (int64_t at = 0; at < count; ++at)
-      static_cast<float*>(data)[at] = static_cast<float>(value);
+void fill(const Tensor& tensor, double value) {
+  const int64_t one = 1, count = tensor.elements();
+  if (count == 0) return;
+  const Tensor number = empty_contiguous(1, &one, DataType::float64);
+  *static_cast<double*>(number.write()) = value;
+  tensor.copy_from(number);
 }
 
 void fill_zero(const Tensor& tensor, DataType type) {
@@ -199,30 +210,34 @@ struct ForwardResults {
   Tensor y, mean, rstd, residual;
 };
 
-ForwardResults run_forward(Call& call, bool y_is_contiguous) {
+// `for_aten`: with a contiguous y, and mean and rstd as PyTorch's own autograd saves them.
+ForwardResults run_forward(Call& call, bool for_aten) {
   call.take_types();
   Problem& problem = call.problem;
   ForwardResults results;
-  results.y = y_is_contiguous ? empty_contiguous(call.x.axes(), call.x.sizes(), problem.type)
-                              : empty_as(call.x, problem.type);
-  if (y_is_contiguous)
-    ask_for_huge_pages(results.y.write(), call.x.elements() * size_of(problem.type));
-  results.rstd = call.empty_statistics();
-  if (problem.centered) {
-    results.mean = call.empty_statistics();
-    results.residual = call.empty_statistics();
+  results.y = call.empty_as_x(for_aten);
+  const SavedRows saved = call.saved_rows(for_aten);
+  if (for_aten && !call.is_empty()) {
+    results.mean = empty_mean(saved, problem.eps, &problem.statistics);
+    results.rstd = empty_contiguous(saved.axes, saved.sizes, saved.shown);
+  } else {
+    results.rstd = call.empty_statistics(saved.shown);
+    problem.statistics.rstd = results.rstd.write();
+    if (problem.centered) {
+      results.mean = call.empty_statistics(saved.shown);
+      results.residual = call.empty_statistics(saved.shown);
+      problem.statistics.mean = results.mean.write();
+      problem.statistics.residual = results.residual.write();
+    }
   }
   if (call.is_empty()) {  // as PyTorch has them where there is nothing to take the mean of
-    fill(results.rstd, call.compute(), NAN);
-    if (problem.centered) fill(results.mean, call.compute(), 0);
-    if (problem.centered) fill(results.residual, call.compute(), 0);
+    fill(results.rstd, NAN);
+    if (problem.centered) fill(results.mean, 0);
+    if (problem.centered) fill(results.residual, 0);
     return results;
   }
   const Tensor weight = contiguous(std::move(call.weight), problem.parameter_type);
   const Tensor bias = contiguous(std::move(call.bias), problem.parameter_type);
-  problem.statistics.rstd = results.rstd.write();
-  if (problem.centered) problem.statistics.mean = results.mean.write();
-  if (problem.centered) problem.statistics.residual = results.residual.write();
   if (weight) problem.weight = weight.read();
   const Walked x = Walked::to_read(call.x, call.axes, call.order, problem.type);
   const Walked y = Walked::to_write(results.y, call.axes, call.order, problem.type);
@@ -230,6 +245,10 @@ ForwardResults run_forward(Call& call, bool y_is_contiguous) {
   Forward job = {problem, bias ? bias.read() : nullptr, y.array()};
   run(forward(job, parallel_for()));
   y.flush();
+  if (for_aten) {
+    show(saved, problem.statistics.mean, results.mean);
+    show(saved, problem.statistics.rstd, results.rstd);
+  }
   return results;
 }
 
@@ -239,7 +258,7 @@ struct BackwardResults {
 
 // `saved` are mean, rstd and residual; without the residual it is worked out again.
 BackwardResults run_backward(Call& call, const Tensor& dy, Tensor (&saved)[3],
-                             const bool (&need)[3], bool dx_is_contiguous) {
+                             const bool (&need)[3], bool for_aten) {
   call.take_types();
   Problem& problem = call.problem;
   DataType dy_type;
@@ -247,12 +266,7 @@ BackwardResults run_backward(Call& call, const Tensor& dy, Tensor (&saved)[3],
       dy.is_plain() && dy.data_type(&dy_type) && dy_type == problem.type && dy.has_sizes_of(call.x),
       "layernorm: dy needs x's sizes and type");
   BackwardResults results;
-  if (need[0]) {
-    results.dx = dx_is_contiguous ? empty_contiguous(call.x.axes(), call.x.sizes(), problem.type)
-                                  : empty_as(call.x, problem.type);
-    if (dx_is_contiguous)
-      ask_for_huge_pages(results.dx.write(), call.x.elements() * size_of(problem.type));
-  }
+  if (need[0]) results.dx = call.empty_as_x(for_aten);
   if (need[1]) results.dweight = call.empty_parameter();
   if (need[2]) results.dbias = call.empty_parameter();
   if (call.is_empty()) {
@@ -260,12 +274,16 @@ BackwardResults run_backward(Call& call, const Tensor& dy, Tensor (&saved)[3],
     if (need[2]) fill_zero(results.dbias, problem.parameter_type);
     return results;
   }
-  for (Tensor& each : saved) each = call.statistics(std::move(each));
-  // The kernels only read statistics in the backward.
-  const auto data = [](const Tensor& given) {
-    return given ? const_cast<void*>(given.read()) : nullptr;
-  };
-  problem.statistics = {data(saved[0]), data(saved[1]), data(saved[2])};
+  const int64_t rows = call.axes.rows(call.x.sizes());
+  if (!for_aten ||
+      !find_behind(saved[0], saved[1], rows, call.compute(), &problem.statistics, &problem.eps)) {
+    for (Tensor& each : saved) each = call.statistics(std::move(each));
+    // The kernels only read statistics in the backward.
+    const auto data = [](const Tensor& given) {
+      return given ? const_cast<void*>(given.read()) : nullptr;
+    };
+    problem.statistics = {data(saved[0]), data(saved[1]), data(saved[2])};
+  }
   const Tensor weight = contiguous(std::move(call.weight), problem.parameter_type);
   if (weight) problem.weight = weight.read();
   const Walked x = Walked::to_read(call.x, call.axes, call.order, problem.type);

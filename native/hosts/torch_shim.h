@@ -30,11 +30,11 @@ using Error = int32_t;  // 0: success
   X(int32_t, aoti_torch_layout_strided, ())                                                        \
   X(bool, aoti_torch_grad_mode_is_enabled, ())                                                     \
   X(void, aoti_torch_check, (bool, const char*, const char*, uint32_t, const char*))               \
-  X(Error, aoti_torch_is_defined, (TensorHandle, bool*))                                          \
-  X(Error, aoti_torch_get_storage_size, (TensorHandle, int64_t*))                                 \
-  X(Error, aoti_torch_get_storage_offset, (TensorHandle, int64_t*))                               \
-  X(Error, aoti_torch__reinterpret_tensor,                                                        \
-    (TensorHandle, int64_t, const int64_t*, const int64_t*, int64_t, TensorHandle*))              \
+  X(Error, aoti_torch_is_defined, (TensorHandle, bool*))                                           \
+  X(Error, aoti_torch_get_storage_size, (TensorHandle, int64_t*))                                  \
+  X(Error, aoti_torch_get_storage_offset, (TensorHandle, int64_t*))                                \
+  X(Error, aoti_torch__reinterpret_tensor,                                                         \
+    (TensorHandle, int64_t, const int64_t*, const int64_t*, int64_t, TensorHandle*))               \
   X(Error, aoti_torch_get_dim, (TensorHandle, int64_t*))                                           \
   X(Error, aoti_torch_get_sizes, (TensorHandle, int64_t**))                                        \
   X(Error, aoti_torch_get_strides, (TensorHandle, int64_t**))                                      \

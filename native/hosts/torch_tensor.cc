@@ -22,6 +22,8 @@ int32_t scalar_type(DataType type) {
   return shim.aoti_torch_dtype_float32();
 }
 
+}  // namespace
+
 void contiguous_strides(int64_t axes, const int64_t* sizes, int64_t* strides) {
   int64_t stride = 1;
   for (int64_t axis = axes - 1; axis >= 0; --axis) {
@@ -29,8 +31,6 @@ void contiguous_strides(int64_t axes, const int64_t* sizes, int64_t* strides) {
     stride *= std::max(int64_t{1}, sizes[axis]);
   }
 }
-
-}  // namespace
 
 void check(bool condition, const char* message) {
   if (!condition)

@@ -50,6 +50,8 @@ class Tensor {
   TensorHandle handle_ = nullptr;
 };
 
+void contiguous_strides(int64_t axes, const int64_t* sizes, int64_t* strides);
+
 Tensor empty(int64_t axes, const int64_t* sizes, const int64_t* strides, DataType type);
 Tensor empty_contiguous(int64_t axes, const int64_t* sizes, DataType type);
 // Of x's sizes, with x's strides where no element of x is missing between them; else contiguous.

@@ -41,7 +41,8 @@ def accelerate() -> Acceleration:
     """Put our kernels under PyTorch's `native_layer_norm` and its backward, on the CPU.
 
     Every layer norm of the process, of any model, then runs them, with PyTorch's own autograd,
-    forward mode, vmap and DTensor rules. Statistics are float32 also for 16-bit x, as on CUDA.
+    forward mode, vmap and DTensor rules. Only the CPU's float16, bfloat16, float32 and float64 are
+    served: other types raise RuntimeError, where PyTorch raises its NotImplementedError.
     PyTorch prints one warning a process, that a kernel is overridden: that is what was asked for.
 
     Returns: an object with `undo()`, which can also stand in a `with` statement:
