@@ -76,7 +76,7 @@ def convert(model: nn.Module) -> Conversion:
                 replacements[id(module)] = found
                 done.swapped[name] = kind
     for parent in list(model.modules()):
-        for name, child in parent.named_children():
+        for name, child in list(parent._modules.items()):  # each name of a shared module
             if id(child) in replacements:
                 setattr(parent, name, replacements[id(child)])
     return done
