@@ -45,6 +45,7 @@ def accelerate() -> Acceleration:
     served: other types raise RuntimeError, where PyTorch raises its NotImplementedError.
     PyTorch prints one warning a process, that a kernel is overridden: that is what was asked for.
 
+    Args: none.
     Returns: an object with `undo()`, which can also stand in a `with` statement:
         `with accelerate(): model(x)`. In a process that never calls `undo`, it lasts to the end.
     Raises: RuntimeError where PyTorch refuses.
