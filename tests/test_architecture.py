@@ -1,6 +1,7 @@
 """Who may import whom, what is public, and what every public function says of itself."""
 
 import ast
+import importlib.util
 import inspect
 import os
 import shutil
@@ -30,6 +31,10 @@ PUBLIC = {
         *("LayerNorm", "RMSNorm", "Parameter", "SGD", "Adam"),
     },
 }
+if importlib.util.find_spec("torch") is not None:
+    PUBLIC[importlib.import_module("layernorm.torch")] = {
+        *("layer_norm", "rms_norm", "LayerNorm", "RMSNorm", "accelerate", "convert"),
+    }
 
 
 def lint_imports(path: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -58,6 +63,10 @@ def test_import_rules_are_kept() -> None:
         ("dispatch.py", "def f():\n    import jax"),
         ("accuracy.py", "from layernorm.numpy import layer_norm"),
         ("numpy/forward.py", "from layernorm.cli import check"),
+        ("numpy/arrays.py", "from layernorm.torch import functional"),
+        ("torch/functional.py", "from layernorm import reference"),
+        ("torch/layers.py", "import numpy"),
+        ("torch/host.py", "from layernorm.numpy import layer_norm"),
     ],
     ids=lambda text: text.split()[-1],
 )
@@ -117,7 +126,7 @@ def test_public_names_are_those_of_the_init(module: ModuleType) -> None:
 def public_functions() -> list[Callable[..., Any]]:
     functions = [
         value
-        for module in (layernorm, layernorm.numpy)
+        for module in PUBLIC
         for name in module.__all__
         if inspect.isroutine(value := getattr(module, name))
     ]
@@ -139,7 +148,7 @@ def missing_parts(function: Callable[..., Any]) -> list[str]:
     if not text.split("\n")[0].rstrip(":").endswith((".", ")")):
         missing.append("a first line that is a sentence")
     if function.__module__ and function.__module__.startswith(
-        ("layernorm.numpy", "layernorm.dispatch")
+        ("layernorm.numpy", "layernorm.torch", "layernorm.dispatch")
     ):
         missing += [part for part in ("Args:", "Returns:", "Raises:") if part not in text]
         if "as in" not in text:

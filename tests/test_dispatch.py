@@ -1,5 +1,8 @@
 """The top level: public names, and the front end found from the array's type."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from problems import a_problem
@@ -24,14 +27,18 @@ def test_the_top_level_goes_to_the_arrays_front_end(name):
 @pytest.mark.parametrize("x", [None, 1.0, {1: 2}, range(3), "abc"], ids=repr)
 def test_the_top_level_rejects_what_it_does_not_know(x):
     for call in (layernorm.layer_norm, layernorm.rms_norm):
-        with pytest.raises(TypeError, match=r"x is of type builtins\.\w+.*serves \(numpy\)"):
+        with pytest.raises(TypeError, match=r"x is of type builtins\.\w+.*serves \(numpy, torch\)"):
             call(x)
 
 
 def test_public_names():
-    assert "torch" not in vars(layernorm)
     public = ["__version__", "get_num_threads", "layer_norm", "rms_norm", "set_num_threads"]
     assert sorted(layernorm.__all__) == public
     for module in (layernorm, front):
         for name in module.__all__:
             assert getattr(module, name).__doc__, f"{module.__name__}.{name} has no docstring"
+
+
+def test_the_top_level_imports_no_framework():
+    code = "import sys, layernorm; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

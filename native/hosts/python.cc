@@ -5,6 +5,7 @@
 
 #include "python_arrays.h"
 #include "thread_pool.h"
+#include "torch_python.h"
 
 namespace layernorm::python {
 namespace {
@@ -186,7 +187,7 @@ PyObject* empty(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   const Owned held(reinterpret_cast<PyObject*>(descr));
   PyArray_Dims shape = {nullptr, 0};
   if (!PyArray_IntpConverter(arguments[0], &shape)) return nullptr;
-  Owned array = new_array(descr, shape.len, shape.ptr);
+  OwnedArray array = new_array(descr, shape.len, shape.ptr);
   PyDimMem_FREE(shape.ptr);
   return array.release();
 }
@@ -268,5 +269,7 @@ PyModuleDef definition = {
 
 PyMODINIT_FUNC PyInit__native() {
   import_array();
-  return PyModule_Create(&layernorm::python::definition);
+  PyObject* module = PyModule_Create(&layernorm::python::definition);
+  if (module && PyModule_AddFunctions(module, layernorm::torch::methods) != 0) Py_CLEAR(module);
+  return module;
 }

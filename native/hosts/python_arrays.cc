@@ -27,13 +27,13 @@ PyObject* keeping_handler() {
 
 }  // namespace
 
-Owned new_array(PyArray_Descr* descr, int dimensions, const npy_intp* shape) {
+OwnedArray new_array(PyArray_Descr* descr, int dimensions, const npy_intp* shape) {
   const auto bytes = static_cast<size_t>(PyArray_MultiplyList(shape, dimensions)) *
                      static_cast<size_t>(PyDataType_ELSIZE(descr));
   PyObject *before = nullptr, *keeping = bytes >= kKeptFrom ? keeping_handler() : nullptr;
   if (keeping) before = PyDataMem_SetHandler(keeping);
   Py_INCREF(descr);
-  Owned array(
+  OwnedArray array(
       PyArray_NewFromDescr(&PyArray_Type, descr, dimensions, shape, nullptr, nullptr, 0, nullptr));
   if (before) {
     Py_XDECREF(PyDataMem_SetHandler(before));

@@ -57,12 +57,12 @@ struct PlainX {
   }
 
   // Fresh statistics: x's shape with the last axis kept as 1.
-  Owned new_statistics(DataType type) const {
+  OwnedArray new_statistics(DataType type) const {
     npy_intp shape[NPY_MAXDIMS];
     const int dimensions = PyArray_NDIM(array);
     std::copy_n(PyArray_DIMS(array), dimensions, shape);
     shape[dimensions - 1] = 1;
-    return Owned(PyArray_SimpleNew(
+    return OwnedArray(PyArray_SimpleNew(
         dimensions, shape, compute_type(type) == DataType::float64 ? NPY_DOUBLE : NPY_FLOAT));
   }
   bool take_statistics(PyObject* object, DataType type, void** statistics) const {
@@ -127,9 +127,10 @@ struct PlainForward {
   }
 
   // y, or nothing where there is no memory (and Python's error is set).
-  Owned run() {
-    Owned y = out ? Owned(Py_NewRef(reinterpret_cast<PyObject*>(out)))
-                  : new_array(PyArray_DESCR(x.array), PyArray_NDIM(x.array), PyArray_DIMS(x.array));
+  OwnedArray run() {
+    OwnedArray y =
+        out ? OwnedArray(Py_NewRef(reinterpret_cast<PyObject*>(out)))
+            : new_array(PyArray_DESCR(x.array), PyArray_NDIM(x.array), PyArray_DIMS(x.array));
     if (!y) return y;
     job.y = {y.data(), x.cols, 1};
     Status status;
@@ -139,7 +140,7 @@ struct PlainForward {
     }
     if (status == Status::ok) return y;
     PyErr_NoMemory();
-    return Owned();
+    return OwnedArray();
   }
 };
 
@@ -166,14 +167,14 @@ PyObject* fast_forward_with_statistics(PyObject*, PyObject* const* arguments, Py
   if (!call.take(arguments)) Py_RETURN_NONE;
   const DataType type = call.job.problem.type;
   const bool centered = call.job.problem.centered;
-  Owned rstd = call.x.new_statistics(type), mean, residual;
+  OwnedArray rstd = call.x.new_statistics(type), mean, residual;
   if (centered) {
     mean = call.x.new_statistics(type);
     residual = call.x.new_statistics(type);
   }
   if (!rstd || (centered && (!mean || !residual))) return nullptr;
   call.job.problem.statistics = {mean.data(), rstd.data(), residual.data()};
-  Owned y = call.run();
+  OwnedArray y = call.run();
   if (!y) return nullptr;
   return Py_BuildValue("(NNNN)", y.release(), mean.release_or_none(), rstd.release(),
                        residual.release_or_none());
@@ -231,7 +232,7 @@ PyObject* fast_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count)
   const bool need_dweight = arguments[10] == Py_None ? weight != nullptr : arguments[10] == Py_True;
   const bool need_dbias = arguments[11] == Py_True;
   const npy_intp cols = x.cols;
-  Owned dx, dweight, dbias;
+  OwnedArray dx, dweight, dbias;
   if (need_dx) dx = new_array(PyArray_DESCR(x.array), PyArray_NDIM(x.array), PyArray_DIMS(x.array));
   if (need_dweight) dweight = new_array(parameter_descr, 1, &cols);
   if (need_dbias) dbias = new_array(parameter_descr, 1, &cols);

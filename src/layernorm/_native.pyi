@@ -108,3 +108,50 @@ def get_num_threads() -> int:
 
 def set_num_threads(n: int, /) -> None:
     """Let the kernels use at most `n` threads. The results do not depend on it."""
+
+def torch_load(library: str, parts: dict[str, object], /) -> None:
+    """Find PyTorch's C functions in its loaded library, and define the operators."""
+
+def torch_override_aten(on: bool, /) -> None:
+    """Put the kernels under PyTorch's native_layer_norm, or take them away again."""
+
+def torch_forward(
+    x: object,
+    weight: object,
+    bias: object,
+    normalized_shape: object,
+    eps: object,
+    centered: bool,
+    zero_centered_weight: bool,
+    /,
+) -> Any:
+    """Return y for plain tensors; True if they need a gradient; None for anything else."""
+
+def torch_forward_with_statistics(
+    x: object,
+    weight: object,
+    bias: object,
+    normalized_shape: object,
+    eps: object,
+    centered: bool,
+    zero_centered_weight: bool,
+    /,
+) -> tuple[Any, Any]:
+    """Return (y, statistics) where torch_forward has returned True."""
+
+def torch_backward(
+    x: object,
+    weight: object,
+    bias: object,
+    normalized_shape: object,
+    eps: object,
+    centered: bool,
+    zero_centered_weight: bool,
+    dy: object,
+    statistics: object,
+    need_dx: bool,
+    need_dweight: bool,
+    need_dbias: bool,
+    /,
+) -> tuple[Any, Any, Any] | None:
+    """Return (dx, dweight, dbias) for plain tensors; None for anything else."""

@@ -9,7 +9,7 @@ import layernorm.numpy
 from layernorm import spec
 
 # The package that the array's type (or a base of it) comes from, and the front end for it.
-_FRONT_ENDS = {"numpy": "layernorm.numpy"}
+_FRONT_ENDS = {"numpy": "layernorm.numpy", "torch": "layernorm.torch.any_array"}
 
 
 def layer_norm(
@@ -27,7 +27,8 @@ def layer_norm(
     y = (x - mean) / sqrt(var + eps) * weight + bias, with the biased variance over `axis`.
 
     Args:
-        x: an array, or a list of numbers, which NumPy makes an array of. Now served: NumPy's.
+        x: an array, or a list of numbers, which NumPy makes an array of. Now served: NumPy's
+            and PyTorch's.
         weight, bias: of x's kind, with the normalized shape, or None.
         axis, eps, out, zero_centered_weight: as in `layernorm.numpy.layer_norm`.
     Returns: y, of x's kind, shape and type.
@@ -59,7 +60,8 @@ def rms_norm(
     y = x / sqrt(mean(x**2) + eps) * weight
 
     Args:
-        x: an array, or a list of numbers, which NumPy makes an array of. Now served: NumPy's.
+        x: an array, or a list of numbers, which NumPy makes an array of. Now served: NumPy's
+            and PyTorch's.
         weight: of x's kind, with the normalized shape, or None.
         axis, eps, out, zero_centered_weight: as in `layernorm.numpy.rms_norm`.
     Returns: y, of x's kind, shape and type.

@@ -106,6 +106,7 @@ def measure(
     threads: int | None = None,
     only: str = "",
     repeats: int | None = None,
+    front_end: str = "numpy",
     console: "Console | None" = None,
 ) -> Report:
     """Time a plan.
@@ -117,8 +118,10 @@ def measure(
         only: words that a cell must have all of, such as "backward float32".
         repeats: samples of each cell, fewer where a call takes more than 0.1 s. None: 30, and
             15 in the quick plan.
+        front_end: which of ours is timed, "numpy" or "torch".
         console: where to show the progress.
-    Raises: MissingPeersError; ValueError for an unknown peer, or if no cell is left.
+    Raises: MissingPeersError; ImportError without the front end's framework;
+        ValueError for an unknown peer, or if no cell is left.
     """
     cells = [cell for cell in PLANS[plan]() if cell.is_named_by(only)]
     if not cells:
@@ -129,12 +132,12 @@ def measure(
     failures: dict[str, str] = {}
     other_load = OtherLoad()
     with kept_to_processors(count):
-        found = find_providers(threads=count, names=names)
+        found = find_providers(threads=count, names=names, front_end=front_end)
         results = _measure_cells(cells, found, count, repeats, failures, console)
     if threads is None and count > 1 and plan != "quick":
         one_thread = [cell for cell in cells if cell.is_named_by(ONE_THREAD_WORDS)]
         if one_thread:
-            results += _measure_on_one_thread(plan, peers, only, repeats, console)
+            results += _measure_on_one_thread(plan, peers, only, repeats, front_end, console)
     return Report(
         results, found.versions, found.missing, failures, repeats, other_load.processors()
     )
@@ -231,11 +234,17 @@ def _median(timing: Timing) -> float:
 
 
 def _measure_on_one_thread(
-    plan: str, peers: str | None, only: str, repeats: int, console: "Console | None"
+    plan: str,
+    peers: str | None,
+    only: str,
+    repeats: int,
+    front_end: str,
+    console: "Console | None",
 ) -> list[Result]:
     """Measure in a process that may use one processor: not all peers take a number of threads."""
     command = [sys.executable, "-m", "layernorm", "bench", "--json", "--threads", "1"]
     command += ["--plan", plan, "--only", f"{only} {ONE_THREAD_WORDS}", "--repeats", str(repeats)]
+    command += ["--front-end", front_end]
     if peers is not None:
         command += ["--peers", peers]
     if console is not None:

@@ -86,6 +86,7 @@ def measure(
     quick: bool = False,
     peers: str | None = None,
     threads: int | None = None,
+    front_end: str = "numpy",
     console: "Console | None" = None,
 ) -> Report:
     """Measure the contract.
@@ -94,11 +95,14 @@ def measure(
         quick: smaller arrays, fewer types for the peers.
         peers: names with commas between, "none", or None for all that are installed.
         threads: for every provider; None: all usable processors.
+        front_end: which of ours is measured, "numpy" or "torch".
         console: where to show the progress.
-    Raises: MissingPeersError, ValueError for an unknown peer.
+    Raises: MissingPeersError, ImportError without the front end's framework, ValueError for an
+        unknown peer.
     """
     names = parse_names(peers, QUICK_PEERS if quick else PEERS)
-    found = find_providers(threads=threads or usable_processors(), names=names)
+    count = threads or usable_processors()
+    found = find_providers(threads=count, names=names, front_end=front_end)
     types = available_types()
     peer_types = QUICK_PEER_TYPES if quick else types
     work = [

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import layernorm
 from layernorm.cli.console import open_console, print_json
+from layernorm.cli.providers import FRONT_ENDS
 
 USAGE_ERROR = 2
 
@@ -81,6 +82,12 @@ def _add_measuring(command: argparse.ArgumentParser) -> None:
         "--peers", metavar="NAMES", help="comma-separated, or 'none' (default: all installed)"
     )
     command.add_argument("--threads", type=_positive, metavar="N", help="(default: all)")
+    command.add_argument(
+        "--front-end",
+        choices=FRONT_ENDS,
+        default="numpy",
+        help="by which of our front ends (default numpy)",
+    )
 
 
 def _positive(text: str) -> int:
@@ -109,9 +116,13 @@ def _check(options: argparse.Namespace) -> int:
     console = None if options.json else open_console()
     try:
         report = check.measure(
-            quick=options.quick, peers=options.peers, threads=options.threads, console=console
+            quick=options.quick,
+            peers=options.peers,
+            threads=options.threads,
+            front_end=options.front_end,
+            console=console,
         )
-    except (MissingPeersError, ValueError) as error:
+    except (MissingPeersError, ImportError, ValueError) as error:
         return _refuse(error)
     if console is None:
         print_json(report.as_dict())
@@ -132,9 +143,10 @@ def _bench(options: argparse.Namespace) -> int:
             threads=options.threads,
             only=options.only,
             repeats=options.repeats,
+            front_end=options.front_end,
             console=console,
         )
-    except (MissingPeersError, ValueError) as error:
+    except (MissingPeersError, ImportError, ValueError) as error:
         return _refuse(error)
     if options.plot is not None:
         bench.plot(report, options.plot)

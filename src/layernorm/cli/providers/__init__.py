@@ -1,6 +1,7 @@
 """Everything that computes a layer norm here: ours, a NumPy formula, and the installed peers."""
 
 from layernorm.cli.providers.find import (
+    FRONT_ENDS,
     GRADIENT_PEERS,
     PEERS,
     MissingPeersError,
@@ -11,6 +12,7 @@ from layernorm.cli.providers.find import (
 from layernorm.cli.providers.provider import Provider, Unsupported
 
 __all__ = [
+    "FRONT_ENDS",
     "GRADIENT_PEERS",
     "PEERS",
     "MissingPeersError",

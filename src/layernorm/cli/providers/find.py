@@ -24,6 +24,10 @@ _CLASSES = {
 
 PEERS = tuple(_CLASSES)
 
+_OURS = {"numpy": ("ours", "Ours"), "torch": ("ours_torch", "OursTorch")}
+
+FRONT_ENDS = tuple(_OURS)
+
 GRADIENT_PEERS = ("torch", "jax")
 """Those whose gradients are checked too: the others share their kernels, or their compiler."""
 
@@ -46,22 +50,23 @@ class Providers:
         return {each.name: version_of(each) for each in (self.ours, *self.peers)}
 
 
-def find_providers(*, threads: int, names: Sequence[str] = PEERS) -> Providers:
-    """Load ours and the named peers, each told to use `threads` threads.
+def find_providers(
+    *, threads: int, names: Sequence[str] = PEERS, front_end: str = "numpy"
+) -> Providers:
+    """Load ours, by one of its front ends, and the named peers, each told to use `threads` threads.
 
-    Raises: ValueError for an unknown name; MissingPeersError if the environment has
-    LAYERNORM_REQUIRE_PEERS=1 and one is missing.
+    Raises: ValueError for an unknown name; ImportError for a front end whose framework is missing;
+    MissingPeersError if the environment has LAYERNORM_REQUIRE_PEERS=1 and a peer is missing.
     """
     unknown = [name for name in names if name not in _CLASSES]
     if unknown:
         raise ValueError(f"unknown peer {', '.join(unknown)}: expected some of {', '.join(PEERS)}")
-    from layernorm.cli.providers.ours import Ours
-
+    ours = _load(_OURS[front_end], threads)
     peers: list[Provider] = []
     missing: dict[str, str] = {}
     for name in names:
         try:
-            peers.append(_load(name, threads))
+            peers.append(_load(_CLASSES[name], threads))
         except ModuleNotFoundError as error:
             missing[name] = f"not installed (no module {error.name})"
         except (ImportError, Unsupported) as error:
@@ -69,7 +74,7 @@ def find_providers(*, threads: int, names: Sequence[str] = PEERS) -> Providers:
     if missing and os.environ.get(REQUIRE_PEERS) == "1":
         listed = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
         raise MissingPeersError(f"{REQUIRE_PEERS}=1, but {listed}")
-    return Providers(Ours(threads), peers, missing)
+    return Providers(ours, peers, missing)
 
 
 def parse_names(text: str | None, default: Sequence[str]) -> list[str]:
@@ -84,8 +89,8 @@ def version_of(provider: Provider) -> str:
     return installed_version(provider.distribution) or "unknown"
 
 
-def _load(name: str, threads: int) -> Provider:
-    module_name, class_name = _CLASSES[name]
+def _load(place: tuple[str, str], threads: int) -> Provider:
+    module_name, class_name = place
     with warnings.catch_warnings():
         # What a library warns of while it is imported is no news about layer norm.
         warnings.simplefilter("ignore")

@@ -28,7 +28,7 @@ class Torch(Provider):
     def forward(self, problem: Problem, *, reuse_output: bool = False) -> Call:
         """For channels first: permute, layer norm, permute, as PyTorch users write it."""
         self.require(problem, reuse_output=reuse_output, can_reuse=False)
-        x, weight, bias, _ = _tensors(problem)
+        x, weight, bias, _ = tensors_of(problem)
         if not problem.is_channels_first:
             return partial(F.layer_norm, x, (problem.cols,), weight, bias, problem.eps)
         return partial(_forward_permuted, x, weight, bias, problem)
@@ -41,7 +41,7 @@ class Torch(Provider):
     def arrays(self, result: Any) -> tuple[Array, ...]:
         """Share the tensors' memory; bfloat16 goes by its bits."""
         tensors = result if isinstance(result, tuple) else (result,)
-        return tuple(_array(each) for each in tensors)
+        return tuple(array_of(each) for each in tensors)
 
 
 class TorchCompiled(Torch):
@@ -62,7 +62,7 @@ class TorchCompiled(Torch):
     def forward(self, problem: Problem, *, reuse_output: bool = False) -> Call:
         """Compile for this shape; PyTorch keeps what it has compiled before."""
         self.require(problem, reuse_output=reuse_output, can_reuse=False)
-        x, weight, bias, _ = _tensors(problem)
+        x, weight, bias, _ = tensors_of(problem)
         if not problem.is_channels_first:
             compiled = torch.compile(F.layer_norm, dynamic=False)
             return partial(compiled, x, (problem.cols,), weight, bias, problem.eps)
@@ -99,7 +99,7 @@ def _permuted_layer_norm(
 
 
 def _backward_arguments(problem: Problem) -> tuple[Any, ...]:
-    x, weight, bias, dy = _tensors(problem)
+    x, weight, bias, dy = tensors_of(problem)
     back: tuple[int, ...] | None = None
     if problem.is_channels_first:
         x, dy = x.permute(problem.channels_last), dy.permute(problem.channels_last)
@@ -123,7 +123,8 @@ def _backward(
     return dx if back is None else dx.permute(back), dweight, dbias
 
 
-def _tensors(problem: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def tensors_of(problem: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return x, weight, bias and dy, which share the arrays' memory."""
     if "torch" not in problem.converted:
         arrays = (problem.x, problem.weight, problem.bias, problem.dy)
         problem.converted["torch"] = tuple(_tensor(each) for each in arrays)
@@ -137,7 +138,8 @@ def _tensor(array: Array) -> Tensor:
     return torch.from_numpy(array)
 
 
-def _array(tensor: Tensor) -> Array:
+def array_of(tensor: Tensor) -> Array:
+    """Share a tensor's memory."""
     tensor = tensor.detach()
     if tensor.dtype == torch.bfloat16:
         bits: Array = tensor.contiguous().view(torch.int16).numpy()

@@ -1,0 +1,66 @@
+#include "torch_shim.h"
+
+#if defined(_WIN32)
+#include <windows.h>
+#else
+#include <dlfcn.h>
+#endif
+
+namespace layernorm::torch {
+
+Shim shim;
+
+namespace {
+
+#if defined(_WIN32)
+void* open_loaded(const char* library) { return GetModuleHandleA(library); }
+void* find(void* library, const char* name) {
+  return reinterpret_cast<void*>(GetProcAddress(static_cast<HMODULE>(library), name));
+}
+#else
+void* open_loaded(const char* library) { return dlopen(library, RTLD_NOW | RTLD_NOLOAD); }
+void* find(void* library, const char* name) { return dlsym(library, name); }
+#endif
+
+template <class Function>
+bool find(void* library, const char* name, Function*& function) {
+  function = reinterpret_cast<Function*>(find(library, name));
+  return function != nullptr;
+}
+
+struct Call {
+  Threads::Body body;
+  void* context;
+};
+
+void call_body(int64_t begin, int64_t end, void* context) {
+  const auto* call = static_cast<const Call*>(context);
+  call->body(call->context, begin, end);
+}
+
+void run_tasks(void*, int64_t tasks, Threads::Body body, void* context) {
+  Call call = {body, context};
+  if (shim.torch_parallel_for(0, tasks, 1, call_body, &call) != 0) body(context, 0, tasks);
+}
+
+}  // namespace
+
+const char* load_shim(const char* library) {
+  void* handle = open_loaded(library);
+  if (!handle) return library;
+  Shim found;
+#define LAYERNORM_FIND(result, name, parameters) \
+  if (!find(handle, #name, found.name)) return #name;
+  LAYERNORM_TORCH_FUNCTIONS(LAYERNORM_FIND)
+#undef LAYERNORM_FIND
+  shim = found;
+  return nullptr;
+}
+
+Threads parallel_for() {
+  uint32_t count = 1;
+  if (shim.torch_get_num_threads(&count) != 0) count = 1;
+  return {static_cast<int>(count), nullptr, run_tasks};
+}
+
+}  // namespace layernorm::torch

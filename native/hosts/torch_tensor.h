@@ -1,0 +1,86 @@
+// Tensors behind the shim's handles: who owns them, what they are, and what the kernels read.
+#pragma once
+
+#include <utility>
+
+#include "torch_layout.h"
+#include "torch_shim.h"
+
+namespace layernorm::torch {
+
+// Raises PyTorch's RuntimeError (a c10::Error, thrown by the shim) unless the condition holds.
+void check(bool condition, const char* message);
+inline void check(Error error) { check(error == 0, "layernorm: a call of PyTorch's failed"); }
+
+// Owns one handle, or none.
+class Tensor {
+ public:
+  Tensor() = default;
+  explicit Tensor(TensorHandle handle) : handle_(handle) {}
+  Tensor(Tensor&& other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
+  Tensor& operator=(Tensor&& other) noexcept {
+    std::swap(handle_, other.handle_);
+    return *this;
+  }
+  ~Tensor() {
+    if (handle_) shim.aoti_torch_delete_tensor_object(handle_);
+  }
+
+  explicit operator bool() const { return handle_ != nullptr; }
+  TensorHandle handle() const { return handle_; }
+  TensorHandle release() { return std::exchange(handle_, nullptr); }
+
+  int64_t axes() const;
+  const int64_t* sizes() const;
+  const int64_t* strides() const;
+  int64_t elements() const;
+  bool is_contiguous() const;
+  bool has_sizes_of(const Tensor& other) const;
+  // False for types that the kernels do not know.
+  bool data_type(DataType* type) const;
+  bool is_plain() const;  // on the CPU, with strides
+  const void* read() const;
+  void* write() const;
+
+  // A view with the axes in this order.
+  Tensor in_order(const Order& order) const;
+  void copy_from(const Tensor& other) const;
+
+ private:
+  TensorHandle handle_ = nullptr;
+};
+
+void contiguous_strides(int64_t axes, const int64_t* sizes, int64_t* strides);
+
+Tensor empty(int64_t axes, const int64_t* sizes, const int64_t* strides, DataType type);
+Tensor empty_contiguous(int64_t axes, const int64_t* sizes, DataType type);
+// Of x's sizes, with x's strides where no element of x is missing between them; else contiguous.
+Tensor empty_as(const Tensor& x, DataType type);
+Tensor undefined();
+// The tensor itself, or its copy: contiguous, of this type.
+Tensor contiguous(Tensor given, DataType type);
+
+// A tensor as the kernels walk it in this order. What they cannot walk goes through a copy: one that
+// is read is copied at once, one that is written by flush().
+class Walked {
+ public:
+  static Walked to_read(const Tensor& tensor, const Axes& axes, const Order& order, DataType type);
+  static Walked to_write(const Tensor& tensor, const Axes& axes, const Order& order, DataType type);
+  const Array& array() const { return array_; }
+  void flush() const {
+    if (target_) target_.copy_from(copy_);
+  }
+
+ private:
+  bool walk_in_place(const Tensor& tensor, const Axes& axes, const Order& order, void* data);
+  void walk_copy(const Tensor& tensor, const Order& order, DataType type);
+
+  Array array_ = {};
+  Tensor copy_, target_;
+};
+
+// From here on a fresh output is written into huge pages, where the system gives them on request: a
+// page fault for each 4 KiB costs more than the kernel's own work.
+void ask_for_huge_pages(void* data, int64_t bytes);
+
+}  // namespace layernorm::torch

@@ -1,0 +1,8 @@
+"""Layer norm and RMS norm for PyTorch: in place of its own functions and modules, on the CPU."""
+
+from layernorm.torch.accelerated import accelerate
+from layernorm.torch.conversion import convert
+from layernorm.torch.functional import layer_norm, rms_norm
+from layernorm.torch.layers import LayerNorm, RMSNorm
+
+__all__ = ["LayerNorm", "RMSNorm", "accelerate", "convert", "layer_norm", "rms_norm"]

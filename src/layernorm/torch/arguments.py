@@ -1,0 +1,129 @@
+"""Checks arguments as PyTorch does: its exception types, its words, and what to do about it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from layernorm import spec
+
+TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+Axes = tuple[
+    int, ...
+]  # ascending, and negative: they stay right where a batch axis is put in front
+
+
+@dataclass(frozen=True)
+class Definition:
+    """What a call computes, apart from its tensors. (No tuple: functorch would take it apart.)"""
+
+    axis: Axes
+    eps: float
+    centered: bool = True  # False: RMS norm
+    zero_centered_weight: bool = False
+
+
+def machine_epsilon(dtype: torch.dtype) -> float:
+    """Find the eps that None stands for: that of the type which the statistics are computed in."""
+    return torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
+
+
+def type_name(dtype: torch.dtype) -> str:
+    """Name the type as `layernorm.spec` does: "float32"."""
+    return str(dtype).removeprefix("torch.")
+
+
+def is_served(
+    x: object, normalized_shape: object, weight: Tensor | None, bias: Tensor | None
+) -> bool:
+    """Tell whether our operators take these arguments; PyTorch's own function takes the others.
+
+    For other devices, types, layouts and kinds of arguments PyTorch's function has its say, and its
+    errors are those that its users know.
+    """
+    return (
+        isinstance(x, Tensor)
+        and isinstance(normalized_shape, list | tuple)
+        and all(isinstance(each, int | torch.SymInt) for each in normalized_shape)
+        and all(given is None or _is_served(given) for given in (x, weight, bias))
+    )
+
+
+def _is_served(given: object) -> bool:
+    return (
+        isinstance(given, Tensor)
+        and given.device.type in ("cpu", "meta")
+        and given.layout is torch.strided
+        and given.dtype in TYPES
+    )
+
+
+def axes_of(x: Tensor, normalized_shape: Sequence[int], axis: spec.Axis | None) -> Axes:
+    """Find the normalized axes, and check that x has the normalized sizes along them.
+
+    Raises: RuntimeError for sizes, IndexError for an axis that x has not, TypeError for types.
+    """
+    if len(normalized_shape) == 0:
+        raise RuntimeError(
+            "Expected normalized_shape to be at least 1-dimensional, i.e., containing at least one "
+            "element, but got normalized_shape = []: pass the sizes of the normalized axes"
+        )
+    axes = named_axes(x, normalized_shape, axis)
+    if axis is None:
+        words = ", ".join(["*", *map(str, normalized_shape)])
+        fits = len(axes) <= x.dim() and tuple(x.shape[axes[0] :]) == tuple(normalized_shape)
+    else:
+        words = f"{', '.join(map(str, normalized_shape))} along axes {axes}"
+        fits = tuple(x.shape[each] for each in axes) == tuple(normalized_shape)
+    if not fits:
+        raise RuntimeError(
+            f"Given normalized_shape={list(normalized_shape)}, expected input with shape [{words}]"
+            f", but got input of size{list(x.shape)}: pass an input or a normalized_shape that "
+            "fits, or the axis to normalize"
+        )
+    return axes
+
+
+def named_axes(x: Tensor, normalized_shape: Sequence[int], axis: spec.Axis | None) -> Axes:
+    """Find the normalized axes. Raises: IndexError, RuntimeError and TypeError, as `axes_of`."""
+    if axis is None:
+        return tuple(range(-len(normalized_shape), 0))
+    dims = x.dim()
+    if type(axis) is int and -dims <= axis < dims:
+        return (axis - dims if axis >= 0 else axis,)
+    try:
+        return tuple(each - dims for each in spec.normalize_axes(axis, dims))
+    except ValueError as error:
+        kind = IndexError if "out of range" in str(error) else RuntimeError
+        raise kind(str(error)) from None
+
+
+def check_parameters(
+    x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, bias: Tensor | None
+) -> None:
+    """Check that weight and bias have the normalized shape, and a type that x takes.
+
+    Raises: RuntimeError.
+    """
+    for name, given in (("weight", weight), ("bias", bias)):
+        if given is not None and tuple(given.shape) != tuple(normalized_shape):
+            raise RuntimeError(
+                f"Expected {name} to be of same shape as normalized_shape, but got {name} of shape "
+                f"{list(given.shape)} and normalized_shape = {list(normalized_shape)}: "
+                f"pass a {name} of the normalized shape"
+            )
+        if given is not None and given.dtype != x.dtype:
+            allowed = spec.parameter_types(type_name(x.dtype))
+            if type_name(given.dtype) not in allowed:
+                raise RuntimeError(
+                    f"mixed dtype (CPU): expected {name} of type {' or '.join(allowed)} beside an "
+                    f"input of type {type_name(x.dtype)}, but got {type_name(given.dtype)}: "
+                    f"pass {name}.to(torch.{allowed[-1]})"
+                )
+    if weight is not None and bias is not None and weight.dtype != bias.dtype:
+        raise RuntimeError(
+            f"mixed dtype (CPU): weight has type {type_name(weight.dtype)} and bias "
+            f"{type_name(bias.dtype)}, expected one type for both: pass bias.to(weight.dtype)"
+        )

@@ -1,0 +1,162 @@
+"""Derivatives in differentiable tensor operations: forward mode, and gradients of gradients.
+
+The ordinary gradient is the kernels' (docs/derivation.md). Here J is the derivative of xhat with
+respect to x, a symmetric operator on each row:
+
+    J v = rstd * (v - mean(v) - xhat * mean(v * xhat))        RMS norm: without mean(v)
+
+and since all of it is made of differentiable operations, derivatives of any order follow. float32
+is worked out in float64, the 16-bit types in float32, so that large means do no harm.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from layernorm.torch.arguments import Axes, Definition
+
+_WIDE = {torch.float32: torch.float64, torch.float64: torch.float64}
+
+
+class Rows(NamedTuple):
+    """x normalized: xhat, rstd and the weight, as differentiable functions of x and weight."""
+
+    xhat: Tensor
+    rstd: Tensor
+    weight: Tensor | None  # shaped like x, or None for ones
+    axis: Axes
+    centered: bool
+
+    def widened(self, v: Tensor) -> Tensor:
+        """Return v in the type of the computation."""
+        return v.to(self.xhat.dtype)
+
+    def mean(self, v: Tensor) -> Tensor:
+        """Take the mean over the normalized axes."""
+        return v.mean(self.axis, keepdim=True)
+
+    def jacobian(self, v: Tensor) -> Tensor:
+        """Return J v."""
+        rest = v - self.mean(v) if self.centered else v
+        return self.rstd * (rest - self.xhat * self.mean(v * self.xhat))
+
+    def rstd_tangent(self, x_tangent: Tensor) -> Tensor:
+        """Return how rstd changes with x."""
+        return -(self.rstd**2) * self.mean(self.xhat * x_tangent)
+
+    def over_rows(self, v: Tensor) -> Tensor:
+        """Sum over the rows: v in the shape of weight."""
+        kept = [each for each in range(-v.dim(), 0) if each not in self.axis]
+        return v.sum(kept) if kept else v
+
+    def times_weight(self, v: Tensor) -> Tensor:
+        """Return v * weight."""
+        return v if self.weight is None else v * self.weight
+
+    def spread(self, parameter: Tensor) -> Tensor:
+        """Shape a parameter like x, so that it broadcasts over the rows."""
+        return spread(self.widened(parameter), self.xhat.dim(), self.axis)
+
+
+def spread(parameter: Tensor, dims: int, axis: Axes) -> Tensor:
+    """Shape a parameter like an x with so many axes."""
+    sizes = iter(parameter.shape)
+    return parameter.reshape([next(sizes) if each in axis else 1 for each in range(-dims, 0)])
+
+
+def rows_of(x: Tensor, weight: Tensor | None, definition: Definition) -> Rows:
+    """Normalize x by the definition."""
+    axis, centered = definition.axis, definition.centered
+    wide = x.to(_WIDE.get(x.dtype, torch.float32))
+    d = wide - wide.mean(axis, keepdim=True) if centered else wide
+    rstd = torch.rsqrt((d * d).mean(axis, keepdim=True) + definition.eps)
+    if weight is not None:
+        weight = spread(weight.to(wide.dtype), x.dim(), axis)
+        weight = 1 + weight if definition.zero_centered_weight else weight
+    return Rows(d * rstd, rstd, weight, axis, centered)
+
+
+def forward_tangent(
+    rows: Rows,
+    x_tangent: Tensor | None,
+    weight_tangent: Tensor | None,
+    bias_tangent: Tensor | None,
+) -> Tensor:
+    """Return the tangent of y."""
+    tangent = torch.zeros_like(rows.xhat)
+    if x_tangent is not None:
+        tangent = rows.times_weight(rows.jacobian(rows.widened(x_tangent)))
+    if weight_tangent is not None:
+        tangent = tangent + rows.xhat * rows.spread(weight_tangent)
+    if bias_tangent is not None:
+        tangent = tangent + rows.spread(bias_tangent)
+    return tangent
+
+
+def backward_tangents(
+    rows: Rows,
+    dy: Tensor,
+    dy_tangent: Tensor | None,
+    x_tangent: Tensor | None,
+    weight_tangent: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the tangents of dx, dweight and dbias."""
+    dy = rows.widened(dy)
+    zero = torch.zeros_like(rows.xhat)
+    ddy = zero if dy_tangent is None else rows.widened(dy_tangent)
+    dxhat = drstd = zero
+    if x_tangent is not None:
+        x_tangent = rows.widened(x_tangent)
+        dxhat, drstd = rows.jacobian(x_tangent), rows.rstd_tangent(x_tangent)
+    g, dg = rows.times_weight(dy), rows.times_weight(ddy)
+    if weight_tangent is not None:
+        dg = dg + dy * rows.spread(weight_tangent)
+    inner = rows.mean(g * rows.xhat)
+    inner_tangent = rows.mean(dg * rows.xhat + g * dxhat)
+    change = -dxhat * inner - rows.xhat * inner_tangent + dg
+    if rows.centered:
+        change = change - rows.mean(dg)
+    dx_tangent = drstd / rows.rstd * rows.jacobian(g) + rows.rstd * change
+    return (
+        dx_tangent,
+        rows.over_rows(ddy * rows.xhat + dy * dxhat),
+        rows.over_rows(ddy),
+    )
+
+
+def backward_gradients(
+    rows: Rows,
+    dy: Tensor,
+    u: Tensor | None,
+    p: Tensor | None,
+    q: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Carry gradients u, p, q of dx, dweight, dbias back to dy, x and weight.
+
+    With g = dy * weight: (u, dx) = (J u, g), which gives those of dy and weight; that of x is
+    -rstd**2 * xhat * mean(u * (g - mean(g) - xhat * mean(g * xhat))) - rstd * (mean(g * xhat) J u +
+    mean(u * xhat) J g), and J (p * dy) from dweight.
+    """
+    dy = rows.widened(dy)
+    of_dy = torch.zeros_like(rows.xhat)
+    of_x = torch.zeros_like(rows.xhat)
+    of_weight = None
+    if u is not None:
+        u = rows.widened(u)
+        g = rows.times_weight(dy)
+        ju, jg = rows.jacobian(u), rows.jacobian(g)
+        of_dy = rows.times_weight(ju)
+        of_x = -rows.rstd * (
+            rows.xhat * rows.mean(u * jg)
+            + rows.mean(g * rows.xhat) * ju
+            + rows.mean(u * rows.xhat) * jg
+        )
+        of_weight = rows.over_rows(dy * ju)
+    if p is not None:
+        p = rows.spread(p)
+        of_dy = of_dy + p * rows.xhat
+        of_x = of_x + rows.jacobian(p * dy)
+    if q is not None:
+        of_dy = of_dy + rows.spread(q)
+    return of_dy, of_x, of_weight

@@ -1,0 +1,180 @@
+"""Layer norm and RMS norm of PyTorch tensors."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+
+from layernorm import _native, spec
+from layernorm.torch import arguments, decompositions, operators, sharding
+from layernorm.torch.arguments import Definition
+from layernorm.torch.autograd import Norm, PlainNorm
+
+
+def layer_norm(
+    input: Tensor,
+    normalized_shape: int | Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    axis: spec.Axis | None = None,
+) -> Tensor:
+    """Normalize `input` to zero mean and unit variance, then scale and shift.
+
+    y = (x - mean) / sqrt(var + eps) * weight + bias, with the biased variance. Takes the place of
+    `torch.nn.functional.layer_norm`, and has its results, to fewer units in the last place.
+
+    Args:
+        input: x, a tensor of float16, bfloat16, float32 or float64, of any strides. PyTorch's own
+            function serves other types and devices.
+        normalized_shape: the sizes of x's last axes, or of those that `axis` names.
+        weight, bias: tensors of the normalized shape, or None. Of x's type, or float32 for a
+            16-bit x.
+        eps: added to the variance, in units of x squared.
+        axis: the normalized axes, an int or ints, where they are not the last: axis=1 for channels
+            first. Neither that nor channels_last memory takes a copy.
+    Returns: y, with x's shape and type; contiguous, as PyTorch's, or with `axis` in x's memory
+        format.
+    Raises: RuntimeError for shapes and types, IndexError for an axis that x has not.
+    Source: Ba, Kiros and Hinton 2016, arXiv:1607.06450.
+    """
+    if axis is None and not torch.compiler.is_compiling():
+        y = _native.torch_forward(input, weight, bias, normalized_shape, eps, True, False)
+        if y is True:
+            return PlainNorm.apply(input, weight, bias, normalized_shape, eps, True, False)
+        if y is not None:
+            return y
+    if has_torch_function_variadic(input, weight, bias):
+        return handle_torch_function(
+            layer_norm,
+            (input, weight, bias),
+            input,
+            normalized_shape,
+            weight=weight,
+            bias=bias,
+            eps=eps,
+            axis=axis,
+        )
+    return norm(input, normalized_shape, weight, bias, eps, axis, centered=True)
+
+
+def rms_norm(
+    input: Tensor,
+    normalized_shape: int | Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    *,
+    axis: spec.Axis | None = None,
+    zero_centered_weight: bool = False,
+) -> Tensor:
+    """Divide `input` by its root mean square, then scale.
+
+    y = x / sqrt(mean(x**2) + eps) * weight. Takes the place of `torch.nn.functional.rms_norm`.
+
+    Args:
+        input, normalized_shape, weight, axis: as in `layer_norm`.
+        eps: added to the mean square, in units of x squared. None: the machine epsilon of float32,
+            of float64 for float64.
+        zero_centered_weight: the weight stands for 1 + weight.
+    Returns: y, as `layer_norm` does.
+    Raises: as `layer_norm` does.
+    Source: Zhang and Sennrich 2019, arXiv:1910.07467.
+    """
+    if axis is None and not torch.compiler.is_compiling():
+        options = (normalized_shape, eps, False, zero_centered_weight)
+        y = _native.torch_forward(input, weight, None, *options)
+        if y is True:
+            return PlainNorm.apply(input, weight, None, *options)
+        if y is not None:
+            return y
+    if has_torch_function_variadic(input, weight):
+        return handle_torch_function(
+            rms_norm,
+            (input, weight),
+            input,
+            normalized_shape,
+            weight=weight,
+            eps=eps,
+            axis=axis,
+            zero_centered_weight=zero_centered_weight,
+        )
+    return norm(
+        input,
+        normalized_shape,
+        weight,
+        None,
+        eps,
+        axis,
+        centered=False,
+        zero_centered_weight=zero_centered_weight,
+    )
+
+
+def norm(
+    x: Tensor,
+    normalized_shape: int | Sequence[int],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float | None,
+    axis: spec.Axis | None,
+    *,
+    centered: bool,
+    zero_centered_weight: bool = False,
+) -> Tensor:
+    """Serve the calls that are not plain: check them, and go through the operators."""
+    if isinstance(normalized_shape, int):
+        normalized_shape = (normalized_shape,)
+    if type(x) is not Tensor and not torch.compiler.is_compiling():
+        sharding.prepare(x)
+    if not arguments.is_served(x, normalized_shape, weight, bias) or _is_left_to_pytorch():
+        return _pytorch(
+            x, normalized_shape, weight, bias, eps, axis, centered, zero_centered_weight
+        )
+    if torch.jit.is_tracing():  # sizes are tensors there, and the operator checks them anyway
+        axes = arguments.named_axes(x, normalized_shape, axis)
+    else:
+        axes = arguments.axes_of(x, normalized_shape, axis)
+        arguments.check_parameters(x, normalized_shape, weight, bias)
+    if axis is None:
+        x = x.contiguous()
+    if eps is None:
+        eps = arguments.machine_epsilon(x.dtype)
+    definition = Definition(axes, float(eps), centered, zero_centered_weight)
+    # The compiler and the tracer see an operator; a node of ours would hide it from them.
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return operators.forward(x, weight, bias, definition)[0]
+    return Norm.apply(x, weight, bias, definition)[0]
+
+
+def _is_left_to_pytorch() -> bool:
+    """Tell whether the call is for an ONNX file, or for a transform inside of a compiled graph.
+
+    ONNX has an operator of its own for PyTorch's layer norm, and the compiler takes no node of ours
+    through `torch.func`.
+    """
+    if torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        return True
+    return torch.onnx.is_in_onnx_export()
+
+
+def _pytorch(
+    x: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float | None,
+    axis: spec.Axis | None,
+    centered: bool,
+    zero_centered_weight: bool,
+) -> Tensor:
+    """Call PyTorch's own function, which also raises its own errors."""
+    if axis is None and centered:
+        return torch.nn.functional.layer_norm(x, normalized_shape, weight, bias, eps)
+    if axis is None and not zero_centered_weight:
+        return torch.nn.functional.rms_norm(x, normalized_shape, weight, eps)
+    axes = arguments.axes_of(x, normalized_shape, axis)
+    eps = arguments.machine_epsilon(x.dtype) if eps is None else eps
+    definition = Definition(axes, eps, centered, zero_centered_weight)
+    return decompositions.y_of(x, weight, bias, definition)

@@ -1,0 +1,263 @@
+"""The operators of the namespace `layernorm`: what PyTorch needs beside their kernels.
+
+    layer_norm, rms_norm                     -> y and the statistics
+    layer_norm_backward, rms_norm_backward   -> dx, dweight, dbias; without elements if not needed
+
+The kernels for the CPU and the schemas are the compiled module's (native/hosts/torch_operators.cc).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._prims_common import is_non_overlapping_and_dense_or_false
+
+from layernorm.torch import derivatives, host
+from layernorm.torch.arguments import Axes, Definition
+
+assert host, "importing it defines the operators"
+
+
+def forward(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, definition: Definition
+) -> tuple[Tensor, ...]:
+    """Return y and the statistics."""
+    options = (list(definition.axis), definition.eps, definition.zero_centered_weight)
+    ops = torch.ops.layernorm
+    if definition.centered:
+        return ops.layer_norm(x, weight, bias, *options)
+    return ops.rms_norm(x, weight, *options)
+
+
+def backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    definition: Definition,
+    need: Sequence[bool],
+    statistics: Sequence[Tensor],
+) -> tuple[Tensor, ...]:
+    """Return dx, dweight and (layer norm) dbias, without elements where not needed."""
+    options = (list(definition.axis), definition.eps, definition.zero_centered_weight)
+    ops = torch.ops.layernorm
+    if definition.centered:
+        return ops.layer_norm_backward(dy, x, *statistics, weight, bias, *options, list(need))
+    return ops.rms_norm_backward(dy, x, *statistics, weight, *options, list(need[:2]))
+
+
+# ---- shapes, types and strides, for tensors without data
+
+
+def negative(axis: Sequence[int], dims: int) -> Axes:
+    """Sort the axes, and count them from the end."""
+    return tuple(sorted(each if each < 0 else each - dims for each in axis))
+
+
+def compute_type(x: Tensor) -> torch.dtype:
+    """Find the type of the statistics of x."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _empty_as(x: Tensor) -> Tensor:
+    if x.is_contiguous() or x.numel() == 0 or not is_non_overlapping_and_dense_or_false(x):
+        return x.new_empty(x.shape)
+    return x.new_empty_strided(x.shape, x.stride())
+
+
+def _empty_statistics(x: Tensor, axis: Sequence[int]) -> Tensor:
+    axes = {each % x.dim() for each in axis}
+    sizes = [1 if each in axes else size for each, size in enumerate(x.shape)]
+    return x.new_empty(sizes, dtype=compute_type(x))
+
+
+def _empty_parameter(x: Tensor, axis: Sequence[int], dtype: torch.dtype) -> Tensor:
+    axes = sorted(each % x.dim() for each in axis)
+    return x.new_empty([x.shape[each] for each in axes], dtype=dtype)
+
+
+def _nothing(x: Tensor) -> Tensor:
+    return x.new_empty(0, dtype=torch.float32)
+
+
+@torch.library.register_fake("layernorm::layer_norm")
+def _(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    axis: Sequence[int],
+    eps: float,
+    zero_centered_weight: bool = False,
+) -> tuple[Tensor, ...]:
+    return _empty_as(x), *[_empty_statistics(x, axis) for _ in range(3)]
+
+
+@torch.library.register_fake("layernorm::rms_norm")
+def _(
+    x: Tensor,
+    weight: Tensor | None,
+    axis: Sequence[int],
+    eps: float,
+    zero_centered_weight: bool = False,
+) -> tuple[Tensor, ...]:
+    return _empty_as(x), _empty_statistics(x, axis)
+
+
+def _fake_gradients(
+    x: Tensor, parameter: Tensor | None, axis: Sequence[int], need: Sequence[bool]
+) -> tuple[Tensor, ...]:
+    dtype = x.dtype if parameter is None else parameter.dtype
+    dx = _empty_as(x) if need[0] else _nothing(x)
+    return dx, *[_empty_parameter(x, axis, dtype) if n else _nothing(x) for n in need[1:]]
+
+
+@torch.library.register_fake("layernorm::layer_norm_backward")
+def _(
+    dy: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    residual: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    axis: Sequence[int],
+    eps: float,
+    zero_centered_weight: bool,
+    need: Sequence[bool],
+) -> tuple[Tensor, ...]:
+    return _fake_gradients(x, bias if weight is None else weight, axis, need)
+
+
+@torch.library.register_fake("layernorm::rms_norm_backward")
+def _(
+    dy: Tensor,
+    x: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    axis: Sequence[int],
+    eps: float,
+    zero_centered_weight: bool,
+    need: Sequence[bool],
+) -> tuple[Tensor, ...]:
+    return _fake_gradients(x, weight, axis, need)
+
+
+# ---- gradients, where an operator is called by itself or in a compiled graph
+
+
+def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, weight, *bias, axis, eps, zero_centered_weight = inputs
+    statistics = output[1:]  # mean, rstd, residual; rstd alone for RMS norm
+    ctx.mark_non_differentiable(*statistics)
+    ctx.save_for_backward(x, weight, *(bias or [None]), *statistics)
+    ctx.definition = Definition(
+        negative(axis, x.dim()), eps, len(statistics) == 3, zero_centered_weight
+    )
+
+
+def _forward_gradients(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, bias, *statistics = ctx.saved_tensors
+    need = needed(ctx.needs_input_grad, weight, bias)
+    gradients = backward(dy, x, weight, bias, ctx.definition, need, statistics)
+    return *[g if n else None for g, n in zip(gradients, need, strict=False)], None, None, None
+
+
+def needed(
+    needs_input_grad: Sequence[bool], weight: Tensor | None, bias: Tensor | None
+) -> tuple[bool, bool, bool]:
+    """Say which of dx, dweight and dbias are needed: no more than there are parameters for."""
+    return (
+        needs_input_grad[0],
+        weight is not None and needs_input_grad[1],
+        bias is not None and needs_input_grad[2],
+    )
+
+
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    dy, x, *rest, axis, eps, zero_centered_weight, need = inputs
+    centered = len(need) == 3
+    ctx.save_for_backward(dy, x, rest[3] if centered else rest[1])
+    ctx.definition = Definition(negative(axis, x.dim()), eps, centered, zero_centered_weight)
+    ctx.need = tuple(need)
+
+
+def _backward_gradients(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    dy, x, weight = ctx.saved_tensors
+    of_dy, of_x, of_weight = second_gradients(dy, x, weight, ctx.definition, ctx.need, gradients)
+    statistics, rest = (3, 5) if ctx.definition.centered else (1, 4)
+    return of_dy, of_x, *(None,) * statistics, of_weight, *(None,) * rest
+
+
+def second_gradients(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    definition: Definition,
+    need: Sequence[bool],
+    gradients: Sequence[Tensor | None],
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Carry gradients of the backward's results back to dy, x and weight."""
+    rows = derivatives.rows_of(x, weight, definition)
+    wanted = [g if n else None for g, n in zip(gradients, need, strict=False)]
+    u, p, q = (*wanted, None)[:3]
+    of_dy, of_x, of_weight = derivatives.backward_gradients(rows, dy, u, p, q)
+    if weight is None or of_weight is None:
+        return of_dy.to(dy.dtype), of_x.to(x.dtype), None
+    return of_dy.to(dy.dtype), of_x.to(x.dtype), of_weight.to(weight.dtype)
+
+
+for _name in ("layer_norm", "rms_norm"):
+    torch.library.register_autograd(
+        f"layernorm::{_name}", _forward_gradients, setup_context=_save_forward
+    )
+    torch.library.register_autograd(
+        f"layernorm::{_name}_backward", _backward_gradients, setup_context=_save_backward
+    )
+
+
+# ---- batches of calls (vmap)
+
+
+def _each(
+    function: Callable[..., tuple[Tensor, ...]], info: Any, in_dims: Any, arguments: Sequence[Any]
+) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    """Call the function once for each member of the batch: the same bits as without a batch."""
+    results = [
+        function(
+            *[
+                given if dim is None or not isinstance(given, Tensor) else given.select(dim, index)
+                for given, dim in zip(arguments, in_dims, strict=True)
+            ]
+        )
+        for index in range(info.batch_size)
+    ]
+    stacked = tuple(torch.stack(each) for each in zip(*results, strict=True))
+    return stacked, (0,) * len(stacked)
+
+
+def _vmap_forward(name: str, parameters: int) -> Callable[..., Any]:
+    def rule(info: Any, in_dims: Any, x: Tensor, *rest: Any) -> Any:
+        function = getattr(torch.ops.layernorm, name)
+        given, (axis, *options) = rest[:parameters], rest[parameters:]
+        if in_dims[0] is None or any(dim is not None for dim in in_dims[1 : 1 + parameters]):
+            return _each(function, info, in_dims, (x, *rest))
+        x = x.movedim(in_dims[0], 0)
+        results = function(x, *given, negative(axis, x.dim() - 1), *options)
+        return results, (0,) * len(results)
+
+    return rule
+
+
+def _vmap_backward(name: str) -> Callable[..., Any]:
+    def rule(info: Any, in_dims: Any, *arguments: Any) -> Any:
+        function = getattr(torch.ops.layernorm, name)
+        return _each(function, info, in_dims, arguments)
+
+    return rule
+
+
+torch.library.register_vmap("layernorm::layer_norm", _vmap_forward("layer_norm", 2))
+torch.library.register_vmap("layernorm::rms_norm", _vmap_forward("rms_norm", 1))
+for _name in ("layer_norm_backward", "rms_norm_backward"):
+    torch.library.register_vmap(f"layernorm::{_name}", _vmap_backward(_name))

@@ -1,0 +1,84 @@
+"""How DTensor may shard our operators: along any axis that is not normalized.
+
+A tensor that is sharded along a normalized axis is gathered first, by DTensor itself.
+"""
+
+import sys
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Placements = list[Any]
+
+
+def prepare(x: Tensor) -> None:
+    """Tell DTensor about our operators, when the first DTensor comes."""
+    module = sys.modules.get("torch.distributed.tensor")
+    if module is not None and isinstance(x, module.DTensor):
+        _register()
+
+
+@cache
+def _register() -> None:
+    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor._op_schema import RuntimeSchemaInfo
+    from torch.distributed.tensor.experimental import register_sharding
+
+    ops = torch.ops.layernorm
+    propagator = DTensor._op_dispatcher.sharding_propagator
+    for op, shardings, tensors in (
+        (ops.layer_norm.default, _forward_shardings, 3),
+        (ops.rms_norm.default, _forward_shardings, 2),
+        (ops.layer_norm_backward.default, _backward_shardings, 7),
+        (ops.rms_norm_backward.default, _backward_shardings, 4),
+    ):
+        register_sharding(op)(shardings)
+        # The axes decide the sharding too: they belong to the key of DTensor's cache.
+        propagator.op_to_schema_info[op] = RuntimeSchemaInfo(tensors, needs_pytree=True)
+
+
+def _kept_axes(x: Any, axis: Sequence[int]) -> list[int]:
+    normalized = {each % x.ndim for each in axis}
+    return [each for each in range(x.ndim) if each not in normalized]
+
+
+def _split(arguments: Sequence[Any]) -> tuple[list[Any], Sequence[int], list[Any]]:
+    """Part the arguments into the tensors (or None), the axes, and the others."""
+    at = next(at for at, given in enumerate(arguments) if isinstance(given, list | tuple))
+    return list(arguments[:at]), arguments[at], list(arguments[at + 1 :])
+
+
+def _forward_shardings(*arguments: Any) -> list[tuple[Placements, Placements]]:
+    from torch.distributed.tensor import Replicate, Shard
+
+    (x, *parameters), axis, options = _split(arguments)
+    results = 4 if len(parameters) == 2 else 2
+    others = [None if given is None else Replicate() for given in parameters]
+    others += [None] * (1 + len(options))
+    return [
+        ([placement] * results, [placement, *others])
+        for placement in (Replicate(), *map(Shard, _kept_axes(x, axis)))
+    ]
+
+
+def _backward_shardings(*arguments: Any) -> list[tuple[Placements, Placements]]:
+    from torch.distributed.tensor import Partial, Replicate, Shard
+
+    tensors, axis, options = _split(arguments)
+    need = options[-1]
+    rows = 2 + (3 if len(need) == 3 else 1)  # dy, x and the statistics
+    others = [None if given is None else Replicate() for given in tensors[rows:]]
+    others += [None] * (1 + len(options))
+    shardings: list[tuple[Placements, Placements]] = [
+        ([Replicate()] * len(need), [*[Replicate()] * rows, *others])
+    ]
+    for kept in _kept_axes(tensors[1], axis):
+        gradients = [
+            shard if wanted else Replicate()
+            for shard, wanted in zip((Shard(kept), Partial(), Partial()), need, strict=False)
+        ]
+        shardings.append((gradients, [*[Shard(kept)] * rows, *others]))
+    return shardings

@@ -1,0 +1,120 @@
+"""The PyTorch front end with the functions of `layernorm.numpy`: the contract's checks take it.
+
+Arrays become tensors with the same strides where PyTorch has them; gradients come from autograd.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+from layouts import Array
+
+import layernorm.torch as ours
+from layernorm.torch import any_array
+
+
+def to_tensor(array: Array | None) -> torch.Tensor | None:
+    """Take the array's memory where PyTorch can: forward strides, aligned, native bytes."""
+    if array is None:
+        return None
+    if any(stride < 0 for stride in array.strides) or not array.flags.aligned:
+        array = array.copy()
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    if not array.flags.writeable:
+        array = array.copy()
+    if any(stride % array.itemsize for stride in array.strides):
+        array = array.copy()
+    if array.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def to_array(tensor: torch.Tensor | None) -> Array | None:
+    if tensor is None:
+        return None
+    tensor = tensor.detach()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
+
+
+@dataclass
+class Stats:
+    mean: Array | None
+    rstd: Array
+    residual: Array | None
+    call: dict[str, Any]
+
+
+class AsNumpy:
+    """`plain`: through the public functions, which may pass PyTorch's dispatcher by."""
+
+    def __init__(self, *, plain: bool = True) -> None:
+        self.plain = plain
+
+    def layer_norm_forward(self, x: Array, weight=None, bias=None, **options: Any):
+        return self._forward(x, weight, bias, centered=True, **options)
+
+    def rms_norm_forward(self, x: Array, weight=None, **options: Any):
+        return self._forward(x, weight, None, centered=False, **options)
+
+    def layer_norm_backward(self, dy: Array, x: Array, stats: Stats, weight=None, **options: Any):
+        return self._backward(dy, x, stats, weight, **options)
+
+    def rms_norm_backward(self, dy: Array, x: Array, stats: Stats, weight=None, **options: Any):
+        return self._backward(dy, x, stats, weight, **options)[:2]
+
+    def _forward(self, x, weight, bias, *, centered, axis=-1, eps=1e-5, zero_centered_weight=False):
+        tensor = to_tensor(x)
+        axes = [int(each) for each in np.atleast_1d(axis)]
+        call = {"centered": centered, "axis": axes, "eps": eps}
+        call |= {"zero_centered_weight": zero_centered_weight, "bias": bias}
+        y, *statistics = self._operator(tensor, to_tensor(weight), to_tensor(bias), call)
+        if self.plain:
+            with torch.no_grad():
+                y = self._public(tensor, to_tensor(weight), to_tensor(bias), call)
+        mean, rstd, residual = statistics if centered else (None, statistics[0], None)
+        return to_array(y), Stats(to_array(mean), to_array(rstd), to_array(residual), call)
+
+    def _operator(self, x, weight, bias, call):
+        options = (call["axis"], call["eps"], call["zero_centered_weight"])
+        if call["centered"]:
+            return torch.ops.layernorm.layer_norm(x, weight, bias, *options)
+        return torch.ops.layernorm.rms_norm(x, weight, *options)
+
+    def _public(self, x, weight, bias, call):
+        axes = sorted(each % x.dim() for each in call["axis"])
+        zero_centered = call["zero_centered_weight"]
+        trailing = axes == list(range(x.dim() - len(axes), x.dim())) and x.is_contiguous()
+        if call["centered"] and zero_centered:
+            return any_array.layer_norm(
+                x, weight, bias, axis=axes, eps=call["eps"], zero_centered_weight=True
+            )
+        shape = [x.shape[each] for each in axes]
+        options = {"eps": call["eps"], "axis": None if trailing else axes}
+        if call["centered"]:
+            return ours.layer_norm(x, shape, weight, bias, **options)
+        return ours.rms_norm(x, shape, weight, **options, zero_centered_weight=zero_centered)
+
+    def _backward(self, dy, x, stats, weight, *, zero_centered_weight=False, **needs: Any):
+        call = stats.call
+        x_tensor = to_tensor(x).requires_grad_()
+        weight_tensor, bias_tensor = to_tensor(weight), to_tensor(call["bias"])
+        given = bias_tensor if weight_tensor is None else weight_tensor
+        dtype = x_tensor.dtype if given is None else given.dtype
+        shape = [x.shape[each] for each in sorted(each % x.ndim for each in call["axis"])]
+        # NumPy's backward gives these without parameters too: ones and zeros change no bit of dx.
+        if weight_tensor is None:
+            weight_tensor = torch.full(shape, 0.0 if zero_centered_weight else 1.0, dtype=dtype)
+        if bias_tensor is None:
+            bias_tensor = torch.zeros(shape, dtype=dtype)
+        wanted = [x_tensor, weight_tensor.detach().requires_grad_()]
+        if call["centered"]:
+            wanted.append(bias_tensor.detach().requires_grad_())
+        arguments = (*wanted, None)[:3]
+        y = self._public(*arguments, call) if self.plain else self._operator(*arguments, call)[0]
+        gradients = torch.autograd.grad(y, wanted, to_tensor(dy))
+        return tuple(to_array(each) for each in (*gradients, None)[:3])

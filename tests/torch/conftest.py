@@ -1,0 +1,18 @@
+"""What PyTorch warns of itself is no failure of ours."""
+
+from pathlib import Path
+
+import pytest
+
+_OF_PYTORCH = (
+    "ignore:.*torch.jit.*:DeprecationWarning",
+    "ignore:.*legacy TorchScript-based ONNX.*:DeprecationWarning",
+    "ignore:.*LeafSpec.*:FutureWarning",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            for each in _OF_PYTORCH:
+                item.add_marker(pytest.mark.filterwarnings(each))

@@ -1,0 +1,81 @@
+"""Data-parallel training and DTensor, on two processes over gloo."""
+
+import socket
+
+import pytest
+
+torch = pytest.importorskip("torch")
+dist = pytest.importorskip("torch.distributed")
+
+import torch.multiprocessing as multiprocessing  # noqa: E402
+
+import layernorm.torch as ours  # noqa: E402
+
+pytestmark = pytest.mark.skipif(not dist.is_available(), reason="PyTorch has no distributed")
+
+WORLD = 2
+
+
+def a_problem():
+    generator = torch.Generator().manual_seed(3)
+    sizes = ((4, 6, 6), (6,), (6,), (4, 6, 6))
+    return [torch.randn(size, generator=generator) for size in sizes]
+
+
+def expected(axis):
+    x, weight, bias, dy = a_problem()
+    inputs = [each.requires_grad_() for each in (x, weight, bias)]
+    y = ours.layer_norm(x, (6,), weight, bias, axis=axis)
+    return [y, *torch.autograd.grad(y, inputs, dy)]
+
+
+def check_data_parallel() -> None:
+    from torch.nn.parallel import DistributedDataParallel
+
+    layer = ours.LayerNorm(6)
+    parallel = DistributedDataParallel(layer)
+    x, *_, dy = a_problem()
+    here = slice(dist.get_rank(), None, WORLD)
+    parallel(x[here]).backward(dy[here] * WORLD)
+    alone = ours.LayerNorm(6)
+    alone(x).backward(dy)
+    torch.testing.assert_close(layer.weight.grad, alone.weight.grad)
+    torch.testing.assert_close(layer.bias.grad, alone.bias.grad)
+
+
+def check_dtensor() -> None:
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor, init_device_mesh
+
+    mesh = init_device_mesh("cpu", (WORLD,))
+    # The same sizes with another axis: what DTensor caches for the one must not serve the other.
+    for axis, kept in ((-1, 1), (1, 2)):
+        reference = expected(axis)
+        for placement in (Shard(0), Shard(1), Shard(2), Replicate()):
+            x, weight, bias, dy = a_problem()
+            x, dy = (distribute_tensor(each, mesh, [placement]) for each in (x, dy))
+            weight, bias = (distribute_tensor(each, mesh, [Replicate()]) for each in (weight, bias))
+            inputs = [each.requires_grad_() for each in (x, weight, bias)]
+            y = ours.layer_norm(x, (6,), weight, bias, axis=axis)
+            results = [y, *torch.autograd.grad(y, inputs, dy)]
+            if placement in (Shard(0), Shard(kept)):
+                assert y.placements == (placement,), (axis, placement, y.placements)
+            for got, whole in zip(results, reference, strict=True):
+                torch.testing.assert_close(got.full_tensor(), whole)
+
+
+def work(rank: int, port: int, check) -> None:
+    torch.set_num_threads(1)
+    address = f"tcp://127.0.0.1:{port}"
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=WORLD)
+    try:
+        check()
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("check", [check_data_parallel, check_dtensor])
+def test_two_processes_have_the_results_of_one(check) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.spawn(work, (port, check), nprocs=WORLD)

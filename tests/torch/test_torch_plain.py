@@ -1,0 +1,134 @@
+"""The short way past the dispatcher is taken for plain tensors, and for nothing else."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import torch.nn.functional as F  # noqa: E402
+from torch.autograd import forward_ad  # noqa: E402
+from torch.overrides import TorchFunctionMode  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+
+import layernorm.torch as ours  # noqa: E402
+from layernorm import _native  # noqa: E402
+from layernorm.torch import functional  # noqa: E402
+
+SHAPE = (5,)
+
+
+def is_plain(x, weight=None, bias=None, shape=SHAPE, eps=1e-5) -> bool:
+    return _native.torch_forward(x, weight, bias, shape, eps, True, False) is not None
+
+
+def test_plain_tensors_take_the_short_way() -> None:
+    x, weight = torch.randn(3, 5), torch.nn.Parameter(torch.randn(5))
+    assert is_plain(x, weight, weight)
+    assert is_plain(x, shape=[5])
+    assert is_plain(x, shape=5)
+    assert is_plain(x, shape=x.shape)
+    assert is_plain(x.bfloat16(), weight.float(), None)
+    assert is_plain(x[1:])
+    assert _native.torch_forward(x, weight, None, SHAPE, 1e-5, True, False) is True
+
+
+class Other(torch.Tensor):
+    pass
+
+
+NOT_PLAIN = {
+    "a subclass": lambda x: x.as_subclass(Other),
+    "transposed": lambda x: torch.randn(5, 3).t(),
+    "every second column": lambda x: torch.randn(3, 10)[:, ::2],
+    "broadcast": lambda x: torch.randn(5).expand(3, 5),
+    "integers": lambda x: torch.ones(3, 5, dtype=torch.int32),
+    "complex": lambda x: x.to(torch.complex64),
+    "8 bits": lambda x: x.to(torch.float8_e4m3fn),
+    "negated": torch._neg_view,
+    "no rows": lambda x: x[:0],
+    "without data": lambda x: x.to("meta"),
+    "sparse": lambda x: x.to_sparse(),
+    "zeros without memory": lambda x: torch._efficientzerotensor((3, 5)),
+    "a list": lambda x: x.tolist(),
+    "None": lambda x: None,
+    "too short": lambda x: x[:, :4],
+    "a number": lambda x: torch.tensor(1.0),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_PLAIN)
+def test_other_tensors_do_not(kind) -> None:
+    assert not is_plain(NOT_PLAIN[kind](torch.randn(3, 5)))
+
+
+@pytest.mark.parametrize("kind", ["negated", "a subclass", "broadcast", "zeros without memory"])
+def test_other_tensors_have_the_right_result(kind) -> None:
+    x = NOT_PLAIN[kind](torch.randn(3, 5))
+    got = ours.layer_norm(x, SHAPE)
+    assert type(got) is type(x)
+    torch.testing.assert_close(got.as_subclass(torch.Tensor), F.layer_norm(x.clone(), SHAPE))
+
+
+class Recorder(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_dispatch_mode_sees_our_operators() -> None:
+    x = torch.randn(3, 5, requires_grad=True)
+    with Recorder() as recorder:
+        ours.layer_norm(x, SHAPE).sum().backward()
+    assert "layernorm.layer_norm.default" in recorder.names
+    assert "layernorm.layer_norm_backward.default" in recorder.names
+
+
+def test_a_dispatch_mode_around_the_backward_alone_sees_it() -> None:
+    x = torch.randn(3, 5, requires_grad=True)
+    y = ours.layer_norm(x, SHAPE).sum()
+    with Recorder() as recorder:
+        y.backward()
+    assert "layernorm.layer_norm_backward.default" in recorder.names
+
+
+def test_a_function_mode_sees_the_call() -> None:
+    seen = []
+
+    class Mode(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            seen.append(function)
+            return function(*args, **(kwargs or {}))
+
+    with Mode():
+        ours.layer_norm(torch.randn(3, 5), SHAPE)
+    assert functional.layer_norm in seen
+
+
+def test_the_profiler_sees_our_operators() -> None:
+    x = torch.randn(3, 5, requires_grad=True)
+    with torch.profiler.profile() as profile:
+        ours.layer_norm(x, SHAPE).sum().backward()
+    names = {event.key for event in profile.key_averages()}
+    assert {"layernorm::layer_norm", "layernorm::layer_norm_backward"} <= names
+
+
+def test_a_level_of_forward_mode_closes_the_short_way() -> None:
+    with forward_ad.dual_level():
+        assert not is_plain(torch.randn(3, 5))
+    assert is_plain(torch.randn(3, 5))
+
+
+def test_a_transform_closes_the_short_way() -> None:
+    seen = []
+    torch.func.vmap(lambda x: seen.append(is_plain(x)) or x)(torch.randn(2, 3, 5))
+    assert seen == [False]
+
+
+@pytest.mark.parametrize("arguments", [(), (1,), tuple(range(20))], ids=len)
+def test_a_wrong_number_of_arguments_is_an_error(arguments) -> None:
+    for name in ("torch_forward", "torch_forward_with_statistics", "torch_backward"):
+        with pytest.raises(TypeError, match="arguments"):
+            getattr(_native, name)(*arguments)
