@@ -13,8 +13,10 @@ struct RowStatistics {
   bool ordinary;  // false: sums left the safe range, or a NaN: see wide_row.h
 };
 
-// mean(d)^2 may be as large as the variance: the subtraction then loses one bit.
-constexpr double kWellCentered = 1;
+// mean(d)^2 as a part of the variance, at most. The subtraction loses one bit where they are equal: sums
+// of floats, held in double, can spare it, sums of doubles cannot.
+template <class C>
+constexpr double kWellCentered = sizeof(C) == sizeof(float) ? 1 : 0x1p-6;
 
 // Below it (with eps added) squares may have underflowed.
 constexpr double smallest_variance(float) { return 0x1p-80; }
@@ -61,7 +63,7 @@ struct Batch {
     for (int64_t first = 0; first < rows; first += W) {
       const DoubleVector offset = delta(first, n);
       const DoubleVector square = offset * offset;
-      const DoubleVector allowed = broadcast(kWellCentered) * variance(first, n);
+      const DoubleVector allowed = broadcast(kWellCentered<C>) * variance(first, n);
       if (all_at_most(square, allowed)) continue;
       for (int64_t lane = 0; lane < W && first + lane < rows; ++lane) {
         if (square[lane] <= allowed[lane]) continue;
