@@ -9,7 +9,9 @@
 namespace layernorm::torch {
 namespace {
 
-// Measured: below it the pages come from memory that the process has had before.
+// malloc gives memory of 32 MiB and more back to the system, and takes fresh pages for it each time:
+// filling 32 MiB then took 16 ms, and 4 ms with huge pages. Below, memory is mostly used again, and
+// asking costs nothing that was measured.
 constexpr int64_t kHugePageBytes = 4 * 1024 * 1024;
 
 int32_t scalar_type(DataType type) {

@@ -1,5 +1,7 @@
 """The short way past the dispatcher is taken for plain tensors, and for nothing else."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -132,3 +134,17 @@ def test_a_wrong_number_of_arguments_is_an_error(arguments) -> None:
     for name in ("torch_forward", "torch_forward_with_statistics", "torch_backward"):
         with pytest.raises(TypeError, match="arguments"):
             getattr(_native, name)(*arguments)
+
+
+def test_several_threads_may_call_at_once() -> None:
+    x, weight = torch.randn(700, 768), torch.randn(768, requires_grad=True)
+    dy = torch.randn(700, 768)
+
+    def call(_: int):
+        y = ours.layer_norm(x, (768,), weight)
+        return y.detach(), *torch.autograd.grad(y, weight, dy)
+
+    expected = call(0)
+    with ThreadPoolExecutor(4) as pool:
+        for got in pool.map(call, range(40)):
+            assert all(map(torch.equal, got, expected))

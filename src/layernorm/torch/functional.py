@@ -9,7 +9,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from layernorm import _native, spec
 from layernorm.torch import arguments, decompositions, operators, sharding
 from layernorm.torch.arguments import Definition
-from layernorm.torch.autograd import Norm, PlainNorm
+from layernorm.torch.autograd import Norm, apply_plain_norm
 
 
 def layer_norm(
@@ -43,7 +43,7 @@ def layer_norm(
     if axis is None and not torch.compiler.is_compiling():
         y = _native.torch_forward(input, weight, bias, normalized_shape, eps, True, False)
         if y is True:
-            return PlainNorm.apply(input, weight, bias, normalized_shape, eps, True, False)
+            return apply_plain_norm(input, weight, bias, normalized_shape, eps, True, False)
         if y is not None:
             return y
     if has_torch_function_variadic(input, weight, bias):
@@ -86,7 +86,7 @@ def rms_norm(
         options = (normalized_shape, eps, False, zero_centered_weight)
         y = _native.torch_forward(input, weight, None, *options)
         if y is True:
-            return PlainNorm.apply(input, weight, None, *options)
+            return apply_plain_norm(input, weight, None, *options)
         if y is not None:
             return y
     if has_torch_function_variadic(input, weight):
