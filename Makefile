@@ -131,9 +131,11 @@ format: .venv-lint/ready  ## put Python and C++ into the style
 sanitize: sanitize-memory sanitize-threads  ## the kernels' own tests under sanitizers
 sanitize-memory: sanitizers := address,undefined
 sanitize-threads: sanitizers := thread
+# What threads share is the same for each instruction set.
+sanitize-threads: isas := -DLAYERNORM_BASELINE_ONLY=ON
 sanitize-memory sanitize-threads: .venv-lint/ready
 	$(call configure,build/$@,-DLAYERNORM_PYTHON=OFF -DCMAKE_CXX_FLAGS_RELEASE=-O1 \
-	  -DLAYERNORM_SANITIZE=$(sanitizers))
+	  -DLAYERNORM_SANITIZE=$(sanitizers) $(isas))
 	.venv-lint/bin/cmake --build build/$@
 	.venv-lint/bin/ctest --test-dir build/$@ --output-on-failure -j $(JOBS)
 
