@@ -195,6 +195,22 @@ def a_thread_count_of_no_sense_in_the_environment() -> None:
     assert layernorm.get_num_threads() == 2
 
 
+def a_worker_leaves_its_callers_processor() -> None:
+    """Hold a worker on the caller's processor: the next call that it joins moves it away."""
+    layernorm.set_num_threads(2)
+    allowed = os.sched_getaffinity(0)
+    before = set(os.listdir("/proc/self/task"))
+    forward_and_backward(np.tile(LARGE, (4, 1)))
+    (worker,) = map(int, set(os.listdir("/proc/self/task")) - before)
+    shared = min(allowed)
+    os.sched_setaffinity(0, {shared})
+    os.sched_setaffinity(worker, {shared})
+    deadline = time.monotonic() + 30
+    while os.sched_getaffinity(worker) != allowed - {shared}:
+        assert time.monotonic() < deadline, os.sched_getaffinity(worker)
+        forward_and_backward(np.tile(LARGE, (16, 1)))
+
+
 def no_threads_for_small_inputs() -> None:
     layernorm.set_num_threads(4)
     before = threads_alive()

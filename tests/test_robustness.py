@@ -95,6 +95,12 @@ def test_a_number_of_threads_of_no_sense_in_the_environment_does_no_harm(value) 
 
 
 @linux_only
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one processor")
+def test_a_worker_leaves_its_callers_processor() -> None:
+    probe("a_worker_leaves_its_callers_processor")
+
+
+@linux_only
 def test_small_inputs_start_no_threads() -> None:
     probe("no_threads_for_small_inputs")
 

@@ -39,10 +39,25 @@ void pause() {
 #endif
 }
 
+#if defined(__linux__)
+using Processors = cpu_set_t;
+#else
+struct Processors {};
+#endif
+
+// Those that the thread which calls may run on; none where that is not known.
+Processors allowed() {
+  Processors set = {};
+#if defined(__linux__)
+  if (sched_getaffinity(0, sizeof(set), &set) != 0) CPU_ZERO(&set);
+#endif
+  return set;
+}
+
 int allowed_processors() {
 #if defined(__linux__)
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof(set), &set) == 0) return std::max(1, CPU_COUNT(&set));
+  const Processors set = allowed();
+  if (CPU_COUNT(&set) > 0) return CPU_COUNT(&set);
 #endif
   return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 }
@@ -55,20 +70,12 @@ int current_processor() {
 #endif
 }
 
-// Moves the thread that calls to another processor than this one. A scheduler may wake a worker where
-// its caller runs, and leave the two to share that processor for milliseconds.
-void keep_off(int processor) {
+// Moves the thread that calls to another of these processors. A scheduler may wake a worker where its
+// caller runs, and leave the two to share that processor for milliseconds.
+void keep_off([[maybe_unused]] int processor, [[maybe_unused]] Processors others) {
 #if defined(__linux__)
-  static thread_local const cpu_set_t at_start = [] {
-    cpu_set_t set;
-    if (sched_getaffinity(0, sizeof(set), &set) != 0) CPU_ZERO(&set);
-    return set;
-  }();
-  cpu_set_t others = at_start;
   CPU_CLR(processor, &others);
   if (CPU_COUNT(&others) > 0) sched_setaffinity(0, sizeof(others), &others);
-#else
-  static_cast<void>(processor);
 #endif
 }
 
@@ -162,6 +169,7 @@ class Pool {
   }
 
   void serve(int index) {
+    const Processors processors = allowed();
     uint64_t seen = 0;
     for (;;) {
       for (int spin = 0; spin < kSpins && call_.load(std::memory_order_acquire) == seen; ++spin)
@@ -185,7 +193,7 @@ class Pool {
         callers_processor = callers_processor_;
       }
       if (callers_processor >= 0 && current_processor() == callers_processor)
-        keep_off(callers_processor);
+        keep_off(callers_processor, processors);
       work(body, context, tasks, ranges);
       inside_.fetch_sub(1, std::memory_order_release);
     }

@@ -216,10 +216,14 @@ Tensor or_nothing(Tensor given) {
   return given ? std::move(given) : empty_contiguous(1, &none, DataType::float32);
 }
 
-void take_axes(Arguments& take, Call& call) {
+// axis, eps, zero_centered_weight
+void take_definition(Arguments& take, bool centered, Call& call) {
   int64_t given[kMostAxes];
   const int64_t count = take.list(given);
   call.axes = axes_of(given, count, call.x.axes());
+  call.problem.centered = centered;
+  call.problem.eps = take.number();
+  call.problem.zero_centered_weight = take.flag();
 }
 
 constexpr char kLayerNorm[] =
@@ -232,10 +236,7 @@ void layer_norm(Value* stack, uint64_t, uint64_t) {
   call.x = take.tensor();
   call.weight = take.optional_tensor();
   call.bias = take.optional_tensor();
-  take_axes(take, call);
-  call.problem.centered = true;
-  call.problem.eps = take.number();
-  call.problem.zero_centered_weight = take.flag();
+  take_definition(take, true, call);
   ForwardResults results = run_forward(call, false);
   stack[0] = result(std::move(results.y));
   stack[1] = result(std::move(results.mean));
@@ -252,9 +253,7 @@ void rms_norm(Value* stack, uint64_t, uint64_t) {
   Call call;
   call.x = take.tensor();
   call.weight = take.optional_tensor();
-  take_axes(take, call);
-  call.problem.eps = take.number();
-  call.problem.zero_centered_weight = take.flag();
+  take_definition(take, false, call);
   ForwardResults results = run_forward(call, false);
   stack[0] = result(std::move(results.y));
   stack[1] = result(std::move(results.rstd));
@@ -274,10 +273,7 @@ void layer_norm_backward(Value* stack, uint64_t, uint64_t) {
   Tensor saved[3] = {std::move(mean), std::move(rstd), std::move(residual)};
   call.weight = take.optional_tensor();
   call.bias = take.optional_tensor();
-  take_axes(take, call);
-  call.problem.centered = true;
-  call.problem.eps = take.number();
-  call.problem.zero_centered_weight = take.flag();
+  take_definition(take, true, call);
   bool need[3];
   take.flags(need);
   BackwardResults results = run_backward(call, dy, saved, need, false);
@@ -298,9 +294,7 @@ void rms_norm_backward(Value* stack, uint64_t, uint64_t) {
   Tensor rstd = take.tensor();
   Tensor saved[3] = {Tensor(), std::move(rstd), Tensor()};
   call.weight = take.optional_tensor();
-  take_axes(take, call);
-  call.problem.eps = take.number();
-  call.problem.zero_centered_weight = take.flag();
+  take_definition(take, false, call);
   bool wanted[2];
   take.flags(wanted);
   BackwardResults results = run_backward(call, dy, saved, {wanted[0], wanted[1], false}, false);

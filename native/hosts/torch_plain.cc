@@ -134,24 +134,41 @@ struct Sizes {
   }
 };
 
-// x, weight and bias, and the problem as far as they tell.
+// eps as a number; None, for RMS normalization, is the compute type's machine epsilon.
+bool take_eps(PyObject* object, bool centered, Problem& problem) {
+  if (PyFloat_CheckExact(object)) {
+    problem.eps = PyFloat_AS_DOUBLE(object);
+  } else if (object == Py_None && !centered) {
+    problem.eps = problem.type == DataType::float64
+                      ? std::numeric_limits<double>::epsilon()
+                      : static_cast<double>(std::numeric_limits<float>::epsilon());
+  } else {
+    return false;
+  }
+  return problem.eps >= 0 && std::isfinite(problem.eps);
+}
+
+// What every call begins with, as PyTorch's own: x, weight, bias, normalized_shape, eps, centered,
+// zero_centered_weight.
 struct PlainCall {
   Plain x, weight, bias;
   PyObject *x_object, *weight_object, *bias_object;
   int64_t cols = 1;
 
-  bool take(PyObject* const* arguments, PyObject* normalized_shape, Problem& problem) {
+  bool take(PyObject* const* arguments, Problem& problem) {
     x_object = arguments[0];
     weight_object = arguments[1];
     bias_object = arguments[2];
     Sizes sizes;
-    if (!x.take(x_object) || !sizes.take(normalized_shape) || sizes.count > x.view.ndim)
-      return false;
+    if (!x.take(x_object) || !sizes.take(arguments[3]) || sizes.count > x.view.ndim) return false;
     for (int64_t at = 0; at < sizes.count; ++at) {
       if (x.view.shape[x.view.ndim - sizes.count + at] != sizes.size[at]) return false;
       cols *= sizes.size[at];
     }
     problem.type = problem.parameter_type = x.type;
+    problem.centered = arguments[5] == Py_True;
+    problem.zero_centered_weight = arguments[6] == Py_True;
+    if (!take_eps(arguments[4], problem.centered, problem)) return false;
     const bool has_weight = weight_object != Py_None, has_bias = bias_object != Py_None;
     if (has_weight && !take_parameter(weight, weight_object, sizes)) return false;
     if (has_bias && !take_parameter(bias, bias_object, sizes)) return false;
@@ -176,20 +193,6 @@ struct PlainCall {
             (size_of(x.type) == 2 && parameter.type == DataType::float32));
   }
 };
-
-// eps as a number; None, for RMS normalization, is the compute type's machine epsilon.
-bool take_eps(PyObject* object, bool centered, Problem& problem) {
-  if (PyFloat_CheckExact(object)) {
-    problem.eps = PyFloat_AS_DOUBLE(object);
-  } else if (object == Py_None && !centered) {
-    problem.eps = problem.type == DataType::float64
-                      ? std::numeric_limits<double>::epsilon()
-                      : static_cast<double>(std::numeric_limits<float>::epsilon());
-  } else {
-    return false;
-  }
-  return problem.eps >= 0 && std::isfinite(problem.eps);
-}
 
 // A fresh tensor of the type, layout and sizes of this one, and its memory.
 Owned empty_like(PyObject* like, void** data) {
@@ -283,17 +286,13 @@ bool open_plain_way(PyObject* given) {
   return true;
 }
 
-// (x, weight, bias, normalized_shape, eps, centered, zero_centered_weight) -> y; True where the call is plain but asks for
-// a gradient; None where it is not plain, with nothing touched.
+// (x, weight, bias, normalized_shape, eps, centered, zero_centered_weight) -> y; True where the call
+// is plain but asks for a gradient; None where it is not plain, with nothing touched.
 PyObject* plain_forward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   if (!has_count("torch_forward", count, 7)) return nullptr;
   PlainCall call;
   Problem problem = {};
-  problem.centered = arguments[5] == Py_True;
-  problem.zero_centered_weight = arguments[6] == Py_True;
-  if (!parts.exchange || !is_unwatched() || !call.take(arguments, arguments[3], problem) ||
-      !take_eps(arguments[4], problem.centered, problem))
-    Py_RETURN_NONE;
+  if (!parts.exchange || !is_unwatched() || !call.take(arguments, problem)) Py_RETURN_NONE;
   if (call.wants_gradient()) Py_RETURN_TRUE;
   return run_forward(call, problem).release();
 }
@@ -303,11 +302,7 @@ PyObject* plain_forward_with_statistics(PyObject*, PyObject* const* arguments, P
   if (!has_count("torch_forward_with_statistics", count, 7)) return nullptr;
   PlainCall call;
   Problem problem = {};
-  problem.centered = arguments[5] == Py_True;
-  problem.zero_centered_weight = arguments[6] == Py_True;
-  if (!parts.exchange || !call.take(arguments, arguments[3], problem) ||
-      !take_eps(arguments[4], problem.centered, problem))
-    Py_RETURN_NONE;
+  if (!parts.exchange || !call.take(arguments, problem)) Py_RETURN_NONE;
   void* data = nullptr;
   const int64_t kinds = problem.centered ? 3 : 1;
   Owned statistics = empty_statistics(problem.type, kinds, call.rows(), &data);
@@ -323,21 +318,20 @@ PyObject* plain_forward_with_statistics(PyObject*, PyObject* const* arguments, P
 }
 
 // (x, weight, bias, normalized_shape, eps, centered, zero_centered_weight, dy, statistics, need_dx,
-//  need_dweight, need_dbias) -> (dx, dweight, dbias), None for what is not needed; None where the call is not plain.
+//  need_dweight, need_dbias) -> (dx, dweight, dbias), None for what is not needed; None where the
+//  call is not plain.
 PyObject* plain_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   if (!has_count("torch_backward", count, 12)) return nullptr;
   PlainCall call;
   Plain dy, saved;
   Backward job = {};
   Problem& problem = job.problem;
-  problem.centered = arguments[5] == Py_True;
-  problem.zero_centered_weight = arguments[6] == Py_True;
-  const int64_t kinds = problem.centered ? 3 : 1;
-  if (!parts.exchange || !is_unwatched() || !call.take(arguments, arguments[3], problem) ||
+  if (!parts.exchange || !is_unwatched() || !call.take(arguments, problem) ||
       !dy.take(arguments[7]) || dy.type != problem.type ||
       !dy.has_sizes(call.x.view.shape, call.x.view.ndim) || !saved.take(arguments[8]) ||
-      saved.type != compute_type(problem.type) || saved.elements() != kinds * call.rows() ||
-      !take_eps(arguments[4], problem.centered, problem) || shim.aoti_torch_grad_mode_is_enabled())
+      saved.type != compute_type(problem.type) ||
+      saved.elements() != (problem.centered ? 3 : 1) * call.rows() ||
+      shim.aoti_torch_grad_mode_is_enabled())
     Py_RETURN_NONE;
   const bool need[3] = {arguments[9] == Py_True, arguments[10] == Py_True,
                         arguments[11] == Py_True};

@@ -41,7 +41,7 @@ class Torch(Provider):
     def arrays(self, result: Any) -> tuple[Array, ...]:
         """Share the tensors' memory; bfloat16 goes by its bits."""
         tensors = result if isinstance(result, tuple) else (result,)
-        return tuple(array_of(each) for each in tensors)
+        return tuple(_array(each) for each in tensors)
 
 
 class TorchCompiled(Torch):
@@ -138,8 +138,7 @@ def _tensor(array: Array) -> Tensor:
     return torch.from_numpy(array)
 
 
-def array_of(tensor: Tensor) -> Array:
-    """Share a tensor's memory."""
+def _array(tensor: Tensor) -> Array:
     tensor = tensor.detach()
     if tensor.dtype == torch.bfloat16:
         bits: Array = tensor.contiguous().view(torch.int16).numpy()
