@@ -1,7 +1,9 @@
 // How a problem is cut into tasks, and the memory it needs. Decided from the shape and the types
 // alone: neither the threads nor the instruction set change which sums are formed.
 #include <algorithm>
+#include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <new>
 
@@ -19,6 +21,10 @@ constexpr int64_t kStreamBytes = 16 * 1024 * 1024;
 
 // x larger than this is fetched ahead of its use.
 constexpr int64_t kFarBytes = 2 * 1024 * 1024;
+
+// From this many rows on, parameters that are not aligned to cache lines are copied to where they are.
+constexpr int64_t kRowsWorthAligning = 32;
+constexpr int64_t kLine = 64;
 
 // Blocks of the parameters' gradients. From kManyRows rows on they are long enough that their partial
 // sums, 16 bytes a column for float, stay under one percent of x (two for 16-bit x of few rows); with
@@ -52,17 +58,17 @@ struct Free {
 using Memory = std::unique_ptr<void, Free>;
 
 Memory allocate(int64_t bytes) {
-  constexpr int64_t kAlignment = 64;
-  const auto size = static_cast<size_t>(divide_up(bytes, kAlignment) * kAlignment);
+  const auto size = static_cast<size_t>(divide_up(bytes, kLine) * kLine);
 #if defined(_WIN32)
   return Memory(std::malloc(size));
 #else
-  return Memory(std::aligned_alloc(kAlignment, size));
+  return Memory(std::aligned_alloc(kLine, size));
 #endif
 }
 
 // A parameter as the kernels read it: in the compute type, with the 1 of a zero-centered weight
-// added, and in the order they walk a row. Copies only where that differs from what the host gave.
+// added, aligned, and in the order they walk a row. Copies only where that differs from what the host
+// gave.
 class Parameter {
  public:
   bool prepare(const Problem& problem, const void* given, bool add_one, const Kernels& kernels) {
@@ -74,6 +80,12 @@ class Parameter {
       widened_ = allocate(bytes);
       if (!widened_) return false;
       kernels.widen(problem.parameter_type, given, add_one, cols, widened_.get());
+      plain_ = ordered_ = widened_.get();
+    } else if (reinterpret_cast<uintptr_t>(given) % kLine != 0 &&
+               rows_of(problem.shape) >= kRowsWorthAligning) {
+      widened_ = allocate(bytes);
+      if (!widened_) return false;
+      std::memcpy(widened_.get(), given, static_cast<size_t>(bytes));
       plain_ = ordered_ = widened_.get();
     }
     if (problem.shape.inner == 1 && kernels.walks_in_packs(problem.type)) {

@@ -37,7 +37,8 @@ struct OwnedArray : Owned {
   void* data() const { return get() ? PyArray_DATA(array()) : nullptr; }
 };
 
-// Uninitialized; a large one in memory that an earlier one left.
+// Uninitialized; all but a small one aligned to cache lines, a large one in memory that an earlier one
+// left.
 OwnedArray new_array(PyArray_Descr* descr, int dimensions, const npy_intp* shape);
 
 }  // namespace layernorm::python

@@ -141,9 +141,15 @@ void put_in_packs(DataType type, const void* values, int64_t cols, void* ordered
   with_stored_type(type, [&](auto stored) {
     using Stored = decltype(stored);
     using C = Compute<Stored>;
-    for (int64_t col = 0; col < cols; ++col)
-      static_cast<C*>(ordered)[position_in_row<Stored>(col, cols)] =
-          with_canonical_nan(static_cast<const C*>(values)[col]);
+    constexpr int64_t parts = vectors_in_pack<Stored>, W = lanes<C>;
+    const C* from = static_cast<const C*>(values);
+    C* to = static_cast<C*>(ordered);
+    const int64_t whole = cols - cols % pack_size<Stored>;
+    for (int64_t col = 0; col < whole; col += parts * W)
+      for (int64_t part = 0; part < parts; ++part)
+        for (int64_t lane = 0; lane < W; ++lane)
+          to[col + part * W + lane] = with_canonical_nan(from[col + lane * parts + part]);
+    for (int64_t col = whole; col < cols; ++col) to[col] = with_canonical_nan(from[col]);
   });
 }
 

@@ -93,8 +93,8 @@ struct GroupSums {
     if constexpr (wanted == Wanted::both) dbias += dy_here;
   }
 
-  void pack(int64_t col, const C* weight, Vector<C>* sum_g, Vector<C>* sum_g_xhat, C* dweight_low,
-            C* dbias_low) const {
+  LAYERNORM_INLINE void pack(int64_t col, const C* weight, Vector<C>* sum_g, Vector<C>* sum_g_xhat,
+                             C* dweight_low, C* dbias_low) const {
     Pack<Stored> w = {}, dweight = {}, dbias = {};
     if constexpr (has_weight) w = load_ordered<Stored>(weight + col);
     LAYERNORM_UNROLL
@@ -177,7 +177,7 @@ struct RowGradient {
     return fma(xhat, minus_mean_g_xhat, g) * normalizer.rstd;
   }
   template <bool streamed>
-  void pack(int64_t col) const {
+  LAYERNORM_INLINE void pack(int64_t col) const {
     if (x_ahead != 0) {
       prefetch_pack(x + x_ahead + col);
       prefetch_pack(dy + dy_ahead + col);

@@ -50,7 +50,7 @@ struct NormalizeRows {
   int64_t ahead;
 
   template <bool streamed>
-  void pack(int64_t col) const {
+  LAYERNORM_INLINE void pack(int64_t col) const {
     Pack<Stored> w = {}, b = {};
     if constexpr (A::has_weight) w = load_ordered<Stored>(weight + col);
     if constexpr (A::has_bias) b = load_ordered<Stored>(bias + col);

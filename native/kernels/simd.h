@@ -10,6 +10,9 @@
 #define LAYERNORM_UNROLL _Pragma("GCC unroll 16")
 #endif
 
+// For what a loop over a row calls: a call of its own would keep the row's values in memory.
+#define LAYERNORM_INLINE inline __attribute__((always_inline))
+
 #if defined(__AVX512F__)
 constexpr int kVectorBytes = 64;
 #elif defined(__AVX2__)
