@@ -65,6 +65,12 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--train-only", action="store_true", help="without the check and the benchmark"
     )
+    demo.add_argument(
+        "--frameworks",
+        metavar="NAMES",
+        help="in which the training is repeated: comma-separated, or 'none' "
+        "(default: all that are installed and have a front end)",
+    )
     demo.set_defaults(run=_demo)
     return parser
 
@@ -161,14 +167,20 @@ def _bench(options: argparse.Namespace) -> int:
 
 def _demo(options: argparse.Namespace) -> int:
     from layernorm.cli import demo
+    from layernorm.cli.providers import parse_names
 
     console = None if options.json else open_console()
-    return demo.run(
-        console=console,
-        plot_file=options.plot,
-        epochs=options.epochs,
-        train_only=options.train_only,
-    )
+    frameworks = None if options.frameworks is None else parse_names(options.frameworks, ())
+    try:
+        return demo.run(
+            console=console,
+            plot_file=options.plot,
+            epochs=options.epochs,
+            train_only=options.train_only,
+            frameworks=frameworks,
+        )
+    except (ImportError, ValueError) as error:
+        return _refuse(error)
 
 
 def _refuse(error: Exception) -> int:

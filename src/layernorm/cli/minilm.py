@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from layernorm.cli.demo import Teller
+    from layernorm.cli.teller import Teller
 
 PARAGRAPHS = 256
 BATCH = 16
