@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from layernorm.cli import minilm, training
-from layernorm.cli.networks import FRAMEWORKS, missing_package
+from layernorm.cli.networks import FRAMEWORKS, check_names, missing_package
 from layernorm.cli.teller import Teller
 from layernorm.numpy import LayerNorm, layer_norm
 
@@ -40,6 +40,7 @@ def run(
     missing = {name: missing_package(name) for name in FRAMEWORKS if frameworks is None}
     if frameworks is None:
         frameworks = [name for name in FRAMEWORKS if missing[name] is None]
+    check_names(frameworks)
     runs = training.train_each(say, frameworks, epochs or EPOCHS)
     for name, package in missing.items():
         if package is not None:

@@ -141,19 +141,20 @@ def _tell_others(say: Teller, runs: Sequence[Run], others: Sequence[Run]) -> Non
     if not others:
         return
     in_numpy = {each.optimizer: each for each in runs}
-    say.line("\nThe same network, weights and batches in other frameworks, beside NumPy's losses:")
+    say.line("\nThe same network, weights and batches in other frameworks, beside NumPy:")
     say.table(
-        ["", "accuracy", "losses differ by", "outputs of the norms", "other bits", "s"],
+        ["", "accuracy", "loss off by", "outputs", "other bits"],
         [
             [f"{TITLES[each.framework]}, {each.optimizer}", f"{each.test_accuracy[-1]:.1%}",
              f"{each.largest_difference(in_numpy[each.optimizer]):.1e}",
-             f"{each.norm_outputs:,}", str(each.other_bits), f"{each.seconds:.1f}"]
+             f"{each.norm_outputs:,}", str(each.other_bits)]
             for each in others
         ],
     )  # fmt: skip
     say.line(
-        "  (losses: the largest difference, from the rounding of the matrix products;\n"
-        "  bits: other than layernorm.numpy gives for the same x, weight and bias)",
+        "  (The losses differ by the rounding of matrix products, here at most. Outputs are the\n"
+        "  numbers that the layer norms returned; other bits, those among them for which\n"
+        "  layernorm.numpy returns other bits, given the same x, weight and bias.)",
         markup=False,
     )
 

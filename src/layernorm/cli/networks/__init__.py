@@ -3,7 +3,7 @@
 A module here is named after its framework; its class `Network` keeps `network.Network`.
 """
 
-from layernorm.cli.networks.find import FRAMEWORKS, build_network, missing_package
+from layernorm.cli.networks.find import FRAMEWORKS, build_network, check_names, missing_package
 from layernorm.cli.networks.network import RECIPES, Network, NormCall, Recipe, Step
 
 __all__ = [
@@ -14,5 +14,6 @@ __all__ = [
     "Recipe",
     "Step",
     "build_network",
+    "check_names",
     "missing_package",
 ]

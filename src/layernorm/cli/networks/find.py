@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import warnings
+from collections.abc import Sequence
 
 from layernorm.cli.networks.network import Network, Recipe, Weights
 
@@ -18,15 +19,21 @@ def missing_package(framework: str) -> str | None:
     return next(missing, None)
 
 
+def check_names(frameworks: Sequence[str]) -> None:
+    """Raise ValueError for a framework that has no network here."""
+    unknown = [name for name in frameworks if name not in FRAMEWORKS]
+    if unknown:
+        raise ValueError(
+            f"unknown framework {', '.join(unknown)}: expected some of {', '.join(FRAMEWORKS)}, "
+            "or none"
+        )
+
+
 def build_network(framework: str, weights: Weights, recipe: Recipe) -> Network:
     """Build the network in "numpy", or in one of FRAMEWORKS, which is imported.
 
-    Raises: ValueError for an unknown framework, ImportError for one that is not installed.
+    Raises: ImportError for one that is not installed.
     """
-    if framework not in ("numpy", *FRAMEWORKS):
-        raise ValueError(
-            f"unknown framework {framework}: expected numpy, {', '.join(FRAMEWORKS)} or none"
-        )
     with warnings.catch_warnings():
         # What a library warns of while it is imported is no news about layer norm.
         warnings.simplefilter("ignore")
