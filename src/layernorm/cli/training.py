@@ -152,9 +152,9 @@ def _tell_others(say: Teller, runs: Sequence[Run], others: Sequence[Run]) -> Non
         ],
     )  # fmt: skip
     say.line(
-        "  (The losses differ by the rounding of matrix products, here at most. Outputs are the\n"
-        "  numbers that the layer norms returned; other bits, those among them for which\n"
-        "  layernorm.numpy returns other bits, given the same x, weight and bias.)",
+        "  (Loss: the largest difference, from the rounding of matrix products. Outputs:\n"
+        "  numbers that the layer norms returned; other bits: than layernorm.numpy's for\n"
+        "  the same x, weight and bias.)",
         markup=False,
     )
 
