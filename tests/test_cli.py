@@ -16,7 +16,7 @@ from layernorm import numpy as front_end
 
 pytest.importorskip("rich")
 
-from layernorm.cli import bench, cells, check, digits, main, timing
+from layernorm.cli import bench, cells, check, main, timing
 from layernorm.cli.bench_summary import summarize
 from layernorm.cli.inputs import inputs
 from layernorm.cli.machine import OtherLoad, caches, kept_to_processors, usable_processors
@@ -386,9 +386,10 @@ def test_demo_trains_to_the_goal_and_the_norms_learn(capsys, tmp_path):
     pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib")
     file = tmp_path / "losses.png"
-    assert main(["demo", "--train-only", "--json", "--plot", str(file)]) == 0
+    options = ["--frameworks", "none", "--json", "--plot", str(file)]
+    assert main(["demo", "--train-only", *options]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert len(found["training"]) == 2
+    assert [run["framework"] for run in found["training"]] == ["numpy", "numpy"]
     for run in found["training"]:
         assert run["test_accuracy"][-1] > 0.95
         assert run["loss"][-1] < run["loss"][0] / 10
@@ -396,53 +397,18 @@ def test_demo_trains_to_the_goal_and_the_norms_learn(capsys, tmp_path):
     assert file.read_bytes().startswith(b"\x89PNG")
 
 
-def test_demo_shows_the_first_steps(capsys, tmp_path):
+def test_demo_shows_the_other_frameworks_and_the_first_steps(capsys, tmp_path):
+    pytest.importorskip("torch")
     pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib")
     file = tmp_path / "losses.png"
-    assert main(["demo", "--train-only", "--epochs", "1", "--plot", str(file)]) == 0
+    options = ["--frameworks", "torch", "--epochs", "1", "--plot", str(file)]
+    assert main(["demo", "--train-only", *options]) == 0
     text = capsys.readouterr().out
+    assert "PyTorch, Adam" in text
     assert "test accuracy" in text
     assert "LayerNorm([3, 4])" in text
     assert "TypeError: x has type int64" in text
-
-
-def test_the_network_has_the_gradients_of_pytorch():
-    torch = pytest.importorskip("torch")
-    nn = torch.nn
-    weights = digits.initial_weights()
-    sizes = digits.SIZES
-    layers = []
-    for place, (inputs_, outputs) in enumerate(itertools.pairwise(sizes)):
-        layers.append(nn.Linear(inputs_, outputs))
-        if place < len(sizes) - 2:
-            layers += [nn.LayerNorm(outputs), nn.ReLU()]
-    theirs = nn.Sequential(*layers)
-    theirs.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
-    own = digits.Network(weights)
-
-    rng = np.random.default_rng(0)
-    images = rng.random((32, sizes[0]), dtype=np.float32)
-    labels = rng.integers(0, sizes[-1], 32)
-    loss, dlogits = digits.softmax_cross_entropy(own(images), labels)
-    own.backward(dlogits)
-    their_loss = nn.functional.cross_entropy(
-        theirs(torch.from_numpy(images)), torch.from_numpy(labels)
-    )
-    their_loss.backward()
-
-    assert loss == pytest.approx(their_loss.item(), rel=1e-5)
-    for mine, other in zip(own.parameters(), theirs.parameters(), strict=True):
-        np.testing.assert_allclose(mine.grad, other.grad.numpy(), rtol=1e-3, atol=1e-6)
-
-
-def test_the_data_of_a_training_are_the_same_each_time():
-    first, second = digits.initial_weights(), digits.initial_weights()
-    assert all((first[name] == second[name]).all() for name in first)
-    for epoch in range(2):
-        order = [np.concatenate(list(digits.batches(200, epoch=epoch))) for _ in range(2)]
-        assert (order[0] == order[1]).all()
-        assert len(set(order[0])) == len(order[0])
 
 
 # processes of their own

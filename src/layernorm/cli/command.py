@@ -65,7 +65,18 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--train-only", action="store_true", help="without the check and the benchmark"
     )
+    demo.add_argument(
+        "--frameworks",
+        metavar="NAMES",
+        help="in which the training is repeated: comma-separated, or 'none' "
+        "(default: all that are installed and have a front end)",
+    )
     demo.set_defaults(run=_demo)
+
+    model = _add(commands, "minilm", "a real PyTorch model with its layer norms and with ours")
+    model.add_argument("--paragraphs", type=_positive, metavar="N", help="to embed (default 256)")
+    model.add_argument("--steps", type=_positive, metavar="N", help="of fine-tuning (default 300)")
+    model.set_defaults(run=_minilm)
     return parser
 
 
@@ -161,14 +172,38 @@ def _bench(options: argparse.Namespace) -> int:
 
 def _demo(options: argparse.Namespace) -> int:
     from layernorm.cli import demo
+    from layernorm.cli.providers import parse_names
 
     console = None if options.json else open_console()
-    return demo.run(
-        console=console,
-        plot_file=options.plot,
-        epochs=options.epochs,
-        train_only=options.train_only,
-    )
+    frameworks = None if options.frameworks is None else parse_names(options.frameworks, ())
+    try:
+        return demo.run(
+            console=console,
+            plot_file=options.plot,
+            epochs=options.epochs,
+            train_only=options.train_only,
+            frameworks=frameworks,
+        )
+    except (ImportError, ValueError) as error:
+        return _refuse(error)
+
+
+def _minilm(options: argparse.Namespace) -> int:
+    from layernorm.cli import minilm
+    from layernorm.cli.teller import Teller
+
+    say = Teller(None if options.json else open_console())
+    try:
+        story = minilm.run(
+            say,
+            paragraphs=options.paragraphs or minilm.PARAGRAPHS,
+            steps=options.steps or minilm.STEPS,
+        )
+    except ImportError as error:
+        return _refuse(error)
+    if options.json:
+        print_json({"command": "minilm", **story})
+    return 0
 
 
 def _refuse(error: Exception) -> int:

@@ -1,19 +1,17 @@
-"""A small network with layer norm that reads handwritten digits; every gradient written by hand.
+"""A small network with layer norm that reads handwritten digits: its data, and its training.
 
 The network is Linear, LayerNorm, ReLU, twice, and a last Linear. The first weights and the order of
-the images are plain data, drawn by NumPy, so that the same training can be run in any framework.
+the images are plain data, drawn by NumPy, so that `layernorm.cli.networks` can have the same
+training in every framework.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from layernorm.numpy import LayerNorm, Parameter
-
-Array: TypeAlias = npt.NDArray[Any]
+from layernorm.cli.networks.network import Array, Network, NormCall
 
 SIZES = (64, 128, 64, 10)  # 8x8 images, two hidden layers, ten digits
 BATCH_SIZE = 64
@@ -34,16 +32,7 @@ class Epoch(NamedTuple):
 
     losses: list[float]  # of each step
     test_accuracy: float  # after it
-
-
-class Optimizer(Protocol):
-    """Changes parameters by their gradients."""
-
-    def step(self) -> None:
-        """Change the parameters."""
-
-    def zero_grad(self) -> None:
-        """Forget the gradients."""
+    norm_calls: list[NormCall]
 
 
 def load_digits(*, seed: int = 0) -> Digits:
@@ -82,112 +71,20 @@ def batches(count: int, *, epoch: int, seed: int = 2) -> Iterator[Array]:
         yield order[start : start + BATCH_SIZE]
 
 
-class Linear:
-    """y = x @ weight.T + bias."""
-
-    def __init__(self, weight: Array, bias: Array) -> None:
-        self.weight, self.bias = Parameter(weight.copy()), Parameter(bias.copy())
-        self._x: Array | None = None
-
-    def __call__(self, x: Array) -> Array:
-        """Return y, and remember x."""
-        self._x = x
-        y: Array = x @ self.weight.data.T + self.bias.data
-        return y
-
-    def backward(self, dy: Array) -> Array:
-        """Return dx, and add to the gradients."""
-        self.weight.accumulate(dy.T @ self._x)
-        self.bias.accumulate(dy.sum(axis=0))
-        dx: Array = dy @ self.weight.data
-        return dx
-
-    def parameters(self) -> Iterator[Parameter]:
-        """Yield weight and bias."""
-        yield from (self.weight, self.bias)
-
-
-class ReLU:
-    """y = max(x, 0)."""
-
-    def __init__(self) -> None:
-        self._is_positive: Array | None = None
-
-    def __call__(self, x: Array) -> Array:
-        """Return y, and remember where x is positive."""
-        self._is_positive = x > 0
-        return np.maximum(x, 0)
-
-    def backward(self, dy: Array) -> Array:
-        """Return dx."""
-        dx: Array = dy * self._is_positive
-        return dx
-
-    def parameters(self) -> Iterator[Parameter]:
-        """Yield nothing."""
-        yield from ()
-
-
-def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[float, Array]:
-    """Return the mean loss of a batch and its gradient with respect to the logits."""
-    rows = np.arange(len(labels))
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    log_probability = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    dlogits = np.exp(log_probability)
-    dlogits[rows, labels] -= 1
-    return float(-log_probability[rows, labels].mean()), dlogits / np.float32(len(labels))
-
-
-class Network:
-    """Linear, LayerNorm, ReLU; the same again; Linear."""
-
-    def __init__(self, weights: Mapping[str, Array]) -> None:
-        """Build the layers with the weights that `initial_weights` names."""
-        self.norms = [LayerNorm(size) for size in SIZES[1:-1]]
-        self.layers: list[Linear | LayerNorm | ReLU] = []
-        for place, norm in enumerate(self.norms):
-            first = 3 * place
-            norm.load_state_dict(
-                {name: weights[f"{first + 1}.{name}"] for name in ("weight", "bias")}
-            )
-            self.layers += [
-                Linear(weights[f"{first}.weight"], weights[f"{first}.bias"]), norm, ReLU()
-            ]  # fmt: skip
-        last = 3 * len(self.norms)
-        self.layers.append(Linear(weights[f"{last}.weight"], weights[f"{last}.bias"]))
-
-    def __call__(self, x: Array) -> Array:
-        """Return the logits."""
-        for layer in self.layers:
-            x = layer(x)
-        return x
-
-    def backward(self, dy: Array) -> Array:
-        """Return the gradient with respect to the images, and add to those of the parameters."""
-        for layer in reversed(self.layers):
-            dy = layer.backward(dy)
-        return dy
-
-    def parameters(self) -> Iterator[Parameter]:
-        """Yield the parameters of all layers."""
-        for layer in self.layers:
-            yield from layer.parameters()
-
-
-def train(network: Network, optimizer: Optimizer, digits: Digits, epochs: int) -> Iterator[Epoch]:
+def train(network: Network, digits: Digits, epochs: int) -> Iterator[Epoch]:
     """Train, and yield what each epoch came to."""
     for epoch in range(epochs):
-        losses = []
-        for batch in batches(len(digits.train_images), epoch=epoch):
-            logits = network(digits.train_images[batch])
-            loss, dlogits = softmax_cross_entropy(logits, digits.train_labels[batch])
-            optimizer.zero_grad()
-            network.backward(dlogits)
-            optimizer.step()
-            losses.append(loss)
-        yield Epoch(losses, accuracy(network, digits.test_images, digits.test_labels))
+        steps = [
+            network.step(digits.train_images[batch], digits.train_labels[batch])
+            for batch in batches(len(digits.train_images), epoch=epoch)
+        ]
+        yield Epoch(
+            [step.loss for step in steps],
+            accuracy(network, digits.test_images, digits.test_labels),
+            [call for step in steps for call in step.norm_calls],
+        )
 
 
 def accuracy(network: Network, images: Array, labels: Array) -> float:
     """Return the share of the images whose digit the network names."""
-    return float((network(images).argmax(axis=1) == labels).mean())
+    return float((network.logits(images).argmax(axis=1) == labels).mean())

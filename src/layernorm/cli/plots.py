@@ -7,22 +7,38 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from layernorm.cli.bench import Result
+    from layernorm.cli.training import Run
 
 COLUMNS = 2
+DASHES = ("--", ":", "-.", (0, (1, 3)))
+"""The lines of frameworks that are drawn over each other."""
 
 
-def plot_losses(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], file: Path) -> None:
-    """Draw, for each run, the training loss of every step and the test accuracy of every epoch."""
-    figure, (losses, accuracies) = _pyplot().subplots(1, 2, figsize=(10, 4))
-    for name, (loss, accuracy) in curves.items():
-        losses.plot(range(1, len(loss) + 1), loss, label=name, linewidth=1, alpha=0.8)
-        accuracies.plot(range(1, len(accuracy) + 1), accuracy, label=name, marker=".")
+def plot_losses(runs: Sequence["Run"], file: Path, *, titles: Mapping[str, str]) -> None:
+    """Draw, for each run, the training loss of every step and the test accuracy of every epoch.
+
+    NumPy's are wide and pale; those of other frameworks lie thin and dark upon them.
+    """
+    figure, (losses, accuracies) = _pyplot().subplots(1, 2, figsize=(12, 4.5))
+    optimizers = list(dict.fromkeys(each.optimizer for each in runs))
+    frameworks = list(dict.fromkeys(each.framework for each in runs))
+    for run in runs:
+        place = frameworks.index(run.framework)
+        style = {
+            "label": f"{run.optimizer}, {titles[run.framework]}",
+            "color": f"C{optimizers.index(run.optimizer)}" if place == 0 else "black",
+            "linewidth": 4 if place == 0 else 0.8,
+            "alpha": 0.5 if place == 0 else 0.9,
+            "linestyle": "-" if place == 0 else DASHES[(place - 1) % len(DASHES)],
+        }
+        losses.plot(range(1, len(run.loss) + 1), run.loss, **style)
+        accuracies.plot(range(1, len(run.test_accuracy) + 1), run.test_accuracy, **style)
     losses.set(title="training loss", xlabel="step", ylabel="cross-entropy", yscale="log")
     accuracies.set(title="test accuracy", xlabel="epoch")
     accuracies.axhline(0.95, color="grey", linestyle=":", linewidth=1)
     accuracies.xaxis.get_major_locator().set_params(integer=True)
+    accuracies.legend(loc="lower right")
     for axes in (losses, accuracies):
-        axes.legend()
         axes.grid(alpha=0.3)
     _save(figure, file)
 
