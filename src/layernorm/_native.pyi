@@ -155,3 +155,6 @@ def torch_backward(
     /,
 ) -> tuple[Any, Any, Any] | None:
     """Return (dx, dweight, dbias) for plain tensors; None for anything else."""
+
+def xla_handlers() -> dict[str, object]:
+    """Return a capsule for each call that XLA may make, by name."""

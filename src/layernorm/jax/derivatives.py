@@ -72,9 +72,7 @@ def rows_from(
     return _rows(wide * rstd, rstd, x, weight, definition)
 
 
-def _rows(
-    xhat: Array, rstd: Array, x: Array, weight: Array | None, definition: Definition
-) -> Rows:
+def _rows(xhat: Array, rstd: Array, x: Array, weight: Array | None, definition: Definition) -> Rows:
     if weight is not None:
         weight = definition.spread(weight.astype(xhat.dtype), x.shape)
         weight = 1 + weight if definition.zero_centered_weight else weight

@@ -11,7 +11,7 @@ own.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from layernorm.jax import derivatives
 from layernorm.jax.definition import Definition, compute_type
 
-Optional = Array | None
+MaybeArray: TypeAlias = Array | None
 
 
 def _primitive(name: str) -> Primitive:
@@ -44,7 +44,7 @@ backward_p = _primitive("backward")
 
 
 def forward(
-    x: Array, weight: Optional, bias: Optional, definition: Definition, *, with_statistics: bool
+    x: Array, weight: MaybeArray, bias: MaybeArray, definition: Definition, *, with_statistics: bool
 ) -> list[Array]:
     """Return [y], or with statistics [y, mean, rstd, residual]; for RMS norm [y, rstd]."""
     results: list[Array] = forward_p.bind(
@@ -58,10 +58,10 @@ def forward(
 
 
 def tangent(
-    tangents: Sequence[Optional],
+    tangents: Sequence[MaybeArray],
     x: Array,
     statistics: Sequence[Array],
-    weight: Optional,
+    weight: MaybeArray,
     definition: Definition,
 ) -> Array:
     """Return the tangent of y, from those of x, weight and bias that are not None."""
@@ -78,12 +78,12 @@ def backward(
     dy: Array,
     x: Array,
     statistics: Sequence[Array],
-    weight: Optional,
+    weight: MaybeArray,
     definition: Definition,
     *,
     need: tuple[bool, ...],
     parameter_type: Any,
-) -> list[Optional]:
+) -> list[MaybeArray]:
     """Return dx, dweight and dbias, None for what is not needed."""
     results = backward_p.bind(
         *present(dy, x, *statistics, weight),
