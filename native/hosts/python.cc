@@ -7,6 +7,7 @@
 #include "tensorflow_python.h"
 #include "thread_pool.h"
 #include "torch_python.h"
+#include "xla_python.h"
 
 namespace layernorm::python {
 namespace {
@@ -271,7 +272,8 @@ PyModuleDef definition = {
 PyMODINIT_FUNC PyInit__native() {
   import_array();
   PyObject* module = PyModule_Create(&layernorm::python::definition);
-  for (PyMethodDef* methods : {layernorm::tensorflow::methods, layernorm::torch::methods})
+  for (PyMethodDef* methods :
+       {layernorm::tensorflow::methods, layernorm::torch::methods, layernorm::xla::methods})
     if (module && PyModule_AddFunctions(module, methods) != 0) Py_CLEAR(module);
   return module;
 }
