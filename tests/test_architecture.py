@@ -35,6 +35,9 @@ if importlib.util.find_spec("torch") is not None:
     PUBLIC[importlib.import_module("layernorm.torch")] = {
         *("layer_norm", "rms_norm", "LayerNorm", "RMSNorm", "accelerate", "convert"),
     }
+if importlib.util.find_spec("jax") is not None:
+    PUBLIC[importlib.import_module("layernorm.jax")] = {"layer_norm", "rms_norm"}
+# TensorFlow and Keras are imported in processes of their own: tests/keras/inside_architecture.py.
 
 
 def lint_imports(path: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -67,6 +70,16 @@ def test_import_rules_are_kept() -> None:
         ("torch/functional.py", "from layernorm import reference"),
         ("torch/layers.py", "import numpy"),
         ("torch/host.py", "from layernorm.numpy import layer_norm"),
+        ("numpy/arrays.py", "from layernorm.jax import functional"),
+        ("jax/functional.py", "from layernorm import reference"),
+        ("jax/lowering.py", "from layernorm.numpy import layer_norm"),
+        ("jax/formulas.py", "import torch"),
+        ("torch/functional.py", "from layernorm.tensorflow import functional"),
+        ("tensorflow/formula.py", "from layernorm import reference"),
+        ("tensorflow/functional.py", "import numpy"),
+        ("tensorflow/host.py", "from layernorm.keras import layers"),
+        ("keras/layers.py", "import tensorflow"),
+        ("keras/backends.py", "from layernorm.torch import any_array"),
     ],
     ids=lambda text: text.split()[-1],
 )
@@ -148,7 +161,10 @@ def missing_parts(function: Callable[..., Any]) -> list[str]:
     if not text.split("\n")[0].rstrip(":").endswith((".", ")")):
         missing.append("a first line that is a sentence")
     if function.__module__ and function.__module__.startswith(
-        ("layernorm.numpy", "layernorm.torch", "layernorm.dispatch")
+        (
+            *("layernorm.numpy", "layernorm.torch", "layernorm.jax", "layernorm.dispatch"),
+            *("layernorm.tensorflow", "layernorm.keras"),
+        )
     ):
         missing += [part for part in ("Args:", "Returns:", "Raises:") if part not in text]
         if "as in" not in text:

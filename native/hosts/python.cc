@@ -4,8 +4,10 @@
 #include <initializer_list>
 
 #include "python_arrays.h"
+#include "tensorflow_python.h"
 #include "thread_pool.h"
 #include "torch_python.h"
+#include "xla_python.h"
 
 namespace layernorm::python {
 namespace {
@@ -270,6 +272,8 @@ PyModuleDef definition = {
 PyMODINIT_FUNC PyInit__native() {
   import_array();
   PyObject* module = PyModule_Create(&layernorm::python::definition);
-  if (module && PyModule_AddFunctions(module, layernorm::torch::methods) != 0) Py_CLEAR(module);
+  for (PyMethodDef* methods :
+       {layernorm::tensorflow::methods, layernorm::torch::methods, layernorm::xla::methods})
+    if (module && PyModule_AddFunctions(module, methods) != 0) Py_CLEAR(module);
   return module;
 }

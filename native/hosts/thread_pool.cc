@@ -249,9 +249,12 @@ int get_num_threads() {
 
 void set_num_threads(int count) { num_threads.store(count, std::memory_order_relaxed); }
 
-Threads pool_threads() {
-  return {get_num_threads(), nullptr, [](void*, int64_t tasks, Threads::Body body, void* context) {
-            the_pool().run(get_num_threads(), tasks, body, context);
+Threads pool_threads(int most) {
+  const intptr_t count = std::min(get_num_threads(), most);
+  return {static_cast<int>(count), reinterpret_cast<void*>(count),
+          [](void* count, int64_t tasks, Threads::Body body, void* context) {
+            const auto threads = static_cast<int>(reinterpret_cast<intptr_t>(count));
+            the_pool().run(threads, tasks, body, context);
           }};
 }
 

@@ -1,4 +1,4 @@
-// Threads for the host that brings none (NumPy). Started when first needed, asleep when idle, gone
+// Threads for a host that brings none (NumPy, TensorFlow). Started when first needed, asleep when idle, gone
 // and restarted after a fork.
 #pragma once
 
@@ -14,8 +14,8 @@ int get_num_threads();
 // From 1 to kMostThreads; takes effect at the next call.
 void set_num_threads(int count);
 
-// The pool as a kernel's callback. A second caller, while one is being served, runs on its own
-// thread alone: no caller ever waits for another.
-Threads pool_threads();
+// The pool as a kernel's callback, with no more threads than `most`. A second caller, while one is
+// being served, runs on its own thread alone: no caller ever waits for another.
+Threads pool_threads(int most = kMostThreads);
 
 }  // namespace layernorm

@@ -1,32 +1,12 @@
 #include "torch_shim.h"
 
-#if defined(_WIN32)
-#include <windows.h>
-#else
-#include <dlfcn.h>
-#endif
+#include "loaded_library.h"
 
 namespace layernorm::torch {
 
 Shim shim;
 
 namespace {
-
-#if defined(_WIN32)
-void* open_loaded(const char* library) { return GetModuleHandleA(library); }
-void* find(void* library, const char* name) {
-  return reinterpret_cast<void*>(GetProcAddress(static_cast<HMODULE>(library), name));
-}
-#else
-void* open_loaded(const char* library) { return dlopen(library, RTLD_NOW | RTLD_NOLOAD); }
-void* find(void* library, const char* name) { return dlsym(library, name); }
-#endif
-
-template <class Function>
-bool find(void* library, const char* name, Function*& function) {
-  function = reinterpret_cast<Function*>(find(library, name));
-  return function != nullptr;
-}
 
 struct Call {
   Threads::Body body;
@@ -46,11 +26,11 @@ void run_tasks(void*, int64_t tasks, Threads::Body body, void* context) {
 }  // namespace
 
 const char* load_shim(const char* library) {
-  void* handle = open_loaded(library);
-  if (!handle) return library;
+  const LoadedLibrary loaded(library);
+  if (!loaded) return library;
   Shim found;
 #define LAYERNORM_FIND(result, name, parameters) \
-  if (!find(handle, #name, found.name)) return #name;
+  if (!loaded.find(#name, found.name)) return #name;
   LAYERNORM_TORCH_FUNCTIONS(LAYERNORM_FIND)
 #undef LAYERNORM_FIND
   shim = found;

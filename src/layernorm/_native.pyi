@@ -109,6 +109,15 @@ def get_num_threads() -> int:
 def set_num_threads(n: int, /) -> None:
     """Let the kernels use at most `n` threads. The results do not depend on it."""
 
+def tensorflow_load(library: str, /) -> None:
+    """Find TensorFlow's C functions in its loaded library, and define the operations.
+
+    Raises: ImportError where there are none.
+    """
+
+def tensorflow_bound_threads(most: int, /) -> None:
+    """Let the operations use at most `most` threads; 0 for no bound but the pool's own."""
+
 def torch_load(library: str, parts: dict[str, object], /) -> None:
     """Find PyTorch's C functions in its loaded library, and define the operators."""
 
@@ -155,3 +164,6 @@ def torch_backward(
     /,
 ) -> tuple[Any, Any, Any] | None:
     """Return (dx, dweight, dbias) for plain tensors; None for anything else."""
+
+def xla_handlers() -> dict[str, object]:
+    """Return a capsule for each call that XLA may make, by name."""

@@ -9,7 +9,14 @@ import layernorm.numpy
 from layernorm import spec
 
 # The package that the array's type (or a base of it) comes from, and the front end for it.
-_FRONT_ENDS = {"numpy": "layernorm.numpy", "torch": "layernorm.torch.any_array"}
+_FRONT_ENDS = {
+    "numpy": "layernorm.numpy",
+    "torch": "layernorm.torch.any_array",
+    "jax": "layernorm.jax.any_array",  # what is traced
+    "jaxlib": "layernorm.jax.any_array",  # arrays
+    "tensorflow": "layernorm.tensorflow.any_array",
+    "keras": "layernorm.keras.any_array",  # symbolic tensors, and variables
+}
 
 
 def layer_norm(
@@ -27,8 +34,8 @@ def layer_norm(
     y = (x - mean) / sqrt(var + eps) * weight + bias, with the biased variance over `axis`.
 
     Args:
-        x: an array, or a list of numbers, which NumPy makes an array of. Now served: NumPy's
-            and PyTorch's.
+        x: an array, or a list of numbers, which NumPy makes an array of. Now served: NumPy's,
+            PyTorch's, JAX's, TensorFlow's and Keras's.
         weight, bias: of x's kind, with the normalized shape, or None.
         axis, eps, out, zero_centered_weight: as in `layernorm.numpy.layer_norm`.
     Returns: y, of x's kind, shape and type.
@@ -60,8 +67,8 @@ def rms_norm(
     y = x / sqrt(mean(x**2) + eps) * weight
 
     Args:
-        x: an array, or a list of numbers, which NumPy makes an array of. Now served: NumPy's
-            and PyTorch's.
+        x: an array, or a list of numbers, which NumPy makes an array of. Now served: NumPy's,
+            PyTorch's, JAX's, TensorFlow's and Keras's.
         weight: of x's kind, with the normalized shape, or None.
         axis, eps, out, zero_centered_weight: as in `layernorm.numpy.rms_norm`.
     Returns: y, of x's kind, shape and type.
@@ -85,7 +92,8 @@ def _front_end_of(kind: type[Any]) -> ModuleType:
         name = _FRONT_ENDS.get(each.__module__.partition(".")[0])
         if name is not None:
             return importlib.import_module(name)
+    served = sorted({name.split(".")[1] for name in _FRONT_ENDS.values()})
     raise TypeError(
         f"x is of type {kind.__module__}.{kind.__qualname__}, expected an array of a kind that a "
-        f"front end serves ({', '.join(sorted(_FRONT_ENDS))}): pass for example np.asarray(x)"
+        f"front end serves ({', '.join(served)}): pass for example np.asarray(x)"
     )

@@ -24,7 +24,11 @@ _CLASSES = {
 
 PEERS = tuple(_CLASSES)
 
-_OURS = {"numpy": ("ours", "Ours"), "torch": ("ours_torch", "OursTorch")}
+_OURS = {
+    "numpy": ("ours", "Ours"),
+    "torch": ("ours_torch", "OursTorch"),
+    "jax": ("ours_jax", "OursJax"),
+}
 
 FRONT_ENDS = tuple(_OURS)
 

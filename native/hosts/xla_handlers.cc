@@ -1,0 +1,176 @@
+#include "xla_handlers.h"
+
+#include <algorithm>
+#include <atomic>
+#include <string>
+
+#include "xla_frame.h"
+#include "xla_threads.h"
+
+namespace layernorm::xla {
+namespace {
+
+// A batch of problems that together read and write less than this stays on the caller's thread.
+constexpr int64_t kFewBytes = 384 * 1024;
+
+// What XLA asks when the handler is registered. True: that was all it asked.
+bool answered_metadata(Frame* frame) {
+  for (Extension* each = frame->extension; each; each = each->next) {
+    if (each->kind != Extension::metadata) continue;
+    Metadata* metadata = reinterpret_cast<MetadataExtension*>(each)->metadata;
+    metadata->version.major = kMajor;
+    // Version 1 asks without showing its functions, and takes handlers of its own version alone.
+    metadata->version.minor = frame->api ? std::min(kMinor, frame->api->version.minor) : 1;
+    metadata->traits = 0;
+    return true;
+  }
+  return false;
+}
+
+Error* error_of(const Frame& frame, ErrorCode code, const std::string& message) {
+  MakeError arguments = {sizeof(arguments), nullptr, message.c_str(), code};
+  return frame.api->make_error(&arguments);
+}
+
+Error* mistake_of(const Frame& frame, const char* mistake) {
+  return error_of(
+      frame, ErrorCode::invalid_argument,
+      std::string("layernorm: the call from XLA does not fit the compiled module: ") + mistake);
+}
+
+Error* error_of(const Frame& frame, Status status) {
+  if (status == Status::ok) return nullptr;
+  return error_of(frame, ErrorCode::resource_exhausted,
+                  "layernorm: no memory for the kernels' scratch");
+}
+
+// Runs one(index, threads) for each problem: with all threads if there is one problem, each on one
+// thread if there are many. The results do not depend on it.
+template <class One>
+Status run_each(const Frame& frame, int64_t problems, int64_t bytes, const One& one) {
+  const Threads threads = threads_of(frame);
+  if (problems == 1) return one(0, threads);
+  struct Call {
+    const One* one;
+    std::atomic<Status> status;
+  } call = {&one, {Status::ok}};
+  const auto body = [](void* context, int64_t begin, int64_t end) {
+    auto* to = static_cast<Call*>(context);
+    for (int64_t index = begin; index < end; ++index) {
+      const Status status = (*to->one)(index, Threads{1, nullptr, nullptr});
+      if (status != Status::ok) to->status = status;
+    }
+  };
+  if (threads.count <= 1 || problems * bytes < kFewBytes) {
+    body(&call, 0, problems);
+  } else {
+    threads.run(threads.pool, problems, body, &call);
+  }
+  return call.status;
+}
+
+Statistics move(const Statistics& statistics, DataType type, int64_t rows) {
+  return {at(statistics.mean, type, rows), at(statistics.rstd, type, rows),
+          at(statistics.residual, type, rows)};
+}
+
+Array move(const Array& array, DataType type, int64_t elements) {
+  return {at(array.data, type, elements), array.outer_stride, array.col_stride};
+}
+
+// The problem at this index of the batch.
+Problem move(const Problem& problem, const Batch& batch, int64_t index, int64_t weight_stride) {
+  Problem moved = problem;
+  moved.x = move(problem.x, problem.type, index * batch.elements());
+  moved.weight =
+      at(const_cast<void*>(problem.weight), problem.parameter_type, index * weight_stride);
+  moved.statistics = move(problem.statistics, compute_type(problem.type), index * batch.rows());
+  return moved;
+}
+
+}  // namespace
+
+Error* forward_handler(Frame* frame) {
+  if (answered_metadata(frame)) return nullptr;
+  const SubnormalsKept kept;
+  Reader reader(*frame);
+  const bool centered = reader.flag("centered");
+  const Buffer* x = reader.argument();
+  const Buffer* weight = reader.argument(reader.flag("has_weight"));
+  const Buffer* bias = reader.argument(reader.flag("has_bias"));
+  const Buffer* y = reader.result();
+  const bool with_statistics = reader.has_more_results();
+  const Buffer* mean = reader.result(with_statistics && centered);
+  const Buffer* rstd = reader.result(with_statistics);
+  const Buffer* residual = reader.result(with_statistics && centered);
+  const Batch batch = batch_of(&reader, x);
+  const DataType type = reader.data_type(x);
+  const Buffer* parameter = weight ? weight : bias;
+  const Problem problem = {batch.shape,
+                           type,
+                           parameter ? reader.data_type(parameter) : type,
+                           centered,
+                           reader.flag("zero_centered_weight"),
+                           reader.number("eps"),
+                           batch.array(x),
+                           data_of(weight),
+                           {data_of(mean), data_of(rstd), data_of(residual)}};
+  if (reader.mistake()) return mistake_of(*frame, reader.mistake());
+  const int64_t weight_stride = batch.parameter_stride(weight);
+  const int64_t bias_stride = batch.parameter_stride(bias);
+  const auto one = [&](int64_t index, const Threads& threads) {
+    const Forward job = {
+        move(problem, batch, index, weight_stride),
+        at(data_of(bias), problem.parameter_type, index * bias_stride),
+        move(batch.array(y), type, index * batch.elements()),
+    };
+    return forward(job, threads);
+  };
+  const int64_t bytes = 2 * batch.elements() * size_of(type);
+  return error_of(*frame, run_each(*frame, batch.problems, bytes, one));
+}
+
+Error* backward_handler(Frame* frame) {
+  if (answered_metadata(frame)) return nullptr;
+  const SubnormalsKept kept;
+  Reader reader(*frame);
+  const bool centered = reader.flag("centered");
+  const Buffer* dy = reader.argument();
+  const Buffer* x = reader.argument();
+  const Buffer* mean = reader.argument(centered);
+  const Buffer* rstd = reader.argument();
+  const Buffer* residual = reader.argument(centered);
+  const Buffer* weight = reader.argument(reader.flag("has_weight"));
+  const Buffer* dx = reader.result(reader.flag("need_dx"));
+  const Buffer* dweight = reader.result(reader.flag("need_dweight"));
+  const Buffer* dbias = reader.result(reader.flag("need_dbias"));
+  const Batch batch = batch_of(&reader, x);
+  const DataType type = reader.data_type(x);
+  const Buffer* parameter = weight ? weight : dweight ? dweight : dbias;
+  const Problem problem = {batch.shape,
+                           type,
+                           parameter ? reader.data_type(parameter) : type,
+                           centered,
+                           reader.flag("zero_centered_weight"),
+                           reader.number("eps"),
+                           batch.array(x),
+                           data_of(weight),
+                           {data_of(mean), data_of(rstd), data_of(residual)}};
+  if (reader.mistake()) return mistake_of(*frame, reader.mistake());
+  const int64_t weight_stride = batch.parameter_stride(weight);
+  const auto one = [&](int64_t index, const Threads& threads) {
+    const int64_t elements = index * batch.elements(), cols = index * batch.shape.cols;
+    const Backward job = {
+        move(problem, batch, index, weight_stride),
+        move(batch.array(dy), type, elements),
+        move(batch.array(dx), type, elements),
+        at(data_of(dweight), problem.parameter_type, cols),
+        at(data_of(dbias), problem.parameter_type, cols),
+    };
+    return backward(job, threads);
+  };
+  const int64_t bytes = 3 * batch.elements() * size_of(type);
+  return error_of(*frame, run_each(*frame, batch.problems, bytes, one));
+}
+
+}  // namespace layernorm::xla

@@ -1,0 +1,145 @@
+#include "xla_threads.h"
+
+#include <algorithm>
+#include <atomic>
+#include <memory>
+#include <new>
+#include <thread>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace layernorm::xla {
+namespace {
+
+// Ranges a call is cut into, for each thread: a thread that starts late leaves its share to others.
+constexpr int64_t kRangesPerThread = 4;
+
+// How often the caller looks for the end before it lets others have its processor.
+constexpr int kSpins = 4000;
+
+void pause() {
+#if defined(__x86_64__)
+  _mm_pause();
+#else
+  std::this_thread::yield();
+#endif
+}
+
+// One call, shared by the caller and the tasks that XLA was given. XLA may begin a task long after
+// the others have done all the work and the caller has left: it then finds no range, and touches
+// nothing but this.
+class Shared {
+ public:
+  Shared(int64_t tasks, int64_t ranges, Threads::Body body, void* context)
+      : tasks_(tasks), ranges_(ranges), left_(ranges), body_(body), context_(context) {}
+
+  void work() {
+    for (;;) {
+      const int64_t range = next_.fetch_add(1, std::memory_order_relaxed);
+      if (range >= ranges_) return;
+      const int64_t share = tasks_ / ranges_, extra = tasks_ % ranges_;
+      const int64_t begin = range * share + std::min(range, extra);
+      body_(context_, begin, begin + share + (range < extra ? 1 : 0));
+      left_.fetch_sub(1, std::memory_order_acq_rel);
+    }
+  }
+
+  // Only for ranges that some thread has begun.
+  void wait() const {
+    for (int spin = 0; left_.load(std::memory_order_acquire) != 0; ++spin)
+      spin < kSpins ? pause() : std::this_thread::yield();
+  }
+
+ private:
+  const int64_t tasks_, ranges_;
+  std::atomic<int64_t> next_{0}, left_;
+  const Threads::Body body_;
+  void* const context_;
+};
+
+void help(void* data) {
+  const std::unique_ptr<std::shared_ptr<Shared>> shared(
+      static_cast<std::shared_ptr<Shared>*>(data));
+  const SubnormalsKept kept;
+  (*shared)->work();
+}
+
+void forget(const Api& api, Error* error) {
+  DestroyError arguments = {sizeof(arguments), nullptr, error};
+  api.destroy_error(&arguments);
+}
+
+int64_t count_threads(const Frame& frame) {
+  int64_t count = 1;
+  CountThreads arguments = {sizeof(arguments), nullptr, frame.context, &count};
+  if (Error* error = frame.api->count_threads(&arguments)) {
+    forget(*frame.api, error);
+    return 1;
+  }
+  return count;
+}
+
+// False where XLA takes no task, or there is no memory for one.
+bool schedule(const Frame& frame, const std::shared_ptr<Shared>& shared) {
+  auto* own = new (std::nothrow) std::shared_ptr<Shared>(shared);
+  if (!own) return false;
+  Schedule arguments = {sizeof(arguments), nullptr, frame.context, help, own};
+  Error* error = frame.api->schedule(&arguments);
+  if (!error) return true;
+  delete own;
+  forget(*frame.api, error);
+  return false;
+}
+
+void run_tasks(void* pool, int64_t tasks, Threads::Body body, void* context) {
+  const Frame& frame = *static_cast<const Frame*>(pool);
+  const int64_t threads = std::min(count_threads(frame), tasks);
+  std::shared_ptr<Shared> shared;
+  try {
+    shared =
+        std::make_shared<Shared>(tasks, std::min(tasks, threads * kRangesPerThread), body, context);
+  } catch (const std::bad_alloc&) {
+    return body(context, 0, tasks);
+  }
+  for (int64_t helper = 1; helper < threads && schedule(frame, shared); ++helper) {
+  }
+  shared->work();
+  shared->wait();
+}
+
+}  // namespace
+
+Threads threads_of(const Frame& frame) {
+  constexpr int64_t kMost = 1024;
+  // The kernels only pass it back.
+  void* pool = const_cast<Frame*>(&frame);
+  return {static_cast<int>(std::min(count_threads(frame), kMost)), pool, run_tasks};
+}
+
+#if defined(__x86_64__)
+
+SubnormalsKept::SubnormalsKept() : before_(_mm_getcsr()) {
+  constexpr uint64_t kFlushToZero = 0x8000, kSubnormalsAreZero = 0x0040;
+  _mm_setcsr(static_cast<uint32_t>(before_ & ~(kFlushToZero | kSubnormalsAreZero)));
+}
+SubnormalsKept::~SubnormalsKept() { _mm_setcsr(static_cast<uint32_t>(before_)); }
+
+#elif defined(__aarch64__)
+
+SubnormalsKept::SubnormalsKept() {
+  constexpr uint64_t kFlushToZero = uint64_t{1} << 24;
+  __asm__ volatile("mrs %0, fpcr" : "=r"(before_));
+  __asm__ volatile("msr fpcr, %0" : : "r"(before_ & ~kFlushToZero));
+}
+SubnormalsKept::~SubnormalsKept() { __asm__ volatile("msr fpcr, %0" : : "r"(before_)); }
+
+#else
+
+SubnormalsKept::SubnormalsKept() : before_(0) {}
+SubnormalsKept::~SubnormalsKept() = default;
+
+#endif
+
+}  // namespace layernorm::xla

@@ -1,0 +1,25 @@
+// XLA's threads as a kernel's callback.
+#pragma once
+
+#include "../layer_norm.h"
+#include "xla_ffi.h"
+
+namespace layernorm::xla {
+
+// The threads of the execution that this frame belongs to; the caller's alone where XLA has none.
+// The frame must outlive what is run on them.
+Threads threads_of(const Frame& frame);
+
+// XLA has its threads flush subnormal numbers to zero. The kernels keep them.
+class SubnormalsKept {
+ public:
+  SubnormalsKept();
+  ~SubnormalsKept();
+  SubnormalsKept(const SubnormalsKept&) = delete;
+  SubnormalsKept& operator=(const SubnormalsKept&) = delete;
+
+ private:
+  uint64_t before_;
+};
+
+}  // namespace layernorm::xla

@@ -1,0 +1,5 @@
+"""Layer norm and RMS norm for JAX: compiled kernels on the CPU, a formula on other devices."""
+
+from layernorm.jax.functional import layer_norm, rms_norm
+
+__all__ = ["layer_norm", "rms_norm"]

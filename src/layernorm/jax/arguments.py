@@ -1,0 +1,45 @@
+"""Checks arguments through `layernorm.spec`, and finds an order of the axes that the kernels take."""
+
+import functools
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from layernorm import spec
+
+
+def convert(name: str, type_name: str) -> str:
+    """Write how a user of JAX converts an array: the last words of an error."""
+    return f"{name}.astype(jnp.{type_name})"
+
+
+def as_array(name: str, value: ArrayLike) -> Array:
+    """Take what jax.numpy takes for an array. Raises: TypeError."""
+    try:
+        return jnp.asarray(value)
+    except TypeError as error:
+        raise TypeError(
+            f"{name} is of type {type(value).__name__}, expected an array: pass jnp.asarray({name})"
+        ) from error
+
+
+def check(x: Array, weight: Array | None, bias: Array | None, axis: spec.Axis) -> tuple[int, ...]:
+    """Check types and shapes; return the normalized axes. Raises: TypeError and ValueError."""
+    parameters = {"weight": weight, "bias": bias}
+    types = [None if each is None else str(each.dtype) for each in parameters.values()]
+    spec.check_types(str(x.dtype), *types, convert=convert)
+    axes = spec.normalize_axes(axis, x.ndim)
+    for name, given in parameters.items():
+        if given is not None:
+            spec.check_parameter(name, given.shape, x.shape, axes)
+    return axes
+
+
+@functools.lru_cache(maxsize=1024)
+def order_of(shape: Any, axes: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Order the axes so that x collapses to (outer, cols, inner); None if it does as it is."""
+    if spec.layout_of(shape, axes) is not None:
+        return None
+    return tuple(axis for axis in range(len(shape)) if axis not in axes) + axes

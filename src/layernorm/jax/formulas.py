@@ -1,0 +1,195 @@
+"""The definition in jax.numpy, for devices that have no kernels of ours: accurate, not tuned.
+
+Rows are scaled by a power of two, so that no sum leaves the type's range; the mean is taken twice,
+so that a row far from zero keeps its digits; long sums are taken by halves.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from layernorm.jax.definition import Definition, compute_type
+from layernorm.jax.primitives import parts, present, spaced
+
+# The last so many terms of a sum are left to jnp.sum, whose order is the compiler's.
+_SHORT = 32
+
+
+def total(v: Array, axes: tuple[int, ...]) -> Array:
+    """Sum over the axes, which are kept as size 1, by halves: the error grows with log2(n)."""
+    kept = tuple(1 if axis in axes else size for axis, size in enumerate(v.shape))
+    if not axes:
+        return v
+    v = jnp.moveaxis(v, axes, range(-len(axes), 0))
+    v = v.reshape(*v.shape[: -len(axes)], -1)
+    while v.shape[-1] > _SHORT:
+        half = (v.shape[-1] + 1) // 2
+        rest = v[..., half:]
+        rest = jnp.pad(rest, [(0, 0)] * (v.ndim - 1) + [(0, half - rest.shape[-1])])
+        v = v[..., :half] + rest
+    return v.sum(-1).reshape(kept)
+
+
+def exponent(v: Array, axes: tuple[int, ...], least: float = 0.0) -> Array:
+    """Find e so that the largest |v| over the axes, and `least`, are below 2**e and near it."""
+    largest = jnp.maximum(jnp.abs(v).max(axes, keepdims=True), least)
+    ordinary = jnp.isfinite(largest) & (largest > 0)
+    return jnp.where(ordinary, jnp.frexp(jnp.where(ordinary, largest, 1))[1], 0)
+
+
+def times_power(v: Array, power: Array) -> Array:
+    """Return v * 2**power, in two steps: a single factor could be out of range."""
+    half = power // 2
+    one = jnp.ones((), v.dtype)
+    return v * jnp.ldexp(one, half) * jnp.ldexp(one, power - half)
+
+
+class Moments(NamedTuple):
+    """A row's mean and spread, divided by 2**power and by 4**power.
+
+    The mean is mean + residual, square the mean of the squares around it.
+    """
+
+    mean: Array
+    residual: Array
+    square: Array
+    power: Array
+
+
+def centered(x: Array, definition: Definition) -> tuple[Array, Moments]:
+    """Return x - mean, divided by 2**power, and the moments. RMS norm: x, and a mean of 0."""
+    axes, count = definition.axes, definition.cols(x.shape)
+    power = exponent(x, axes, definition.eps**0.5)
+    scaled = times_power(x, -power)
+    mean = residual = jnp.zeros_like(power, x.dtype)
+    if definition.centered:
+        near = total(scaled, axes) / count
+        rest = scaled - near
+        more = total(rest, axes) / count
+        scaled = rest - more
+        mean = near + more
+        residual = (near - mean) + more
+    return scaled, Moments(mean, residual, total(scaled * scaled, axes) / count, power)
+
+
+def rstd_of(moments: Moments, eps: float) -> Array:
+    """Return 2**power / sqrt(var + eps); 0 where that is a division by zero."""
+    own = jnp.asarray(eps, moments.square.dtype)
+    spread = moments.square + times_power(times_power(own, -moments.power), -moments.power)
+    return jnp.where(spread == 0, 0, 1 / jnp.sqrt(spread))
+
+
+def scaled_and_shifted(
+    xhat: Array, weight: Array | None, bias: Array | None, definition: Definition
+) -> Array:
+    """Return xhat * weight + bias."""
+    y = xhat
+    if weight is not None:
+        y = y * _weight(weight, xhat, definition)
+    if bias is not None:
+        y = y + definition.spread(bias.astype(y.dtype), y.shape)
+    return y
+
+
+def _weight(weight: Array, like: Array, definition: Definition) -> Array:
+    wide = definition.spread(weight.astype(like.dtype), like.shape)
+    return 1 + wide if definition.zero_centered_weight else wide
+
+
+def forward(
+    *operands: Array,
+    definition: Definition,
+    has_weight: bool,
+    has_bias: bool,
+    with_statistics: bool,
+) -> list[Array]:
+    """Return y, and the statistics where they are asked for."""
+    x, weight, bias = spaced(operands, (True, has_weight, has_bias))
+    rest, moments = centered(x.astype(compute_type(x.dtype)), definition)
+    rstd = rstd_of(moments, definition.eps)
+    y = scaled_and_shifted(rest * rstd, weight, bias, definition).astype(x.dtype)
+    return [y, *(statistics_of(moments, rstd, definition) if with_statistics else [])]
+
+
+def statistics_of(moments: Moments, rstd: Array, definition: Definition) -> list[Array]:
+    """Return mean, rstd and residual as they are saved; rstd alone for RMS norm."""
+    rstd = times_power(rstd, -moments.power)
+    means = [times_power(each, moments.power) for each in (moments.mean, moments.residual)]
+    every = [means[0], rstd, means[1]] if definition.centered else [rstd]
+    return [each.squeeze(definition.axes) for each in every]
+
+
+def backward(
+    *operands: Array,
+    definition: Definition,
+    need: tuple[bool, ...],
+    has_weight: bool,
+    parameter_type: Any,
+) -> list[Array]:
+    """Return those of dx, dweight and dbias that are needed.
+
+    The statistics are worked out again: they have the forward's bits, without its last scaling.
+    """
+    dy, *rest = operands
+    x, _, weight = parts(rest, definition, has_weight)
+    scaled, moments = centered(x.astype(compute_type(x.dtype)), definition)
+    rstd = rstd_of(moments, definition.eps)
+    cols = definition.cols(x.shape)
+    return gradients(
+        dy,
+        scaled * rstd,
+        rstd,
+        weight,
+        definition,
+        x_power=moments.power,
+        dy_power=exponent(dy.astype(rstd.dtype), definition.axes),
+        need=need,
+        parameter_type=parameter_type,
+        means_over_row=lambda a, b: [total(each, definition.axes) / cols for each in (a, b)],
+    )
+
+
+def gradients(
+    dy: Array,
+    xhat: Array,
+    rstd: Array,
+    weight: Array | None,
+    definition: Definition,
+    *,
+    x_power: Array,
+    dy_power: Array,
+    need: tuple[bool, ...],
+    parameter_type: Any,
+    means_over_row: Callable[[Array, Array], Sequence[Array]],
+) -> list[Array]:
+    """Return those of dx, dweight and dbias that are needed, from xhat and rstd * 2**x_power.
+
+    Each row of dy is divided by 2**dy_power on the way to dx.
+    """
+    wide = dy.astype(xhat.dtype)
+    need_dx, need_dweight, need_dbias = need
+    dx = dweight = dbias = None
+    if need_dx:
+        g = times_power(wide, -dy_power)
+        if weight is not None:
+            g = g * _weight(weight, g, definition)
+        mean, inner = means_over_row(g, g * xhat)
+        rest = g - mean if definition.centered else g
+        dx = times_power(rstd * (rest - xhat * inner), dy_power - x_power).astype(dy.dtype)
+    summed = definition.summed(dy.ndim)
+    finish = functools.partial(_parameter, definition=definition, parameter_type=parameter_type)
+    if need_dweight or need_dbias:
+        of_dy = exponent(wide, summed)
+        wide = times_power(wide, -of_dy)
+        if need_dweight:
+            dweight = finish(times_power(total(wide * xhat, summed), of_dy))
+        if need_dbias:
+            dbias = finish(times_power(total(wide, summed), of_dy))
+    return present(dx, dweight, dbias)
+
+
+def _parameter(gradient: Array, *, definition: Definition, parameter_type: Any) -> Array:
+    return gradient.squeeze(definition.summed(gradient.ndim)).astype(parameter_type)

@@ -1,0 +1,93 @@
+"""Layer norm and RMS norm of JAX arrays."""
+
+import functools
+from typing import SupportsFloat
+
+import jax
+from jax import Array
+from jax.typing import ArrayLike
+
+from layernorm import spec
+from layernorm.jax import arguments, lowering, primitives
+from layernorm.jax.definition import Definition
+
+assert lowering, "importing it says what the primitives compile to"
+
+
+def layer_norm(
+    x: ArrayLike,
+    weight: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    axis: spec.Axis = -1,
+    eps: SupportsFloat = 1e-5,
+    zero_centered_weight: bool = False,
+) -> Array:
+    """Normalize `x` over `axis` to zero mean and unit variance, then scale and shift.
+
+    y = (x - mean) / sqrt(var + eps) * weight + bias, with the biased variance.
+
+    Args:
+        x: array, float16, bfloat16, float32 or (with jax_enable_x64) float64, of any shape.
+        weight, bias: arrays with the normalized shape (x's sizes along `axis`, in x's order), or
+            None. Of x's type, or both float32 for 16-bit x.
+        axis: int or ints; need not be the last, nor neighbours.
+        eps: added to the variance, in units of x squared. A number, not an array that is traced.
+        zero_centered_weight: the weight stands for 1 + weight; no effect without one.
+    Returns: y, with x's shape and type.
+    Raises: ValueError for shapes, axes and eps; TypeError for types. When the call is traced.
+    Source: Ba, Kiros and Hinton 2016, arXiv:1607.06450.
+    """
+    return _norm(x, weight, bias, axis, eps, zero_centered_weight, centered=True)
+
+
+def rms_norm(
+    x: ArrayLike,
+    weight: ArrayLike | None = None,
+    *,
+    axis: spec.Axis = -1,
+    eps: SupportsFloat = 1e-6,
+    zero_centered_weight: bool = False,
+) -> Array:
+    """Divide `x` by its root mean square over `axis`, then scale.
+
+    y = x / sqrt(mean(x**2) + eps) * weight
+
+    Args:
+        x, weight, axis, zero_centered_weight: as in `layer_norm`.
+        eps: added to the mean square, in units of x squared.
+    Returns: y, with x's shape and type.
+    Raises: as `layer_norm` does.
+    Source: Zhang and Sennrich 2019, arXiv:1910.07467.
+    """
+    return _norm(x, weight, None, axis, eps, zero_centered_weight, centered=False)
+
+
+def _norm(
+    x: ArrayLike,
+    weight: ArrayLike | None,
+    bias: ArrayLike | None,
+    axis: spec.Axis,
+    eps: SupportsFloat,
+    zero_centered_weight: bool,
+    *,
+    centered: bool,
+) -> Array:
+    x = arguments.as_array("x", x)
+    weight = None if weight is None else arguments.as_array("weight", weight)
+    bias = None if bias is None else arguments.as_array("bias", bias)
+    axes = arguments.check(x, weight, bias, axis)
+    definition = Definition(axes, spec.check_eps(eps), centered, bool(zero_centered_weight))
+    if 0 in x.shape:
+        return x
+    return _compiled(x, weight, bias, definition)
+
+
+@functools.partial(jax.jit, static_argnames="definition", inline=True)
+def _compiled(x: Array, weight: Array | None, bias: Array | None, definition: Definition) -> Array:
+    order = arguments.order_of(x.shape, definition.axes)
+    if order is None:
+        return primitives.forward(x, weight, bias, definition, with_statistics=False)[0]
+    moved = definition._replace(axes=tuple(order.index(axis) for axis in definition.axes))
+    y = _compiled(x.transpose(order), weight, bias, moved)
+    return y.transpose([order.index(axis) for axis in range(x.ndim)])

@@ -1,0 +1,86 @@
+"""What the primitives compile to: the kernels on the CPU, the formulas on other devices.
+
+Which of the two, and how an array is sharded, is known when a program is compiled. So the primitives
+become sharding.py's partitioned calls, and what is left on each device one of two further
+primitives, whose rules are chosen by the platform.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.interpreters import mlir
+
+from layernorm import _native
+from layernorm.jax import batching, formulas, primitives, sharding
+from layernorm.jax.definition import Definition
+from layernorm.jax.primitives import backward_p, forward_p, tangent_p
+from layernorm.jax.sharding import local_backward_p, local_forward_p
+
+for _name, _handler in _native.xla_handlers().items():
+    jax.ffi.register_ffi_target(_name, _handler, platform="cpu")
+
+
+def _attributes(definition: Definition, shape: Sequence[int]) -> dict[str, Any]:
+    begin, end = definition.section(shape)
+    return {
+        "begin": np.int64(begin),
+        "end": np.int64(end),
+        "batch_axes": np.int64(definition.batch_axes),
+        "normalized_axes": np.int64(len(definition.axes)),
+        "eps": np.float64(definition.eps),
+        "centered": np.bool_(definition.centered),
+        "zero_centered_weight": np.bool_(definition.zero_centered_weight),
+    }
+
+
+def _call_forward(
+    ctx: Any,
+    x: Any,
+    *parameters: Any,
+    definition: Definition,
+    has_weight: bool,
+    has_bias: bool,
+    with_statistics: bool,
+) -> Any:
+    return jax.ffi.ffi_lowering("layernorm_forward")(
+        ctx,
+        x,
+        *parameters,
+        **_attributes(definition, ctx.avals_in[0].shape),
+        has_weight=np.bool_(has_weight),
+        has_bias=np.bool_(has_bias),
+    )
+
+
+def _call_backward(
+    ctx: Any,
+    dy: Any,
+    *others: Any,
+    definition: Definition,
+    need: tuple[bool, ...],
+    has_weight: bool,
+    parameter_type: Any,
+) -> Any:
+    return jax.ffi.ffi_lowering("layernorm_backward")(
+        ctx,
+        dy,
+        *others,
+        **_attributes(definition, ctx.avals_in[0].shape),
+        has_weight=np.bool_(has_weight),
+        **{f"need_{name}": np.bool_(each) for name, each in zip(_GRADIENTS, need, strict=True)},
+    )
+
+
+_GRADIENTS = ("dx", "dweight", "dbias")
+
+mlir.register_lowering(forward_p, mlir.lower_fun(sharding.forward))
+mlir.register_lowering(backward_p, mlir.lower_fun(sharding.backward))
+mlir.register_lowering(tangent_p, mlir.lower_fun(batching.tangent))
+local_forward_p.def_abstract_eval(primitives.forward_shapes)
+local_backward_p.def_abstract_eval(primitives.backward_shapes)
+mlir.register_lowering(local_forward_p, mlir.lower_fun(formulas.forward))
+mlir.register_lowering(local_backward_p, mlir.lower_fun(formulas.backward))
+mlir.register_lowering(local_forward_p, _call_forward, platform="cpu")
+mlir.register_lowering(local_backward_p, _call_backward, platform="cpu")

@@ -1,0 +1,30 @@
+"""What does the work on each of Keras's backends."""
+
+import functools
+import importlib
+from types import ModuleType
+
+import keras
+
+_FRONT_ENDS = {
+    "jax": "layernorm.jax",
+    "numpy": "layernorm.numpy",
+    "tensorflow": "layernorm.tensorflow",
+    "torch": "layernorm.torch.any_array",
+}
+
+
+@functools.cache
+def front_end() -> ModuleType:
+    """Find the module whose layer_norm and rms_norm take the backend's tensors.
+
+    That is the front end for the backend's framework; where there is none, or where it cannot be
+    imported, `layernorm.keras.formula`.
+    """
+    name = _FRONT_ENDS.get(keras.backend.backend())
+    if name is not None:
+        try:
+            return importlib.import_module(name)
+        except ImportError:
+            pass
+    return importlib.import_module("layernorm.keras.formula")

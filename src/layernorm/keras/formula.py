@@ -1,0 +1,61 @@
+"""The definition in Keras's own operations, for backends that no front end serves."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from layernorm import spec
+
+
+def layer_norm(
+    x: Any,
+    weight: Any = None,
+    bias: Any = None,
+    *,
+    axis: spec.Axis = -1,
+    eps: float = 1e-5,
+    zero_centered_weight: bool = False,
+) -> Any:
+    """Return y = (x - mean) / sqrt(var + eps) * weight + bias, worked out in float32 at least."""
+    axes = spec.normalize_axes(axis, len(x.shape))
+    d = _widened(x)
+    d = d - ops.mean(d, axes, keepdims=True)
+    d = d - ops.mean(d, axes, keepdims=True)  # what the first mean lost to rounding
+    return _scaled(d, weight, bias, axes, eps, zero_centered_weight, x.dtype)
+
+
+def rms_norm(
+    x: Any,
+    weight: Any = None,
+    *,
+    axis: spec.Axis = -1,
+    eps: float = 1e-6,
+    zero_centered_weight: bool = False,
+) -> Any:
+    """Return y = x / sqrt(mean(x**2) + eps) * weight, worked out in float32 at least."""
+    axes = spec.normalize_axes(axis, len(x.shape))
+    return _scaled(_widened(x), weight, None, axes, eps, zero_centered_weight, x.dtype)
+
+
+def _widened(x: Any) -> Any:
+    return ops.cast(x, spec.compute_type(keras.backend.standardize_dtype(x.dtype)))
+
+
+def _scaled(
+    d: Any,
+    weight: Any,
+    bias: Any,
+    axes: tuple[int, ...],
+    eps: float,
+    zero_centered_weight: bool,
+    dtype: Any,
+) -> Any:
+    y = d * ops.rsqrt(ops.mean(d * d, axes, keepdims=True) + spec.check_eps(eps))
+    shape = [size if axis in axes else 1 for axis, size in enumerate(d.shape)]
+    if weight is not None:
+        weight = ops.reshape(ops.cast(weight, d.dtype), shape)
+        y = y * (1 + weight if zero_centered_weight else weight)
+    if bias is not None:
+        y = y + ops.reshape(ops.cast(bias, d.dtype), shape)
+    return ops.cast(y, dtype)

@@ -1,0 +1,121 @@
+"""Layer norm and RMS norm of Keras's tensors: the backend's own, and symbolic ones."""
+
+from typing import Any, SupportsFloat
+
+import keras
+
+from layernorm import spec
+from layernorm.keras import backends
+
+
+def layer_norm(
+    x: Any,
+    weight: Any = None,
+    bias: Any = None,
+    *,
+    axis: spec.Axis = -1,
+    eps: SupportsFloat = 1e-5,
+    zero_centered_weight: bool = False,
+) -> Any:
+    """Normalize `x` over `axis` to zero mean and unit variance, then scale and shift.
+
+    y = (x - mean) / sqrt(var + eps) * weight + bias, with the biased variance.
+
+    Args:
+        x: a tensor of the backend, or a symbolic one, of float16, bfloat16, float32 or float64.
+        weight, bias: tensors or variables with the normalized shape (x's sizes along `axis`, in
+            x's order), or None. Of x's type, or both float32 for 16-bit x.
+        axis: int or ints; need not be the last, nor neighbors.
+        eps: added to the variance, in units of x squared.
+        zero_centered_weight: the weight stands for 1 + weight; no effect without one.
+    Returns: y, with x's shape and type.
+    Raises: what the backend's front end raises for shapes, axes and types.
+    Source: Ba, Kiros and Hinton 2016, arXiv:1607.06450.
+    """
+    return _norm(Norm(axis, eps, True, zero_centered_weight), x, weight, bias)
+
+
+def rms_norm(
+    x: Any,
+    weight: Any = None,
+    *,
+    axis: spec.Axis = -1,
+    eps: SupportsFloat = 1e-6,
+    zero_centered_weight: bool = False,
+) -> Any:
+    """Divide `x` by its root mean square over `axis`, then scale.
+
+    y = x / sqrt(mean(x**2) + eps) * weight
+
+    Args:
+        x, weight, axis, zero_centered_weight: as in `layer_norm`.
+        eps: added to the mean square, in units of x squared.
+    Returns: y, with x's shape and type.
+    Raises: as `layer_norm` does.
+    Source: Zhang and Sennrich 2019, arXiv:1910.07467.
+    """
+    return _norm(Norm(axis, eps, False, zero_centered_weight), x, weight, None)
+
+
+@keras.saving.register_keras_serializable("layernorm")
+class Norm(keras.Operation):
+    """The operation, as a node of a functional model."""
+
+    def __init__(
+        self,
+        axis: spec.Axis,
+        eps: SupportsFloat,
+        centered: bool,
+        zero_centered_weight: bool,
+        *,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(name=name)
+        self.axis, self.eps, self.centered = axis, eps, centered
+        self.zero_centered_weight = zero_centered_weight
+
+    def call(self, x: Any, weight: Any = None, bias: Any = None) -> Any:
+        """Return y."""
+        return norm(
+            x,
+            weight,
+            bias,
+            axis=self.axis,
+            eps=self.eps,
+            centered=self.centered,
+            zero_centered_weight=self.zero_centered_weight,
+        )
+
+    def compute_output_spec(self, x: Any, weight: Any = None, bias: Any = None) -> Any:
+        """Return y's shape and type."""
+        axes = spec.normalize_axes(self.axis, len(x.shape))
+        for name, parameter in (("weight", weight), ("bias", bias)):
+            if parameter is not None:
+                spec.check_parameter(name, tuple(parameter.shape), tuple(x.shape), axes)
+        return keras.KerasTensor(x.shape, dtype=x.dtype)
+
+
+def _norm(operation: Norm, x: Any, weight: Any, bias: Any) -> Any:
+    if any(isinstance(each, keras.KerasTensor) for each in (x, weight, bias)):
+        return operation.symbolic_call(x, weight, bias)
+    tensors = [
+        each if each is None else keras.ops.convert_to_tensor(each) for each in (x, weight, bias)
+    ]
+    return operation.call(*tensors)
+
+
+def norm(
+    x: Any,
+    weight: Any,
+    bias: Any,
+    *,
+    axis: spec.Axis,
+    eps: SupportsFloat,
+    centered: bool,
+    zero_centered_weight: bool = False,
+) -> Any:
+    """Return y for tensors of the backend."""
+    options = {"axis": axis, "eps": eps, "zero_centered_weight": zero_centered_weight}
+    if centered:
+        return backends.front_end().layer_norm(x, weight, bias, **options)
+    return backends.front_end().rms_norm(x, weight, **options)

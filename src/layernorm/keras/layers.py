@@ -1,0 +1,119 @@
+"""Layer norm and RMS norm as layers, which stand in for Keras's own."""
+
+import math
+from typing import Any
+
+import keras
+from keras import ops
+
+from layernorm import spec
+from layernorm.keras.functional import norm
+
+
+@keras.saving.register_keras_serializable("layernorm")
+class LayerNormalization(keras.layers.LayerNormalization):
+    """Layer norm: a `keras.layers.LayerNormalization`, with its arguments, weights and files.
+
+    y = (x - mean) / sqrt(var + epsilon) * gamma + beta, as `layernorm.keras.layer_norm`.
+
+    Args: those of keras.layers.LayerNormalization. gamma and beta have x's sizes along `axis`, in
+        x's order.
+    """
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Make gamma and beta."""
+        self.axis = _in_order(self.axis, input_shape)
+        super().build(input_shape)
+
+    def call(self, inputs: Any) -> Any:
+        """Return y."""
+        if self.rms_scaling:  # neither of our norms: it divides by the standard deviation
+            return super().call(inputs)
+        return _call(self, inputs, self.gamma, self.beta, centered=True)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Take gamma and beta from a file of ours or of Keras's."""
+        super().load_own_variables(_reshaped(self, store))
+
+
+@keras.saving.register_keras_serializable("layernorm")
+class RMSNormalization(keras.layers.RMSNormalization):
+    """RMS norm: a `keras.layers.RMSNormalization`, with its arguments, weight and files.
+
+    y = x / sqrt(mean(x**2) + epsilon) * scale, as `layernorm.keras.rms_norm`.
+
+    Args: those of keras.layers.RMSNormalization; `axis` may be ints. `scale` has x's sizes along
+        `axis`, in x's order, and is not rounded to a 16-bit type before it is used.
+    """
+
+    def __init__(self, axis: Any = -1, epsilon: float = 1e-6, **options: Any) -> None:
+        super().__init__(axis, epsilon, **options)
+        self.supports_masking = True
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Make scale."""
+        axis = _in_order(self.axis, input_shape)
+        self.axis = list(axis) if isinstance(axis, list | tuple) else [axis]
+        self.scale = self.add_weight(
+            name="scale",
+            shape=tuple(input_shape[each] for each in self.axis),
+            initializer="ones",
+            autocast=False,
+        )
+
+    def call(self, x: Any) -> Any:
+        """Return y."""
+        return _call(self, x, self.scale, None, centered=False)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Take scale from a file of ours or of Keras's."""
+        super().load_own_variables(_reshaped(self, store))
+
+
+def _in_order(axis: Any, input_shape: tuple[int | None, ...]) -> Any:
+    """Return `axis`, a list of it in x's order: Keras sorts [1, -1] as [-1, 1]."""
+    if not isinstance(axis, list | tuple):
+        return axis
+    if all(each < 0 for each in axis) or all(each >= 0 for each in axis):
+        return sorted(axis)
+    return list(spec.normalize_axes(axis, len(input_shape)))
+
+
+def _call(layer: Any, x: Any, weight: Any, bias: Any, *, centered: bool) -> Any:
+    x_type = keras.backend.standardize_dtype(x.dtype)
+    if x_type not in spec.TYPES:
+        x_type = layer.compute_dtype
+        x = ops.cast(x, x_type)
+    axes = spec.normalize_axes(layer.axis, len(x.shape))
+    weight, bias = _parameters(weight, bias, x_type, [x.shape[each] for each in axes])
+    y = norm(x, weight, bias, axis=axes, eps=layer.epsilon, centered=centered)
+    return ops.cast(y, layer.compute_dtype)
+
+
+def _parameters(weight: Any, bias: Any, x_type: str, shape: list[int]) -> list[Any]:
+    """Return the variables' values in a type that goes with x, and in the normalized shape."""
+    allowed = spec.parameter_types(x_type)
+    given = [each if each is None else ops.convert_to_tensor(each) for each in (weight, bias)]
+    types = {keras.backend.standardize_dtype(each.dtype) for each in given if each is not None}
+    fits = len(types) < 2 and types <= set(allowed)
+    return [
+        # A layer that Keras has built over axes [1, -1] has the sizes in the other order; Keras too
+        # only reshapes it.
+        each
+        if each is None or (fits and list(each.shape) == shape)
+        else ops.reshape(each if fits else ops.cast(each, allowed[-1]), shape)
+        for each in given
+    ]
+
+
+def _reshaped(layer: Any, store: Any) -> dict[str, Any]:
+    """Give saved weights the layer's shapes, where Keras had the axes [1, -1] in another order."""
+    saved = {key: store[key] for key in store.keys()}  # noqa: SIM118: of an HDF5 group
+    variables = layer._trainable_variables + layer._non_trainable_variables
+    for key, variable in zip(saved, variables, strict=False):
+        value = saved[key]
+        if tuple(value.shape) != tuple(variable.shape) and math.prod(value.shape) == math.prod(
+            variable.shape
+        ):
+            saved[key] = value[()].reshape(tuple(variable.shape))
+    return saved

@@ -1,0 +1,75 @@
+"""What a call computes, apart from its tensors, and the checks of both."""
+
+import functools
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import tensorflow as tf
+
+from layernorm import spec
+
+
+@dataclass(frozen=True)
+class Definition:
+    """What a call computes, apart from its tensors."""
+
+    axis: tuple[int, ...]  # negative and ascending, where the number of x's axes is known
+    eps: float
+    centered: bool = True  # False: RMS norm
+    zero_centered_weight: bool = False
+
+    @functools.cached_property
+    def attributes(self) -> tuple[Any, ...]:
+        """The attributes of both operations: names and values in turns."""
+        return (
+            *("axis", list(self.axis)),
+            # A float attribute has 32 bits: too few for eps.
+            *("eps_bits", struct.unpack("q", struct.pack("d", self.eps))[0]),
+            *("centered", self.centered, "zero_centered_weight", self.zero_centered_weight),
+        )
+
+
+@functools.lru_cache(maxsize=1024)
+def plain_definition(
+    axis: int, eps: float, centered: bool, zero_centered_weight: bool
+) -> Definition:
+    """Define a call whose axis is one int; whether x has it is not known yet."""
+    return Definition((axis,), spec.check_eps(eps), centered, zero_centered_weight)
+
+
+def define(
+    x: tf.Tensor, axis: spec.Axis, eps: Any, centered: bool, zero_centered_weight: bool
+) -> Definition:
+    """Check axis and eps, and define the call. Raises: ValueError, TypeError."""
+    rank = x.shape.rank
+    if rank is None:
+        # The kernel knows it. As many as TensorFlow's tensors may have, to check the rest.
+        given = spec.normalize_axes(axis, 254)
+        axes = tuple(each - 254 if each >= 127 else each for each in given)
+    else:
+        axes = tuple(each - rank for each in spec.normalize_axes(axis, rank))
+    return Definition(axes, spec.check_eps(eps), centered, zero_centered_weight)
+
+
+def check(
+    x: tf.Tensor, weight: tf.Tensor | None, bias: tf.Tensor | None, definition: Definition
+) -> None:
+    """Check types, and the shapes as far as they are known. Raises: TypeError, ValueError."""
+    given = [each if each is None else each.dtype.name for each in (weight, bias)]
+    spec.check_types(x.dtype.name, *given, convert=_convert)
+    rank = x.shape.rank
+    if rank is None:
+        return
+    axes = [each % rank for each in definition.axis]
+    for name, parameter in (("weight", weight), ("bias", bias)):
+        if parameter is None:
+            continue
+        expected = tf.TensorShape([x.shape[each] for each in axes])
+        if not parameter.shape.is_compatible_with(expected):
+            shapes = (each.as_list() for each in (parameter.shape, x.shape))
+            spec.check_parameter(name, *map(tuple, shapes), axes)
+
+
+def _convert(name: str, type_name: str) -> str:
+    return f"tf.cast({name}, tf.{type_name})"

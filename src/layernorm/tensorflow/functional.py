@@ -1,0 +1,99 @@
+"""Layer norm and RMS norm of TensorFlow's tensors."""
+
+from typing import Any, SupportsFloat
+
+import tensorflow as tf
+from tensorflow.python.framework import ops
+from tensorflow.python.ops import control_flow_util
+
+from layernorm import spec
+from layernorm.tensorflow import arguments, formula, host, operators
+
+
+def layer_norm(
+    x: Any,
+    weight: Any = None,
+    bias: Any = None,
+    *,
+    axis: spec.Axis = -1,
+    eps: SupportsFloat = 1e-5,
+    zero_centered_weight: bool = False,
+) -> tf.Tensor:
+    """Normalize `x` over `axis` to zero mean and unit variance, then scale and shift.
+
+    y = (x - mean) / sqrt(var + eps) * weight + bias, with the biased variance.
+
+    Args:
+        x: a tensor of float16, bfloat16, float32 or float64, or what tf.convert_to_tensor takes;
+            its shape may be unknown in part, or altogether.
+        weight, bias: tensors or variables with the normalized shape (x's sizes along `axis`, in
+            x's order), or None. Of x's type, or both float32 for 16-bit x.
+        axis: int or ints; need not be the last, nor neighbors.
+        eps: added to the variance, in units of x squared.
+        zero_centered_weight: the weight stands for 1 + weight; no effect without one.
+    Returns: y, with x's shape and type.
+    Raises: ValueError for shapes, axes and eps, TypeError for types; where a shape is known only
+        when the graph runs, tf.errors.InvalidArgumentError.
+    Source: Ba, Kiros and Hinton 2016, arXiv:1607.06450.
+    """
+    return _norm(x, weight, bias, axis, eps, True, zero_centered_weight)
+
+
+def rms_norm(
+    x: Any,
+    weight: Any = None,
+    *,
+    axis: spec.Axis = -1,
+    eps: SupportsFloat = 1e-6,
+    zero_centered_weight: bool = False,
+) -> tf.Tensor:
+    """Divide `x` by its root mean square over `axis`, then scale.
+
+    y = x / sqrt(mean(x**2) + eps) * weight
+
+    Args:
+        x, weight, axis, zero_centered_weight: as in `layer_norm`.
+        eps: added to the mean square, in units of x squared.
+    Returns: y, with x's shape and type.
+    Raises: as `layer_norm` does.
+    Source: Zhang and Sennrich 2019, arXiv:1910.07467.
+    """
+    return _norm(x, weight, None, axis, eps, False, zero_centered_weight)
+
+
+def _norm(
+    x: Any,
+    weight: Any,
+    bias: Any,
+    axis: Any,
+    eps: Any,
+    centered: bool,
+    zero_centered_weight: bool,
+) -> tf.Tensor:
+    if not isinstance(x, tf.Tensor):
+        x = tf.convert_to_tensor(x)
+    if tf.executing_eagerly() and host.serves() and type(axis) is int and type(eps) is float:
+        # The kernel checks everything; what it refuses is checked again below, for the words.
+        definition = arguments.plain_definition(axis, eps, centered, zero_centered_weight)
+        try:
+            return operators.forward(x, _listed(weight), _listed(bias), definition)[0]
+        except (tf.errors.InvalidArgumentError, TypeError, ValueError):
+            pass
+    definition = arguments.define(x, axis, eps, centered, zero_centered_weight)
+    weight = None if weight is None else tf.convert_to_tensor(weight)
+    bias = None if bias is None else tf.convert_to_tensor(bias)
+    arguments.check(x, weight, bias, definition)
+    if host.serves() and not _is_for_xla():
+        return operators.forward(x, _listed(weight), _listed(bias), definition)[0]
+    return formula.y_of(x, weight, bias, definition)
+
+
+def _listed(parameter: Any) -> list[Any]:
+    return [] if parameter is None else [parameter]
+
+
+def _is_for_xla() -> bool:
+    """Tell whether XLA will compile the graph under construction: it takes no operation of ours."""
+    if tf.executing_eagerly():
+        return False
+    return bool(control_flow_util.GraphOrParentsInXlaContext(ops.get_default_graph()))

@@ -1,0 +1,167 @@
+"""Our two operations, called eagerly and in graphs, and their gradients.
+
+    LayerNorm          x, weight, bias            -> y, statistics
+    LayerNormBackward  dy, x, statistics, weight  -> dx, dweight, dbias
+
+The kernels and the definitions are the compiled module's (native/hosts/tensorflow_operators.cc).
+Weight and bias are lists of one tensor or none, and so are their gradients.
+"""
+
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.python import pywrap_tfe
+from tensorflow.python.eager import context, core, execute
+from tensorflow.python.framework import op_def_library, ops
+
+from layernorm.tensorflow import formula
+from layernorm.tensorflow.arguments import Definition
+
+Tensors = Sequence[tf.Tensor]
+
+LAYER_NORM = "LayerNorm__import_layernorm_tensorflow"
+BACKWARD = "LayerNormBackward__import_layernorm_tensorflow"
+
+# The inputs of each; those that are lists have the type P, and their lengths are attributes.
+_INPUTS = {
+    LAYER_NORM: {"x": "T", "weight": "weights", "bias": "biases"},
+    BACKWARD: {"dy": "T", "x": "T", "statistics": "S", "weight": "weights"},
+}
+
+
+def forward(
+    x: tf.Tensor, weight: Tensors, bias: Tensors, definition: Definition
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return y and the statistics."""
+    statistics_type = tf.float64 if x.dtype == tf.float64 else tf.float32
+    attributes = (*definition.attributes, "S", statistics_type)
+    if not weight and not bias:
+        attributes += ("P", x.dtype)
+    y, statistics = _call(LAYER_NORM, (x, weight, bias), attributes)
+    return y, statistics
+
+
+def backward(
+    dy: tf.Tensor,
+    x: tf.Tensor,
+    statistics: tf.Tensor,
+    weight: Tensors,
+    bias: Tensors,
+    definition: Definition,
+) -> list[tf.Tensor]:
+    """Return dx, and dweight and dbias for those that there are."""
+    attributes = (*definition.attributes, "biases", len(bias))
+    if not weight:
+        attributes += ("P", bias[0].dtype if bias else x.dtype)
+    results: list[tf.Tensor] = []
+    for each in _call(BACKWARD, (dy, x, statistics, weight), attributes):
+        results += each if isinstance(each, list) else [each]
+    return results
+
+
+def _call(name: str, inputs: Sequence[Any], attributes: tuple[Any, ...]) -> Sequence[Any]:
+    where = context.context()
+    if not where.executing_eagerly():
+        return _call_in_graph(name, inputs, attributes)
+    try:
+        return pywrap_tfe.TFE_Py_FastPathExecute(where, name, None, *inputs, *attributes)
+    except core._NotOkStatusException as error:
+        ops.raise_from_not_ok_status(error, None)
+    except core._FallbackException:
+        pass
+    return _call_in_full(name, inputs, attributes, where)
+
+
+def _call_in_graph(name: str, inputs: Sequence[Any], attributes: tuple[Any, ...]) -> Tensors:
+    options = dict(zip(attributes[::2], attributes[1::2], strict=True))
+    options |= dict(zip(_INPUTS[name], inputs, strict=True))
+    scope = "layer_norm" if name == LAYER_NORM else "layer_norm_backward"
+    _, _, op, outputs = op_def_library._apply_op_helper(name, name=scope, **options)
+    if execute.must_record_gradient():
+        execute.record_gradient(name, op.inputs, _recorded(op), outputs)
+    return outputs[:]
+
+
+def _recorded(op: tf.Operation) -> tuple[Any, ...]:
+    names = (*("axis", "eps_bits", "centered", "zero_centered_weight"), "weights", "biases")
+    return tuple(part for name in names for part in (name, op.get_attr(name)))
+
+
+def _call_in_full(
+    name: str, inputs: Sequence[Any], attributes: tuple[Any, ...], where: Any
+) -> Tensors:
+    """Call it eagerly, with every attribute, where TensorFlow's short way does not take the call."""
+    options = dict(zip(attributes[::2], attributes[1::2], strict=True))
+    flat: list[tf.Tensor] = []
+    for each, kind in zip(inputs, _INPUTS[name].values(), strict=True):
+        given = [tf.convert_to_tensor(one) for one in each] if isinstance(each, list) else [each]
+        if isinstance(each, list):
+            options |= {kind: len(given)} | ({"P": given[0].dtype} if given else {})
+        else:
+            options[kind] = each.dtype
+        flat += given
+    attributes = tuple(
+        each.as_datatype_enum if isinstance(each, tf.DType) else each
+        for pair in options.items()
+        for each in pair
+    )
+    outputs = 2 if name == LAYER_NORM else 1 + options["weights"] + options["biases"]
+    results: Tensors = execute.execute(
+        name.encode(), outputs, inputs=flat, attrs=attributes, ctx=where
+    )
+    if execute.must_record_gradient():
+        execute.record_gradient(name, flat, attributes, results)
+    return results
+
+
+def _definition(op: Any) -> Definition:
+    """Read the definition off an operation, or what stands for it on an eager tape."""
+    (eps,) = struct.unpack("d", struct.pack("q", op.get_attr("eps_bits")))
+    axis = tuple(op.get_attr("axis"))
+    return Definition(axis, eps, op.get_attr("centered"), op.get_attr("zero_centered_weight"))
+
+
+@tf.RegisterGradient(LAYER_NORM)
+def _gradients(op: Any, dy: tf.Tensor, _: Any) -> Tensors:
+    x, *parameters = op.inputs
+    weights = op.get_attr("weights")
+    weight, bias = parameters[:weights], parameters[weights:]
+    return backward(dy, x, op.outputs[1], weight, bias, _definition(op))
+
+
+@tf.RegisterGradient(BACKWARD)
+def _gradients_of_gradients(op: Any, *gradients: tf.Tensor) -> Sequence[tf.Tensor | None]:
+    """Differentiate the formula twice: derivatives of any order follow."""
+    dy, x, _, *weights = op.inputs
+    # Of dbias' shape; a bias' value is of no account.
+    biases = [tf.zeros_like(each) for each in gradients[1 + len(weights) :]]
+    definition = _definition(op)
+
+    def y_of(x: tf.Tensor, *parameters: tf.Tensor) -> tf.Tensor:
+        weight, bias = parameters[: len(weights)], parameters[len(weights) :]
+        return formula.y_of(x, *(each[0] if each else None for each in (weight, bias)), definition)
+
+    def backward_of(dy: tf.Tensor, *given: tf.Tensor) -> Sequence[tf.Tensor]:
+        return _pull_back(y_of, (*given, *biases), [dy])
+
+    of_dy, of_x, *of_weight = _pull_back(backward_of, (dy, x, *weights), gradients)
+    return of_dy, of_x, None, *of_weight
+
+
+def _pull_back(
+    function: Callable[..., Any], at: Tensors, gradients: Tensors
+) -> Sequence[tf.Tensor | None]:
+    """Carry the gradients of function(*at) back to `at`."""
+    # Of another graph perhaps, where the gradients belong to a function of their own.
+    at = [tf.identity(each) for each in at]
+    if not tf.executing_eagerly():
+        # Where TensorFlow builds the backward of a function, it lets no tape record.
+        return tf.gradients(function(*at), at, list(gradients))
+    with tf.GradientTape() as tape:
+        tape.watch(at)
+        results = function(*at)
+    if isinstance(results, tf.Tensor):
+        results = [results]
+    return tape.gradient(results, at, list(gradients))

@@ -1,0 +1,77 @@
+"""Run by test_tensorflow.py in a process of its own: the bits are those of `layernorm.numpy`."""
+
+import cases
+import numpy as np
+import pytest
+import tensorflow as tf
+from calls import assert_same_bits, forward_and_backward
+from cases import Case
+from checkers import check_batch_of_one
+from tensors_as_numpy import AsNumpy
+from values import TYPES
+
+import layernorm
+import layernorm.numpy as numpy_front_end
+
+FAMILIES = (
+    cases.width_cases,
+    cases.value_cases,
+    cases.layout_cases,
+    cases.eps_cases,
+    cases.dy_cases,
+    cases.parameter_cases,
+)
+
+
+def assert_same_as_numpy(way: AsNumpy, case: Case) -> None:
+    arrays = [each if each is None else np.ascontiguousarray(each) for each in case.arrays()]
+    arrays = [each if each is None else each.astype(each.dtype.newbyteorder("=")) for each in arrays]
+    expected = forward_and_backward(numpy_front_end, case, *arrays)
+    got = forward_and_backward(way, case, *arrays)
+    for name, result in expected.items():
+        if name not in ("mean", "rstd", "residual"):
+            assert_same_bits(got[name], result, f"{name} of {case.id}")
+
+
+@pytest.mark.parametrize("way", ["eager", "graph"])
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
+@pytest.mark.parametrize("kind", cases.KINDS)
+def test_every_case_of_the_table(kind, family, way) -> None:
+    front_end = AsNumpy(way)
+    for case in family(kind):
+        assert_same_as_numpy(front_end, case)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("kind", cases.KINDS)
+def test_a_batch_of_one_and_many_rows(kind, dtype) -> None:
+    check_batch_of_one(AsNumpy("eager"), Case(kind, dtype, 769, rows=37))
+    # 2503 rows: several blocks of sums, and several threads.
+    assert_same_as_numpy(AsNumpy("graph"), Case(kind, dtype, 768, rows=2503))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_the_bits_do_not_depend_on_the_number_of_threads(dtype, set_num_threads) -> None:
+    case = Case(dtype=dtype, cols=768, rows=2503)
+    results = []
+    for count in (1, 2, 3, 16):
+        set_num_threads(count)
+        results.append(forward_and_backward(AsNumpy("eager"), case, *case.arrays()))
+    for other in results[1:]:
+        for name, result in results[0].items():
+            assert_same_bits(other[name], result, name)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_y_is_written_over_an_x_that_nothing_else_reads(dtype) -> None:
+    x, _, weight, bias = (
+        tf.constant(each) for each in Case(dtype=dtype, cols=769, rows=37).arrays()
+    )
+
+    @tf.function
+    def twice(x, weight, bias):
+        return layernorm.layer_norm(layernorm.layer_norm(x * 2, weight, bias), weight, bias)
+
+    once = numpy_front_end.layer_norm((x * 2).numpy(), weight.numpy(), bias.numpy())
+    expected = numpy_front_end.layer_norm(once, weight.numpy(), bias.numpy())
+    assert_same_bits(twice(x, weight, bias).numpy(), expected, "y")

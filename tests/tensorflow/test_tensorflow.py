@@ -1,0 +1,39 @@
+"""The TensorFlow front end, each file of its tests in a process of its own (see own_process.py)."""
+
+import importlib.util
+import sys
+
+import pytest
+from own_process import run, run_tests
+
+if importlib.util.find_spec("tensorflow") is None:
+    pytest.skip("could not import tensorflow", allow_module_level=True)
+
+
+@pytest.mark.parametrize(
+    ("file", "tests"), [("same_bits", 36), ("xla", 51), ("transforms", 60)], ids=lambda each: each
+)
+def test_inside(file, tests) -> None:
+    assert run_tests(f"tensorflow/inside_{file}.py") >= tests
+
+
+PROBE = """
+import pathlib
+import tensorflow as tf
+tf.config.threading.set_intra_op_parallelism_threads({count})
+import layernorm, layernorm.tensorflow as ours
+layernorm.set_num_threads(7)
+x = tf.ones((1009, 769))
+def threads(): return len(list(pathlib.Path("/proc/self/task").iterdir()))
+ours.layer_norm(x[:1])
+before = threads()
+ours.layer_norm(x)
+print(threads() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.parametrize(("count", "started"), [(1, 0), (3, 2), (0, 6)])
+def test_threads_are_bounded_by_tensorflows_own_setting(count, started) -> None:
+    done = run([sys.executable, "-c", PROBE.format(count=count)])
+    assert int(done.stdout.split()[-1]) == started
