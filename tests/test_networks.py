@@ -62,15 +62,20 @@ def losses_from(weights: dict[str, digits.Array], recipe) -> np.ndarray:
 
 
 def effect_of_one_ulp(recipe) -> float:
-    """How far a loss moves if every first weight of the linear layers is the next number up."""
+    """How far a loss moves if every first weight of the linear layers is the next number."""
     weights = digits.initial_weights()
+    rng = np.random.default_rng(0)
     moved = {
-        name: np.nextafter(each, np.float32(np.inf)) if each.ndim == 2 else each
+        # Up or down at random: a layer norm would take no notice of all of them up.
+        name: np.nextafter(each, np.float32(rng.choice([-np.inf, np.inf], each.shape)))
+        if each.ndim == 2
+        else each
         for name, each in weights.items()
     }
     return np.abs(losses_from(moved, recipe) - losses_from(weights, recipe)).max()
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # in Keras
 @each_recipe
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_the_training_in_each_framework_follows_that_in_numpy(framework, recipe) -> None:
@@ -80,7 +85,7 @@ def test_the_training_in_each_framework_follows_that_in_numpy(framework, recipe)
     beside = train("numpy", recipe, data, EPOCHS)
     assert run.norm_outputs == EPOCHS * 22 * digits.BATCH_SIZE * sum(digits.SIZES[1:-1])
     assert run.other_bits == 0
-    # A product of matrices is a sum of up to 128 terms: rounded otherwise, it moves a few ulp.
-    assert run.largest_difference(beside) <= 16 * effect_of_one_ulp(recipe)
+    # The products of matrices may be rounded otherwise in every step.
+    assert run.largest_difference(beside) <= len(run.loss) * effect_of_one_ulp(recipe)
     for mine, other in zip(run.parameters, beside.parameters, strict=True):
         assert mine["moved"] == pytest.approx(other["moved"], rel=1e-3)

@@ -267,9 +267,7 @@ def test_threads_that_call_at_once() -> None:
     graph = tf.function(ours.layer_norm)
     expected, results = graph(x, weight, bias), []
     workers = [
-        threading.Thread(
-            target=lambda: results.extend(graph(x, weight, bias) for _ in range(20))
-        )
+        threading.Thread(target=lambda: results.extend(graph(x, weight, bias) for _ in range(20)))
         for _ in range(4)
     ]
     for each in workers:

@@ -14,7 +14,13 @@ from layernorm.cli.networks.network import Weights
 from layernorm.cli.teller import Teller
 from layernorm.numpy import layer_norm
 
-TITLES = {"numpy": "NumPy", "torch": "PyTorch"}
+TITLES = {
+    "numpy": "NumPy",
+    "torch": "PyTorch",
+    "jax": "JAX",
+    "tensorflow": "TensorFlow",
+    "keras": "Keras",
+}
 
 
 @dataclass

@@ -29,9 +29,7 @@ def y_of(
     return tf.cast(y, x.dtype)
 
 
-def _xhat(
-    wide: tf.Tensor, eps: tf.Tensor, definition: Definition, x_type: tf.DType
-) -> tf.Tensor:
+def _xhat(wide: tf.Tensor, eps: tf.Tensor, definition: Definition, x_type: tf.DType) -> tf.Tensor:
     def mean(v: tf.Tensor) -> tf.Tensor:
         return tf.reduce_mean(v, definition.axis, keepdims=True)
 

@@ -7,7 +7,12 @@ from collections.abc import Sequence
 
 from layernorm.cli.networks.network import Network, Recipe, Weights
 
-_PACKAGES = {"torch": ("torch",)}
+_PACKAGES = {
+    "torch": ("torch",),
+    "jax": ("jax", "optax"),
+    "tensorflow": ("tensorflow",),
+    "keras": ("keras",),
+}
 """What each framework's network needs installed, beside NumPy's, which is always there."""
 
 FRAMEWORKS = tuple(_PACKAGES)

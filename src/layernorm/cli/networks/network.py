@@ -15,7 +15,16 @@ class Recipe(NamedTuple):
     title: str
     optimizer: Literal["SGD", "Adam"]
     lr: float
-    momentum: float = 0.0  # of SGD; Adam has betas 0.9 and 0.999, and eps 1e-8
+    momentum: float = 0.0  # of SGD
+    beta2: float = 0.999  # of Adam, whose beta1 is 0.9
+    eps: float = 1e-8
+
+    def uncorrected_eps(self, step: Any) -> Any:
+        """Give eps to an Adam that adds it before the second moment's bias is corrected.
+
+        TensorFlow's and Keras's do; torch.optim's adds it afterwards. `step` counts from 1.
+        """
+        return self.eps * (1 - self.beta2**step) ** 0.5
 
 
 RECIPES = (

@@ -72,7 +72,7 @@ class Network:
         last = 3 * len(self.norms)
         self.layers.append(Linear(weights[f"{last}.weight"], weights[f"{last}.bias"]))
         self._optimizer = (
-            Adam(self.parameters(), lr=recipe.lr)
+            Adam(self.parameters(), lr=recipe.lr, betas=(0.9, recipe.beta2), eps=recipe.eps)
             if recipe.optimizer == "Adam"
             else SGD(self.parameters(), lr=recipe.lr, momentum=recipe.momentum)
         )

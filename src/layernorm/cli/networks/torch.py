@@ -18,7 +18,7 @@ class Network:
         self._layers.load_state_dict({name: torch.tensor(each) for name, each in weights.items()})
         parameters = self._layers.parameters()
         self._optimizer = (
-            torch.optim.Adam(parameters, lr=recipe.lr)
+            torch.optim.Adam(parameters, lr=recipe.lr, betas=(0.9, recipe.beta2), eps=recipe.eps)
             if recipe.optimizer == "Adam"
             else torch.optim.SGD(parameters, lr=recipe.lr, momentum=recipe.momentum)
         )
