@@ -53,6 +53,9 @@ const char* load_shim(const char* library) {
   if (!find(handle, #name, found.name)) return #name;
   LAYERNORM_TORCH_FUNCTIONS(LAYERNORM_FIND)
 #undef LAYERNORM_FIND
+#define LAYERNORM_FIND(result, name, parameters) find(handle, #name, found.name);
+  LAYERNORM_TORCH_LATER_FUNCTIONS(LAYERNORM_FIND)
+#undef LAYERNORM_FIND
   shim = found;
   return nullptr;
 }

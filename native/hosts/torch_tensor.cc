@@ -2,18 +2,7 @@
 
 #include <algorithm>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 namespace layernorm::torch {
-namespace {
-
-// malloc gives memory of 32 MiB and more back to the system, and takes fresh pages for it each time:
-// filling 32 MiB then took 16 ms, and 4 ms with huge pages. Below, memory is mostly used again, and
-// asking costs nothing that was measured.
-constexpr int64_t kHugePageBytes = 4 * 1024 * 1024;
-
 int32_t scalar_type(DataType type) {
   switch (type) {
     case DataType::float16: return shim.aoti_torch_dtype_float16();
@@ -23,8 +12,6 @@ int32_t scalar_type(DataType type) {
   }
   return shim.aoti_torch_dtype_float32();
 }
-
-}  // namespace
 
 void contiguous_strides(int64_t axes, const int64_t* sizes, int64_t* strides) {
   int64_t stride = 1;
@@ -137,15 +124,6 @@ Tensor empty_contiguous(int64_t axes, const int64_t* sizes, DataType type) {
   return empty(axes, sizes, strides, type);
 }
 
-Tensor empty_as(const Tensor& x, DataType type) {
-  const int64_t axes = x.axes(), *sizes = x.sizes(), *strides = x.strides();
-  Tensor result = x.elements() > 0 && is_dense(axes, sizes, strides)
-                      ? empty(axes, sizes, strides, type)
-                      : empty_contiguous(axes, sizes, type);
-  ask_for_huge_pages(result.write(), x.elements() * size_of(type));
-  return result;
-}
-
 Tensor undefined() {
   TensorHandle handle = nullptr;
   check(shim.aoti_torch_new_uninitialized_tensor(&handle));
@@ -188,19 +166,6 @@ Walked Walked::to_write(const Tensor& tensor, const Axes& axes, const Order& ord
   result.walk_copy(tensor, order, type);
   result.target_ = tensor.in_order(order);
   return result;
-}
-
-void ask_for_huge_pages(void* data, int64_t bytes) {
-#if defined(__linux__)
-  if (bytes < kHugePageBytes) return;
-  constexpr uintptr_t kPage = 4096;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
-  const uintptr_t end =
-      (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes)) / kPage * kPage;
-  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#else
-  (void)data, (void)bytes;
-#endif
 }
 
 }  // namespace layernorm::torch
