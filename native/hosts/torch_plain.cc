@@ -1,5 +1,7 @@
 #include "torch_plain.h"
 
+#include <utility>
+
 #include "python_gil.h"
 #include "python_owned.h"
 #include "torch_memory.h"
@@ -65,20 +67,23 @@ Statistics statistics_in(void* data, DataType type, bool centered, int64_t rows)
   return {first, first + bytes, first + 2 * bytes};
 }
 
-// y, or nothing with Python's error set.
-Owned run_forward(const PlainCall& call, const Problem& problem) {
-  void* data = nullptr;
-  Owned y = empty_y(call, &data);
-  if (!y) return y;
-  const Forward job = {problem, call.bias ? call.bias.data() : nullptr, {data, call.cols, 1}};
+// False with Python's error set.
+bool run_forward(const PlainCall& call, const Problem& problem, void* y) {
+  const Forward job = {problem, call.bias ? call.bias.data() : nullptr, {y, call.cols, 1}};
   Status status;
   {
     const WithoutGil released(call.x.bytes());
     status = forward(job, parallel_for());
   }
-  if (status == Status::ok) return y;
-  PyErr_NoMemory();
-  return Owned();
+  if (status != Status::ok) PyErr_NoMemory();
+  return status == Status::ok;
+}
+
+// y, or nothing with Python's error set.
+Owned run_forward(const PlainCall& call, const Problem& problem) {
+  void* data = nullptr;
+  Owned y = empty_y(call, &data);
+  return y && run_forward(call, problem, data) ? std::move(y) : Owned();
 }
 
 bool has_count(const char* name, Py_ssize_t count, Py_ssize_t expected) {
@@ -92,7 +97,7 @@ bool has_count(const char* name, Py_ssize_t count, Py_ssize_t expected) {
 // (x, weight, bias, normalized_shape, eps, centered, zero_centered_weight) -> y; True where the call
 // is plain but asks for a gradient; None where it is not plain, with nothing touched.
 PyObject* plain_forward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  if (!has_count("torch_forward", count, 7)) return nullptr;
+  if (!has_count("torch_forward", count, kPlainArguments)) return nullptr;
   PlainCall call;
   Problem problem = {};
   if (!exchange || !is_unwatched() || !call.take(arguments, problem)) Py_RETURN_NONE;
@@ -100,9 +105,26 @@ PyObject* plain_forward(PyObject*, PyObject* const* arguments, Py_ssize_t count)
   return run_forward(call, problem).release();
 }
 
+// The arguments of torch_forward, and out -> True, and y is in out; False where the call is not plain,
+// or asks for a gradient, with nothing touched. `out` may be x itself, and else overlaps nothing.
+PyObject* plain_forward_into(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  if (!has_count("torch_forward_into", count, kPlainArguments + 1)) return nullptr;
+  PlainCall call;
+  Plain out;
+  Problem problem = {};
+  PyObject* out_object = arguments[kPlainArguments];
+  if (!exchange || !is_unwatched() || !call.take(arguments, problem) || !out.take(out_object) ||
+      out.type != call.x.type || !out.has_sizes(call.x.view.shape, call.x.view.ndim) ||
+      (out.data() != call.x.data() && out.overlaps(call.x)) || out.overlaps(call.weight) ||
+      out.overlaps(call.bias) || call.wants_gradient() || wants_gradient(out_object))
+    Py_RETURN_FALSE;
+  if (!run_forward(call, problem, out.data())) return nullptr;
+  Py_RETURN_TRUE;
+}
+
 // The arguments of a call that torch_forward has answered with True -> (y, statistics).
 PyObject* plain_forward_with_statistics(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  if (!has_count("torch_forward_with_statistics", count, 7)) return nullptr;
+  if (!has_count("torch_forward_with_statistics", count, kPlainArguments)) return nullptr;
   PlainCall call;
   Problem problem = {};
   if (!exchange || !call.take(arguments, problem)) Py_RETURN_NONE;
@@ -124,7 +146,7 @@ PyObject* plain_forward_with_statistics(PyObject*, PyObject* const* arguments, P
 //  need_dweight, need_dbias) -> (dx, dweight, dbias), None for what is not needed; None where the
 //  call is not plain.
 PyObject* plain_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  if (!has_count("torch_backward", count, 12)) return nullptr;
+  if (!has_count("torch_backward", count, kPlainArguments + 5)) return nullptr;
   PlainCall call;
   Plain dy, saved;
   Backward job = {};

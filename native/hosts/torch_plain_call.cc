@@ -129,8 +129,9 @@ bool Plain::has_sizes(const int64_t* sizes, int64_t count) const {
 }
 
 bool Plain::overlaps(const Plain& other) const {
+  if (!*this || !other) return false;
   const char *own = static_cast<const char*>(data()), *its = static_cast<const char*>(other.data());
-  return *this && other && own < its + other.bytes() && its < own + bytes();
+  return own < its + other.bytes() && its < own + bytes();
 }
 
 bool Plain::take_type() {

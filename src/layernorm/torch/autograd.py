@@ -41,13 +41,16 @@ class PlainNorm(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
         """Return dx, dweight, dbias."""
         x, weight = ctx.saved_tensors
-        bias, statistics, options = ctx.rest
+        bias, statistics, (normalized_shape, eps, centered, zero_centered_weight) = ctx.rest
         need = ctx.needs_input_grad
         gradients: Sequence[Tensor | None] | None = _native.torch_backward(
             x,
             weight,
             bias,
-            *options,
+            normalized_shape,
+            eps,
+            centered,
+            zero_centered_weight,
             dy,
             statistics,
             need[0],
