@@ -65,7 +65,7 @@ void* take_memory(size_t bytes) {
 
 void keep_memory(void* memory, size_t bytes) {
   const std::unique_lock<std::mutex> held(lock, std::try_to_lock);
-  if (!held || bytes < kKeptFrom || bytes > most_kept()) return std::free(memory);
+  if (!held || bytes > most_kept()) return std::free(memory);
   while (count == blocks.size() || (count > 0 && kept + bytes > most_kept()))
     std::free(remove(0).memory);
   blocks[count++] = {memory, bytes};

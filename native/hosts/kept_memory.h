@@ -6,7 +6,7 @@
 
 namespace layernorm {
 
-// Arrays of fewer bytes are better served by malloc, which keeps theirs as well.
+// NumPy's arrays of fewer bytes are better served by malloc, which keeps theirs as well.
 constexpr size_t kKeptFrom = size_t{4} << 20;
 
 // Null where there is none. Asks for huge pages where the system has them.

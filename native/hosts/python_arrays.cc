@@ -24,7 +24,8 @@ void* allocate(void*, size_t bytes) {
 void* allocate_zeros(void*, size_t count, size_t bytes) { return std::calloc(count, bytes); }
 void* reallocate(void*, void* memory, size_t bytes) { return std::realloc(memory, bytes); }
 void release(void*, void* memory, size_t bytes) {
-  if (memory) keep_memory(memory, bytes);
+  if (memory && bytes >= kKeptFrom) return keep_memory(memory, bytes);
+  std::free(memory);
 }
 
 PyDataMem_Handler handler = {

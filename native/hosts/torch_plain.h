@@ -12,6 +12,7 @@ namespace layernorm::torch {
 bool open_plain_way(PyObject* parts);
 
 PyObject* plain_forward(PyObject*, PyObject* const* arguments, Py_ssize_t count);
+PyObject* plain_forward_into(PyObject*, PyObject* const* arguments, Py_ssize_t count);
 PyObject* plain_forward_with_statistics(PyObject*, PyObject* const* arguments, Py_ssize_t count);
 PyObject* plain_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count);
 

@@ -62,9 +62,16 @@ using Error = int32_t;  // 0: success
   X(Error, torch_parallel_for,                                                                     \
     (int64_t, int64_t, int64_t, void (*)(int64_t, int64_t, void*), void*))
 
+// Those that PyTorch has since 2.11: null before.
+#define LAYERNORM_TORCH_LATER_FUNCTIONS(X)                                               \
+  X(Error, torch_from_blob,                                                              \
+    (void*, int64_t, const int64_t*, const int64_t*, int64_t, int32_t, int32_t, int32_t, \
+     TensorHandle*, int32_t, const uint8_t*, int64_t, void (*)(void*, void*), void*))
+
 struct Shim {
 #define LAYERNORM_DECLARE(result, name, parameters) result(*name) parameters = nullptr;
   LAYERNORM_TORCH_FUNCTIONS(LAYERNORM_DECLARE)
+  LAYERNORM_TORCH_LATER_FUNCTIONS(LAYERNORM_DECLARE)
 #undef LAYERNORM_DECLARE
 };
 

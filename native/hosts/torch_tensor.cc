@@ -2,11 +2,7 @@
 
 #include <algorithm>
 
-#include "huge_pages.h"
-
 namespace layernorm::torch {
-namespace {
-
 int32_t scalar_type(DataType type) {
   switch (type) {
     case DataType::float16: return shim.aoti_torch_dtype_float16();
@@ -16,8 +12,6 @@ int32_t scalar_type(DataType type) {
   }
   return shim.aoti_torch_dtype_float32();
 }
-
-}  // namespace
 
 void contiguous_strides(int64_t axes, const int64_t* sizes, int64_t* strides) {
   int64_t stride = 1;
@@ -128,15 +122,6 @@ Tensor empty_contiguous(int64_t axes, const int64_t* sizes, DataType type) {
   int64_t strides[kMostAxes];
   contiguous_strides(axes, sizes, strides);
   return empty(axes, sizes, strides, type);
-}
-
-Tensor empty_as(const Tensor& x, DataType type) {
-  const int64_t axes = x.axes(), *sizes = x.sizes(), *strides = x.strides();
-  Tensor result = x.elements() > 0 && is_dense(axes, sizes, strides)
-                      ? empty(axes, sizes, strides, type)
-                      : empty_contiguous(axes, sizes, type);
-  ask_for_huge_pages(result.write(), x.elements() * size_of(type));
-  return result;
 }
 
 Tensor undefined() {

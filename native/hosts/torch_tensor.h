@@ -50,12 +50,12 @@ class Tensor {
   TensorHandle handle_ = nullptr;
 };
 
+int32_t scalar_type(DataType type);  // PyTorch's number for it
+
 void contiguous_strides(int64_t axes, const int64_t* sizes, int64_t* strides);
 
 Tensor empty(int64_t axes, const int64_t* sizes, const int64_t* strides, DataType type);
 Tensor empty_contiguous(int64_t axes, const int64_t* sizes, DataType type);
-// Of x's sizes, with x's strides where no element of x is missing between them; else contiguous.
-Tensor empty_as(const Tensor& x, DataType type);
 Tensor undefined();
 // The tensor itself, or its copy: contiguous, of this type.
 Tensor contiguous(Tensor given, DataType type);

@@ -136,6 +136,19 @@ def torch_forward(
 ) -> Any:
     """Return y for plain tensors; True if they need a gradient; None for anything else."""
 
+def torch_forward_into(
+    x: object,
+    weight: object,
+    bias: object,
+    normalized_shape: object,
+    eps: object,
+    centered: bool,
+    zero_centered_weight: bool,
+    out: object,
+    /,
+) -> bool:
+    """Write y into `out` and return True; False, with nothing done, where not all are plain."""
+
 def torch_forward_with_statistics(
     x: object,
     weight: object,

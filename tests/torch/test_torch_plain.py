@@ -11,6 +11,7 @@ from torch.autograd import forward_ad  # noqa: E402
 from torch.overrides import TorchFunctionMode  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
+import layernorm  # noqa: E402
 import layernorm.torch as ours  # noqa: E402
 from layernorm import _native  # noqa: E402
 from layernorm.torch import functional  # noqa: E402
@@ -148,3 +149,77 @@ def test_several_threads_may_call_at_once() -> None:
     with ThreadPoolExecutor(4) as pool:
         for got in pool.map(call, range(40)):
             assert all(map(torch.equal, got, expected))
+
+
+# out, of the top level's functions
+
+
+def into(x, out, **options):
+    return layernorm.layer_norm(x, torch.arange(5.0).to(x.dtype), out=out, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_y_is_written_straight_into_out(dtype) -> None:
+    x = torch.randn(3, 5, dtype=dtype)
+    expected = into(x, None)
+    out = torch.full((3, 5), torch.nan, dtype=dtype)
+    version = out._version
+    assert into(x, out) is out
+    assert torch.equal(out, expected)
+    assert out._version == version + 1
+    assert into(x, x) is x  # in place
+    assert torch.equal(x, expected)
+
+
+def test_a_plain_out_takes_no_second_tensor() -> None:
+    x, out = torch.randn(3, 5), torch.empty(3, 5)
+    arguments = (x, None, None, SHAPE, 1e-5, True, False)
+    assert _native.torch_forward_into(*arguments, out)
+    refused = {
+        "another type": out.double(),
+        "another shape": out[:2],
+        "strided": torch.empty(5, 3).t(),
+        "a gradient": out.clone().requires_grad_(),
+        "no tensor": None,
+    }
+    for name, each in refused.items():
+        assert not _native.torch_forward_into(*arguments, each), name
+
+
+@pytest.mark.parametrize("start", [0, 3, 5])
+def test_an_out_that_overlaps_x_has_the_right_y(start) -> None:
+    memory = torch.randn(40)
+    x, out = memory[:15].view(3, 5), memory[start : start + 15].view(3, 5)
+    expected = into(x, None)
+    into(x, out)
+    assert torch.equal(out, expected)
+
+
+def test_an_out_that_is_the_weight_has_the_right_y() -> None:
+    x, weight = torch.randn(1, 5), torch.randn(1, 5)
+    expected = layernorm.layer_norm(x, weight[0])
+    layernorm.layer_norm(x, weight[0], out=weight)
+    assert torch.equal(weight, expected)
+
+
+def test_out_and_a_gradient_exclude_each_other() -> None:
+    x = torch.randn(3, 5, requires_grad=True)
+    with pytest.raises(RuntimeError, match="does not go through out"):
+        into(x, torch.empty(3, 5))
+    with torch.no_grad():
+        assert torch.equal(into(x, torch.empty(3, 5)), into(x, None))
+
+
+def test_a_backward_sees_that_out_has_overwritten_what_it_needs() -> None:
+    x = torch.randn(3, 5, requires_grad=True)
+    y = x.exp()  # whose backward needs y
+    with torch.no_grad():
+        into(torch.randn(3, 5), y)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_out_in_inference_mode() -> None:
+    with torch.inference_mode():
+        x = torch.randn(3, 5)
+        assert torch.equal(into(x, torch.empty(3, 5)), into(x, None))

@@ -5,7 +5,7 @@ from typing import Any, SupportsFloat
 import torch
 from torch import Tensor
 
-from layernorm import spec
+from layernorm import _native, spec
 from layernorm.torch import functional
 
 
@@ -65,12 +65,20 @@ def _norm(
         kind = IndexError if "out of range" in str(error) else RuntimeError
         raise kind(str(error)) from None
     sizes = spec.normalized_shape(x.shape, axes)
+    eps = spec.check_eps(eps)
+    is_last = axes == tuple(range(x.dim() - len(axes), x.dim()))
+    if out is not None and is_last and not torch.compiler.is_compiling():
+        options = (sizes, eps, centered, zero_centered_weight)
+        if _native.torch_forward_into(x, weight, bias, *options, out):
+            if not out.is_inference():
+                torch.autograd.graph.increment_version(out)
+            return out
     y = functional.norm(
         x,
         sizes,
         weight,
         bias,
-        spec.check_eps(eps),
+        eps,
         axes,
         centered=centered,
         zero_centered_weight=zero_centered_weight,

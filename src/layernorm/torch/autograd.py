@@ -33,15 +33,15 @@ class PlainNorm(torch.autograd.Function):
         """Return y."""
         options = (normalized_shape, eps, centered, zero_centered_weight)
         y, statistics = _native.torch_forward_with_statistics(x, weight, bias, *options)
-        ctx.save_for_backward(x, weight, bias, statistics)
-        ctx.options = options
+        ctx.save_for_backward(x, weight)
+        ctx.rest = (bias, statistics, options)  # of bias the backward needs shape and type alone
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
         """Return dx, dweight, dbias."""
-        x, weight, bias, statistics = ctx.saved_tensors
-        normalized_shape, eps, centered, zero_centered_weight = ctx.options
+        x, weight = ctx.saved_tensors
+        bias, statistics, (normalized_shape, eps, centered, zero_centered_weight) = ctx.rest
         need = ctx.needs_input_grad
         gradients: Sequence[Tensor | None] | None = _native.torch_backward(
             x,
@@ -69,7 +69,7 @@ apply_plain_norm = super(torch.autograd.Function, PlainNorm).apply
 def _watched_backward(
     ctx: Any, dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, statistics: Tensor
 ) -> Sequence[Tensor | None]:
-    normalized_shape, eps, centered, zero_centered_weight = ctx.options
+    normalized_shape, eps, centered, zero_centered_weight = ctx.rest[-1]
     count = 1 if isinstance(normalized_shape, int) else len(normalized_shape)
     sizes = (*x.shape[:-count], *(1,) * count)
     parts = [each.reshape(sizes) for each in statistics.unbind(0)]

@@ -1,0 +1,96 @@
+"""Large outputs: their memory outlives them, and they are tensors like any other."""
+
+import copy
+import pickle
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import torch.nn.functional as F  # noqa: E402
+
+import layernorm.torch as ours  # noqa: E402
+
+X = torch.randn(512, 1024)  # 2 MiB
+WIDE = (1024,)
+
+
+def plain(x):
+    return ours.layer_norm(x, WIDE)
+
+
+def by_operators(x):
+    return ours.layer_norm(x, WIDE, axis=-1)
+
+
+def accelerated(x):
+    with ours.accelerate():
+        return F.layer_norm(x, WIDE)
+
+
+def plain_gradient(x):
+    x = x.detach().requires_grad_()
+    (dx,) = torch.autograd.grad(ours.layer_norm(x, WIDE), x, x.detach())
+    return dx
+
+
+each_way = pytest.mark.parametrize("way", [plain, by_operators, accelerated, plain_gradient])
+
+
+@each_way
+@pytest.mark.filterwarnings("ignore:.*Warning only once for all operators.*")
+def test_the_next_output_takes_the_memory_of_one_that_is_gone(way) -> None:
+    places = set()
+    for _ in range(4):
+        result = way(X)
+        places.add(result.data_ptr())
+        del result
+    # The gradient's y comes and goes too, and may change places with dx.
+    assert len(places) <= (2 if way is plain_gradient else 1)
+
+
+@each_way
+@pytest.mark.filterwarnings("ignore:.*Warning only once for all operators.*")
+def test_outputs_that_live_have_memory_of_their_own(way) -> None:
+    many = [way(X + each) for each in range(12)]
+    for each, result in enumerate(many):
+        assert torch.equal(result, way(X + each))
+
+
+def test_views_keep_the_memory() -> None:
+    row = plain(X)[7]
+    others = [plain(X + 1) for _ in range(3)]
+    assert torch.equal(row, plain(X[7:8])[0])
+    assert all(torch.equal(each, others[0]) for each in others)
+
+
+def test_large_outputs_are_tensors_like_any_other() -> None:
+    y = plain(X)
+    assert type(y) is torch.Tensor
+    assert y.device == X.device
+    assert y.is_contiguous()
+    assert torch.equal(y, by_operators(X))
+    for other in (copy.deepcopy(y), pickle.loads(pickle.dumps(y)), torch.from_numpy(y.numpy())):
+        assert torch.equal(other, y)
+    expected = y.clone()
+    y.share_memory_()
+    assert y.is_shared()
+    assert torch.equal(y, expected)
+    y.mul_(2)
+    assert torch.equal(y, 2 * expected)
+
+
+def test_the_layout_of_a_large_output_is_that_of_x() -> None:
+    images = torch.randn(8, 96, 28, 28).to(memory_format=torch.channels_last)
+    y = ours.layer_norm(images, (96,), axis=1)
+    assert y.stride() == images.stride()
+    expected = ours.layer_norm(images.permute(0, 2, 3, 1), (96,)).permute(0, 3, 1, 2)
+    assert torch.equal(y, expected)
+
+
+def test_the_storage_of_a_large_output_cannot_be_resized() -> None:
+    y = plain(X)
+    assert not y.untyped_storage().resizable()
+    with pytest.raises(RuntimeError, match="not resizable"):
+        y.resize_(4096, 1024)
+    assert plain(X[:8]).untyped_storage().resizable()
