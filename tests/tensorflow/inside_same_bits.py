@@ -25,7 +25,9 @@ FAMILIES = (
 
 def assert_same_as_numpy(way: AsNumpy, case: Case) -> None:
     arrays = [each if each is None else np.ascontiguousarray(each) for each in case.arrays()]
-    arrays = [each if each is None else each.astype(each.dtype.newbyteorder("=")) for each in arrays]
+    arrays = [
+        each if each is None else each.astype(each.dtype.newbyteorder("=")) for each in arrays
+    ]
     expected = forward_and_backward(numpy_front_end, case, *arrays)
     got = forward_and_backward(way, case, *arrays)
     for name, result in expected.items():

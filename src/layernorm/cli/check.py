@@ -95,7 +95,7 @@ def measure(
         quick: smaller arrays, fewer types for the peers.
         peers: names with commas between, "none", or None for all that are installed.
         threads: for every provider; None: all usable processors.
-        front_end: which of ours is measured, "numpy", "torch" or "jax".
+        front_end: which of ours is measured, one of `FRONT_ENDS`.
         console: where to show the progress.
     Raises: MissingPeersError, ImportError without the front end's framework, ValueError for an
         unknown peer.

@@ -29,9 +29,7 @@ def y_of(
     return tf.cast(y, x.dtype)
 
 
-def _xhat(
-    wide: tf.Tensor, eps: tf.Tensor, definition: Definition, x_type: tf.DType
-) -> tf.Tensor:
+def _xhat(wide: tf.Tensor, eps: tf.Tensor, definition: Definition, x_type: tf.DType) -> tf.Tensor:
     def mean(v: tf.Tensor) -> tf.Tensor:
         return tf.reduce_mean(v, definition.axis, keepdims=True)
 
@@ -56,7 +54,8 @@ def _spread(parameter: tf.Tensor, axis: tuple[int, ...]) -> tf.Tensor:
         return parameter
     if max(axis) >= 0:
         raise ValueError(
-            f"axis is {axis}, but x's number of axes is not known: count from the end, as in axis=-1"
+            f"axis is {axis}, but how many axes x has is not known: count from the end, as in "
+            "axis=-1"
         )
     sizes = tf.unstack(tf.shape(parameter), len(axis))
     along = dict(zip(axis, sizes, strict=True))
