@@ -29,6 +29,19 @@ def test_layers_and_functions(backend) -> None:
     assert run_tests("keras/inside_backend.py", environment=environment) >= 50
 
 
+@pytest.mark.parametrize("backend", [each for each in BACKENDS if each != "numpy"])
+def test_the_page(backend) -> None:
+    require(backend)
+    environment = {"KERAS_BACKEND": backend, "JAX_PLATFORMS": "cpu"}
+    assert run_tests("keras/inside_page.py", environment=environment) == 1
+
+
+def test_what_is_public_documents_itself() -> None:
+    require("tensorflow")
+    environment = {"KERAS_BACKEND": "tensorflow"}
+    assert run_tests("keras/inside_architecture.py", environment=environment) == 4
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_kerass_own_tests_pass_on_our_layers(backend) -> None:
     require(backend)

@@ -20,6 +20,8 @@ class LayerNormalization(keras.layers.LayerNormalization):
         x's order.
     """
 
+    axis: Any
+
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Make gamma and beta."""
         self.axis = _in_order(self.axis, input_shape)
