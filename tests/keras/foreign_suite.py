@@ -1,36 +1,43 @@
 """Keras's own tests of its layers, run on ours: KERAS_BACKEND=... python foreign_suite.py SDIST.
 
-The tests are in Keras's source distribution, not in its wheel. pytest runs the two files as they
-are, with our layers in the place of Keras's.
+The tests are in Keras's source distribution, not in its wheel. The two files run as they are, with
+our layers in the place of Keras's.
 """
 
 import sys
 import tarfile
-import tempfile
+import types
+import unittest
 from pathlib import Path
+from unittest import mock
 
 import keras
-import pytest
 from keras.src import layers
 
 import layernorm.keras as ours
 
 FILES = ("layer_normalization_test.py", "rms_normalization_test.py")
 
+# Where the Makefile puts the source distribution.
+SDISTS = sorted(Path(sys.prefix, "share", "keras").glob("keras-*.tar.gz"))
 
-def main(sdist: str) -> int:
-    expected = Path(sdist).name.removesuffix(".tar.gz")
-    assert expected == f"keras-{keras.__version__}", f"{expected} beside {keras.__version__}"
-    layers.LayerNormalization = ours.LayerNormalization
-    layers.RMSNormalization = ours.RMSNormalization
-    with tempfile.TemporaryDirectory() as folder, tarfile.open(sdist) as archive:
+
+def run(sdist: Path) -> unittest.TestResult:
+    """Run the tests; the result tells how many, and what failed."""
+    name = sdist.name.removesuffix(".tar.gz")
+    assert name == f"keras-{keras.__version__}", f"{name}, beside Keras {keras.__version__}"
+    suite = unittest.TestSuite()
+    with tarfile.open(sdist) as archive:
         for file in FILES:
-            member = archive.extractfile(f"{expected}/keras/src/layers/normalization/{file}")
-            (Path(folder) / file).write_bytes(member.read())
-        return pytest.main(
-            [folder, "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-c", "/dev/null"]
-        )
+            source = archive.extractfile(f"{name}/keras/src/layers/normalization/{file}").read()
+            module = types.ModuleType(file.removesuffix(".py"))
+            exec(compile(source, file, "exec"), vars(module))
+            suite.addTests(unittest.defaultTestLoader.loadTestsFromModule(module))
+    replaced = {each.__name__: each for each in (ours.LayerNormalization, ours.RMSNormalization)}
+    with mock.patch.multiple(layers, **replaced):
+        return unittest.TextTestRunner(verbosity=2).run(suite)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    done = run(Path(sys.argv[1]))
+    sys.exit(not done.wasSuccessful())

@@ -1,6 +1,12 @@
 """Run by test_keras.py in a process for each backend: the layers, and the functions."""
 
+import doctest
+import inspect
+import sys
+from pathlib import Path
+
 import cases
+import foreign_suite
 import keras
 import layouts
 import numpy as np
@@ -46,8 +52,10 @@ def test_the_front_end_of_the_backend_does_the_work() -> None:
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
 @each_kind
 def test_the_bits_are_those_of_the_numpy_front_end(kind, family) -> None:
-    # JAX compiles each; JAX's own front end goes through all of them in its tests.
-    for case in family(kind)[:: 12 if BACKEND == "jax" else 1]:
+    # The front ends of JAX, which compiles each, and of TensorFlow have tests of their own that go
+    # through all of them.
+    step = {"jax": 120, "tensorflow": 5}.get(BACKEND, 1)
+    for case in family(kind)[::step]:
         arrays = [each if each is None else np.ascontiguousarray(each) for each in case.arrays()]
         arrays = [
             each if each is None else each.astype(each.dtype.newbyteorder("=")) for each in arrays
@@ -156,7 +164,10 @@ def small_model(layer) -> keras.Model:
     return keras.Model(inputs, keras.layers.Dense(10)(layer(inputs)))
 
 
-@pytest.mark.skipif(BACKEND == "numpy", reason="Keras does not train on the numpy backend")
+trains = pytest.mark.skipif(BACKEND == "numpy", reason="Keras does not train on this backend")
+
+
+@trains
 @pytest.mark.parametrize("jit", [True, False])
 @each_kind
 def test_training_goes_as_with_keras(kind, jit) -> None:
@@ -239,6 +250,15 @@ def test_convert_swaps_in_place_and_keeps_the_rest() -> None:
         ours.convert([model])
 
 
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
+def test_convert_reaches_functions_that_were_traced_before() -> None:
+    model = keras.Sequential([keras.Input((2,)), keras.layers.LayerNormalization()])
+    x = np.array([[1e30, -1e30]], np.float32)  # whose squares overflow, in Keras
+    assert model.predict(x, verbose=0)[0, 0] != 1
+    ours.convert(model)
+    assert model.predict(x, verbose=0).tolist() == [[1, -1]]
+
+
 @each_kind
 def test_symbolic_tensors(kind, tmp_path) -> None:
     inputs = keras.Input((4, None, 8), dtype="float32")
@@ -281,3 +301,42 @@ def test_the_formula_where_no_front_end_is(kind) -> None:
 def test_axes_that_x_has_not(axis, words) -> None:
     with pytest.raises((ValueError, IndexError), match=words):
         ours.LayerNormalization(axis=axis)(normal(2, 3, 4)[..., None][..., 0])
+
+
+@trains
+def test_the_page_runs() -> None:
+    page = Path(__file__).parents[2] / "docs" / "keras.md"
+    failures, tried = doctest.testfile(str(page), module_relative=False)
+    assert tried > 10
+    assert failures == 0
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_kerass_own_tests_pass_on_our_layers() -> None:
+    if not foreign_suite.SDISTS:
+        pytest.skip(
+            "could not import Keras's tests: pip download --no-binary :all: --no-deps keras, into "
+            f"{Path(sys.prefix, 'share', 'keras')}"
+        )
+    done = foreign_suite.run(foreign_suite.SDISTS[-1])
+    assert done.wasSuccessful(), done.failures + done.errors
+    assert done.testsRun == 11
+    assert not done.skipped
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="once is enough")
+def test_what_is_public_documents_itself(monkeypatch) -> None:
+    import test_architecture as rules
+
+    import layernorm.tensorflow
+
+    functions = {"layer_norm", "rms_norm"}
+    classes = {"LayerNormalization", "RMSNormalization"}
+    public = {ours: functions | classes | {"convert"}, layernorm.tensorflow: functions}
+    monkeypatch.setattr(rules, "PUBLIC", public)
+    for module in public:
+        rules.test_public_names_are_those_of_the_init(module)
+        rules.test_every_public_class_and_method_documents_itself(module)
+        for name in module.__all__:
+            if inspect.isfunction(getattr(module, name)):
+                assert rules.missing_parts(getattr(module, name)) == []
