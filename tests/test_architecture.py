@@ -37,6 +37,10 @@ if importlib.util.find_spec("torch") is not None:
     }
 if importlib.util.find_spec("jax") is not None:
     PUBLIC[importlib.import_module("layernorm.jax")] = {"layer_norm", "rms_norm"}
+if importlib.util.find_spec("flax") is not None:
+    PUBLIC[importlib.import_module("layernorm.flax")] = {"linen", "nnx"}
+if importlib.util.find_spec("equinox") is not None:
+    PUBLIC[importlib.import_module("layernorm.equinox")] = {"LayerNorm", "RMSNorm"}
 
 
 def lint_imports(path: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -73,6 +77,8 @@ def test_import_rules_are_kept() -> None:
         ("jax/functional.py", "from layernorm import reference"),
         ("jax/lowering.py", "from layernorm.numpy import layer_norm"),
         ("jax/formulas.py", "import torch"),
+        ("flax/normalize.py", "from layernorm.numpy import layer_norm"),
+        ("equinox/layers.py", "import flax"),
     ],
     ids=lambda text: text.split()[-1],
 )

@@ -1,4 +1,4 @@
-"""Checks arguments through `layernorm.spec`, and finds an order of the axes that the kernels take."""
+"""Checks arguments through `layernorm.spec`, and orders the axes as the kernels take them."""
 
 import functools
 from typing import Any
