@@ -6,7 +6,7 @@ so that a row far from zero keeps its digits; long sums are taken by halves.
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -153,7 +153,6 @@ def backward(
     x, _, weight = parts(rest, definition, has_weight)
     scaled, moments = centered(x.astype(compute_type(x.dtype)), definition)
     rstd = rstd_of(moments, definition.eps)
-    cols = definition.cols(x.shape)
     return gradients(
         dy,
         scaled * rstd,
@@ -164,8 +163,17 @@ def backward(
         dy_power=exponent(dy.astype(rstd.dtype), definition.axes),
         need=need,
         parameter_type=parameter_type,
-        means_over_row=lambda a, b: [total(each, definition.axes) / cols for each in (a, b)],
+        centered_and_projected=_centered_and_projected,
     )
+
+
+def _centered_and_projected(g: Array, xhat: Array, definition: Definition) -> tuple[Array, Array]:
+    """Return g - mean(g), and mean(g * xhat); in RMS norm g itself."""
+    axes, cols = definition.axes, definition.cols(g.shape)
+    if definition.centered:
+        g = g - total(g, axes) / cols
+        g = g - total(g, axes) / cols  # what rounding took from the mean
+    return g, total(g * xhat, axes) / cols
 
 
 def gradients(
@@ -179,7 +187,7 @@ def gradients(
     dy_power: Array,
     need: tuple[bool, ...],
     parameter_type: Any,
-    means_over_row: Callable[[Array, Array], Sequence[Array]],
+    centered_and_projected: Callable[[Array, Array, Definition], tuple[Array, Array]],
 ) -> list[Array]:
     """Return those of dx, dweight and dbias that are needed, from xhat and rstd * 2**x_power.
 
@@ -192,8 +200,7 @@ def gradients(
         g = times_power(wide, -dy_power)
         if weight is not None:
             g = g * _weight(weight, g, definition)
-        mean, inner = means_over_row(g, g * xhat)
-        rest = g - mean if definition.centered else g
+        rest, inner = centered_and_projected(g, xhat, definition)
         dx = times_power(rstd * (rest - xhat * inner), dy_power - x_power).astype(dy.dtype)
     summed = definition.summed(dy.ndim)
     finish = functools.partial(_parameter, definition=definition, parameter_type=parameter_type)

@@ -261,9 +261,13 @@ def _gradients_of_parts(
         rest = (rest - mean) - residual
     cols = definition.cols(x.shape) * jax.lax.psum(1, across)
 
-    def means_over_row(a: Array, b: Array) -> Sequence[Array]:
-        sums = jnp.stack([formulas.total(each, definition.axes) for each in (a, b)])
-        return list(jax.lax.psum(sums, across) / cols)
+    def centered_and_projected(
+        g: Array, xhat: Array, definition: Definition
+    ) -> tuple[Array, Array]:
+        """Both sums in one collective."""
+        sums = jnp.stack([formulas.total(each, definition.axes) for each in (g, g * xhat)])
+        mean, inner = jax.lax.psum(sums, across) / cols
+        return (g - mean if definition.centered else g), inner
 
     none = jnp.zeros((), jnp.int32)
     return formulas.gradients(
@@ -276,5 +280,5 @@ def _gradients_of_parts(
         dy_power=none,
         need=need,
         parameter_type=wide,
-        means_over_row=means_over_row,
+        centered_and_projected=centered_and_projected,
     )
