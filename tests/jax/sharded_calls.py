@@ -125,9 +125,25 @@ def within_shard_map() -> None:
     report("shard_map", difference=max(differences))
 
 
+def explicit_axes() -> None:
+    """On a mesh whose axes belong to the arrays' types."""
+    kinds = (jax.sharding.AxisType.Explicit,) * 2
+    x, weight, bias, _ = arrays_of(8, 64)
+
+    def gradients(x):
+        return jax.grad(lambda x: jnp.sum(jnp.sin(ours.layer_norm(x, weight, bias))))(x)
+
+    expected = gradients(x)
+    with jax.set_mesh(jax.make_mesh((4, 2), ("rows", "cols"), axis_types=kinds)):
+        got = jax.jit(gradients)(jax.device_put(x, PartitionSpec("rows")))
+        assert got.sharding.spec[0] == "rows"
+        report("explicit", difference=float(jnp.abs(np.asarray(got) - expected).max()))
+
+
 if __name__ == "__main__":
     assert len(jax.devices()) == 8
     for each in CALLS:
         call(*each)
     rows_that_do_not_divide()
     within_shard_map()
+    explicit_axes()

@@ -19,8 +19,10 @@ SDISTS = Path(__file__).parents[2] / "build" / "sdists"
 
 FILES = ("linen/linen_test.py", "nnx/nn/normalization_test.py", "nnx/nn/linear_test.py")
 CHOSEN = " or ".join(
-    ("layer_norm", "rms_norm", "layernorm", "rmsnorm", "normalization_equivalence")
-    + ("TestLayersSameGraph", "TestLayersParamsMetadata")
+    (
+        *("layer_norm", "rms_norm", "layernorm", "rmsnorm", "normalization_equivalence"),
+        *("TestLayersSameGraph", "TestLayersParamsMetadata"),
+    )
 )
 
 # What does not pass, and why.

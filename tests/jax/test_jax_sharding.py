@@ -60,7 +60,7 @@ def judge(found: dict) -> None:
 
 
 def test_sharded_calls_are_right_and_communicate_no_more_than_needed() -> None:
-    *calls, uneven, within_shard_map = reports()
+    *calls, uneven, within_shard_map, explicit = reports()
     assert {each["what"] for each in calls} == set(COLLECTIVES)
     for each in calls:
         what = (each["what"], each["kind"], each["dtype"])
@@ -69,3 +69,4 @@ def test_sharded_calls_are_right_and_communicate_no_more_than_needed() -> None:
         judge(each)
     assert uneven["difference"] < 1e-5
     assert within_shard_map["difference"] < 1e-5
+    assert explicit["difference"] < 1e-6
