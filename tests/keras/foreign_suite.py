@@ -19,7 +19,7 @@ import layernorm.keras as ours
 FILES = ("layer_normalization_test.py", "rms_normalization_test.py")
 
 # Where the Makefile puts the source distribution.
-SDISTS = sorted(Path(sys.prefix, "share", "keras").glob("keras-*.tar.gz"))
+SDISTS = sorted(Path(__file__).parents[2].glob("build/sdists/keras-*.tar.gz"))
 
 
 def run(sdist: Path) -> unittest.TestResult:

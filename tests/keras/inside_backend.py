@@ -2,7 +2,6 @@
 
 import doctest
 import inspect
-import sys
 from pathlib import Path
 
 import cases
@@ -315,8 +314,8 @@ def test_the_page_runs() -> None:
 def test_kerass_own_tests_pass_on_our_layers() -> None:
     if not foreign_suite.SDISTS:
         pytest.skip(
-            "could not import Keras's tests: pip download --no-binary :all: --no-deps keras, into "
-            f"{Path(sys.prefix, 'share', 'keras')}"
+            "could not import Keras's tests: pip download keras --no-deps --no-binary keras "
+            "-d build/sdists"
         )
     done = foreign_suite.run(foreign_suite.SDISTS[-1])
     assert done.wasSuccessful(), done.failures + done.errors

@@ -15,6 +15,8 @@ import tensorflow as tf
 from layernorm import tensorflow as front_end
 from layernorm.cli.problem import Array, Problem
 from layernorm.cli.providers.provider import Call, Provider, Unsupported
+from layernorm.tensorflow import operators
+from layernorm.tensorflow.arguments import Definition
 
 
 class TensorFlow(Provider):
@@ -69,6 +71,20 @@ class OursTensorFlow(TensorFlow):
     def function(self, problem: Problem) -> Callable[[Any, Any, Any], Any]:
         """Return y = f(x, weight, bias)."""
         return partial(front_end.layer_norm, axis=problem.axis, eps=problem.eps)
+
+    def backward(self, problem: Problem) -> Call:
+        """Trace what a tape runs, without the tape's own additions to it."""
+        self.require(problem, can_reuse=False)
+        x, weight, bias, dy = _tensors(problem)
+        definition = Definition((problem.axis,), problem.eps)
+        _, statistics = operators.forward(x, [weight], [bias], definition)
+        graph = tf.function(
+            lambda dy, x, statistics, weight, bias: operators.backward(
+                dy, x, statistics, [weight], [bias], definition
+            ),
+            autograph=False,
+        )
+        return lambda: graph(dy, x, statistics, weight, bias)
 
 
 def _formula(x: Any, weight: Any, bias: Any, *, axis: int, eps: float) -> Any:
