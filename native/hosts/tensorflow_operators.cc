@@ -66,8 +66,7 @@ class Held {
   bool sizes(Sizes* sizes) const {
     sizes->count = shim.TF_NumDims(tensor_);
     if (sizes->count > kMostAxes) return false;
-    for (int axis = 0; axis < sizes->count; ++axis)
-      sizes->size[axis] = shim.TF_Dim(tensor_, axis);
+    for (int axis = 0; axis < sizes->count; ++axis) sizes->size[axis] = shim.TF_Dim(tensor_, axis);
     return true;
   }
 
@@ -91,8 +90,7 @@ void* create(KernelConstruction* construction) {
   const OwnedStatus status;
   const auto integer = [&](const char* name) {
     int64_t value = 0;
-    if (status.ok())
-      shim.TF_OpKernelConstruction_GetAttrInt64(construction, name, &value, status);
+    if (status.ok()) shim.TF_OpKernelConstruction_GetAttrInt64(construction, name, &value, status);
     return value;
   };
   const auto flag = [&](const char* name) {
@@ -175,8 +173,8 @@ class Call {
   // y may lie where x does, if nothing else reads x after this node.
   Held output_as_x(int index, int input) {
     int forwarded = -1;
-    Tensor* tensor = shim.TF_ForwardInputOrAllocateOutput(
-        context_, &input, 1, index, sizes_.size, sizes_.count, &forwarded, status_);
+    Tensor* tensor = shim.TF_ForwardInputOrAllocateOutput(context_, &input, 1, index, sizes_.size,
+                                                          sizes_.count, &forwarded, status_);
     note(tensor);
     Held result(tensor);
     if (result && forwarded < 0) ask_for_huge_pages(result.data(), bytes());
@@ -184,8 +182,8 @@ class Call {
   }
   Held output(int index, DataType type, const Sizes& sizes) {
     const auto bytes = static_cast<size_t>(sizes.elements() * size_of(type));
-    Tensor* tensor = shim.TF_AllocateOutput(context_, index, to_code(type), sizes.size,
-                                            sizes.count, bytes, status_);
+    Tensor* tensor = shim.TF_AllocateOutput(context_, index, to_code(type), sizes.size, sizes.count,
+                                            bytes, status_);
     note(tensor);
     return Held(tensor);
   }
@@ -426,10 +424,8 @@ constexpr const char* kAttributes[] = {
 
 bool define(const Operation& operation, const OwnedStatus& status) {
   OpDefinition* definition = shim.TF_NewOpDefinitionBuilder(operation.name);
-  for (const char* each : operation.inputs)
-    shim.TF_OpDefinitionBuilderAddInput(definition, each);
-  for (const char* each : operation.outputs)
-    shim.TF_OpDefinitionBuilderAddOutput(definition, each);
+  for (const char* each : operation.inputs) shim.TF_OpDefinitionBuilderAddInput(definition, each);
+  for (const char* each : operation.outputs) shim.TF_OpDefinitionBuilderAddOutput(definition, each);
   for (const char* each : kAttributes) shim.TF_OpDefinitionBuilderAddAttr(definition, each);
   shim.TF_OpDefinitionBuilderSetShapeInferenceFunction(definition, operation.infer);
   shim.TF_RegisterOpDefinition(definition, status);

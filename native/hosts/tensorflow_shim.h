@@ -27,47 +27,47 @@ using Delete = void (*)(void* kernel);
 constexpr int kOk = 0, kInvalidArgument = 3, kResourceExhausted = 8;  // codes of a status
 
 // X(result, name, parameters)
-#define LAYERNORM_TENSORFLOW_FUNCTIONS(X)                                                          \
-  X(Status*, TF_NewStatus, ())                                                                     \
-  X(void, TF_DeleteStatus, (Status*))                                                              \
-  X(void, TF_SetStatus, (Status*, int, const char*))                                               \
-  X(int, TF_GetCode, (const Status*))                                                              \
-  X(const char*, TF_Message, (const Status*))                                                      \
-  X(OpDefinition*, TF_NewOpDefinitionBuilder, (const char*))                                       \
-  X(void, TF_OpDefinitionBuilderAddAttr, (OpDefinition*, const char*))                             \
-  X(void, TF_OpDefinitionBuilderAddInput, (OpDefinition*, const char*))                            \
-  X(void, TF_OpDefinitionBuilderAddOutput, (OpDefinition*, const char*))                           \
-  X(void, TF_OpDefinitionBuilderSetShapeInferenceFunction, (OpDefinition*, ShapeFunction))         \
-  X(void, TF_RegisterOpDefinition, (OpDefinition*, Status*))                                       \
-  X(KernelBuilder*, TF_NewKernelBuilder, (const char*, const char*, Create, Compute, Delete))      \
-  X(void, TF_RegisterKernelBuilder, (const char*, KernelBuilder*, Status*))                        \
-  X(ShapeHandle*, TF_NewShapeHandle, ())                                                           \
-  X(void, TF_DeleteShapeHandle, (ShapeHandle*))                                                    \
-  X(int64_t, TF_ShapeInferenceContextNumInputs, (ShapeContext*))                                   \
-  X(void, TF_ShapeInferenceContextGetInput, (ShapeContext*, int, ShapeHandle*, Status*))           \
-  X(void, TF_ShapeInferenceContextSetOutput, (ShapeContext*, int, ShapeHandle*, Status*))          \
-  X(void, TF_ShapeInferenceContextSetUnknownShape, (ShapeContext*, Status*))                       \
-  X(void, TF_OpKernelConstruction_GetAttrSize,                                                     \
-    (KernelConstruction*, const char*, int32_t*, int32_t*, Status*))                               \
-  X(void, TF_OpKernelConstruction_GetAttrInt64,                                                    \
-    (KernelConstruction*, const char*, int64_t*, Status*))                                         \
-  X(void, TF_OpKernelConstruction_GetAttrInt64List,                                                \
-    (KernelConstruction*, const char*, int64_t*, int, Status*))                                    \
-  X(void, TF_OpKernelConstruction_GetAttrBool,                                                     \
-    (KernelConstruction*, const char*, unsigned char*, Status*))                                   \
-  X(void, TF_OpKernelConstruction_GetAttrType,                                                     \
-    (KernelConstruction*, const char*, int32_t*, Status*))                                         \
-  X(void, TF_OpKernelConstruction_Failure, (KernelConstruction*, Status*))                         \
-  X(void, TF_OpKernelContext_Failure, (KernelContext*, Status*))                                   \
-  X(void, TF_GetInput, (KernelContext*, int, Tensor**, Status*))                                   \
-  X(Tensor*, TF_AllocateOutput,                                                                    \
-    (KernelContext*, int, int32_t, const int64_t*, int, size_t, Status*))                          \
-  X(Tensor*, TF_ForwardInputOrAllocateOutput,                                                      \
-    (KernelContext*, const int*, int, int, const int64_t*, int, int*, Status*))                    \
-  X(void, TF_DeleteTensor, (Tensor*))                                                              \
-  X(int32_t, TF_TensorType, (const Tensor*))                                                       \
-  X(int, TF_NumDims, (const Tensor*))                                                              \
-  X(int64_t, TF_Dim, (const Tensor*, int))                                                         \
+#define LAYERNORM_TENSORFLOW_FUNCTIONS(X)                                                     \
+  X(Status*, TF_NewStatus, ())                                                                \
+  X(void, TF_DeleteStatus, (Status*))                                                         \
+  X(void, TF_SetStatus, (Status*, int, const char*))                                          \
+  X(int, TF_GetCode, (const Status*))                                                         \
+  X(const char*, TF_Message, (const Status*))                                                 \
+  X(OpDefinition*, TF_NewOpDefinitionBuilder, (const char*))                                  \
+  X(void, TF_OpDefinitionBuilderAddAttr, (OpDefinition*, const char*))                        \
+  X(void, TF_OpDefinitionBuilderAddInput, (OpDefinition*, const char*))                       \
+  X(void, TF_OpDefinitionBuilderAddOutput, (OpDefinition*, const char*))                      \
+  X(void, TF_OpDefinitionBuilderSetShapeInferenceFunction, (OpDefinition*, ShapeFunction))    \
+  X(void, TF_RegisterOpDefinition, (OpDefinition*, Status*))                                  \
+  X(KernelBuilder*, TF_NewKernelBuilder, (const char*, const char*, Create, Compute, Delete)) \
+  X(void, TF_RegisterKernelBuilder, (const char*, KernelBuilder*, Status*))                   \
+  X(ShapeHandle*, TF_NewShapeHandle, ())                                                      \
+  X(void, TF_DeleteShapeHandle, (ShapeHandle*))                                               \
+  X(int64_t, TF_ShapeInferenceContextNumInputs, (ShapeContext*))                              \
+  X(void, TF_ShapeInferenceContextGetInput, (ShapeContext*, int, ShapeHandle*, Status*))      \
+  X(void, TF_ShapeInferenceContextSetOutput, (ShapeContext*, int, ShapeHandle*, Status*))     \
+  X(void, TF_ShapeInferenceContextSetUnknownShape, (ShapeContext*, Status*))                  \
+  X(void, TF_OpKernelConstruction_GetAttrSize,                                                \
+    (KernelConstruction*, const char*, int32_t*, int32_t*, Status*))                          \
+  X(void, TF_OpKernelConstruction_GetAttrInt64,                                               \
+    (KernelConstruction*, const char*, int64_t*, Status*))                                    \
+  X(void, TF_OpKernelConstruction_GetAttrInt64List,                                           \
+    (KernelConstruction*, const char*, int64_t*, int, Status*))                               \
+  X(void, TF_OpKernelConstruction_GetAttrBool,                                                \
+    (KernelConstruction*, const char*, unsigned char*, Status*))                              \
+  X(void, TF_OpKernelConstruction_GetAttrType,                                                \
+    (KernelConstruction*, const char*, int32_t*, Status*))                                    \
+  X(void, TF_OpKernelConstruction_Failure, (KernelConstruction*, Status*))                    \
+  X(void, TF_OpKernelContext_Failure, (KernelContext*, Status*))                              \
+  X(void, TF_GetInput, (KernelContext*, int, Tensor**, Status*))                              \
+  X(Tensor*, TF_AllocateOutput,                                                               \
+    (KernelContext*, int, int32_t, const int64_t*, int, size_t, Status*))                     \
+  X(Tensor*, TF_ForwardInputOrAllocateOutput,                                                 \
+    (KernelContext*, const int*, int, int, const int64_t*, int, int*, Status*))               \
+  X(void, TF_DeleteTensor, (Tensor*))                                                         \
+  X(int32_t, TF_TensorType, (const Tensor*))                                                  \
+  X(int, TF_NumDims, (const Tensor*))                                                         \
+  X(int64_t, TF_Dim, (const Tensor*, int))                                                    \
   X(void*, TF_TensorData, (const Tensor*))
 
 struct Shim {

@@ -73,7 +73,6 @@ def everything(dy, x, weight, bias, own, *, kind: str, options: tuple[tuple[str,
     return forward(x, weight, bias, **call), gradients(dy, x, *own, **call)
 
 
-@functools.partial(jax.jit, static_argnames=("definition",))
 def formula_forward(x, weight, bias, *, definition: Definition):
     return formulas.forward(
         *primitives.present(x, weight, bias),
@@ -84,7 +83,6 @@ def formula_forward(x, weight, bias, *, definition: Definition):
     )
 
 
-@functools.partial(jax.jit, static_argnames=("definition", "need", "parameter_type"))
 def formula_backward(dy, x, statistics, weight, *, definition, need, parameter_type):
     return formulas.backward(
         *primitives.present(dy, x, *statistics, weight),
@@ -151,16 +149,21 @@ def parameters(x, weight, bias, *, axis, zero_centered_weight, **_):
 
 
 class FormulasAsNumpy(AsNumpy):
-    """The formulas for devices that have no kernels."""
+    """The formulas for devices that have no kernels, compiled by XLA for the CPU."""
+
+    run_forward = staticmethod(jax.jit(formula_forward, static_argnames="definition"))
+    run_backward = staticmethod(
+        jax.jit(formula_backward, static_argnames=("definition", "need", "parameter_type"))
+    )
+    take = staticmethod(to_jax)
 
     def _forward(self, kind, x, weight, bias, *, axis, eps=1e-5, zero_centered_weight=False):
         axes = tuple(sorted(each % x.ndim for each in np.atleast_1d(axis).tolist()))
         definition = Definition(axes, eps, kind == "layer_norm", zero_centered_weight)
         call = {"definition": definition, "axis": axis, "bias": bias}
         with enable_x64(True):
-            results = formula_forward(
-                to_jax(x), to_jax(weight), to_jax(bias), definition=definition
-            )
+            arrays = map(self.take, (x, weight, bias))
+            results = self.run_forward(*arrays, definition=definition)
         y, *statistics = map(np.asarray, results)
         kept = [np.expand_dims(each, axes) for each in statistics]
         mean, rstd, residual = kept if definition.centered else (None, *kept, None)
@@ -171,15 +174,22 @@ class FormulasAsNumpy(AsNumpy):
         zero_centered = definition.zero_centered_weight
         own, _ = parameters(x, weight, bias, axis=axis, zero_centered_weight=zero_centered)
         saved = [each for each in (stats.mean, stats.rstd, stats.residual) if each is not None]
-        need = (True, True, kind == "layer_norm")
         with enable_x64(True):
-            results = formula_backward(
-                to_jax(dy),
-                to_jax(x),
-                [to_jax(each.squeeze(definition.axes)) for each in saved],
-                to_jax(weight),
+            results = self.run_backward(
+                self.take(dy),
+                self.take(x),
+                [self.take(each.squeeze(definition.axes)) for each in saved],
+                self.take(weight),
                 definition=definition,
-                need=need,
+                need=(True, True, kind == "layer_norm"),
                 parameter_type=own.dtype,
             )
         return tuple(map(np.asarray, results))
+
+
+class FormulasByNumpy(FormulasAsNumpy):
+    """The same, where `jnp` has been made NumPy: nothing flushes subnormal numbers."""
+
+    run_forward = staticmethod(formula_forward)
+    run_backward = staticmethod(formula_backward)
+    take = staticmethod(lambda array: array)

@@ -1,11 +1,17 @@
 """The contract, kept by the JAX front end: NumPy's bits on the CPU, the bounds by the formulas."""
 
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 jax = pytest.importorskip("jax")
 
-from as_numpy_jax import AsNumpy, FormulasAsNumpy  # noqa: E402
+from as_numpy_jax import AsNumpy, FormulasAsNumpy, FormulasByNumpy  # noqa: E402
 from calls import assert_same_bits, forward_and_backward  # noqa: E402
 from cases import (  # noqa: E402
     KINDS,
@@ -18,13 +24,14 @@ from cases import (  # noqa: E402
     value_cases,
     width_cases,
 )
-from checkers import check_batch_of_one  # noqa: E402
+from checkers import check_backward, check_batch_of_one, check_forward  # noqa: E402
 from layouts import Array  # noqa: E402
 from values import TYPES  # noqa: E402
 
 import layernorm.numpy as numpy_front_end  # noqa: E402
+from layernorm.jax import definition, formulas  # noqa: E402
 
-OURS, FORMULAS = AsNumpy(), FormulasAsNumpy()
+OURS, FORMULAS, FORMULAS_BY_NUMPY = AsNumpy(), FormulasAsNumpy(), FormulasByNumpy()
 
 
 def each(cases: list[Case]) -> pytest.MarkDecorator:
@@ -58,3 +65,71 @@ def test_the_bits_are_those_of_the_numpy_front_end(case: Case) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_batch_of_one_gives_the_bits_of_its_row_in_a_batch(kind, dtype) -> None:
     check_batch_of_one(OURS, Case(kind, dtype, 257, rows=37))
+
+
+# What the compiled formulas are judged on: XLA on the CPU takes subnormal numbers for 0, so no such
+# values, and none whose gradients are that small.
+ORDINARY = ("ordinary", "mean_1e4", "mean_2_to_20", "scale_1e18", "outlier", "alternating")
+COMPILED = [
+    *[Case(kind, dtype, 63, values=v) for kind in KINDS for dtype in TYPES for v in ORDINARY],
+    *[
+        Case("layer_norm", dtype, 24, layout=layout, parameters=parameters)
+        for dtype in ("float32", "bfloat16")
+        for layout in ("channels_first", "axes_apart")
+        for parameters in ("weight zero_centered", "bias")
+    ],
+]
+
+
+@each(COMPILED)
+def test_the_formulas_of_other_devices_are_within_the_bounds(case: Case) -> None:
+    check_forward(FORMULAS, case)
+    check_backward(FORMULAS, case)
+
+
+@each(
+    [
+        *[
+            case
+            for case in of_each_kind(value_cases, eps_cases, dy_cases, parameter_cases)
+            if case.dtype in ("float32", "bfloat16") and case.cols != 1025
+        ],
+        # Few columns and many rows, many columns: long sums.
+        *[Case(kind, "float32", 3, values="off_zero", rows=10**5) for kind in KINDS],
+        *[Case(kind, "float32", 2**20, values="mean_2_to_20", rows=1) for kind in KINDS],
+    ]
+)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_the_formulas_are_within_the_bounds_where_subnormals_are_kept(case, monkeypatch) -> None:
+    """Run by NumPy, operation for operation."""
+    for module in (formulas, definition):
+        monkeypatch.setattr(module, "jnp", np)
+    check_forward(FORMULAS_BY_NUMPY, case)
+    check_backward(FORMULAS_BY_NUMPY, case)
+
+
+def test_constant_rows_give_exactly_bias_in_the_formulas() -> None:
+    for dtype in TYPES:
+        case = Case(dtype=dtype, cols=63, values="constant")
+        x, _, weight, bias = case.arrays()
+        y, _ = FORMULAS.layer_norm_forward(x, weight, bias, **case.definition)
+        np.testing.assert_array_equal(y, np.broadcast_to(bias, y.shape))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 16])
+def test_the_bits_do_not_depend_on_the_number_of_threads(threads) -> None:
+    """XLA has as many threads as there are processors, or as PJRT is told before it starts."""
+    digest = subprocess.run(
+        [sys.executable, Path(__file__).with_name("digest_of_results.py")],
+        env=os.environ | {"NPROC": str(threads), "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    ).stdout.split()
+    assert int(digest[0]) == threads
+    case = Case(cols=768, rows=2503)
+    x, dy, weight, bias = case.arrays()
+    expected = forward_and_backward(numpy_front_end, case, x, dy, weight, bias)
+    names = ("y", "dx", "dweight", "dbias")
+    assert digest[1:] == [hashlib.sha256(expected[name].tobytes()).hexdigest() for name in names]

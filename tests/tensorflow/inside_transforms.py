@@ -1,9 +1,11 @@
-"""Run by test_tensorflow.py in a process of its own: derivatives, graphs, files, errors, threads."""
+"""Run by test_tensorflow.py in its own process: derivatives, graphs, files, errors, threads."""
 
+import doctest
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from cases import Case
 import layernorm
 import layernorm.numpy as numpy_front_end
 import layernorm.tensorflow as ours
-from layernorm.tensorflow import formula, host
+from layernorm.tensorflow import formula, host, operators
 from layernorm.tensorflow.arguments import Definition
 
 KINDS = ("layer_norm", "rms_norm")
@@ -104,11 +106,18 @@ def test_forward_mode_and_forward_over_reverse(kind, way) -> None:
     def tangents(function):
         with tf.autodiff.ForwardAccumulator([x, weight, bias], [other, bias, weight]) as forward:
             y = function(x, weight, bias)
-            grads = gradients(function, x, weight, bias, dy)
-        return forward.jvp(y), [forward.jvp(each) for each in grads[:2]]
+        return forward.jvp(y)
+
+    def tangents_of_gradients(function):
+        with tf.autodiff.ForwardAccumulator([x, weight, bias], [other, bias, weight]) as forward:
+            results = gradients(function, x, weight, bias, dy)
+        return [forward.jvp(each) for each in results[:2]]
 
     mine, theirs = functions(kind)
     assert_close(tangents(WAYS[way](mine)), tangents(theirs))
+    # The accumulator stands in the graph too: outside, TensorFlow fails with any graph's gradient.
+    got = WAYS[way](lambda: tangents_of_gradients(mine))()
+    assert_close(got, tangents_of_gradients(theirs))
 
 
 @each_kind
@@ -172,6 +181,22 @@ def test_a_float32_weight_beside_16_bits(way) -> None:
     np.testing.assert_array_equal(y, expected)
     types = [each.dtype for each in gradients(WAYS[way](ours.layer_norm), x, weight, bias, dy)]
     assert types == [tf.bfloat16, tf.float32, tf.float32]
+
+
+def test_a_call_that_tensorflows_short_way_refuses(monkeypatch) -> None:
+    x, weight, bias, dy, _ = tensors(tf.float32)
+    calls = (ours.layer_norm, lambda x, weight, bias: ours.layer_norm(x, None, bias))
+    expected = [gradients(each, x, weight, bias, dy) for each in calls]
+
+    def refuse(*_):
+        raise operators.core._FallbackException
+
+    way = SimpleNamespace(TFE_Py_FastPathExecute=refuse)
+    monkeypatch.setattr(operators, "pywrap_tfe", way)
+    for call, wanted in zip(calls, expected, strict=True):
+        for got, each in zip(gradients(call, x, weight, bias, dy), wanted, strict=True):
+            np.testing.assert_array_equal(got, each)
+    np.testing.assert_array_equal(ours.rms_norm(x), numpy_front_end.rms_norm(x.numpy()))
 
 
 def test_static_shapes_are_kept() -> None:
@@ -277,3 +302,10 @@ def test_threads_that_call_at_once() -> None:
     assert len(results) == 80
     for each in results:
         np.testing.assert_array_equal(each, expected)
+
+
+def test_the_page_runs() -> None:
+    page = Path(__file__).parents[2] / "docs" / "tensorflow.md"
+    failures, tried = doctest.testfile(str(page), module_relative=False)
+    assert tried > 10
+    assert failures == 0

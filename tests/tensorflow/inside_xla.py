@@ -1,4 +1,4 @@
-"""Run by test_tensorflow.py in a process of its own: the formula that XLA compiles is as accurate."""
+"""Run by test_tensorflow.py in its own process: the formula that XLA compiles is as accurate."""
 
 import pytest
 import tensorflow as tf
@@ -9,8 +9,7 @@ from values import TYPES
 
 import layernorm.tensorflow as ours
 
-# XLA takes subnormal numbers for zero, and some magnitudes come to them in the course of the work.
-VALUES = ("ordinary", "mean_2_to_20", "mean_1e4", "near_largest", "outlier")
+VALUES = ("ordinary", "mean_2_to_20", "mean_1e4", "near_largest", "scale_1e30", "outlier")
 
 
 @pytest.mark.parametrize("values", VALUES)
@@ -19,7 +18,8 @@ VALUES = ("ordinary", "mean_2_to_20", "mean_1e4", "near_largest", "outlier")
 def test_results_are_within_their_bounds(kind, dtype, values) -> None:
     case = Case(kind, dtype, 65, values=values, rows=5)
     check_forward(AsNumpy("xla"), case)
-    check_backward(AsNumpy("xla"), case)
+    if values != "near_largest":  # dx is subnormal there, which XLA takes for zero
+        check_backward(AsNumpy("xla"), case)
 
 
 @pytest.mark.parametrize("layout", ["channels_first", "axes_apart", "last_two_axes"])
@@ -32,7 +32,8 @@ def test_any_axis(dtype, layout) -> None:
 
 @pytest.mark.parametrize("parameters", ["", "bias", "weight", "weight bias zero_centered"])
 def test_any_parameters(parameters) -> None:
-    case = Case("layer_norm", "bfloat16", 24, parameters=parameters, parameter_dtype="float32")
+    given = "float32" if parameters else None
+    case = Case("layer_norm", "bfloat16", 24, parameters=parameters, parameter_dtype=given)
     check_forward(AsNumpy("xla"), case)
     check_backward(AsNumpy("xla"), case)
 

@@ -11,7 +11,7 @@ if importlib.util.find_spec("tensorflow") is None:
 
 
 @pytest.mark.parametrize(
-    ("file", "tests"), [("same_bits", 36), ("xla", 51), ("transforms", 60)], ids=lambda each: each
+    ("file", "tests"), [("same_bits", 40), ("transforms", 56), ("xla", 57)], ids=str
 )
 def test_inside(file, tests) -> None:
     assert run_tests(f"tensorflow/inside_{file}.py") >= tests
@@ -20,7 +20,7 @@ def test_inside(file, tests) -> None:
 PROBE = """
 import pathlib
 import tensorflow as tf
-tf.config.threading.set_intra_op_parallelism_threads({count})
+tf.config.threading.set_intra_op_parallelism_threads(3)
 import layernorm, layernorm.tensorflow as ours
 layernorm.set_num_threads(7)
 x = tf.ones((1009, 769))
@@ -33,7 +33,6 @@ print(threads() - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-@pytest.mark.parametrize(("count", "started"), [(1, 0), (3, 2), (0, 6)])
-def test_threads_are_bounded_by_tensorflows_own_setting(count, started) -> None:
-    done = run([sys.executable, "-c", PROBE.format(count=count)])
-    assert int(done.stdout.split()[-1]) == started
+def test_threads_are_bounded_by_tensorflows_own_setting() -> None:
+    done = run([sys.executable, "-c", PROBE])
+    assert int(done.stdout.split()[-1]) == 2  # the third is the thread that calls

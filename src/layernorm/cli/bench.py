@@ -118,7 +118,7 @@ def measure(
         only: words that a cell must have all of, such as "backward float32".
         repeats: samples of each cell, fewer where a call takes more than 0.1 s. None: 30, and
             15 in the quick plan.
-        front_end: which of ours is timed, "numpy", "torch" or "jax".
+        front_end: which of ours is timed, one of `FRONT_ENDS`.
         console: where to show the progress.
     Raises: MissingPeersError; ImportError without the front end's framework;
         ValueError for an unknown peer, or if no cell is left.

@@ -95,7 +95,7 @@ def measure(
         quick: smaller arrays, fewer types for the peers.
         peers: names with commas between, "none", or None for all that are installed.
         threads: for every provider; None: all usable processors.
-        front_end: which of ours is measured, "numpy", "torch" or "jax".
+        front_end: which of ours is measured, one of `FRONT_ENDS`.
         console: where to show the progress.
     Raises: MissingPeersError, ImportError without the front end's framework, ValueError for an
         unknown peer.
@@ -103,7 +103,7 @@ def measure(
     names = parse_names(peers, QUICK_PEERS if quick else PEERS)
     count = threads or usable_processors()
     found = find_providers(threads=count, names=names, front_end=front_end)
-    types = available_types()
+    types = [each for each in available_types() if each in found.ours.types]
     peer_types = QUICK_PEER_TYPES if quick else types
     work = [
         (each, type_name) for each in inputs(quick=quick) for type_name in types

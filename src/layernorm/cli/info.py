@@ -39,10 +39,14 @@ def describe() -> dict[str, Any]:
 
 def installed_version(distribution: str) -> str | None:
     """Version of an installed distribution, without importing it; None if it is not installed."""
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    # TensorFlow for the CPU alone is a distribution of its own.
+    names = (distribution, "tensorflow-cpu") if distribution == "tensorflow" else (distribution,)
+    for name in names:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
 
 
 def _front_end(framework: str) -> str | None:

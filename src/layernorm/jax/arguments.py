@@ -1,8 +1,10 @@
-"""Checks arguments through `layernorm.spec`, and finds an order of the axes that the kernels take."""
+"""Checks arguments through `layernorm.spec`, and orders the axes as the kernels take them."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
@@ -43,3 +45,29 @@ def order_of(shape: Any, axes: tuple[int, ...]) -> tuple[int, ...] | None:
     if spec.layout_of(shape, axes) is not None:
         return None
     return tuple(axis for axis in range(len(shape)) if axis not in axes) + axes
+
+
+def vary_alike(arrays: Sequence[Array | None]) -> list[Array | None]:
+    """Within jax.shard_map, have each vary along all axes of the mesh that one of them does.
+
+    So the gradients of parameters that all devices share are added up.
+    """
+    own = [frozenset() if each is None else _varying(each) for each in arrays]
+    names = frozenset[str]().union(*own)
+    return [
+        each if each is None or mine == names else _vary(each, tuple(sorted(names - mine)))
+        for each, mine in zip(arrays, own, strict=True)
+    ]
+
+
+def _varying(x: Array) -> frozenset[str]:
+    aval = jax.typeof(x)
+    if hasattr(aval, "manual_axis_type"):
+        return frozenset(aval.manual_axis_type.varying)
+    return frozenset(aval.vma)  # before JAX 0.10
+
+
+def _vary(x: Array, names: tuple[str, ...]) -> Array:
+    if hasattr(jax.lax, "pcast"):
+        return jax.lax.pcast(x, names, to="varying")
+    return jax.lax.pvary(x, names)

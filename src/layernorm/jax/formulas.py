@@ -5,7 +5,8 @@ so that a row far from zero keeps its digits; long sums are taken by halves.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -33,11 +34,12 @@ def total(v: Array, axes: tuple[int, ...]) -> Array:
     return v.sum(-1).reshape(kept)
 
 
-def exponent(v: Array, axes: tuple[int, ...], least: float = 0.0) -> Array:
-    """Find e so that the largest |v| over the axes, and `least`, are below 2**e and near it."""
-    largest = jnp.maximum(jnp.abs(v).max(axes, keepdims=True), least)
-    ordinary = jnp.isfinite(largest) & (largest > 0)
-    return jnp.where(ordinary, jnp.frexp(jnp.where(ordinary, largest, 1))[1], 0)
+def exponent(v: Array, axes: tuple[int, ...]) -> Array:
+    """Find e so that the largest |v| over the axes is below 2**e and near it."""
+    largest = jnp.abs(v).max(axes, keepdims=True)
+    least = jnp.finfo(v.dtype).minexp
+    power = jnp.where(largest > 0, jnp.frexp(jnp.where(largest > 0, largest, 1))[1], least)
+    return jnp.where(jnp.isfinite(largest), power, 0)
 
 
 def times_power(v: Array, power: Array) -> Array:
@@ -48,31 +50,45 @@ def times_power(v: Array, power: Array) -> Array:
 
 
 class Moments(NamedTuple):
-    """A row's mean and spread, divided by 2**power and by 4**power.
+    """A row's mean, and the mean square of what is left without it, each with a scale of its own.
 
-    The mean is mean + residual, square the mean of the squares around it.
+    The mean is (mean + residual) * 2**mean_power, the mean square square * 4**power.
     """
 
     mean: Array
     residual: Array
     square: Array
+    mean_power: Array
     power: Array
 
 
 def centered(x: Array, definition: Definition) -> tuple[Array, Moments]:
-    """Return x - mean, divided by 2**power, and the moments. RMS norm: x, and a mean of 0."""
+    """Return (x - mean) / 2**power, and the moments. RMS norm: of x itself, with a mean of 0."""
     axes, count = definition.axes, definition.cols(x.shape)
-    power = exponent(x, axes, definition.eps**0.5)
-    scaled = times_power(x, -power)
-    mean = residual = jnp.zeros_like(power, x.dtype)
+    mean_power = exponent(x, axes)
+    rest = times_power(x, -mean_power)
+    mean = residual = jnp.zeros_like(mean_power, x.dtype)
     if definition.centered:
-        near = total(scaled, axes) / count
-        rest = scaled - near
+        near = _mean_or_constant(rest, axes, count)
+        rest = rest - near
         more = total(rest, axes) / count
-        scaled = rest - more
+        rest = rest - more
         mean = near + more
         residual = (near - mean) + more
-    return scaled, Moments(mean, residual, total(scaled * scaled, axes) / count, power)
+    power = jnp.maximum(exponent(rest, axes) + mean_power, power_of_eps(definition.eps))
+    rest = times_power(rest, mean_power - power)
+    return rest, Moments(mean, residual, total(rest * rest, axes) / count, mean_power, power)
+
+
+def _mean_or_constant(v: Array, axes: tuple[int, ...], count: int) -> Array:
+    """Return the mean; of a constant row the constant, which a sum's rounding would miss."""
+    highest, lowest = v.max(axes, keepdims=True), v.min(axes, keepdims=True)
+    return jnp.where(highest == lowest, highest, total(v, axes) / count)
+
+
+def power_of_eps(eps: float) -> int:
+    """Find the least power that spreads are scaled by: eps is not to overflow."""
+    return math.frexp(eps)[1] // 2 if eps else -(10**4)
 
 
 def rstd_of(moments: Moments, eps: float) -> Array:
@@ -117,7 +133,7 @@ def forward(
 def statistics_of(moments: Moments, rstd: Array, definition: Definition) -> list[Array]:
     """Return mean, rstd and residual as they are saved; rstd alone for RMS norm."""
     rstd = times_power(rstd, -moments.power)
-    means = [times_power(each, moments.power) for each in (moments.mean, moments.residual)]
+    means = [times_power(each, moments.mean_power) for each in (moments.mean, moments.residual)]
     every = [means[0], rstd, means[1]] if definition.centered else [rstd]
     return [each.squeeze(definition.axes) for each in every]
 
@@ -137,7 +153,6 @@ def backward(
     x, _, weight = parts(rest, definition, has_weight)
     scaled, moments = centered(x.astype(compute_type(x.dtype)), definition)
     rstd = rstd_of(moments, definition.eps)
-    cols = definition.cols(x.shape)
     return gradients(
         dy,
         scaled * rstd,
@@ -148,8 +163,17 @@ def backward(
         dy_power=exponent(dy.astype(rstd.dtype), definition.axes),
         need=need,
         parameter_type=parameter_type,
-        means_over_row=lambda a, b: [total(each, definition.axes) / cols for each in (a, b)],
+        centered_and_projected=_centered_and_projected,
     )
+
+
+def _centered_and_projected(g: Array, xhat: Array, definition: Definition) -> tuple[Array, Array]:
+    """Return g - mean(g), and mean(g * xhat); in RMS norm g itself."""
+    axes, cols = definition.axes, definition.cols(g.shape)
+    if definition.centered:
+        g = g - total(g, axes) / cols
+        g = g - total(g, axes) / cols  # what rounding took from the mean
+    return g, total(g * xhat, axes) / cols
 
 
 def gradients(
@@ -163,7 +187,7 @@ def gradients(
     dy_power: Array,
     need: tuple[bool, ...],
     parameter_type: Any,
-    means_over_row: Callable[[Array, Array], Sequence[Array]],
+    centered_and_projected: Callable[[Array, Array, Definition], tuple[Array, Array]],
 ) -> list[Array]:
     """Return those of dx, dweight and dbias that are needed, from xhat and rstd * 2**x_power.
 
@@ -176,8 +200,7 @@ def gradients(
         g = times_power(wide, -dy_power)
         if weight is not None:
             g = g * _weight(weight, g, definition)
-        mean, inner = means_over_row(g, g * xhat)
-        rest = g - mean if definition.centered else g
+        rest, inner = centered_and_projected(g, xhat, definition)
         dx = times_power(rstd * (rest - xhat * inner), dy_power - x_power).astype(dy.dtype)
     summed = definition.summed(dy.ndim)
     finish = functools.partial(_parameter, definition=definition, parameter_type=parameter_type)

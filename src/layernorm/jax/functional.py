@@ -87,6 +87,7 @@ def _norm(
 def _compiled(x: Array, weight: Array | None, bias: Array | None, definition: Definition) -> Array:
     order = arguments.order_of(x.shape, definition.axes)
     if order is None:
+        x, weight, bias = arguments.vary_alike((x, weight, bias))
         return primitives.forward(x, weight, bias, definition, with_statistics=False)[0]
     moved = definition._replace(axes=tuple(order.index(axis) for axis in definition.axes))
     y = _compiled(x.transpose(order), weight, bias, moved)

@@ -34,7 +34,11 @@ def _primitive(name: str) -> Primitive:
     def compiled(params: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
         return jax.jit(functools.partial(primitive.bind, **dict(params)))
 
-    primitive.def_impl(lambda *operands, **params: compiled(tuple(params.items()))(*operands))
+    def implementation(*operands: Any, **params: Any) -> Any:
+        with jax.disable_jit(False):
+            return compiled(tuple(params.items()))(*operands)
+
+    primitive.def_impl(implementation)
     return primitive
 
 

@@ -1,8 +1,8 @@
 """How the primitives run on arrays that are sharded over devices.
 
-Along kept axes each device has whole rows: no communication, but for the sums that dweight and dbias
-are. Along normalized axes each has a part of every row: the moments of the parts (their count, mean
-and sum of squares) are gathered and merged, and the backward adds up two sums a row.
+Along kept axes each device has whole rows: no communication, but for the sums that dweight and
+dbias are. Along normalized axes each has a part of every row: the moments of the parts (equal
+counts, means and mean squares) are gathered and merged; the backward adds up two sums a row.
 """
 
 import itertools
@@ -153,26 +153,29 @@ def _forward_of_parts(
 
 
 def _merge(own: Moments, names: Names) -> tuple[Moments, Array]:
-    """Merge the moments of all parts; and how far the mean of this part is from that of all."""
-    packed = jnp.stack([*own[:3], own.power.astype(own.mean.dtype)])
-    every = jax.lax.all_gather(packed, names)
-    powers = every[:, 3].astype(own.power.dtype)
-    power = powers.max(0)
+    """Merge the moments of all parts; and how far this part's mean is from theirs, / 2**power."""
+    packed = jnp.stack([*own[:3], *(each.astype(own.mean.dtype) for each in own[3:])])
+    parted = jax.lax.all_gather(packed, names)
+    mean, residual, square = (parted[:, at] for at in range(3))
+    mean_powers, powers = (parted[:, at].astype(own.power.dtype) for at in (3, 4))
+    mean_power = mean_powers.max(0)
+    near = times_power(mean, mean_powers - mean_power)
+    middle = near.mean(0)
 
-    def common(moments: Sequence[Array], powers: Array) -> list[Array]:
-        """Divide by the common power of two instead of their own."""
-        mean, residual, square = (times_power(each, powers - power) for each in moments)
-        return [mean, residual, times_power(square, powers - power)]
+    def offset_of(mean: Array, residual: Array, power: Array) -> Array:
+        shift = power - mean_power
+        return (times_power(mean, shift) - middle) + times_power(residual, shift)
 
-    mean, residual, square = common([every[:, at] for at in range(3)], powers)
-    own_mean, own_residual, _ = common(own[:3], own.power)
-    near = mean.mean(0)
-    rest = (mean - near) + residual
-    more = rest.mean(0)
-    square = (square + (rest - more) ** 2).mean(0)
-    middle = near + more
-    merged = Moments(middle, (near - middle) + more, square, power)
-    return merged, ((own_mean - near) + own_residual) - more
+    offsets = offset_of(mean, residual, mean_powers)
+    more = offsets.mean(0)
+    offsets = offsets - more
+    power = jnp.maximum(powers.max(0), formulas.exponent(offsets, (0,))[0] + mean_power)
+    square = times_power(times_power(square, powers - power), powers - power)
+    square = (square + times_power(offsets, mean_power - power) ** 2).mean(0)
+    total = middle + more
+    merged = Moments(total, (middle - total) + more, square, mean_power, power)
+    offset = offset_of(own.mean, own.residual, own.mean_power) - more
+    return merged, times_power(offset, mean_power - power)
 
 
 # ---- backward
@@ -258,9 +261,13 @@ def _gradients_of_parts(
         rest = (rest - mean) - residual
     cols = definition.cols(x.shape) * jax.lax.psum(1, across)
 
-    def means_over_row(a: Array, b: Array) -> Sequence[Array]:
-        sums = jnp.stack([formulas.total(each, definition.axes) for each in (a, b)])
-        return list(jax.lax.psum(sums, across) / cols)
+    def centered_and_projected(
+        g: Array, xhat: Array, definition: Definition
+    ) -> tuple[Array, Array]:
+        """Both sums in one collective."""
+        sums = jnp.stack([formulas.total(each, definition.axes) for each in (g, g * xhat)])
+        mean, inner = jax.lax.psum(sums, across) / cols
+        return (g - mean if definition.centered else g), inner
 
     none = jnp.zeros((), jnp.int32)
     return formulas.gradients(
@@ -273,5 +280,5 @@ def _gradients_of_parts(
         dy_power=none,
         need=need,
         parameter_type=wide,
-        means_over_row=means_over_row,
+        centered_and_projected=centered_and_projected,
     )

@@ -98,10 +98,13 @@ class Norm(keras.Operation):
 def _norm(operation: Norm, x: Any, weight: Any, bias: Any) -> Any:
     if any(isinstance(each, keras.KerasTensor) for each in (x, weight, bias)):
         return operation.symbolic_call(x, weight, bias)
-    tensors = [
-        each if each is None else keras.ops.convert_to_tensor(each) for each in (x, weight, bias)
-    ]
-    return operation.call(*tensors)
+    return operation.call(*(_tensor(each) for each in (x, weight, bias)))
+
+
+def _tensor(given: Any) -> Any:
+    if given is None or keras.ops.is_tensor(given):
+        return given
+    return keras.ops.convert_to_tensor(given)
 
 
 def norm(

@@ -20,6 +20,8 @@ class LayerNormalization(keras.layers.LayerNormalization):
         x's order.
     """
 
+    axis: Any
+
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Make gamma and beta."""
         self.axis = _in_order(self.axis, input_shape)
@@ -45,6 +47,8 @@ class RMSNormalization(keras.layers.RMSNormalization):
     Args: those of keras.layers.RMSNormalization; `axis` may be ints. `scale` has x's sizes along
         `axis`, in x's order, and is not rounded to a 16-bit type before it is used.
     """
+
+    axis: Any
 
     def __init__(self, axis: Any = -1, epsilon: float = 1e-6, **options: Any) -> None:
         super().__init__(axis, epsilon, **options)
@@ -93,7 +97,10 @@ def _call(layer: Any, x: Any, weight: Any, bias: Any, *, centered: bool) -> Any:
 def _parameters(weight: Any, bias: Any, x_type: str, shape: list[int]) -> list[Any]:
     """Return the variables' values in a type that goes with x, and in the normalized shape."""
     allowed = spec.parameter_types(x_type)
-    given = [each if each is None else ops.convert_to_tensor(each) for each in (weight, bias)]
+    given = [
+        each if each is None else ops.convert_to_tensor(each, dtype=each.dtype)
+        for each in (weight, bias)
+    ]
     types = {keras.backend.standardize_dtype(each.dtype) for each in given if each is not None}
     fits = len(types) < 2 and types <= set(allowed)
     return [
@@ -108,7 +115,7 @@ def _parameters(weight: Any, bias: Any, x_type: str, shape: list[int]) -> list[A
 
 def _reshaped(layer: Any, store: Any) -> dict[str, Any]:
     """Give saved weights the layer's shapes, where Keras had the axes [1, -1] in another order."""
-    saved = {key: store[key] for key in store.keys()}  # noqa: SIM118: of an HDF5 group
+    saved = {key: store[key] for key in tuple(store.keys())}
     variables = layer._trainable_variables + layer._non_trainable_variables
     for key, variable in zip(saved, variables, strict=False):
         value = saved[key]

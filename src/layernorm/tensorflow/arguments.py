@@ -67,8 +67,8 @@ def check(
             continue
         expected = tf.TensorShape([x.shape[each] for each in axes])
         if not parameter.shape.is_compatible_with(expected):
-            shapes = (each.as_list() for each in (parameter.shape, x.shape))
-            spec.check_parameter(name, *map(tuple, shapes), axes)
+            shape, x_shape = (tuple(each.shape.as_list()) for each in (parameter, x))
+            spec.check_parameter(name, shape, x_shape, axes)
 
 
 def _convert(name: str, type_name: str) -> str:

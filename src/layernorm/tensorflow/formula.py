@@ -54,7 +54,8 @@ def _spread(parameter: tf.Tensor, axis: tuple[int, ...]) -> tf.Tensor:
         return parameter
     if max(axis) >= 0:
         raise ValueError(
-            f"axis is {axis}, but x's number of axes is not known: count from the end, as in axis=-1"
+            f"axis is {axis}, but how many axes x has is not known: count from the end, as in "
+            "axis=-1"
         )
     sizes = tf.unstack(tf.shape(parameter), len(axis))
     along = dict(zip(axis, sizes, strict=True))

@@ -92,7 +92,7 @@ def _recorded(op: tf.Operation) -> tuple[Any, ...]:
 def _call_in_full(
     name: str, inputs: Sequence[Any], attributes: tuple[Any, ...], where: Any
 ) -> Tensors:
-    """Call it eagerly, with every attribute, where TensorFlow's short way does not take the call."""
+    """Call it eagerly with every attribute, where TensorFlow's short way does not take it."""
     options = dict(zip(attributes[::2], attributes[1::2], strict=True))
     flat: list[tf.Tensor] = []
     for each, kind in zip(inputs, _INPUTS[name].values(), strict=True):
@@ -140,8 +140,9 @@ def _gradients_of_gradients(op: Any, *gradients: tf.Tensor) -> Sequence[tf.Tenso
     definition = _definition(op)
 
     def y_of(x: tf.Tensor, *parameters: tf.Tensor) -> tf.Tensor:
-        weight, bias = parameters[: len(weights)], parameters[len(weights) :]
-        return formula.y_of(x, *(each[0] if each else None for each in (weight, bias)), definition)
+        given = (parameters[: len(weights)], parameters[len(weights) :])
+        weight, bias = (each[0] if each else None for each in given)
+        return formula.y_of(x, weight, bias, definition)
 
     def backward_of(dy: tf.Tensor, *given: tf.Tensor) -> Sequence[tf.Tensor]:
         return _pull_back(y_of, (*given, *biases), [dy])

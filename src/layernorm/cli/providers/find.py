@@ -20,14 +20,18 @@ _CLASSES = {
     "keras": ("jitted", "Keras"),
     "flax": ("jitted", "Flax"),
     "equinox": ("jitted", "Equinox"),
+    "tensorflow": ("tensorflow_graph", "TensorFlow"),
 }
 
-PEERS = tuple(_CLASSES)
+PEERS = tuple(name for name in _CLASSES if name != "tensorflow")
+"""Those that are looked for unless others are named: TensorFlow wants a process without Triton."""
 
 _OURS = {
     "numpy": ("ours", "Ours"),
     "torch": ("ours_torch", "OursTorch"),
     "jax": ("ours_jax", "OursJax"),
+    "keras": ("ours_keras", "OursKeras"),
+    "tensorflow": ("tensorflow_graph", "OursTensorFlow"),
 }
 
 FRONT_ENDS = tuple(_OURS)
@@ -64,7 +68,9 @@ def find_providers(
     """
     unknown = [name for name in names if name not in _CLASSES]
     if unknown:
-        raise ValueError(f"unknown peer {', '.join(unknown)}: expected some of {', '.join(PEERS)}")
+        raise ValueError(
+            f"unknown peer {', '.join(unknown)}: expected some of {', '.join(_CLASSES)}"
+        )
     ours = _load(_OURS[front_end], threads)
     peers: list[Provider] = []
     missing: dict[str, str] = {}

@@ -146,9 +146,13 @@ class Keras(Jax):
             )
         self._keras = keras
 
+    def layers(self) -> Any:
+        """Return the module of the layers."""
+        return self._keras.layers
+
     def function(self, problem: Problem) -> Function:
         """Return the layer's stateless call."""
-        layer = self._keras.layers.LayerNormalization(
+        layer = self.layers().LayerNormalization(
             axis=problem.axis, epsilon=problem.eps, dtype=problem.type_name
         )
         layer.build(problem.x.shape)

@@ -1,0 +1,56 @@
+"""`flax.linen`'s LayerNorm and RMSNorm, computed by our functions."""
+
+from typing import Any
+
+from flax import linen
+from jax import Array
+
+from layernorm.flax.normalize import axes_of, is_served, normalize, settings_of
+
+
+class LayerNorm(linen.LayerNorm):
+    """Layer norm: a `flax.linen.LayerNorm`, with its arguments, parameters and types.
+
+    y = (x - mean) / sqrt(var + epsilon) * scale + bias, as `layernorm.jax.layer_norm`. The variance
+    is always taken around the mean, and in float32 or more: `use_fast_variance` and
+    `force_float32_reductions` say nothing here.
+    """
+
+    @linen.compact
+    def __call__(self, x: Any, *, mask: Any = None) -> Array:
+        """Return y. `mask`: which elements have a part in the mean and the variance."""
+        settings = settings_of(self, centered=True)
+        if not is_served(x, settings):
+            return super().__call__(x, mask=mask)
+        return normalize(x, _scale(self, x), _bias(self, x), mask, settings)
+
+
+class RMSNorm(linen.RMSNorm):
+    """RMS norm: a `flax.linen.RMSNorm`, with its arguments, parameter and types.
+
+    y = x / sqrt(mean(x**2) + epsilon) * scale, as `layernorm.jax.rms_norm`.
+    """
+
+    @linen.compact
+    def __call__(self, x: Any, *, mask: Any = None) -> Array:
+        """Return y. `mask`: which elements have a part in the mean of the squares."""
+        settings = settings_of(self, centered=False)
+        if not is_served(x, settings):
+            return super().__call__(x, mask=mask)
+        return normalize(x, _scale(self, x), None, mask, settings)
+
+
+def _scale(module: Any, x: Any) -> Array | None:
+    if not module.use_scale:
+        return None
+    return module.param("scale", module.scale_init, _sizes(module, x), module.param_dtype)
+
+
+def _bias(module: Any, x: Any) -> Array | None:
+    if not module.use_bias:
+        return None
+    return module.param("bias", module.bias_init, _sizes(module, x), module.param_dtype)
+
+
+def _sizes(module: Any, x: Any) -> list[int]:
+    return [x.shape[axis] for axis in axes_of(module.feature_axes, x.ndim)]

@@ -1,0 +1,44 @@
+"""`flax.nnx`'s LayerNorm and RMSNorm, computed by our functions."""
+
+from typing import Any
+
+from flax import nnx
+from jax import Array
+
+from layernorm.flax.normalize import is_served, normalize, settings_of
+
+
+class LayerNorm(nnx.LayerNorm):
+    """Layer norm: a `flax.nnx.LayerNorm`, with its arguments, parameters and types.
+
+    y = (x - mean) / sqrt(var + epsilon) * scale + bias, as `layernorm.jax.layer_norm`. The variance
+    is always taken around the mean: `use_fast_variance` says nothing here.
+    """
+
+    def __call__(self, x: Any, *, mask: Any = None) -> Array:
+        """Return y. `mask`: which elements have a part in the mean and the variance."""
+        settings = settings_of(self, centered=True)
+        if not is_served(x, settings):
+            return super().__call__(x, mask=mask)
+        given = (x, _value(self.scale), _value(self.bias))
+        x, scale, bias = self.promote_dtype(given, dtype=self.dtype)
+        return normalize(x, scale, bias, mask, settings)
+
+
+class RMSNorm(nnx.RMSNorm):
+    """RMS norm: a `flax.nnx.RMSNorm`, with its arguments, parameter and types.
+
+    y = x / sqrt(mean(x**2) + epsilon) * scale, as `layernorm.jax.rms_norm`.
+    """
+
+    def __call__(self, x: Any, mask: Any = None) -> Array:
+        """Return y. `mask`: which elements have a part in the mean of the squares."""
+        settings = settings_of(self, centered=False)
+        if not is_served(x, settings):
+            return super().__call__(x, mask=mask)
+        x, scale = self.promote_dtype((x, _value(self.scale)), dtype=self.dtype)
+        return normalize(x, scale, None, mask, settings)
+
+
+def _value(parameter: Any) -> Array | None:
+    return parameter[...] if parameter else None

@@ -1,0 +1,101 @@
+"""What the four classes have in common: Flax's types, axes and masks, and our functions."""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax.linen.dtypes import canonicalize_dtype
+from jax import Array
+
+from layernorm import jax as functions
+
+
+class Settings(NamedTuple):
+    """What a module says of a call, in Flax's words."""
+
+    epsilon: float
+    dtype: Any
+    reduction_axes: Any
+    feature_axes: Any
+    axis_name: str | None
+    axis_index_groups: Any
+    centered: bool
+
+
+def settings_of(module: Any, *, centered: bool) -> Settings:
+    """Read them off a module of Flax's."""
+    read = {name: getattr(module, name) for name in Settings._fields[:-1]}
+    return Settings(**read, centered=centered)
+
+
+def axes_of(axes: Any, dims: int) -> tuple[int, ...]:
+    """Sort the axes and make them positive."""
+    given = axes if isinstance(axes, Iterable) else (axes,)
+    return tuple(sorted({axis + dims if axis < 0 else axis for axis in given}))
+
+
+def is_served(x: Any, settings: Settings) -> bool:
+    """Tell whether our functions know the type: Flax's own modules take complex numbers too."""
+    types = [jnp.result_type(x), *([] if settings.dtype is None else [settings.dtype])]
+    return not any(jnp.issubdtype(each, jnp.complexfloating) for each in types)
+
+
+def normalize(
+    x: Any, scale: Array | None, bias: Array | None, mask: Any, settings: Settings
+) -> Array:
+    """Return y, of the type that Flax's rules say."""
+    x = jnp.asarray(x)
+    out_type = canonicalize_dtype(x, scale, bias, dtype=settings.dtype)
+    axes = axes_of(settings.reduction_axes, x.ndim)
+    features = axes_of(settings.feature_axes, x.ndim)
+    if mask is not None or settings.axis_name is not None:
+        xhat = _of_moments(_widened(x), axes, mask, settings)
+    elif features == axes or (scale is None and bias is None):
+        sizes = [x.shape[axis] for axis in axes]
+        if x.dtype != out_type or x.dtype.itemsize > 2:
+            x = _widened(x)
+        scale, bias = (_parameter(each, x, sizes) for each in (scale, bias))
+        return _norm(x, scale, bias, axes, settings).astype(out_type)
+    else:
+        xhat = _norm(_widened(x), None, None, axes, settings)
+    sizes = [size if axis in features else 1 for axis, size in enumerate(x.shape)]
+    y = xhat if scale is None else xhat * scale.reshape(sizes)
+    y = y if bias is None else y + bias.reshape(sizes)
+    return y.astype(out_type)
+
+
+def _widened(x: Array) -> Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _parameter(parameter: Array | None, x: Array, sizes: list[int]) -> Array | None:
+    if parameter is None:
+        return None
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    return parameter.reshape(sizes).astype(wide)
+
+
+def _norm(
+    x: Array, scale: Array | None, bias: Array | None, axes: Any, settings: Settings
+) -> Array:
+    if settings.centered:
+        return functions.layer_norm(x, scale, bias, axis=axes, eps=settings.epsilon)
+    return functions.rms_norm(x, scale, axis=axes, eps=settings.epsilon)
+
+
+def _of_moments(x: Array, axes: tuple[int, ...], mask: Any, settings: Settings) -> Array:
+    """Return xhat where the mask, or other devices, have a say in the mean and the variance."""
+    where = None if mask is None else jnp.asarray(mask, bool)
+
+    def mean(v: Array) -> Array:
+        here = v.mean(axes, keepdims=True, where=where)
+        if settings.axis_name is None:
+            return here
+        return jax.lax.pmean(here, settings.axis_name, axis_index_groups=settings.axis_index_groups)
+
+    if settings.centered:
+        # Twice: the mean of what is left is what rounding took from the mean of a row far from 0.
+        x = x - jax.lax.stop_gradient(mean(x))
+        x = x - mean(x)
+    return x * jax.lax.rsqrt(mean(x * x) + settings.epsilon)

@@ -1,0 +1,27 @@
+"""What JAX and Flax warn of themselves is no failure of ours; float64 where a test asks for it."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+_OF_FLAX = ("ignore::DeprecationWarning:flax", "ignore::DeprecationWarning:orbax")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            for each in _OF_FLAX:
+                item.add_marker(pytest.mark.filterwarnings(each))
+
+
+@pytest.fixture
+def x64() -> Iterator[None]:
+    """Let JAX have float64 for one test."""
+    import jax
+
+    with jax.enable_x64(True):
+        yield

@@ -1,0 +1,21 @@
+"""The examples of docs/jax.md run as they stand."""
+
+import doctest
+import warnings
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("jax")
+pytest.importorskip("flax")
+pytest.importorskip("equinox")
+
+PAGE = Path(__file__).parents[2] / "docs" / "jax.md"
+
+
+def test_the_page_runs() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Flax's own, while it is imported
+        failures, tried = doctest.testfile(str(PAGE), module_relative=False)
+    assert tried > 10
+    assert failures == 0

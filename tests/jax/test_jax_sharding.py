@@ -1,0 +1,72 @@
+"""Sharded arrays on 8 devices of the host, in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("jax")
+
+from sharded_calls import rows_of_every_kind
+
+from layernorm import accuracy
+
+NONE: dict[str, int] = {}
+# An all-gather brings the moments; an all-reduce dweight and dbias, another two sums of each row.
+COLLECTIVES = {
+    "rows": (NONE, {"all-reduce": 1}),
+    "two kept axes": (NONE, {"all-reduce": 1}),
+    "rows over both": (NONE, {"all-reduce": 1}),
+    "normalized axis": ({"all-gather": 1}, {"all-gather": 1, "all-reduce": 1}),
+    "rows and normalized axis": ({"all-gather": 1}, {"all-gather": 1, "all-reduce": 2}),
+    "normalized axis over both": ({"all-gather": 1}, {"all-gather": 1, "all-reduce": 1}),
+}
+
+
+def reports() -> list[dict]:
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("sharded_calls.py")],
+        env=os.environ
+        | {
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def judge(found: dict) -> None:
+    """Check that results are within their bounds."""
+    kind, bounds = found["kind"], accuracy.BOUNDS[found["dtype"]]
+    x, weight, bias, dy = map(np.asarray, rows_of_every_kind(found["dtype"]))
+    y = np.array(found["y"]).astype(x.dtype)
+    dx, dweight, *dbias = (np.array(array).astype(x.dtype) for array in found["gradients"])
+    options = {"kind": kind, "axis": -1, "eps": 1e-5 if kind == "layer_norm" else 1e-6}
+    bias = bias if kind == "layer_norm" else None
+    assert accuracy.y_error(y, x, weight, bias, **options) <= bounds.y
+    assert accuracy.dx_error(dx, dy, x, weight, **options) <= bounds.dx
+    assert accuracy.dweight_error(dweight, dy, x, **options) <= bounds.parameter
+    for gradient in dbias:
+        assert accuracy.dbias_error(gradient, dy, axis=-1) <= bounds.parameter
+
+
+def test_sharded_calls_are_right_and_communicate_no_more_than_needed() -> None:
+    *calls, uneven, within_shard_map, explicit = reports()
+    assert {each["what"] for each in calls} == set(COLLECTIVES)
+    for each in calls:
+        what = (each["what"], each["kind"], each["dtype"])
+        assert (each["forward"], each["backward"]) == COLLECTIVES[each["what"]], what
+        assert each["kept"] == [True, True], f"{what}: y and dx are not sharded as x"
+        judge(each)
+    assert uneven["difference"] < 1e-5
+    assert within_shard_map["difference"] < 1e-5
+    assert explicit["difference"] < 1e-6

@@ -1,0 +1,341 @@
+"""Run by test_keras.py in a process for each backend: the layers, and the functions."""
+
+import doctest
+import inspect
+from pathlib import Path
+
+import cases
+import foreign_suite
+import keras
+import layouts
+import numpy as np
+import pytest
+from calls import assert_same_bits, forward_and_backward
+from keras import ops
+from keras_gradients import BACKEND, gradients, to_array, to_tensor
+
+import layernorm
+import layernorm.keras as ours
+import layernorm.numpy as numpy_front_end
+from layernorm.keras import backends, formula
+
+# Keras's own, of NumPy.
+pytestmark = pytest.mark.filterwarnings("ignore:.*__array__.*:DeprecationWarning")
+
+RNG = np.random.default_rng(0)
+PAIRS = {
+    "layer_norm": (ours.LayerNormalization, keras.layers.LayerNormalization, 1e-3),
+    "rms_norm": (ours.RMSNormalization, keras.layers.RMSNormalization, 1e-6),
+}
+FAMILIES = (
+    cases.width_cases,
+    cases.value_cases,
+    cases.layout_cases,
+    cases.eps_cases,
+    cases.dy_cases,
+    cases.parameter_cases,
+)
+
+each_kind = pytest.mark.parametrize("kind", PAIRS)
+
+
+def normal(*shape: int) -> np.ndarray:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def test_the_front_end_of_the_backend_does_the_work() -> None:
+    name = backends.front_end().__name__
+    assert name == f"layernorm.{BACKEND}" + (".any_array" if BACKEND == "torch" else "")
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
+@each_kind
+def test_the_bits_are_those_of_the_numpy_front_end(kind, family) -> None:
+    # The front ends of JAX, which compiles each, and of TensorFlow have tests of their own that go
+    # through all of them.
+    step = {"jax": 120, "tensorflow": 5}.get(BACKEND, 1)
+    for case in family(kind)[::step]:
+        arrays = [each if each is None else np.ascontiguousarray(each) for each in case.arrays()]
+        arrays = [
+            each if each is None else each.astype(each.dtype.newbyteorder("=")) for each in arrays
+        ]
+        x, dy, weight, bias = arrays
+        expected = forward_and_backward(numpy_front_end, case, *arrays)
+        tensors = [to_tensor(each) for each in (x, weight, bias)]
+        if BACKEND == "numpy":
+            results = [to_array(_forward(case, *tensors))]
+        else:
+            results = [to_array(_forward(case, *tensors)), *_gradients(case, tensors, dy)]
+        for name, result in zip(("y", "dx", "dweight", "dbias"), results, strict=False):
+            if result is not None:
+                assert_same_bits(result, expected[name], f"{name} of {case.id}")
+
+
+def _forward(case, x, weight, bias):
+    if case.kind == "layer_norm":
+        return ours.layer_norm(x, weight, bias, **case.definition)
+    return ours.rms_norm(x, weight, **case.definition)
+
+
+def _gradients(case, tensors, dy):
+    there = [each for each in tensors if each is not None]
+
+    def call(*given):
+        values = iter(given)
+        return _forward(case, *(None if each is None else next(values) for each in tensors))
+
+    results = iter(to_array(each) for each in gradients(call, there, to_tensor(dy)))
+    return [None if each is None else next(results) for each in tensors]
+
+
+@pytest.mark.parametrize("axis", [-1, 1, [1, -1], [-1, 1], [2, 3], (1, 2, 3), [0]], ids=str)
+@each_kind
+def test_layers_over_any_axis_have_the_parameters_in_xs_order(kind, axis) -> None:
+    mine, _, eps = PAIRS[kind]
+    x = normal(6, 4, 5, 3) + 1e4  # the mean is large, too
+    layer = mine(axis=axis)
+    layer.build(x.shape)
+    shape = tuple(x.shape[each] for each in layouts.axes_of(axis, x.ndim))
+    weights = [normal(*shape) for _ in layer.weights]
+    assert [tuple(each.shape) for each in layer.weights] == [shape] * len(weights)
+    layer.set_weights(weights)
+    expected = getattr(numpy_front_end, kind)(x, *weights, axis=axis, eps=eps)
+    assert_same_bits(to_array(layer(x)), expected, "y")
+
+
+@each_kind
+def test_weights_configurations_and_names_are_kerass(kind) -> None:
+    mine, theirs, _ = PAIRS[kind]
+    new, old = mine(axis=[1, 2]), theirs(axis=[1, 2])
+    for layer in (new, old):
+        layer.build((None, 4, 5))
+    assert [each.name for each in new.weights] == [each.name for each in old.weights]
+    for got, expected in zip(new.get_weights(), old.get_weights(), strict=True):
+        assert_same_bits(got, expected, "first values")
+    configurations = [layer.get_config() for layer in (new, old)]
+    for each in configurations:
+        each.pop("name")
+    assert configurations[0] == configurations[1]
+    assert isinstance(mine.from_config(new.get_config()), theirs)
+    assert mine.__init__.__defaults__ == theirs.__init__.__defaults__
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16", "bfloat16", "float64"])
+@each_kind
+def test_types_follow_the_policy(kind, policy) -> None:
+    mine, theirs, _ = PAIRS[kind]
+    for dtype in ("float32", "float16", "int32"):
+        x = ops.convert_to_tensor(np.arange(6).reshape(2, 3), dtype=dtype)
+        new, old = mine(dtype=policy), theirs(dtype=policy)
+        y = new(x)
+        assert keras.backend.standardize_dtype(y.dtype) == new.compute_dtype
+        if (kind, dtype) != ("rms_norm", "int32"):  # Keras rounds to integers there
+            assert y.dtype == old(x).dtype
+        if not old.built:
+            old.build(x.shape)
+        assert [each.dtype for each in new.weights] == [each.dtype for each in old.weights]
+
+
+def test_a_mixed_policy_does_not_round_the_weights() -> None:
+    x, weight, bias = normal(5, 7), normal(7), normal(7)
+    layer = ours.RMSNormalization(dtype="mixed_bfloat16")
+    layer.build(x.shape)
+    layer.set_weights([weight])
+    narrow = ops.cast(x, "bfloat16")
+    y = to_array(layer(narrow))
+    assert_same_bits(y, numpy_front_end.rms_norm(to_array(narrow), weight), "y")
+    layer = ours.LayerNormalization(dtype="mixed_bfloat16")
+    layer.build(x.shape)
+    layer.set_weights([weight, bias])
+    expected = numpy_front_end.layer_norm(to_array(narrow), weight, bias, eps=1e-3)
+    assert_same_bits(to_array(layer(narrow)), expected, "y")
+
+
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    return images[:512, :32].astype(np.float32), labels[:512]
+
+
+def small_model(layer) -> keras.Model:
+    inputs = keras.Input(shape=(32,))
+    return keras.Model(inputs, keras.layers.Dense(10)(layer(inputs)))
+
+
+trains = pytest.mark.skipif(BACKEND == "numpy", reason="Keras does not train on this backend")
+
+
+@trains
+@pytest.mark.parametrize("jit", [True, False])
+@each_kind
+def test_training_goes_as_with_keras(kind, jit) -> None:
+    if BACKEND == "torch" and jit:
+        pytest.skip("torch.compile has its own tests")
+    losses = []
+    for layer in PAIRS[kind][:2]:
+        keras.utils.set_random_seed(0)
+        model = small_model(layer())
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile("adam", loss, jit_compile=jit)
+        history = model.fit(*digits(), epochs=3, batch_size=64, verbose=0)
+        losses.append(history.history["loss"])
+    assert losses[0][-1] < losses[0][0]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+
+
+@each_kind
+def test_files_go_both_ways(kind, tmp_path) -> None:
+    mine, theirs, _ = PAIRS[kind]
+    x = normal(5, 32)
+    new, old = small_model(mine()), small_model(theirs())
+    for model in (new, old):
+        model.set_weights([normal(*each.shape) for each in model.weights])
+    expected = [to_array(model(x)) for model in (new, old)]
+    for model, name in ((new, "new"), (old, "old")):
+        model.save(tmp_path / f"{name}.keras")
+        model.save_weights(tmp_path / f"{name}.weights.h5")
+    loaded = keras.models.load_model(tmp_path / "new.keras")
+    assert type(loaded.layers[1]) is mine
+    assert_same_bits(to_array(loaded(x)), expected[0], "y of our file")
+    swapped = keras.models.load_model(tmp_path / "old.keras")
+    ours.convert(swapped)
+    assert type(swapped.layers[1]) is mine
+    np.testing.assert_allclose(to_array(swapped(x)), expected[1], rtol=1e-4, atol=1e-4)
+    new.load_weights(tmp_path / "old.weights.h5")
+    np.testing.assert_allclose(to_array(new(x)), expected[1], rtol=1e-4, atol=1e-4)
+    old.load_weights(tmp_path / "new.weights.h5")
+    np.testing.assert_allclose(to_array(old(x)), expected[0], rtol=1e-4, atol=1e-4)
+
+
+def test_weights_that_keras_made_in_another_order_are_reshaped(tmp_path) -> None:
+    old = keras.layers.LayerNormalization(axis=[1, -1])
+    old.build((None, 4, 5, 3))
+    gamma = normal(3, 4)
+    old.set_weights([gamma, normal(3, 4)])
+    store = {str(at): np.asarray(each) for at, each in enumerate(old.get_weights())}
+    new = ours.LayerNormalization(axis=[1, -1])
+    new.build((None, 4, 5, 3))
+    new.load_own_variables(store)
+    assert_same_bits(new.get_weights()[0], gamma.reshape(4, 3), "gamma")
+    x = normal(2, 4, 5, 3)
+    expected = to_array(new(x))
+    ours.convert(old)
+    assert_same_bits(to_array(old(x)), expected, "y of a converted layer")
+
+
+def test_convert_swaps_in_place_and_keeps_the_rest() -> None:
+    inputs = keras.Input((4, 5))
+    y = keras.layers.LayerNormalization(axis=[1, 2], name="first")(inputs)
+    y = keras.layers.RMSNormalization(name="second")(y)
+    y = keras.layers.GroupNormalization(1, name="third")(y)
+    inner = keras.Sequential([keras.Input((4, 5)), keras.layers.LayerNormalization(name="fourth")])
+    model = keras.Model(inputs, inner(y))
+    x = normal(2, 4, 5)
+    expected = model.predict(x, verbose=0)
+    before = [id(each) for each in model.weights]
+    done = ours.convert(model)
+    assert [type(model.get_layer(each)) for each in ("first", "second")] == [
+        ours.LayerNormalization,
+        ours.RMSNormalization,
+    ]
+    assert {each.split("/")[-1] for each in done.swapped} == {"first", "second", "fourth"}
+    assert {each.split("/")[-1] for each in done.left} == {"third"}
+    assert "swapped" in str(done)
+    assert [id(each) for each in model.weights] == before
+    np.testing.assert_allclose(model.predict(x, verbose=0), expected, rtol=1e-4, atol=1e-5)
+    assert not ours.convert(model).swapped
+    with pytest.raises(TypeError, match="expected a Keras model or layer"):
+        ours.convert([model])
+
+
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
+def test_convert_reaches_functions_that_were_traced_before() -> None:
+    model = keras.Sequential([keras.Input((2,)), keras.layers.LayerNormalization()])
+    x = np.array([[1e30, -1e30]], np.float32)  # whose squares overflow, in Keras
+    assert model.predict(x, verbose=0)[0, 0] != 1
+    ours.convert(model)
+    assert model.predict(x, verbose=0).tolist() == [[1, -1]]
+
+
+@each_kind
+def test_symbolic_tensors(kind, tmp_path) -> None:
+    inputs = keras.Input((4, None, 8), dtype="float32")
+    y = getattr(layernorm, kind)(inputs)
+    y = getattr(ours, kind)(y, axis=1)
+    assert (y.shape, y.dtype) == ((None, 4, None, 8), "float32")
+    model = keras.Model(inputs, y)
+    x = normal(2, 4, 3, 8)
+    front = getattr(numpy_front_end, kind)
+    assert_same_bits(to_array(model(x)), front(front(x), axis=1), "y")
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    assert_same_bits(to_array(again(x)), to_array(model(x)), "y of the file")
+    with pytest.raises(ValueError, match="weight has shape"):
+        getattr(ours, kind)(inputs, normal(7))
+    layer = PAIRS[kind][0]()
+    assert layer(inputs).shape == (None, 4, None, 8)
+
+
+@pytest.mark.skipif(BACKEND == "numpy", reason="an array of NumPy's carries no mask")
+@each_kind
+def test_masks_go_through(kind) -> None:
+    layer = PAIRS[kind][0]()
+    x = ops.convert_to_tensor(normal(2, 3, 4))
+    masked = keras.layers.Masking()(x)
+    assert layer(masked)._keras_mask is not None
+
+
+@each_kind
+def test_the_formula_where_no_front_end_is(kind) -> None:
+    x, weight, bias = normal(3, 4, 5) + 1e4, normal(4, 5), normal(4, 5)
+    parameters = (weight, bias) if kind == "layer_norm" else (weight,)
+    options = {"axis": (1, 2), "zero_centered_weight": True}
+    got = getattr(formula, kind)(ops.convert_to_tensor(x), *parameters, **options)
+    expected = getattr(numpy_front_end, kind)(x, *parameters, **options)
+    np.testing.assert_allclose(to_array(got), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("axis", "words"), [(4, "out of bounds|out of range"), ([1, -2], "twice")])
+def test_axes_that_x_has_not(axis, words) -> None:
+    with pytest.raises((ValueError, IndexError), match=words):
+        ours.LayerNormalization(axis=axis)(normal(2, 3, 4)[..., None][..., 0])
+
+
+@trains
+def test_the_page_runs() -> None:
+    page = Path(__file__).parents[2] / "docs" / "keras.md"
+    failures, tried = doctest.testfile(str(page), module_relative=False)
+    assert tried > 10
+    assert failures == 0
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_kerass_own_tests_pass_on_our_layers() -> None:
+    if not foreign_suite.SDISTS:
+        pytest.skip(
+            "could not import Keras's tests: pip download keras --no-deps --no-binary keras "
+            "-d build/sdists"
+        )
+    done = foreign_suite.run(foreign_suite.SDISTS[-1])
+    assert done.wasSuccessful(), done.failures + done.errors
+    assert done.testsRun == 11
+    assert not done.skipped
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="once is enough")
+def test_what_is_public_documents_itself(monkeypatch) -> None:
+    import test_architecture as rules
+
+    import layernorm.tensorflow
+
+    functions = {"layer_norm", "rms_norm"}
+    classes = {"LayerNormalization", "RMSNormalization"}
+    public = {ours: functions | classes | {"convert"}, layernorm.tensorflow: functions}
+    monkeypatch.setattr(rules, "PUBLIC", public)
+    for module in public:
+        rules.test_public_names_are_those_of_the_init(module)
+        rules.test_every_public_class_and_method_documents_itself(module)
+        for name in module.__all__:
+            if inspect.isfunction(getattr(module, name)):
+                assert rules.missing_parts(getattr(module, name)) == []

@@ -1,0 +1,19 @@
+"""The Keras front end on each backend, in a process of its own (see own_process.py)."""
+
+import importlib.util
+
+import pytest
+from own_process import run_tests
+
+if importlib.util.find_spec("keras") is None:
+    pytest.skip("could not import keras", allow_module_level=True)
+
+
+@pytest.mark.parametrize(
+    ("backend", "tests"), [("jax", 57), ("tensorflow", 58), ("torch", 55), ("numpy", 50)]
+)
+def test_inside(backend, tests) -> None:
+    if importlib.util.find_spec(backend) is None:
+        pytest.skip(f"could not import {backend}")
+    environment = {"KERAS_BACKEND": backend, "JAX_ENABLE_X64": "1", "JAX_PLATFORMS": "cpu"}
+    assert run_tests("keras/inside_backend.py", environment=environment) >= tests
