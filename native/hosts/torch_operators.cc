@@ -5,6 +5,7 @@
 #include <cstring>
 #include <string>
 
+#include "huge_pages.h"
 #include "torch_arguments.h"
 #include "torch_saved.h"
 

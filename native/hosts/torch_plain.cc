@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "dlpack.h"
+#include "huge_pages.h"
 #include "python_gil.h"
 #include "python_owned.h"
 #include "torch_tensor.h"

@@ -2,17 +2,10 @@
 
 #include <algorithm>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
+#include "huge_pages.h"
 
 namespace layernorm::torch {
 namespace {
-
-// malloc gives memory of 32 MiB and more back to the system, and takes fresh pages for it each time:
-// filling 32 MiB then took 16 ms, and 4 ms with huge pages. Below, memory is mostly used again, and
-// asking costs nothing that was measured.
-constexpr int64_t kHugePageBytes = 4 * 1024 * 1024;
 
 int32_t scalar_type(DataType type) {
   switch (type) {
@@ -188,19 +181,6 @@ Walked Walked::to_write(const Tensor& tensor, const Axes& axes, const Order& ord
   result.walk_copy(tensor, order, type);
   result.target_ = tensor.in_order(order);
   return result;
-}
-
-void ask_for_huge_pages(void* data, int64_t bytes) {
-#if defined(__linux__)
-  if (bytes < kHugePageBytes) return;
-  constexpr uintptr_t kPage = 4096;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
-  const uintptr_t end =
-      (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes)) / kPage * kPage;
-  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#else
-  (void)data, (void)bytes;
-#endif
 }
 
 }  // namespace layernorm::torch
