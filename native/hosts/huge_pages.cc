@@ -5,18 +5,13 @@
 #endif
 
 namespace layernorm {
-namespace {
 
-// malloc gives memory of 32 MiB and more back to the system, and takes fresh pages for it each time:
-// filling 32 MiB then took 16 ms, and 4 ms with huge pages. Below, memory is mostly used again, and
-// asking costs nothing that was measured.
-[[maybe_unused]] constexpr int64_t kHugePageBytes = 4 * 1024 * 1024;
-
-}  // namespace
+// Below, memory is mostly used again, and asking costs nothing that was measured.
+[[maybe_unused]] constexpr int64_t kLargeBytes = 4 * 1024 * 1024;
 
 void ask_for_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] int64_t bytes) {
 #if defined(__linux__)
-  if (bytes < kHugePageBytes) return;
+  if (!data || bytes < kLargeBytes) return;
   constexpr uintptr_t kPage = 4096;
   const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
   const uintptr_t end =

@@ -47,6 +47,7 @@ struct Batch {
 
   int64_t elements() const { return shape.outer * shape.cols * shape.inner; }
   int64_t rows() const { return shape.outer * shape.inner; }
+  int64_t bytes(DataType type) const { return problems * elements() * size_of(type); }
   Array array(const Buffer* buffer) const;
   // How many elements of a parameter, or of its gradient, lie between two problems: none if they
   // share it.

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <string>
 
+#include "huge_pages.h"
 #include "xla_frame.h"
 #include "xla_threads.h"
 
@@ -61,7 +62,7 @@ Status run_each(const Frame& frame, int64_t problems, int64_t bytes, const One& 
       if (status != Status::ok) to->status = status;
     }
   };
-  if (threads.count <= 1 || problems * bytes < kFewBytes) {
+  if (threads.count <= 1 || bytes < kFewBytes) {
     body(&call, 0, problems);
   } else {
     threads.run(threads.pool, problems, body, &call);
@@ -116,6 +117,7 @@ Error* forward_handler(Frame* frame) {
                            data_of(weight),
                            {data_of(mean), data_of(rstd), data_of(residual)}};
   if (reader.mistake()) return mistake_of(*frame, reader.mistake());
+  ask_for_huge_pages(data_of(y), batch.bytes(type));
   const int64_t weight_stride = batch.parameter_stride(weight);
   const int64_t bias_stride = batch.parameter_stride(bias);
   const auto one = [&](int64_t index, const Threads& threads) {
@@ -126,8 +128,7 @@ Error* forward_handler(Frame* frame) {
     };
     return forward(job, threads);
   };
-  const int64_t bytes = 2 * batch.elements() * size_of(type);
-  return error_of(*frame, run_each(*frame, batch.problems, bytes, one));
+  return error_of(*frame, run_each(*frame, batch.problems, 2 * batch.bytes(type), one));
 }
 
 Error* backward_handler(Frame* frame) {
@@ -157,6 +158,7 @@ Error* backward_handler(Frame* frame) {
                            data_of(weight),
                            {data_of(mean), data_of(rstd), data_of(residual)}};
   if (reader.mistake()) return mistake_of(*frame, reader.mistake());
+  ask_for_huge_pages(data_of(dx), batch.bytes(type));
   const int64_t weight_stride = batch.parameter_stride(weight);
   const auto one = [&](int64_t index, const Threads& threads) {
     const int64_t elements = index * batch.elements(), cols = index * batch.shape.cols;
@@ -169,8 +171,7 @@ Error* backward_handler(Frame* frame) {
     };
     return backward(job, threads);
   };
-  const int64_t bytes = 3 * batch.elements() * size_of(type);
-  return error_of(*frame, run_each(*frame, batch.problems, bytes, one));
+  return error_of(*frame, run_each(*frame, batch.problems, 3 * batch.bytes(type), one));
 }
 
 }  // namespace layernorm::xla

@@ -1,0 +1,143 @@
+// The host for XLA's threads, on pools that XLA might have: one that works, one that begins its
+// tasks when the call is long over, one that never does, one that takes none.
+#include "../hosts/xla_threads.h"
+
+#include <thread>
+#include <vector>
+
+#include "check.h"
+
+namespace {
+
+using namespace layernorm;
+using namespace layernorm::test;
+
+struct Task {
+  void (*run)(void*);
+  void* data;
+};
+
+// What stands behind XLA's opaque pointers here.
+struct FakeContext {
+  int64_t threads = 1;
+  bool has_pool = true;
+  bool starts_threads = false;
+  std::vector<Task> waiting;
+  std::vector<std::thread> running;
+  int errors = 0;
+};
+
+FakeContext* of(xla::Context* context) { return reinterpret_cast<FakeContext*>(context); }
+
+xla::Error* an_error(FakeContext* context) {
+  ++context->errors;
+  return reinterpret_cast<xla::Error*>(context);
+}
+
+xla::Api fake_api() {
+  xla::Api api = {};
+  api.destroy_error = [](xla::DestroyError* arguments) {
+    --reinterpret_cast<FakeContext*>(arguments->error)->errors;
+  };
+  api.count_threads = [](xla::CountThreads* arguments) -> xla::Error* {
+    FakeContext* context = of(arguments->context);
+    if (!context->has_pool) return an_error(context);
+    *arguments->count = context->threads;
+    return nullptr;
+  };
+  api.schedule = [](xla::Schedule* arguments) -> xla::Error* {
+    FakeContext* context = of(arguments->context);
+    if (!context->has_pool) return an_error(context);
+    if (context->starts_threads) {
+      context->running.emplace_back(arguments->task, arguments->data);
+    } else {
+      context->waiting.push_back({arguments->task, arguments->data});
+    }
+    return nullptr;
+  };
+  return api;
+}
+
+// Plain numbers, so that the thread sanitizer sees two threads at one task, or a call that returns
+// before its last task is done.
+bool covers_its_tasks(FakeContext* context, int64_t tasks) {
+  const xla::Api api = fake_api();
+  xla::Frame frame = {};
+  frame.api = &api;
+  frame.context = reinterpret_cast<xla::Context*>(context);
+  std::vector<int> done(static_cast<size_t>(tasks));
+  const Threads threads = xla::threads_of(frame);
+  threads.run(
+      threads.pool, tasks,
+      [](void* to, int64_t begin, int64_t end) {
+        for (int64_t task = begin; task < end; ++task)
+          ++(*static_cast<std::vector<int>*>(to))[static_cast<size_t>(task)];
+      },
+      &done);
+  for (const int times : done)
+    if (times != 1) return false;
+  return true;
+}
+
+constexpr int64_t kTasks[] = {1, 2, 3, 7, 8, 31, 33, 1001};
+
+void test_every_task_is_done_once_on_threads_that_work() {
+  for (const int64_t threads : {1, 2, 5, 16}) {
+    for (const int64_t tasks : kTasks) {
+      FakeContext context;
+      context.threads = threads;
+      context.starts_threads = true;
+      CHECK(covers_its_tasks(&context, tasks), "%d tasks on %d threads", static_cast<int>(tasks),
+            static_cast<int>(threads));
+      for (std::thread& each : context.running) each.join();
+    }
+  }
+}
+
+void test_tasks_that_begin_after_the_call_do_nothing() {
+  for (const int64_t tasks : kTasks) {
+    FakeContext context;
+    context.threads = 4;
+    CHECK(covers_its_tasks(&context, tasks), "%d tasks, none begun", static_cast<int>(tasks));
+    for (const Task& each : context.waiting) each.run(each.data);
+  }
+}
+
+void test_without_a_pool_the_caller_works_alone() {
+  FakeContext context;
+  context.has_pool = false;
+  CHECK(covers_its_tasks(&context, 33), "33 tasks without a pool");
+  CHECK(context.errors == 0, "%d errors were not given back", context.errors);
+}
+
+#if defined(__x86_64__)
+void test_subnormals_are_kept_and_the_flags_restored() {
+  const auto half = [](float value) {
+    volatile float halved = value;
+    halved = halved * 0.5f;
+    return halved != 0.0f;
+  };
+  constexpr float kSmallestNormal = 1.17549435e-38f;
+  const unsigned before = __builtin_ia32_stmxcsr();
+  __builtin_ia32_ldmxcsr(before | 0x8040);
+  CHECK(!half(kSmallestNormal), "this processor does not flush");
+  {
+    const xla::SubnormalsKept kept;
+    CHECK(half(kSmallestNormal), "a subnormal number was lost");
+  }
+  CHECK(!half(kSmallestNormal), "the flags are not as they were");
+  __builtin_ia32_ldmxcsr(before);
+}
+#endif
+
+}  // namespace
+
+int main() {
+  test_every_task_is_done_once_on_threads_that_work();
+  test_tasks_that_begin_after_the_call_do_nothing();
+  test_without_a_pool_the_caller_works_alone();
+#if defined(__x86_64__)
+  test_subnormals_are_kept_and_the_flags_restored();
+#endif
+  return finish();
+}
