@@ -67,6 +67,10 @@ def test_import_rules_are_kept() -> None:
         ("torch/functional.py", "from layernorm import reference"),
         ("torch/layers.py", "import numpy"),
         ("torch/host.py", "from layernorm.numpy import layer_norm"),
+        ("triton/forward.py", "import torch"),
+        ("triton/sums.py", "from layernorm import spec"),
+        ("triton/plan.py", "import triton"),
+        ("triton/plan.py", "from layernorm.triton import rows"),
     ],
     ids=lambda text: text.split()[-1],
 )

@@ -39,7 +39,8 @@ def to_tensor(array: Array | None) -> torch.Tensor | None:
         tensor = memory.as_strided(array.shape, steps, offset)
     else:
         tensor = torch.empty(array.shape, dtype=_torch_type(bits), device=DEVICE)
-    tensor.copy_(torch.from_numpy(np.ascontiguousarray(array).view(bits).reshape(array.shape)))
+    copy = np.array(array, order="C").view(bits).reshape(array.shape)
+    tensor.copy_(torch.from_numpy(copy))
     return tensor.view(_torch_type(array.dtype))
 
 

@@ -1,4 +1,4 @@
-"""Tensors as the GPU kernels walk them: (outer, cols, inner), with as few copies as there can be."""
+"""Tensors as the GPU kernels walk them, (outer, cols, inner), with as few copies as can be."""
 
 import math
 from collections.abc import Sequence
@@ -20,10 +20,12 @@ class Order:
 
     @property
     def rows(self) -> int:
+        """How many rows there are."""
         return self.layout.outer * self.layout.inner
 
     @property
     def is_strided(self) -> bool:
+        """Whether a row's elements lie apart: channels first."""
         return self.layout.inner > 1
 
 
@@ -116,9 +118,7 @@ def parameter_to_read(
     return flat.clone() if vector and flat.data_ptr() % 16 else flat
 
 
-def parameter_gradient(
-    flat: Tensor, x: Tensor, normalized: Axes, order: Order
-) -> Tensor:
+def parameter_gradient(flat: Tensor, x: Tensor, normalized: Axes, order: Order) -> Tensor:
     """Give the flat gradient of a parameter the parameter's shape."""
     axes = _parameter_axes(x, normalized, order)
     ascending = sorted(axis % x.dim() for axis in normalized)

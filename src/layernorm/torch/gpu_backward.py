@@ -7,7 +7,7 @@ from torch import Tensor
 
 from layernorm.torch import gpu_arrays, operators
 from layernorm.torch.arguments import Definition
-from layernorm.torch.gpu_arrays import Order, Walked
+from layernorm.torch.gpu_arrays import Walked
 from layernorm.torch.gpu_forward import Partials, empty_partials, measure_chunks
 from layernorm.torch.gpu_launch import launch, multiprocessors
 from layernorm.triton import plan
@@ -70,6 +70,7 @@ class Backward:
 
     @property
     def cols(self) -> int:
+        """How many elements a row has."""
         return self.order.layout.cols
 
     def run(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -244,7 +245,7 @@ class Backward:
         if definition.centered and residual is None:
             launch(
                 wide_squares,
-                rows * chunks.count,
+                rows * chunks.pieces,
                 (x, mean, rstd, *partials, stride),
                 chunks.warps,
                 COLS=cols,
@@ -253,7 +254,7 @@ class Backward:
                 GIVEN_MEAN=True,
                 ONLY_EXTRAORDINARY=False,
                 VECTOR=chunks.vector,
-                CHUNKS=chunks.count,
+                CHUNKS=chunks.pieces,
                 MOST=chunks.most,
                 HIGH=chunks.high,
                 LOW=chunks.low,
@@ -272,7 +273,7 @@ class Backward:
             EPS=self.eps,
             CENTERED=definition.centered,
             HAS_RESIDUAL=residual is not None,
-            CHUNKS=chunks.count,
+            CHUNKS=chunks.pieces,
             MOST=chunks.most,
         )
 
@@ -286,7 +287,7 @@ class Backward:
         chunks: plan.Chunks,
     ) -> None:
         rows = len(x)
-        exponents = x.new_empty((rows, chunks.count), dtype=torch.int32)
+        exponents = x.new_empty((rows, chunks.pieces), dtype=torch.int32)
         sums = (exponents, partials.rest, partials.squares)
         sizes = (rows, self.walked.outer_stride, self.dy.outer_stride)
         weight = x if self.weight is None else self.weight
@@ -296,12 +297,12 @@ class Backward:
             "HAS_WEIGHT": self.weight is not None,
             "ZERO_CENTERED": self.definition.zero_centered_weight,
             "VECTOR": chunks.vector,
-            "CHUNKS": chunks.count,
+            "CHUNKS": chunks.pieces,
         }
         tile = {"HIGH": chunks.high, "LOW": chunks.low}
         launch(
             wide_gradient_sums,
-            rows * chunks.count,
+            rows * chunks.pieces,
             (x, dy, weight, normalizer, *sums, *sizes),
             chunks.warps,
             **common,
@@ -309,7 +310,7 @@ class Backward:
         )
         launch(
             wide_dx,
-            rows * chunks.count,
+            rows * chunks.pieces,
             (x, dy, weight, dx, normalizer, *sums, *sizes),
             chunks.warps,
             **common,

@@ -140,8 +140,8 @@ class Partials(NamedTuple):
 
 def empty_partials(x: Tensor, rows: int, chunks: plan.Chunks) -> Partials:
     """Allocate them."""
-    wide = x.new_empty((3, rows, chunks.count), dtype=torch.float64)
-    largest = x.new_empty((rows, chunks.count), dtype=operators.compute_type(x))
+    wide = x.new_empty((3, rows, chunks.pieces), dtype=torch.float64)
+    largest = x.new_empty((rows, chunks.pieces), dtype=operators.compute_type(x))
     return Partials(largest, *wide.unbind(0))
 
 
@@ -160,12 +160,12 @@ def measure_chunks(
     `rstd`: only those of rows whose saved rstd the backward cannot use.
     """
     common = {"COLS": cols, "CENTERED": definition.centered}
-    shape = {"VECTOR": chunks.vector, "CHUNKS": chunks.count}
+    shape = {"VECTOR": chunks.vector, "CHUNKS": chunks.pieces}
     tile = {"HIGH": chunks.high, "LOW": chunks.low}
     saved = partials.largest if rstd is None else rstd
     launch(
         wide_sums,
-        rows * chunks.count,
+        rows * chunks.pieces,
         (x, saved, partials.largest, partials.sum, outer_stride),
         chunks.warps,
         **common,
@@ -175,7 +175,7 @@ def measure_chunks(
     )
     launch(
         wide_squares,
-        rows * chunks.count,
+        rows * chunks.pieces,
         (x, saved, saved, *partials, outer_stride),
         chunks.warps,
         COLS=cols,
@@ -211,7 +211,7 @@ def _wide(
         saved = [given if each is None else each[part] for each in statistics]
         launch(
             wide_forward,
-            rows * chunks.count,
+            rows * chunks.pieces,
             (
                 given,
                 *(given if each is None else each for each in parameters),
@@ -228,7 +228,7 @@ def _wide(
             ZERO_CENTERED=definition.zero_centered_weight,
             SAVE=statistics[1] is not None,
             VECTOR=chunks.vector,
-            CHUNKS=chunks.count,
+            CHUNKS=chunks.pieces,
             MOST=chunks.most,
             HIGH=chunks.high,
             LOW=chunks.low,

@@ -192,9 +192,7 @@ def backward(
         if COLS != HIGH * LOW:  # the padding lanes may have overflowed
             xhat = tl.where(inside, xhat, 0.0)
         if NEED_DWEIGHT:
-            dweight, dweight_low = add_terms(
-                dweight, dweight_low, dy, xhat, ROWS, KEPT, True
-            )
+            dweight, dweight_low = add_terms(dweight, dweight_low, dy, xhat, ROWS, KEPT, True)
         if NEED_DBIAS:
             dbias, dbias_low = add_terms(dbias, dbias_low, dy, dy, ROWS, KEPT, False)
         if NEED_DX:

@@ -100,9 +100,7 @@ def forward(
     row, outer, within, live = place_of_rows(tile, rows, inner, ROWS, STRIDED)
     cols = cols_of_tile(HIGH, LOW)
     inside = live[:, None, None] & (cols < COLS)[None, :, :]
-    x_at = pointers_to(
-        x_ptr, outer, within, x_outer_stride, x_col_stride, cols, STRIDED, VECTOR
-    )
+    x_at = pointers_to(x_ptr, outer, within, x_outer_stride, x_col_stride, cols, STRIDED, VECTOR)
     x = tl.load(x_at, mask=inside, other=0.0).to(dtype)
     weight = 1.0
     bias = 0.0
@@ -112,9 +110,7 @@ def forward(
         if HAS_BIAS:
             bias = load_parameter(bias_ptr, cols, COLS, VECTOR, False, dtype)
 
-    mean, residual, variance = moments(
-        x, inside, COLS, GROUP_X, VECTOR, CENTERED
-    )
+    mean, residual, variance = moments(x, inside, COLS, GROUP_X, VECTOR, CENTERED)
     total = variance + EPS
     rstd = rstd_of(total, dtype)
     scale = tl.full([ROWS], 1.0, dtype)
@@ -137,9 +133,7 @@ def forward(
             bias = load_parameter(bias_ptr, cols, COLS, VECTOR, False, dtype)
     y = normalized(x, scale, mean, residual, rstd, CENTERED)
     y = scale_and_shift(y, weight, bias, HAS_WEIGHT, HAS_BIAS)
-    y_at = pointers_to(
-        y_ptr, outer, within, y_outer_stride, y_col_stride, cols, STRIDED, VECTOR
-    )
+    y_at = pointers_to(y_ptr, outer, within, y_outer_stride, y_col_stride, cols, STRIDED, VECTOR)
     tl.store(y_at, y.to(y_ptr.dtype.element_ty), mask=inside)
     if SAVE:
         store_statistics(

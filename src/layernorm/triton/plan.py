@@ -37,10 +37,10 @@ class Tile(NamedTuple):
 
 
 class Chunks(NamedTuple):
-    """A row too wide for one program: `count` pieces of high * low columns."""
+    """A row too wide for one program: `pieces` of high * low columns."""
 
-    count: int
-    most: int  # a power of two, not below count
+    pieces: int
+    most: int  # a power of two, not below pieces
     high: int
     low: int
     warps: int
@@ -80,10 +80,10 @@ def rows_tile(cols: int, itemsize: int, *, backward: bool = False) -> Tile | Non
 
 
 def strided_tile(cols: int, itemsize: int, *, backward: bool = False) -> Tile | None:
-    """Plan for channels first: neighboring rows in neighboring lanes; None where that is too wide."""
+    """Plan for channels first: neighboring rows in neighboring lanes; None where too wide."""
     block = max(4, power_of_two_from(cols))
     elements_of_a_row = block * max(itemsize // 4, 1)
-    most = _MOST_BACKWARD_ELEMENTS if backward else _MOST_ELEMENTS
+    most = _MOST_ELEMENTS_WITH_SUMS if backward else _MOST_ELEMENTS
     rows = min(WARP, most // elements_of_a_row)
     if rows < 8:  # less than 32 bytes next to each other
         return None
@@ -99,8 +99,8 @@ def chunks_of(cols: int, itemsize: int) -> Chunks:
     vector = is_vector(cols, itemsize)
     wide = VECTOR_BYTES // itemsize
     high, low = (block // wide, wide) if vector else (4, block // 4)
-    count = -(-cols // block)
-    return Chunks(count, power_of_two_from(count), high, low, 16, vector)
+    pieces = -(-cols // block)
+    return Chunks(pieces, power_of_two_from(pieces), high, low, 16, vector)
 
 
 def rows_together(cols: int, itemsize: int) -> int:

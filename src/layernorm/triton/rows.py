@@ -1,9 +1,9 @@
 """What the kernels share: where the rows of a tile lie, their sums and their statistics.
 
-A tile is (rows, HIGH, LOW): column high * LOW + low. Its arithmetic is float32 (float64 for float64).
-A row is summed along one of its two axes in that type, where that is in the registers of a thread,
-and along the other in float64. A tile that were reshaped for that would change its place in the
-registers at every sum. Fused multiply-adds are those written here: the kernels are compiled
+A tile is (rows, HIGH, LOW), column high * LOW + low. Its arithmetic is float32 (float64 for
+float64). A row is summed along one of its two axes in that type, where that is in the registers of
+a thread, and along the other in float64. (A tile that is reshaped for that changes its place in the
+registers at every sum.) Fused multiply-adds are those written here: the kernels are compiled
 with enable_fp_fusion=False. docs/derivation.md, sections 6 and 8, has the reasons.
 """
 

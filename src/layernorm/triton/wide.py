@@ -29,10 +29,9 @@ from layernorm.triton.rows import (
 
 @triton.jit
 def chunk_of(program, CHUNKS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr):
-    """Return the row of a program, as a tile has it, the chunk's number, and its columns."""
+    """Return the row of a program, as a tile has it, and the columns of its chunk."""
     row = tl.zeros([1], tl.int64) + program // CHUNKS
-    chunk = program % CHUNKS
-    return row, chunk, cols_of_tile(HIGH, LOW) + chunk.to(tl.int32) * (HIGH * LOW)
+    return row, cols_of_tile(HIGH, LOW) + (program % CHUNKS).to(tl.int32) * (HIGH * LOW)
 
 
 @triton.jit
@@ -136,7 +135,7 @@ def wide_sums(
     """
     dtype: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     program = tl.program_id(0).to(tl.int64)
-    row, chunk, cols = chunk_of(program, CHUNKS, HIGH, LOW)
+    row, cols = chunk_of(program, CHUNKS, HIGH, LOW)
     wanted = 1
     if ONLY_EXTRAORDINARY:
         wanted = tl.max((is_ordinary_rstd(tl.load(rstd_ptr + row)) == 0).to(tl.int32), 0)
@@ -185,7 +184,7 @@ def wide_squares(
     """
     dtype: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     program = tl.program_id(0).to(tl.int64)
-    row, chunk, cols = chunk_of(program, CHUNKS, HIGH, LOW)
+    row, cols = chunk_of(program, CHUNKS, HIGH, LOW)
     wanted = 1
     if ONLY_EXTRAORDINARY:
         wanted = tl.max((is_ordinary_rstd(tl.load(rstd_ptr + row)) == 0).to(tl.int32), 0)
@@ -194,7 +193,7 @@ def wide_squares(
         if GIVEN_MEAN:
             mean = tl.load(mean_ptr + row)
         else:
-            exponent, scale, mean = first_mean(
+            _, scale, mean = first_mean(
                 largest_ptr, sum_ptr, row, dtype, COLS, EPS, CENTERED, CHUNKS, MOST
             )
         inside = (cols < COLS)[None, :, :]
@@ -243,7 +242,7 @@ def wide_forward(
     """Write y of a chunk; the first chunk of a row writes the statistics. y is contiguous."""
     dtype: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     program = tl.program_id(0).to(tl.int64)
-    row, chunk, cols = chunk_of(program, CHUNKS, HIGH, LOW)
+    row, cols = chunk_of(program, CHUNKS, HIGH, LOW)
     exponent, scale, mean, residual, rstd = merged_statistics(
         *(largest_ptr, sum_ptr, rest_ptr, squares_ptr, row, dtype),
         *(COLS, EPS, CENTERED, CHUNKS, MOST),
@@ -264,7 +263,7 @@ def wide_forward(
     tl.store(y_at, y.to(y_ptr.dtype.element_ty), mask=inside)
     if SAVE:
         store_statistics(
-            *(mean_ptr, rstd_ptr, residual_ptr, row, (zero + chunk) == 0, exponent),
+            *(mean_ptr, rstd_ptr, residual_ptr, row, (zero + program) % CHUNKS == 0, exponent),
             *(mean, residual, rstd, CENTERED),
         )
 
@@ -308,7 +307,7 @@ def wide_normalizer(
             residual = over(rest, COLS).to(dtype)
     if EPS is not None:
         if tl.max((is_ordinary_rstd(rstd) == 0).to(tl.int32), 0) != 0:
-            exponent, scale, mean, residual, rstd = merged_statistics(
+            _, scale, mean, residual, rstd = merged_statistics(
                 *(largest_ptr, sum_ptr, rest_ptr, squares_ptr, row, dtype),
                 *(COLS, EPS, CENTERED, CHUNKS, MOST),
             )
@@ -359,7 +358,7 @@ def wide_gradient_sums(
     """Store a chunk's sums of g and g * xhat, g times 2^-exponent, and the exponent."""
     dtype: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     program = tl.program_id(0).to(tl.int64)
-    row, chunk, cols = chunk_of(program, CHUNKS, HIGH, LOW)
+    row, cols = chunk_of(program, CHUNKS, HIGH, LOW)
     inside = (cols < COLS)[None, :, :]
     zero = tl.zeros([1], tl.int64)
     x_at = pointers_to(x_ptr, row, zero, x_outer_stride, 1, cols, False, VECTOR)
@@ -414,7 +413,7 @@ def wide_dx(
     """Write dx of a chunk; contiguous."""
     dtype: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     program = tl.program_id(0).to(tl.int64)
-    row, chunk, cols = chunk_of(program, CHUNKS, HIGH, LOW)
+    row, cols = chunk_of(program, CHUNKS, HIGH, LOW)
     inside = (cols < COLS)[None, :, :]
     zero = tl.zeros([1], tl.int64)
     x_at = pointers_to(x_ptr, row, zero, x_outer_stride, 1, cols, False, VECTOR)
