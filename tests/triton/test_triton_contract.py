@@ -11,8 +11,8 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from calls import assert_equal_values, assert_same_bits, backward, forward  # noqa: E402
-from cases import (  # noqa: E402
+from calls import assert_equal_values, assert_same_bits, backward, forward
+from cases import (
     KINDS,
     Case,
     dy_cases,
@@ -23,7 +23,7 @@ from cases import (  # noqa: E402
     value_cases,
     width_cases,
 )
-from checkers import (  # noqa: E402
+from checkers import (
     check_a_row_that_is_not_finite_stays_alone,
     check_backward,
     check_constant_rows_give_bias,
@@ -31,9 +31,9 @@ from checkers import (  # noqa: E402
     check_statistics,
     check_zero_strides,
 )
-from interpreter import INTERPRETED  # noqa: E402
-from kernels_as_numpy import Kernels  # noqa: E402
-from values import TYPES, dtype_of  # noqa: E402
+from interpreter import INTERPRETED
+from kernels_as_numpy import Kernels
+from values import TYPES, dtype_of
 
 ours = Kernels()
 
@@ -79,23 +79,35 @@ def test_gradients_are_within_their_bounds_for_every_kind_of_dy(case: Case) -> N
     check_backward(ours, case)
 
 
-# 4999 and 5000: dweight and dbias take a kernel of their own. 16387 and 16392: rows in chunks, the
-# last one nearly empty. 600 channels: no room for the sums; 5000: copied to rows.
+# In tiles as they are: 5000: dweight and dbias take a kernel of their own. 16387: rows in chunks,
+# the last one nearly empty.
 WIDE = [
-    Case(kind, dtype, cols, values=values, rows=2)
-    for kind, dtype, cols, values in (
-        ("layer_norm", "float32", 4999, "mean_2_to_20"),
-        ("rms_norm", "bfloat16", 5000, "ordinary"),
-        ("layer_norm", "float32", 16387, "near_largest"),
-        ("layer_norm", "float32", 16392, "mean_1e4"),
-        ("rms_norm", "float32", 16392, "subnormals"),
-        ("layer_norm", "bfloat16", 16392, "outlier"),
-        ("layer_norm", "float16", 16387, "mean_1e2"),
-        ("layer_norm", "float64", 8200, "mean_2_to_20"),
-        ("layer_norm", "float64", 8201, "near_largest"),
+    Case("layer_norm", "float32", cols=5000, values="mean_2_to_20", rows=2),
+    Case("layer_norm", "bfloat16", cols=16387, rows=1),
+    Case("layer_norm", "float64", cols=8200, values="mean_2_to_20", rows=1),
+    Case("layer_norm", "float32", cols=5000, layout="first_axis"),  # copied to rows
+]
+# In small ones: 100: no room for the sums; 257, 260, 300: in chunks.
+SMALL = [
+    Case(kind, dtype, cols, values=values, rows=4)
+    for kind in KINDS
+    for dtype in TYPES
+    for cols, values in (
+        *((100, "near_largest"), (100, "mean_1e4"), (300, "near_largest"), (300, "subnormals")),
+        *((257, "mean_2_to_20"), (260, "outlier"), (257, "constant"), (300, "first_is_outlier")),
+        *((301, "ordinary"), (260, "near_largest_one_sign"), (260, "smallest_normals")),
     )
 ]
-WIDE += [Case("layer_norm", "float32", cols, layout="first_axis") for cols in (600, 5000)]
+SMALL += [
+    Case("layer_norm", dtype, cols, layout=layout)
+    for dtype in TYPES
+    for cols, layout in ((20, "channels_first"), (13, "axes_apart"), (300, "cols_reversed"))
+]
+SMALL += [
+    Case("layer_norm", dtype, 300, dy_values=values)
+    for dtype in ("float32", "bfloat16")
+    for values in ("near_largest", "subnormals", "outlier", "constant")
+]
 
 
 @each(WIDE)
@@ -104,9 +116,22 @@ def test_rows_too_wide_for_one_program_are_within_their_bounds(case: Case) -> No
     check_backward(ours, case)
 
 
+@each(SMALL)
+def test_narrow_rows_in_chunks_are_within_their_bounds(case: Case, small_tiles) -> None:
+    check_forward(ours, case)
+    check_backward(ours, case)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("parameters", ["weight", "bias", "", "weight zero_centered"])
+def test_parameters_of_rows_in_chunks_are_optional(parameters, dtype, small_tiles) -> None:
+    check_forward(ours, Case(dtype=dtype, cols=260, parameters=parameters))
+    check_backward(ours, Case(dtype=dtype, cols=260, parameters=parameters))
+
+
 @pytest.mark.parametrize("values", ["mean_2_to_20", "ordinary", "constant"])
-@pytest.mark.parametrize("cols", [63, 5000, 16392])
-def test_a_residual_that_was_not_saved_is_worked_out_again(values, cols) -> None:
+@pytest.mark.parametrize("cols", [63, 100, 300])
+def test_a_residual_that_was_not_saved_is_worked_out_again(values, cols, small_tiles) -> None:
     check_backward(Kernels(residual=False), Case(cols=cols, values=values, rows=3))
 
 
@@ -164,24 +189,19 @@ def test_one_element_gives_exactly_bias(dtype, layout, values) -> None:
 @pytest.mark.parametrize("eps", [0.0, 1e-12, 1e-5])
 @pytest.mark.parametrize(
     ("layout", "cols"),
-    # 3, 7, 1000: 1/n is rounded. 16392: in chunks.
-    [("contiguous", cols) for cols in (2, 3, 7, 67, 1000, 16392)] + [("channels_first", 67)],
+    # 3, 7, 300: 1/n is rounded. 300: in chunks.
+    [("contiguous", cols) for cols in (2, 3, 7, 67, 300)] + [("channels_first", 67)],
 )
 @pytest.mark.parametrize("dtype", TYPES)
-def test_a_constant_row_gives_exactly_bias(dtype, layout, cols, eps) -> None:
-    if INTERPRETED and cols > 10**4 and (eps > 0 or dtype == "float16"):
-        rows = 1
-    else:
-        rows = 8 if cols < 10**4 else 3
-    check_constant_rows_give_bias(
-        ours, Case(dtype=dtype, cols=cols, layout=layout, rows=rows, eps=eps)
-    )
+def test_a_constant_row_gives_exactly_bias(dtype, layout, cols, eps, small_tiles) -> None:
+    case = Case(dtype=dtype, cols=cols, layout=layout, rows=8, eps=eps)
+    check_constant_rows_give_bias(ours, case)
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-def test_a_constant_row_with_eps_0_has_rstd_0_and_dx_0(dtype) -> None:
-    for cols in (19, 16392):
-        case = Case(dtype=dtype, cols=cols, rows=2, values="constant", eps=0.0)
+def test_a_constant_row_with_eps_0_has_rstd_0_and_dx_0(dtype, small_tiles) -> None:
+    for cols in (19, 300):
+        case = Case(dtype=dtype, cols=cols, rows=8, values="constant", eps=0.0)
         x, dy, weight, bias = case.arrays()
         _, stats = forward(ours, case, x, weight, bias)
         assert (stats.rstd == 0).all()
@@ -204,9 +224,9 @@ def test_a_row_with_nan_or_infinity_is_nan_and_no_other_row_changes(
     check_a_row_that_is_not_finite_stays_alone(ours, case, bad)
 
 
-@pytest.mark.parametrize("place", [0, 8191, 8192, 16391])
-def test_a_row_in_chunks_with_nan_is_nan_wherever_the_nan_stands(place) -> None:
-    case = Case(cols=16392, rows=2)
+@pytest.mark.parametrize("place", [0, 63, 64, 299])
+def test_a_row_in_chunks_with_nan_is_nan_wherever_the_nan_stands(place, small_tiles) -> None:
+    case = Case(cols=300, rows=2)
     x, dy, weight, bias = case.arrays()
     x[1, place] = np.inf if place % 2 else np.nan
     y, stats = forward(ours, case, x, weight, bias)

@@ -17,6 +17,7 @@ _FEW_ELEMENTS = 2048
 _MOST_ELEMENTS = 16384
 _MOST_BACKWARD_ELEMENTS = 8192
 _MOST_ELEMENTS_WITH_SUMS = 4096  # dweight and dbias take four registers an element more
+_CHUNK_ELEMENTS = 8192
 
 
 class Tile(NamedTuple):
@@ -88,14 +89,14 @@ def strided_tile(cols: int, itemsize: int, *, backward: bool = False) -> Tile | 
     if rows < 8:  # less than 32 bytes next to each other
         return None
     elements = rows * elements_of_a_row
-    per_thread = 16 if backward or elements <= 4096 else 32
+    per_thread = 8 if backward else 16 if elements <= 4096 else 32
     warps = max(4, elements // (WARP * per_thread))
     return Tile(rows, 4, block // 4, rows, warps, False, elements <= _MOST_ELEMENTS_WITH_SUMS)
 
 
 def chunks_of(cols: int, itemsize: int) -> Chunks:
     """Plan for rows of any width, a program for each piece of a row."""
-    block = 8192 if itemsize < 8 else 4096
+    block = _CHUNK_ELEMENTS // max(itemsize // 4, 1)
     vector = is_vector(cols, itemsize)
     wide = VECTOR_BYTES // itemsize
     high, low = (block // wide, wide) if vector else (4, block // 4)
