@@ -10,6 +10,7 @@ IN_CI = os.environ.get("CI", "").lower() in ("1", "true")
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: gigabytes of memory or tens of seconds; CI runs it")
+    config.addinivalue_line("markers", "gpu: runs GPU kernels; in the interpreter without a GPU")
     _load_hypothesis_profile()
     _require_the_forced_isa()
 

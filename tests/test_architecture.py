@@ -86,6 +86,10 @@ def test_import_rules_are_kept() -> None:
         ("tensorflow/host.py", "from layernorm.keras import layers"),
         ("keras/layers.py", "import tensorflow"),
         ("keras/backends.py", "from layernorm.torch import any_array"),
+        ("triton/forward.py", "import torch"),
+        ("triton/sums.py", "from layernorm import spec"),
+        ("triton/plan.py", "import triton"),
+        ("triton/plan.py", "from layernorm.triton import rows"),
     ],
     ids=lambda text: text.split()[-1],
 )

@@ -1,4 +1,4 @@
-"""Layer norm and RMS norm for PyTorch: in place of its own functions and modules, on the CPU."""
+"""Layer norm and RMS norm for PyTorch: in place of its own functions and modules."""
 
 from layernorm.torch.accelerated import accelerate
 from layernorm.torch.conversion import convert

@@ -4,7 +4,7 @@ import threading
 from types import TracebackType
 
 from layernorm import _native
-from layernorm.torch import host
+from layernorm.torch import gpu, host
 
 assert host, "importing it looks up PyTorch's functions"
 
@@ -38,11 +38,12 @@ class Acceleration:
 
 
 def accelerate() -> Acceleration:
-    """Put our kernels under PyTorch's `native_layer_norm` and its backward, on the CPU.
+    """Put our kernels under PyTorch's `native_layer_norm` and its backward, on the CPU and GPUs.
 
     Every layer norm of the process, of any model, then runs them, with PyTorch's own autograd,
-    forward mode, vmap and DTensor rules. Only the CPU's float16, bfloat16, float32 and float64 are
-    served: other types raise RuntimeError, where PyTorch raises its NotImplementedError.
+    forward mode, vmap and DTensor rules. Only float16, bfloat16, float32 and float64 are
+    served: other types raise RuntimeError, where PyTorch raises its NotImplementedError. GPUs are
+    served where Triton is installed.
     PyTorch prints one warning a process, that a kernel is overridden: that is what was asked for.
 
     Args: none.
@@ -58,4 +59,5 @@ def _change(by: int) -> None:
     with _lock:
         if _holders + by == 0 or (_holders == 0 and by > 0):
             _native.torch_override_aten(by > 0)
+            gpu.override_aten(by > 0)
         _holders += by

@@ -1,5 +1,7 @@
 """Checks arguments as PyTorch does: its exception types, its words, and what to do about it."""
 
+import functools
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -54,10 +56,16 @@ def is_served(
 def _is_served(given: object) -> bool:
     return (
         isinstance(given, Tensor)
-        and given.device.type in ("cpu", "meta")
+        and (given.device.type in ("cpu", "meta") or (given.device.type == "cuda" and has_triton()))
         and given.layout is torch.strided
         and given.dtype in TYPES
     )
+
+
+@functools.cache
+def has_triton() -> bool:
+    """Tell whether tensors on a GPU can be served: our kernels there need Triton."""
+    return importlib.util.find_spec("triton") is not None
 
 
 def axes_of(x: Tensor, normalized_shape: Sequence[int], axis: spec.Axis | None) -> Axes:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from layernorm import _native, spec
-from layernorm.torch import arguments, decompositions, operators, sharding
+from layernorm.torch import arguments, decompositions, gpu, operators, sharding
 from layernorm.torch.arguments import Definition
 from layernorm.torch.autograd import Norm, apply_plain_norm
 
@@ -27,8 +27,8 @@ def layer_norm(
     `torch.nn.functional.layer_norm`, and has its results, to fewer units in the last place.
 
     Args:
-        input: x, a tensor of float16, bfloat16, float32 or float64, of any strides. PyTorch's own
-            function serves other types and devices.
+        input: x, a tensor of float16, bfloat16, float32 or float64, of any strides, on the
+            CPU or (with Triton) a GPU. PyTorch's own function serves other types and devices.
         normalized_shape: the sizes of x's last axes, or of those that `axis` names.
         weight, bias: tensors of the normalized shape, or None. Of x's type, or float32 for a
             16-bit x.
@@ -132,6 +132,7 @@ def norm(
         return _pytorch(
             x, normalized_shape, weight, bias, eps, axis, centered, zero_centered_weight
         )
+    x, weight, bias = gpu.as_under_autocast(x, weight, bias)
     if torch.jit.is_tracing():  # sizes are tensors there, and the operator checks them anyway
         axes = arguments.named_axes(x, normalized_shape, axis)
     else:

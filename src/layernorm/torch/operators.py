@@ -60,7 +60,8 @@ def compute_type(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _empty_as(x: Tensor) -> Tensor:
+def empty_as(x: Tensor) -> Tensor:
+    """Allocate y or dx: contiguous, or as x lies in memory where it is dense."""
     if x.is_contiguous() or x.numel() == 0 or not is_non_overlapping_and_dense_or_false(x):
         return x.new_empty(x.shape)
     return x.new_empty_strided(x.shape, x.stride())
@@ -90,7 +91,7 @@ def _(
     eps: float,
     zero_centered_weight: bool = False,
 ) -> tuple[Tensor, ...]:
-    return _empty_as(x), *[_empty_statistics(x, axis) for _ in range(3)]
+    return empty_as(x), *[_empty_statistics(x, axis) for _ in range(3)]
 
 
 @torch.library.register_fake("layernorm::rms_norm")
@@ -101,14 +102,14 @@ def _(
     eps: float,
     zero_centered_weight: bool = False,
 ) -> tuple[Tensor, ...]:
-    return _empty_as(x), _empty_statistics(x, axis)
+    return empty_as(x), _empty_statistics(x, axis)
 
 
 def _fake_gradients(
     x: Tensor, parameter: Tensor | None, axis: Sequence[int], need: Sequence[bool]
 ) -> tuple[Tensor, ...]:
     dtype = x.dtype if parameter is None else parameter.dtype
-    dx = _empty_as(x) if need[0] else _nothing(x)
+    dx = empty_as(x) if need[0] else _nothing(x)
     return dx, *[_empty_parameter(x, axis, dtype) if n else _nothing(x) for n in need[1:]]
 
 

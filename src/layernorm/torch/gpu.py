@@ -1,0 +1,238 @@
+"""The operators' kernels for GPUs, in Triton, and their place under PyTorch's own operator.
+
+Triton is imported with the first tensor that needs it. NVIDIA's and AMD's GPUs are both "cuda".
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from layernorm.torch import arguments, host
+from layernorm.torch.arguments import Definition
+
+assert host, "importing it defines the operators"
+
+
+def as_under_autocast(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Widen 16-bit tensors where PyTorch's autocast does that for its own layer norm."""
+    if not (x.is_cuda and torch.is_autocast_enabled("cuda")):
+        return x, weight, bias
+    return _wide(x), *(None if each is None else _wide(each) for each in (weight, bias))
+
+
+def _wide(given: Tensor) -> Tensor:
+    return given.float() if given.dtype in (torch.float16, torch.bfloat16) else given
+
+
+def layer_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    axis: Sequence[int],
+    eps: float,
+    zero_centered_weight: bool = False,
+) -> tuple[Tensor, ...]:
+    """Run `layernorm::layer_norm`: y, mean, rstd and residual."""
+    definition = _definition(x, axis, eps, True, zero_centered_weight)
+    return _forward(x, weight, bias, definition)
+
+
+def rms_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    axis: Sequence[int],
+    eps: float,
+    zero_centered_weight: bool = False,
+) -> tuple[Tensor, ...]:
+    """Run `layernorm::rms_norm`: y and rstd."""
+    definition = _definition(x, axis, eps, False, zero_centered_weight)
+    return _forward(x, weight, None, definition)
+
+
+def layer_norm_backward(
+    dy: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    residual: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    axis: Sequence[int],
+    eps: float,
+    zero_centered_weight: bool,
+    need: Sequence[bool],
+) -> tuple[Tensor, ...]:
+    """Run `layernorm::layer_norm_backward`: dx, dweight and dbias, empty where not needed."""
+    definition = _definition(x, axis, eps, True, zero_centered_weight)
+    return _backward(dy, x, weight, bias, definition, need, (mean, rstd, residual))
+
+
+def rms_norm_backward(
+    dy: Tensor,
+    x: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    axis: Sequence[int],
+    eps: float,
+    zero_centered_weight: bool,
+    need: Sequence[bool],
+) -> tuple[Tensor, ...]:
+    """Run `layernorm::rms_norm_backward`: dx and dweight, empty where not needed."""
+    definition = _definition(x, axis, eps, False, zero_centered_weight)
+    return _backward(dy, x, weight, None, definition, need, (None, rstd, None))
+
+
+def native_layer_norm(
+    x: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, ...]:
+    """Run `aten::native_layer_norm`: y, mean and rstd."""
+    from layernorm.torch import gpu_forward
+
+    axis = range(-len(normalized_shape), 0)
+    arguments.axes_of(x, normalized_shape, None)
+    definition = _definition(x, axis, eps, True, False)
+    _check(x, weight, bias, definition)
+    with _on_device_of(x):
+        y, mean, rstd, _ = gpu_forward.forward(x, weight, bias, definition, contiguous=True)
+    assert mean is not None
+    assert rstd is not None
+    return y, mean, rstd
+
+
+def native_layer_norm_backward(
+    dy: Tensor,
+    x: Tensor,
+    normalized_shape: Sequence[int],
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    need: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
+    """Run `aten::native_layer_norm_backward`: dx, dweight and dbias, None where not needed.
+
+    It is told neither the mean's residual, which is worked out again, nor eps.
+    """
+    from layernorm.torch import gpu_backward
+
+    axis = range(-len(normalized_shape), 0)
+    definition = _definition(x, axis, 0.0, True, False)
+    _check(x, weight, bias, definition)
+    kind = _parameter_type(x, weight, bias)
+    given = (dy, x, weight, kind, definition, need, (mean, rstd, None))
+    with _on_device_of(x):
+        return gpu_backward.Backward(*given, knows_eps=False, contiguous=True).run()
+
+
+def _definition(
+    x: Tensor, axis: Sequence[int], eps: float, centered: bool, zero_centered_weight: bool
+) -> Definition:
+    axes = tuple(sorted(each if each < 0 else each - x.dim() for each in axis))
+    return Definition(axes, eps, centered, zero_centered_weight)
+
+
+def _parameter_type(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> torch.dtype:
+    given = bias if weight is None else weight
+    return x.dtype if given is None else given.dtype
+
+
+def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None, definition: Definition) -> None:
+    if x.dtype not in arguments.TYPES:
+        raise RuntimeError(
+            f"layernorm: x has type {x.dtype}, expected float16, bfloat16, float32 or float64: "
+            "call it with x.float()"
+        )
+    if not arguments.has_triton():
+        raise RuntimeError(
+            "layernorm: x is on a GPU, whose kernels need Triton, which is not installed: "
+            "pip install 'layernorm[triton]'"
+        )
+    arguments.check_parameters(x, [x.shape[each] for each in definition.axis], weight, bias)
+    for name, given in (("weight", weight), ("bias", bias)):
+        if given is not None and given.device != x.device:
+            raise RuntimeError(
+                f"layernorm: {name} is on {given.device} and x on {x.device}, expected one device "
+                f"for both: pass {name}.to({str(x.device)!r})"
+            )
+
+
+def _on_device_of(x: Tensor) -> AbstractContextManager[Any]:
+    return torch.cuda.device_of(x) if x.is_cuda else nullcontext()
+
+
+def _forward(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, definition: Definition
+) -> tuple[Tensor, ...]:
+    from layernorm.torch import gpu_forward
+
+    _check(x, weight, bias, definition)
+    with _on_device_of(x):
+        results = gpu_forward.forward(x, weight, bias, definition)
+    return tuple(each for each in results if each is not None)
+
+
+def _backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    definition: Definition,
+    need: Sequence[bool],
+    statistics: Sequence[Tensor | None],
+) -> tuple[Tensor, ...]:
+    from layernorm.torch import gpu_backward
+
+    _check(x, weight, bias, definition)
+    if dy.shape != x.shape or dy.dtype != x.dtype:
+        raise RuntimeError(
+            f"layernorm: dy has shape {list(dy.shape)} and type {dy.dtype}, expected those of x, "
+            f"{list(x.shape)} and {x.dtype}: pass dy.to(x.dtype)"
+        )
+    kind = _parameter_type(x, weight, bias)
+    with _on_device_of(x):
+        results = gpu_backward.Backward(dy, x, weight, kind, definition, need, statistics).run()
+    given = results[: len(need)]
+    return tuple(x.new_empty(0, dtype=torch.float32) if each is None else each for each in given)
+
+
+_OPERATORS = {
+    "layer_norm": layer_norm,
+    "rms_norm": rms_norm,
+    "layer_norm_backward": layer_norm_backward,
+    "rms_norm_backward": rms_norm_backward,
+}
+_ATEN = {
+    "native_layer_norm": native_layer_norm,
+    "native_layer_norm_backward": native_layer_norm_backward,
+}
+
+
+def implement(namespace: str, device: str) -> torch.library.Library:
+    """Register the kernels of `layernorm` or `aten` for a device, while the result lasts."""
+    library = torch.library.Library(namespace, "IMPL")
+    for name, function in (_OPERATORS if namespace == "layernorm" else _ATEN).items():
+        library.impl(name, function, device.upper())
+    return library
+
+
+_library = implement("layernorm", "cuda")
+_override: torch.library.Library | None = None
+
+
+def override_aten(active: bool) -> None:
+    """Put our kernels under PyTorch's own operator on GPUs, if there are any, or take them away."""
+    global _override
+    if active and _override is None and torch.cuda.is_available() and arguments.has_triton():
+        _override = implement("aten", "cuda")
+    elif not active and _override is not None:
+        _override._destroy()
+        _override = None

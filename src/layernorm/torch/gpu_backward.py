@@ -1,0 +1,319 @@
+"""The backward on a GPU: chooses the kernels, allocates, launches."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from layernorm.torch import gpu_arrays, operators
+from layernorm.torch.arguments import Definition
+from layernorm.torch.gpu_arrays import Walked
+from layernorm.torch.gpu_forward import Partials, empty_partials, measure_chunks
+from layernorm.torch.gpu_launch import launch, multiprocessors
+from layernorm.triton import plan
+from layernorm.triton.backward import backward as backward_kernel
+from layernorm.triton.columns import column_sums
+from layernorm.triton.sums import add_programs
+from layernorm.triton.wide import wide_dx, wide_gradient_sums, wide_normalizer, wide_squares
+
+
+class Backward:
+    """One call: what its steps share."""
+
+    def __init__(
+        self,
+        dy: Tensor,
+        x: Tensor,
+        weight: Tensor | None,
+        parameter_type: torch.dtype,
+        definition: Definition,
+        need: Sequence[bool],
+        statistics: Sequence[Tensor | None],
+        *,
+        knows_eps: bool = True,
+        contiguous: bool = False,
+    ) -> None:
+        """Take a checked call; x's device must be the current one.
+
+        Args:
+            statistics: mean, rstd, residual; no mean and residual for RMS norm, and no residual
+                where it was not saved.
+            knows_eps: rows whose rstd is near the ends of its type are measured again; without eps
+                their rstd is used as it is.
+            contiguous: dx is contiguous whatever x is.
+        """
+        axis = definition.axis
+        self.need_dx, self.need_dweight, self.need_dbias = (*need, False)[:3]
+        self.need_sums = self.need_dweight or self.need_dbias
+        self.x, self.axis, self.definition = x, axis, definition
+        self.parameter_type = parameter_type
+        self.eps = definition.eps if knows_eps else None
+        self.contiguous = contiguous
+        self.order = gpu_arrays.order_of(x, axis)
+        itemsize = x.element_size()
+        self.tile: plan.Tile | None = None
+        if self.order.is_strided:
+            self.tile = plan.strided_tile(self.cols, itemsize, backward=True)
+            if self.tile is None:
+                self.order = gpu_arrays.rows_order(x, axis)
+        if self.tile is None:
+            self.tile = plan.rows_tile(self.cols, itemsize, backward=True)
+        self.vector = not self.order.is_strided and plan.is_vector(self.cols, itemsize)
+        if x.numel() == 0:
+            return
+        self.walked = gpu_arrays.to_read(x, self.order, vector=self.vector)
+        self.dy = gpu_arrays.to_read(dy, self.order, vector=self.vector)
+        self.weight = gpu_arrays.parameter_to_read(weight, x, axis, self.order, vector=self.vector)
+        self.mean, self.rstd, self.residual = (
+            gpu_arrays.statistics_to_read(each, self.order) for each in statistics
+        )
+
+    @property
+    def cols(self) -> int:
+        """How many elements a row has."""
+        return self.order.layout.cols
+
+    def run(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Return dx, dweight and dbias, None where not needed."""
+        x = self.x
+        dx = None
+        if self.need_dx:
+            dx = x.new_empty(x.shape) if self.contiguous else operators.empty_as(x)
+        flat = {"dtype": self.parameter_type}
+        self.dweight = x.new_zeros(self.cols, **flat) if self.need_dweight else None
+        self.dbias = x.new_zeros(self.cols, **flat) if self.need_dbias else None
+        if x.numel() > 0 and (dx is not None or self.need_sums):
+            self._launch(dx)
+        return dx, self._shaped(self.dweight), self._shaped(self.dbias)
+
+    def _shaped(self, gradient: Tensor | None) -> Tensor | None:
+        if gradient is None:
+            return None
+        return gpu_arrays.parameter_gradient(gradient, self.x, self.axis, self.order)
+
+    def _launch(self, dx: Tensor | None) -> None:
+        order = self.order
+        target = None
+        if dx is not None:
+            wide = self.tile is None
+            target = gpu_arrays.to_write(dx, order, vector=self.vector, contiguous=wide)
+        normalizer = self._empty_normalizer()
+        if self.tile is None:
+            self._wide(target, normalizer)
+        else:
+            self._tiles(target, normalizer, self.tile)
+        if normalizer is not None and self.need_sums:
+            self._columns(normalizer)
+        if dx is not None and target is not None:
+            gpu_arrays.flush(target, dx, order)
+
+    def _empty_normalizer(self) -> Tensor | None:
+        """Allocate (4, rows) where dweight and dbias take a kernel of their own."""
+        if self.tile is not None and (self.tile.has_sums or not self.need_sums):
+            return None
+        return self.x.new_empty((4, self.order.rows), dtype=operators.compute_type(self.x))
+
+    def _tile_count(self, rows: int) -> int:
+        layout = self.order.layout
+        if self.order.is_strided:
+            return layout.outer * -(-layout.inner // rows)
+        return -(-self.order.rows // rows)
+
+    def _empty_sums(self, programs: int) -> list[Tensor | None]:
+        return [
+            self.x.new_empty((programs, self.cols), dtype=torch.float64) if needed else None
+            for needed in (self.need_dweight, self.need_dbias)
+        ]
+
+    def _tiles(self, dx: Walked | None, normalizer: Tensor | None, tile: plan.Tile) -> None:
+        x, dy, layout = self.walked, self.dy, self.order.layout
+        tiles = programs = self._tile_count(tile.rows)
+        sums: list[Tensor | None] = [None, None]
+        if self.need_sums and tile.has_sums:
+            programs = plan.programs_for_sums(tiles, multiprocessors(x.tensor.device), tile)
+            sums = self._empty_sums(programs)
+        nothing = x.tensor
+        pointers = (
+            *(x.tensor, dy.tensor, self.weight, self.mean, self.rstd, self.residual),
+            *(None if dx is None else dx.tensor, *sums, normalizer),
+        )
+        launch(
+            backward_kernel,
+            programs,
+            (
+                *(nothing if each is None else each for each in pointers),
+                *(self.order.rows, layout.inner, tiles, programs),
+                *(x.outer_stride, x.col_stride, dy.outer_stride, dy.col_stride),
+                *((0, 0) if dx is None else (dx.outer_stride, dx.col_stride)),
+            ),
+            tile.warps,
+            COLS=layout.cols,
+            EPS=self.eps,
+            CENTERED=self.definition.centered,
+            HAS_WEIGHT=self.weight is not None,
+            ZERO_CENTERED=self.definition.zero_centered_weight,
+            HAS_RESIDUAL=self.residual is not None,
+            NEED_DX=dx is not None,
+            NEED_DWEIGHT=sums[0] is not None,
+            NEED_DBIAS=sums[1] is not None,
+            KEEP_NORMALIZER=normalizer is not None,
+            STRIDED=self.order.is_strided,
+            VECTOR=tile.vector,
+            ROWS=tile.rows,
+            KEPT=tile.kept,
+            HIGH=tile.high,
+            LOW=tile.low,
+            GROUP_X=x.tensor.element_size() == 2,
+        )
+        self._add_up(sums, programs)
+
+    def _columns(self, normalizer: Tensor) -> None:
+        x, dy, layout = self.walked, self.dy, self.order.layout
+        strided = self.order.is_strided
+        tile = plan.columns_tile(layout.cols, x.tensor.element_size(), strided=strided)
+        tiles = self._tile_count(tile.rows)
+        blocks = -(-layout.cols // (tile.high * tile.low))
+        splits = plan.splits_of_rows(tiles, blocks, multiprocessors(x.tensor.device))
+        sums = self._empty_sums(splits)
+        launch(
+            column_sums,
+            blocks * splits,
+            (
+                *(x.tensor, dy.tensor, normalizer),
+                *(x.tensor if each is None else each for each in sums),
+                *(self.order.rows, layout.inner, tiles, splits),
+                *(x.outer_stride, x.col_stride, dy.outer_stride, dy.col_stride),
+            ),
+            tile.warps,
+            COLS=layout.cols,
+            CENTERED=self.definition.centered,
+            NEED_DWEIGHT=self.need_dweight,
+            NEED_DBIAS=self.need_dbias,
+            STRIDED=strided,
+            VECTOR=tile.vector,
+            ROWS=tile.rows,
+            HIGH=tile.high,
+            LOW=tile.low,
+        )
+        self._add_up(sums, splits)
+
+    def _add_up(self, sums: list[Tensor | None], programs: int) -> None:
+        if sums[0] is None and sums[1] is None:
+            return
+        tile = plan.sums_tile()
+        pointers = (*sums, self.dweight, self.dbias)
+        nothing = self.walked.tensor
+        launch(
+            add_programs,
+            -(-self.cols // tile.block),
+            (*(nothing if each is None else each for each in pointers), programs),
+            tile.warps,
+            COLS=self.cols,
+            NEED_DWEIGHT=sums[0] is not None,
+            NEED_DBIAS=sums[1] is not None,
+            CHUNK=tile.chunk,
+            BLOCK=tile.block,
+        )
+
+    def _wide(self, dx: Walked | None, normalizer: Tensor | None) -> None:
+        assert normalizer is not None or not self.need_sums
+        cols, itemsize, rows = self.cols, self.x.element_size(), self.order.rows
+        chunks = plan.chunks_of(cols, itemsize)
+        x_rows = self.walked.tensor.as_strided((rows, cols), (self.walked.outer_stride, 1))
+        dy_rows = self.dy.tensor.as_strided((rows, cols), (self.dy.outer_stride, 1))
+        if normalizer is None:
+            normalizer = x_rows.new_empty((4, rows), dtype=operators.compute_type(self.x))
+        together = min(rows, plan.rows_together(cols, 2 * itemsize))
+        partials = empty_partials(x_rows, together, chunks)
+        for first in range(0, rows, together):
+            part = slice(first, min(rows, first + together))
+            own = normalizer[:, part].contiguous()
+            self._wide_normalizer(x_rows[part], part, own, partials, chunks)
+            if dx is not None:
+                dx_rows = dx.tensor.view(rows, cols)
+                self._wide_dx(x_rows[part], dy_rows[part], dx_rows[part], own, partials, chunks)
+            normalizer[:, part] = own
+
+    def _wide_normalizer(
+        self, x: Tensor, part: slice, normalizer: Tensor, partials: Partials, chunks: plan.Chunks
+    ) -> None:
+        definition, rows, cols = self.definition, len(x), self.cols
+        mean, rstd, residual = (
+            None if each is None else each[part] for each in (self.mean, self.rstd, self.residual)
+        )
+        stride = self.walked.outer_stride
+        if definition.centered and residual is None:
+            launch(
+                wide_squares,
+                rows * chunks.pieces,
+                (x, mean, rstd, *partials, stride),
+                chunks.warps,
+                COLS=cols,
+                EPS=definition.eps,
+                CENTERED=True,
+                GIVEN_MEAN=True,
+                ONLY_EXTRAORDINARY=False,
+                VECTOR=chunks.vector,
+                CHUNKS=chunks.pieces,
+                MOST=chunks.most,
+                HIGH=chunks.high,
+                LOW=chunks.low,
+            )
+        if self.eps is not None:
+            measure_chunks(x, rows, stride, cols, definition, chunks, partials, rstd)
+        launch(
+            wide_normalizer,
+            rows,
+            (
+                *(rstd if each is None else each for each in (mean, rstd, residual)),
+                *(normalizer, *partials, rows),
+            ),
+            1,
+            COLS=cols,
+            EPS=self.eps,
+            CENTERED=definition.centered,
+            HAS_RESIDUAL=residual is not None,
+            CHUNKS=chunks.pieces,
+            MOST=chunks.most,
+        )
+
+    def _wide_dx(
+        self,
+        x: Tensor,
+        dy: Tensor,
+        dx: Tensor,
+        normalizer: Tensor,
+        partials: Partials,
+        chunks: plan.Chunks,
+    ) -> None:
+        rows = len(x)
+        exponents = x.new_empty((rows, chunks.pieces), dtype=torch.int32)
+        sums = (exponents, partials.rest, partials.squares)
+        sizes = (rows, self.walked.outer_stride, self.dy.outer_stride)
+        weight = x if self.weight is None else self.weight
+        common = {
+            "COLS": self.cols,
+            "CENTERED": self.definition.centered,
+            "HAS_WEIGHT": self.weight is not None,
+            "ZERO_CENTERED": self.definition.zero_centered_weight,
+            "VECTOR": chunks.vector,
+            "CHUNKS": chunks.pieces,
+        }
+        tile = {"HIGH": chunks.high, "LOW": chunks.low}
+        launch(
+            wide_gradient_sums,
+            rows * chunks.pieces,
+            (x, dy, weight, normalizer, *sums, *sizes),
+            chunks.warps,
+            **common,
+            **tile,
+        )
+        launch(
+            wide_dx,
+            rows * chunks.pieces,
+            (x, dy, weight, dx, normalizer, *sums, *sizes),
+            chunks.warps,
+            **common,
+            MOST=chunks.most,
+            **tile,
+        )

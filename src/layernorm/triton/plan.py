@@ -1,0 +1,155 @@
+"""How many rows, columns and warps each GPU program takes. Plain integers; standard library only.
+
+A row's y and dx must not depend on the other rows, so everything about a program follows from the
+width, the type and the layout, never from the number of rows. Only how many programs share the sums
+of dweight and dbias depends on the rows, and on the device.
+
+The numbers were reasoned from registers and bytes in flight, and have not been measured on a GPU.
+"""
+
+from typing import NamedTuple
+
+WARP = 32
+VECTOR_BYTES = 16  # the widest load of a thread
+
+# What a tile may hold, in elements of float32; float64 takes two each.
+_FEW_ELEMENTS = 2048
+_MOST_ELEMENTS = 16384
+_MOST_BACKWARD_ELEMENTS = 8192
+_MOST_ELEMENTS_WITH_SUMS = 4096  # dweight and dbias take four registers an element more
+_CHUNK_ELEMENTS = 8192
+
+
+class Tile(NamedTuple):
+    """What one program has in registers: (rows, high, low), column high * low + low."""
+
+    rows: int
+    high: int
+    low: int  # powers of two; with `vector`, the elements of 16 bytes
+    kept: int  # rows of the sums of dweight and dbias; divides rows
+    warps: int
+    vector: bool  # each row is read in pieces of 16 bytes, and must start at a multiple of them
+    has_sums: bool  # the backward sums dweight and dbias beside dx; else they take a kernel more
+
+    @property
+    def late_parameters(self) -> bool:
+        """Tell whether weight and bias must wait for the statistics: registers are short."""
+        return self.rows * self.high * self.low >= 32 * WARP * self.warps
+
+
+class Chunks(NamedTuple):
+    """A row too wide for one program: `pieces` of high * low columns."""
+
+    pieces: int
+    most: int  # a power of two, not below pieces
+    high: int
+    low: int
+    warps: int
+    vector: bool
+
+
+def power_of_two_from(number: int) -> int:
+    """Return the smallest power of two that is not below `number`."""
+    return 1 << max(0, number - 1).bit_length()
+
+
+def is_vector(cols: int, itemsize: int) -> bool:
+    """Tell whether rows of this width are whole pieces of 16 bytes.
+
+    From the width alone: pieces of another size are added in another order, and the bits of a row
+    must not depend on where it lies. A row that is not aligned is copied to where it is.
+    """
+    return cols * itemsize % VECTOR_BYTES == 0
+
+
+def rows_tile(cols: int, itemsize: int, *, backward: bool = False) -> Tile | None:
+    """Plan for contiguous rows; None where a row is too wide for one program."""
+    block = max(16, power_of_two_from(cols))
+    elements_of_a_row = block * max(itemsize // 4, 1)
+    if elements_of_a_row > (_MOST_BACKWARD_ELEMENTS if backward else _MOST_ELEMENTS):
+        return None
+    vector = is_vector(cols, itemsize)
+    rows = max(1, _FEW_ELEMENTS // elements_of_a_row)
+    elements = rows * elements_of_a_row
+    per_thread = 16 if backward or elements <= 4096 else 32
+    warps = max(4, elements // (WARP * per_thread))
+    wide = VECTOR_BYTES // itemsize
+    high, low = (block // wide, wide) if vector else (4, block // 4)
+    lanes_of_a_row = min(high if vector else block, WARP * warps)
+    kept = min(rows, WARP * warps // lanes_of_a_row)
+    return Tile(rows, high, low, kept, warps, vector, elements <= _MOST_ELEMENTS_WITH_SUMS)
+
+
+def strided_tile(cols: int, itemsize: int, *, backward: bool = False) -> Tile | None:
+    """Plan for channels first: neighboring rows in neighboring lanes; None where too wide."""
+    block = max(4, power_of_two_from(cols))
+    elements_of_a_row = block * max(itemsize // 4, 1)
+    most = _MOST_ELEMENTS_WITH_SUMS if backward else _MOST_ELEMENTS
+    rows = min(WARP, most // elements_of_a_row)
+    if rows < 8:  # less than 32 bytes next to each other
+        return None
+    elements = rows * elements_of_a_row
+    per_thread = 8 if backward else 16 if elements <= 4096 else 32
+    warps = max(4, elements // (WARP * per_thread))
+    return Tile(rows, 4, block // 4, rows, warps, False, elements <= _MOST_ELEMENTS_WITH_SUMS)
+
+
+def chunks_of(cols: int, itemsize: int) -> Chunks:
+    """Plan for rows of any width, a program for each piece of a row."""
+    block = _CHUNK_ELEMENTS // max(itemsize // 4, 1)
+    vector = is_vector(cols, itemsize)
+    wide = VECTOR_BYTES // itemsize
+    high, low = (block // wide, wide) if vector else (4, block // 4)
+    pieces = -(-cols // block)
+    return Chunks(pieces, power_of_two_from(pieces), high, low, 16, vector)
+
+
+def rows_together(cols: int, itemsize: int) -> int:
+    """Say how many rows too wide for one program go through all steps before the next begin.
+
+    What one step has read should still be in the second-level cache for the next one.
+    """
+    return max(1, 16 * 2**20 // (cols * itemsize))
+
+
+class Columns(NamedTuple):
+    """For dweight and dbias by themselves: (rows, high, low) at a time, down the rows."""
+
+    rows: int
+    high: int
+    low: int
+    warps: int
+    vector: bool
+
+
+def columns_tile(cols: int, itemsize: int, *, strided: bool) -> Columns:
+    """Plan for the sums of columns of any width."""
+    if strided:
+        return Columns(WARP, 4, 4, 4, False)
+    vector = is_vector(cols, itemsize)
+    wide = VECTOR_BYTES // itemsize
+    return Columns(16, *((WARP * 4 // wide, wide) if vector else (4, WARP)), 4, vector)
+
+
+def programs_for_sums(tiles: int, multiprocessors: int, tile: Tile) -> int:
+    """Say how many programs share the tiles, each with sums of its own for dweight and dbias."""
+    return min(tiles, multiprocessors * max(1, 16 // tile.warps))
+
+
+def splits_of_rows(tiles: int, column_blocks: int, multiprocessors: int) -> int:
+    """Say into how many parts the rows are cut for the sums of columns by themselves."""
+    wanted = -(-8 * multiprocessors // column_blocks)
+    return max(1, min(wanted, -(-tiles // 4)))
+
+
+class Sums(NamedTuple):
+    """For the last addition: `chunk` programs' sums at a time, of `block` columns."""
+
+    chunk: int
+    block: int
+    warps: int
+
+
+def sums_tile() -> Sums:
+    """Plan for adding up what the programs left."""
+    return Sums(chunk=16, block=64, warps=4)

@@ -1,0 +1,51 @@
+"""Where the kernels run: in Triton's interpreter if TRITON_INTERPRET=1, else on a GPU, if any.
+
+The interpreter is switched on where Triton is imported, for the whole process: so those tests have
+a process of their own, which tests/test_triton_interpreted.py starts.
+"""
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+
+RUNS_KERNELS = {"test_triton_contract.py", "test_triton_same_bits.py", "test_triton_torch.py"}
+
+
+def _has_gpu() -> bool:
+    if importlib.util.find_spec("torch") is None:
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    skip = None
+    for item in items:
+        if Path(__file__).parent not in item.path.parents:
+            continue
+        needs_gpu = item.path.name == "test_triton_gpu.py"
+        if item.path.name in RUNS_KERNELS or needs_gpu:
+            item.add_marker(pytest.mark.gpu)
+            # of the interpreter's NumPy, where a row leaves the range of its type
+            item.add_marker(pytest.mark.filterwarnings("ignore::RuntimeWarning"))
+            if needs_gpu or not interpreted:
+                skip = skip or pytest.mark.skipif(not _has_gpu(), reason="no GPU here")
+                item.add_marker(skip)
+        elif interpreted:
+            item.add_marker(pytest.mark.skip(reason="compiles, which the interpreter does not"))
+
+
+@pytest.fixture
+def small_tiles(monkeypatch):
+    """Let narrow rows take the ways of wide ones: the interpreter is slow."""
+    from layernorm.triton import plan
+
+    monkeypatch.setattr(plan, "_FEW_ELEMENTS", 128)
+    monkeypatch.setattr(plan, "_MOST_ELEMENTS", 256)
+    monkeypatch.setattr(plan, "_MOST_BACKWARD_ELEMENTS", 128)
+    monkeypatch.setattr(plan, "_MOST_ELEMENTS_WITH_SUMS", 64)
+    monkeypatch.setattr(plan, "_CHUNK_ELEMENTS", 64)

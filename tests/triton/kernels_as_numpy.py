@@ -1,0 +1,123 @@
+"""The GPU kernels with the functions of `layernorm.numpy`: the contract's checks take them.
+
+On a GPU where there is one, else in Triton's interpreter, on the CPU.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+from interpreter import INTERPRETED, mend
+from layouts import Array, axes_of
+
+from layernorm.torch import gpu_backward, gpu_forward
+from layernorm.torch.arguments import Definition
+
+if INTERPRETED:
+    mend()
+
+DEVICE = "cpu" if INTERPRETED else "cuda"
+
+
+def to_tensor(array: Array | None) -> torch.Tensor | None:
+    """Copy the array, with its strides where PyTorch has them."""
+    if array is None:
+        return None
+    array = np.asarray(array)
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    steps = [stride // array.itemsize for stride in array.strides]
+    span = 1 + sum((n - 1) * step for n, step in zip(array.shape, steps, strict=True) if n)
+    usual = all(step >= 0 for step in steps) and all(s % array.itemsize == 0 for s in array.strides)
+    bits = np.dtype(f"i{array.itemsize}")
+    if array.size and usual and array.flags.aligned and 0 not in steps:
+        # the same place within 64 bytes, so that alignment is tested
+        offset = array.ctypes.data % 64 // array.itemsize
+        memory = torch.empty(span + offset, dtype=_torch_type(bits), device=DEVICE)
+        tensor = memory.as_strided(array.shape, steps, offset)
+    else:
+        tensor = torch.empty(array.shape, dtype=_torch_type(bits), device=DEVICE)
+    copy = np.array(array, order="C").view(bits).reshape(array.shape)
+    tensor.copy_(torch.from_numpy(copy))
+    return tensor.view(_torch_type(array.dtype))
+
+
+def _torch_type(dtype: np.dtype) -> torch.dtype:
+    return getattr(torch, dtype.name)
+
+
+def to_array(tensor: torch.Tensor | None) -> Array | None:
+    if tensor is None:
+        return None
+    tensor = tensor.detach().cpu()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
+
+
+@dataclass
+class Stats:
+    mean: Array | None
+    rstd: Array
+    residual: Array | None
+    axis: tuple[int, ...]
+    eps: float
+    definition: Definition
+    parameter_type: torch.dtype
+
+
+class Kernels:
+    """`residual`: whether the backward gets it, or works it out again."""
+
+    def __init__(self, *, residual: bool = True) -> None:
+        self.residual = residual
+
+    def layer_norm_forward(self, x: Array, weight=None, bias=None, **options: Any):
+        return self._forward(x, weight, bias, centered=True, **options)
+
+    def rms_norm_forward(self, x: Array, weight=None, **options: Any):
+        return self._forward(x, weight, None, centered=False, **options)
+
+    def layer_norm_backward(self, dy: Array, x: Array, stats: Stats, weight=None, **options: Any):
+        return self._backward(dy, x, stats, weight, **options)
+
+    def rms_norm_backward(self, dy: Array, x: Array, stats: Stats, weight=None, **options: Any):
+        return self._backward(dy, x, stats, weight, **options)[:2]
+
+    def layer_norm(self, x: Array, weight=None, bias=None, **options: Any):
+        return self.layer_norm_forward(x, weight, bias, **options)[0]
+
+    def rms_norm(self, x: Array, weight=None, **options: Any):
+        return self.rms_norm_forward(x, weight, **options)[0]
+
+    def _forward(
+        self, x, weight, bias, *, centered, axis=-1, eps=1e-5, zero_centered_weight=False, out=None
+    ):
+        axes = axes_of(axis, x.ndim)
+        definition = Definition(
+            tuple(each - x.ndim for each in axes), eps, centered, zero_centered_weight
+        )
+        given = [to_tensor(each) for each in (x, weight, bias)]
+        results = gpu_forward.forward(*given, definition)
+        y, mean, rstd, residual = (to_array(each) for each in results)
+        if out is not None:
+            out[...] = y
+            y = out
+        types = [each.dtype for each in given[1:] if each is not None] + [given[0].dtype]
+        return y, Stats(mean, rstd, residual, axes, eps, definition, types[0])
+
+    def _backward(self, dy, x, stats, weight, **options):
+        need = (
+            options.get("need_dx", True),
+            options.get("need_dweight", True),
+            options.get("need_dbias", stats.definition.centered),
+        )
+        residual = stats.residual if self.residual else None
+        saved = [to_tensor(each) for each in (stats.mean, stats.rstd, residual)]
+        call = gpu_backward.Backward(
+            *(to_tensor(dy), to_tensor(x), to_tensor(weight), stats.parameter_type),
+            *(stats.definition, need, saved),
+        )
+        return tuple(to_array(each) for each in call.run())

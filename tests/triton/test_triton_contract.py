@@ -1,0 +1,242 @@
+"""The contract, kept by the GPU kernels: the checks that the NumPy front end passes.
+
+A part of its cases, since the interpreter takes a tenth of a second for each; all on a GPU.
+"""
+
+import math
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("triton")
+
+from calls import assert_equal_values, assert_same_bits, backward, forward
+from cases import (
+    KINDS,
+    Case,
+    dy_cases,
+    eps_cases,
+    layout_cases,
+    of_each_kind,
+    parameter_cases,
+    value_cases,
+    width_cases,
+)
+from checkers import (
+    check_a_row_that_is_not_finite_stays_alone,
+    check_backward,
+    check_constant_rows_give_bias,
+    check_forward,
+    check_statistics,
+    check_zero_strides,
+)
+from interpreter import INTERPRETED
+from kernels_as_numpy import Kernels
+from values import TYPES, dtype_of
+
+ours = Kernels()
+
+
+def some(cases: list[Case], step: int) -> list[Case]:
+    """Every `step`-th case in the interpreter, none of them wide; all on a GPU."""
+    if not INTERPRETED:
+        return cases
+    return [case for case in cases if case.cols <= 1025][::step]
+
+
+def each(cases: list[Case]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("case", cases, ids=[case.id for case in cases])
+
+
+# Steps without a factor in common with the families' periods, so that each type and kind comes up.
+@each(some(of_each_kind(value_cases), 5))
+def test_results_are_within_their_bounds_for_every_kind_of_values(case: Case) -> None:
+    check_forward(ours, case)
+    check_backward(ours, case)
+
+
+@each(some(of_each_kind(width_cases), 5))
+def test_results_are_within_their_bounds_for_every_width(case: Case) -> None:
+    check_forward(ours, case)
+    check_backward(ours, case)
+
+
+@each(some(of_each_kind(layout_cases, parameter_cases), 5))
+def test_results_are_within_their_bounds_for_every_layout_and_parameter(case: Case) -> None:
+    check_forward(ours, case)
+    check_backward(ours, case)
+
+
+@each(some(of_each_kind(eps_cases), 3))
+def test_results_are_within_their_bounds_for_every_eps(case: Case) -> None:
+    check_forward(ours, case)
+    check_backward(ours, case)
+
+
+@each([case for case in some(of_each_kind(dy_cases), 17) if case.dtype != "float64"])
+def test_gradients_are_within_their_bounds_for_every_kind_of_dy(case: Case) -> None:
+    check_backward(ours, case)
+
+
+# In tiles as they are: 5000: dweight and dbias take a kernel of their own. 16387: rows in chunks,
+# the last one nearly empty.
+WIDE = [
+    Case("layer_norm", "float32", cols=5000, values="mean_2_to_20", rows=2),
+    Case("layer_norm", "bfloat16", cols=16387, rows=1),
+    Case("layer_norm", "float64", cols=8200, values="mean_2_to_20", rows=1),
+    Case("layer_norm", "float32", cols=5000, layout="first_axis"),  # copied to rows
+]
+# In small ones: 100: no room for the sums; 257, 260, 300: in chunks.
+SMALL = [
+    Case(kind, dtype, cols, values=values, rows=4)
+    for kind in KINDS
+    for dtype in TYPES
+    for cols, values in (
+        *((100, "near_largest"), (100, "mean_1e4"), (300, "near_largest"), (300, "subnormals")),
+        *((257, "mean_2_to_20"), (260, "outlier"), (257, "constant"), (300, "first_is_outlier")),
+        *((301, "ordinary"), (260, "near_largest_one_sign"), (260, "smallest_normals")),
+    )
+]
+SMALL += [
+    Case("layer_norm", dtype, cols, layout=layout)
+    for dtype in TYPES
+    for cols, layout in ((20, "channels_first"), (13, "axes_apart"), (300, "cols_reversed"))
+]
+SMALL += [
+    Case("layer_norm", dtype, 300, dy_values=values)
+    for dtype in ("float32", "bfloat16")
+    for values in ("near_largest", "subnormals", "outlier", "constant")
+]
+
+
+@each(WIDE)
+def test_rows_too_wide_for_one_program_are_within_their_bounds(case: Case) -> None:
+    check_forward(ours, case)
+    check_backward(ours, case)
+
+
+@each(SMALL)
+def test_narrow_rows_in_chunks_are_within_their_bounds(case: Case, small_tiles) -> None:
+    check_forward(ours, case)
+    check_backward(ours, case)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("parameters", ["weight", "bias", "", "weight zero_centered"])
+def test_parameters_of_rows_in_chunks_are_optional(parameters, dtype, small_tiles) -> None:
+    check_forward(ours, Case(dtype=dtype, cols=260, parameters=parameters))
+    check_backward(ours, Case(dtype=dtype, cols=260, parameters=parameters))
+
+
+@pytest.mark.parametrize("values", ["mean_2_to_20", "ordinary", "constant"])
+@pytest.mark.parametrize("cols", [63, 100, 300])
+def test_a_residual_that_was_not_saved_is_worked_out_again(values, cols, small_tiles) -> None:
+    check_backward(Kernels(residual=False), Case(cols=cols, values=values, rows=3))
+
+
+@pytest.mark.parametrize("values", ["mixed", "near_largest"])
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_statistics_are_saved(kind, dtype, values) -> None:
+    if values == "mixed":  # with an rstd that float32 cannot hold
+        values = "mean_1e4"
+    check_statistics(ours, Case(kind, dtype, cols=67, values=values))
+
+
+# 65537 rows and a shape of several axes; the interpreter has fewer.
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_rows_are_within_their_bounds(kind, dtype) -> None:
+    rows = 1000 if INTERPRETED else 65537
+    check_backward(ours, Case(kind, dtype, cols=5, rows=rows))
+    check_backward(ours, Case(kind, dtype, cols=48, rows=rows // 16, layout="channels_first"))
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((0, 8), -1), ((3, 0, 8), -1), ((0, 8, 5), 1)])
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_zero_rows_give_empty_y_and_dx_and_zero_dweight_and_dbias(kind, dtype, shape, axis) -> None:
+    x = np.empty(shape, dtype_of(dtype))
+    weight = np.ones(8, x.dtype)
+    y, stats = getattr(ours, f"{kind}_forward")(x, weight, axis=axis)
+    dx, *parameters = getattr(ours, f"{kind}_backward")(x, x, stats, weight)
+    assert y.shape == dx.shape == shape
+    for gradient in parameters:
+        assert_same_bits(gradient, np.zeros(8, x.dtype), "gradient of a parameter")
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((4, 0), -1), ((0, 0), 1), ((2, 0, 3), 1)])
+def test_a_zero_size_normalized_axis_gives_an_empty_result(shape, axis) -> None:
+    x, weight = np.empty(shape, np.float32), np.empty(0, np.float32)
+    y, stats = ours.layer_norm_forward(x, weight, axis=axis)
+    dx, *parameters = ours.layer_norm_backward(x, x, stats, weight)
+    assert y.shape == dx.shape == shape
+    assert all(gradient.shape == (0,) for gradient in parameters)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_first"])
+@pytest.mark.parametrize("values", ["ordinary", "near_largest", "subnormals"])
+@pytest.mark.parametrize("dtype", TYPES)
+def test_one_element_gives_exactly_bias(dtype, layout, values) -> None:
+    for eps in (0.0, 1e-5):
+        case = Case(dtype=dtype, cols=1, layout=layout, values=values, eps=eps)
+        x, _, weight, bias = case.arrays()
+        y, _ = forward(ours, case, x, weight, bias)
+        assert_equal_values(y, np.full_like(y, bias.item()), "y")
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-12, 1e-5])
+@pytest.mark.parametrize(
+    ("layout", "cols"),
+    # 3, 7, 300: 1/n is rounded. 300: in chunks.
+    [("contiguous", cols) for cols in (2, 3, 7, 67, 300)] + [("channels_first", 67)],
+)
+@pytest.mark.parametrize("dtype", TYPES)
+def test_a_constant_row_gives_exactly_bias(dtype, layout, cols, eps, small_tiles) -> None:
+    case = Case(dtype=dtype, cols=cols, layout=layout, rows=8, eps=eps)
+    check_constant_rows_give_bias(ours, case)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_a_constant_row_with_eps_0_has_rstd_0_and_dx_0(dtype, small_tiles) -> None:
+    for cols in (19, 300):
+        case = Case(dtype=dtype, cols=cols, rows=8, values="constant", eps=0.0)
+        x, dy, weight, bias = case.arrays()
+        _, stats = forward(ours, case, x, weight, bias)
+        assert (stats.rstd == 0).all()
+        assert (backward(ours, case, dy, x, stats, weight)[0] == 0).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    ("layout", "cols", "rows"),
+    [("contiguous", 5, 7), ("contiguous", 8, 3), ("channels_first", 3, 1)],
+)
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_with_nan_or_infinity_is_nan_and_no_other_row_changes(
+    kind, dtype, layout, cols, rows, bad
+) -> None:
+    if INTERPRETED and math.isinf(bad) and (kind == "rms_norm") == (bad > 0):
+        bad = -bad  # each kind gets one of the two
+    case = Case(kind, dtype, cols, layout=layout, rows=rows)
+    check_a_row_that_is_not_finite_stays_alone(ours, case, bad)
+
+
+@pytest.mark.parametrize("place", [0, 63, 64, 299])
+def test_a_row_in_chunks_with_nan_is_nan_wherever_the_nan_stands(place, small_tiles) -> None:
+    case = Case(cols=300, rows=2)
+    x, dy, weight, bias = case.arrays()
+    x[1, place] = np.inf if place % 2 else np.nan
+    y, stats = forward(ours, case, x, weight, bias)
+    dx, _, _ = backward(ours, case, dy, x, stats, weight)
+    assert np.isnan(y[1]).all()
+    assert np.isnan(dx[1]).all()
+    assert np.isfinite(y[0]).all()
+    assert np.isfinite(dx[0]).all()
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_first", "axes_apart"])
+def test_zero_strides_give_the_right_answer(layout) -> None:
+    check_zero_strides(ours, Case(cols=48, layout=layout))

@@ -1,0 +1,104 @@
+"""What only a GPU can show: its streams, graphs and compilers, its memory, its own rounding."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("triton")
+
+import torch.nn.functional as F  # noqa: E402
+
+import layernorm.torch as ours  # noqa: E402
+
+
+def a_layer(cols=769, dtype=torch.bfloat16):
+    layer = ours.LayerNorm(cols, device="cuda", dtype=dtype)
+    with torch.no_grad():
+        for each in layer.parameters():
+            each.normal_()
+    return layer
+
+
+def gradients(layer, x):
+    x = x.clone().requires_grad_()
+    y = layer(x)
+    return [y, *torch.autograd.grad(y, [x, *layer.parameters()], torch.ones_like(y))]
+
+
+@pytest.mark.parametrize("cols", [64, 769, 4096, 20000])
+def test_compiled_gives_the_bits_of_eager(cols) -> None:
+    layer = a_layer(cols)
+    x = torch.randn(37, cols, device="cuda", dtype=torch.bfloat16)
+    compiled = torch.compile(layer, fullgraph=True)
+    for got, expected in zip(gradients(compiled, x), gradients(layer, x), strict=True):
+        assert torch.equal(got, expected)
+
+
+def test_a_cuda_graph_replays() -> None:
+    layer = a_layer()
+    x = torch.randn(37, 769, device="cuda", dtype=torch.bfloat16)
+    with torch.no_grad():
+        layer(x)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = layer(x)
+        x.normal_()
+        graph.replay()
+        assert torch.equal(y, layer(x))
+
+
+def test_another_stream_is_used() -> None:
+    layer = a_layer()
+    x = torch.randn(4096, 769, device="cuda", dtype=torch.bfloat16)
+    expected = layer(x)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        later = x + 0
+        got = layer(later)
+    torch.cuda.synchronize()
+    assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_accelerate_serves_pytorchs_own_layer_norm(dtype) -> None:
+    x = torch.randn(37, 769, device="cuda", dtype=dtype) + 1000
+    expected = ours.layer_norm(x, (769,))
+    with ours.accelerate():
+        assert torch.equal(F.layer_norm(x, (769,)), expected)
+
+
+def test_autocast_gives_pytorchs_type() -> None:
+    x = torch.randn(3, 16, device="cuda", dtype=torch.bfloat16)
+    with torch.autocast("cuda"):
+        assert ours.layer_norm(x, (16,)).dtype == F.layer_norm(x, (16,)).dtype
+        assert ours.rms_norm(x, (16,)).dtype == F.rms_norm(x, (16,)).dtype
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(2**20 + 1, 4096), (2, 2**31 + 16, 1), (65537, 3, 5)])
+def test_more_than_2_to_the_32_elements_give_the_right_answer(shape) -> None:
+    x = torch.randn(shape, device="cuda", dtype=torch.bfloat16)
+    y = ours.layer_norm(x, shape[-1:])
+    for place in (0, -1, len(x) // 2):
+        row = x[place].reshape(-1, shape[-1])[-1:]
+        assert torch.equal(y[place].reshape(-1, shape[-1])[-1:], ours.layer_norm(row, shape[-1:]))
+
+
+def test_the_sanitizer_finds_nothing() -> None:
+    tool = shutil.which("compute-sanitizer")
+    if tool is None:
+        pytest.skip("no compute-sanitizer here")
+    code = "import torch, layernorm.torch as ours\n"
+    code += "for shape in ((5, 769), (3, 20001), (7, 64)):\n"
+    code += "    x = torch.randn(shape, device='cuda', requires_grad=True)\n"
+    code += "    w = torch.ones(shape[1], device='cuda', requires_grad=True)\n"
+    code += "    ours.layer_norm(x, shape[1:], w, w).sum().backward()\n"
+    command = [tool, "--error-exitcode=9", sys.executable, "-c", code]
+    environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-4000:]

@@ -1,0 +1,106 @@
+"""The plan of the GPU kernels: what decides how a row is computed, and what is compiled."""
+
+import pytest
+
+from layernorm.triton import plan
+
+torch = pytest.importorskip("torch")
+triton = pytest.importorskip("triton")
+
+from interpreter import INTERPRETED  # noqa: E402
+
+from layernorm.torch import gpu_backward, gpu_forward  # noqa: E402
+from layernorm.torch.arguments import Definition  # noqa: E402
+
+COLS = (1, 2, 3, 5, 16, 17, 64, 257, 768, 769, 1024, 4096, 4097, 8192, 8193, 16384, 16385, 2**20)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("itemsize", [2, 4, 8])
+@pytest.mark.parametrize("cols", COLS)
+def test_a_tile_holds_its_rows(cols, itemsize, backward) -> None:
+    for tile in (
+        plan.rows_tile(cols, itemsize, backward=backward),
+        plan.strided_tile(cols, itemsize, backward=backward),
+    ):
+        if tile is None:
+            continue
+        assert tile.high * tile.low >= cols
+        assert tile.rows % tile.kept == 0
+        for size in (*tile[:5],):
+            assert size & (size - 1) == 0, tile
+        assert tile.warps <= 32
+        if tile.vector:
+            assert tile.low * itemsize == 16
+            assert cols * itemsize % 16 == 0
+    chunks = plan.chunks_of(cols, itemsize)
+    assert chunks.pieces * chunks.high * chunks.low >= cols
+    assert chunks.most >= chunks.pieces
+
+
+class Launches:
+    """Takes the place of `launch`: what would be compiled, and what would run."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.compiled, self.launched, self.warps = set(), [], []
+        for module in (gpu_forward, gpu_backward):
+            monkeypatch.setattr(module, "launch", self)
+
+    def __call__(self, kernel, programs, arguments, warps, **constants) -> None:
+        types = tuple(given.dtype for given in arguments if isinstance(given, torch.Tensor))
+        key = (kernel.__name__, types, warps, *constants.items())
+        self.compiled.add(key)
+        self.launched.append((kernel, arguments, constants))
+        self.warps.append(warps)
+
+
+def run(x, dy, *, axis=-1, centered=True) -> None:
+    definition = Definition((axis,), 1e-5, centered)
+    weight = x.new_ones(x.shape[axis])
+    bias = weight if centered else None
+    y, mean, rstd, residual = gpu_forward.forward(x, weight, bias, definition)
+    assert y.shape == x.shape
+    given = (dy, x, weight, weight.dtype, definition, [True] * 3, (mean, rstd, residual))
+    gpu_backward.Backward(*given).run()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("cols", "axis", "kernels"),
+    [(64, -1, 3), (769, -1, 3), (6000, -1, 4), (20000, -1, 10), (48, 1, 3)],
+)
+def test_fifty_batch_sizes_compile_each_kernel_once(
+    monkeypatch, dtype, cols, axis, kernels
+) -> None:
+    launches = Launches(monkeypatch)
+    for rows in (*range(1, 50), 1000):
+        shape = (rows, cols) if axis == -1 else (rows, cols, 1 + rows % 7, 3)
+        x = torch.empty(rows + 1, *shape[1:], dtype=dtype)[1:]  # each at another alignment
+        run(x, torch.empty_like(x), axis=axis)
+    assert len(launches.compiled) == kernels, sorted(key[0] for key in launches.compiled)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="compiles, which the interpreter does not")
+def test_no_number_and_no_address_decides_what_triton_compiles(monkeypatch) -> None:
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import make_backend
+    from triton.runtime.jit import create_function_from_signature
+
+    launches = Launches(monkeypatch)
+    for cols in (64, 6000, 20000):
+        run(torch.empty(3, cols), torch.empty(3, cols))
+    backend = make_backend(GPUTarget("cuda", 90, 32))
+    kernels = {}
+    for kernel, arguments, constants in launches.launched:
+        bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+        kernels[kernel] = set()
+        for number in (1, 2, 16, 17, 2**31, 2**33):
+            for offset in (0, 1):  # in elements: the second is not aligned
+                given = [
+                    each.new_empty(4)[offset:] if isinstance(each, torch.Tensor) else number
+                    for each in arguments
+                ]
+                kernels[kernel].add(str(bind(*given, **constants)[1]))
+    assert len(kernels) == 10
+    for kernel, specializations in kernels.items():
+        assert len(specializations) == 1, (kernel.__name__, specializations)

@@ -1,0 +1,139 @@
+"""What stands between PyTorch and the GPU kernels: operators, PyTorch's own operator, errors."""
+
+import warnings
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("triton")
+
+import torch.nn.functional as F  # noqa: E402
+from kernels_as_numpy import DEVICE  # noqa: E402
+
+import layernorm.torch as ours  # noqa: E402
+from layernorm.torch import gpu  # noqa: E402
+
+TYPES = (torch.float32, torch.bfloat16)
+each_type = pytest.mark.parametrize("dtype", TYPES, ids=str)
+
+
+@pytest.fixture
+def in_place_of_the_cpu():
+    """Our operators' GPU kernels, and PyTorch's own, on the CPU: the interpreter's device."""
+    if DEVICE != "cpu":
+        pytest.skip("for the interpreter")
+    with warnings.catch_warnings():  # one a process: that a kernel is overridden
+        warnings.simplefilter("ignore")
+        libraries = [gpu.implement(name, "cpu") for name in ("layernorm", "aten")]
+    yield
+    for library in libraries:
+        library._destroy()
+
+
+def a_problem(dtype, shape=(3, 4, 16), normalized=(16,)):
+    generator = torch.Generator().manual_seed(1)
+    made = [torch.randn(shape, generator=generator)]
+    made += [torch.randn(normalized, generator=generator) for _ in range(2)]
+    made = [each.to(dtype).to(DEVICE).requires_grad_() for each in made]
+    return made, torch.randn(shape, generator=generator).to(dtype).to(DEVICE)
+
+
+def close(got, expected, dtype) -> None:
+    tolerance = {torch.float32: 2e-6, torch.bfloat16: 3e-2}[dtype]
+    torch.testing.assert_close(got, expected, rtol=tolerance, atol=2 * tolerance)
+
+
+@each_type
+def test_operators_have_the_results_of_the_formula(dtype) -> None:
+    (x, weight, bias), dy = a_problem(dtype)
+    y, mean, rstd, residual = gpu.layer_norm(x.detach(), weight, bias, [-1], 1e-5)
+    wide = [each.detach().double().requires_grad_() for each in (x, weight, bias)]
+    expected = F.layer_norm(wide[0], (16,), wide[1], wide[2])
+    close(y.double(), expected.detach(), dtype)
+    assert (mean.shape, rstd.shape, residual.shape) == ((3, 4, 1),) * 3
+    gradients = gpu.layer_norm_backward(
+        *(dy, x.detach(), mean, rstd, residual, weight, bias, [2], 1e-5, False, [True] * 3)
+    )
+    expected = torch.autograd.grad(expected, wide, dy.double())
+    for got, right in zip(gradients, expected, strict=True):
+        assert got.dtype == dtype
+        close(got.double(), right, dtype)
+    nothing = gpu.layer_norm_backward(
+        *(dy, x.detach(), mean, rstd, residual, weight, bias, [2], 1e-5, False, [False] * 3)
+    )
+    assert [each.numel() for each in nothing] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("layout", ["transposed", "channels_last", "sliced", "axes_apart"])
+def test_y_and_dx_lie_as_the_compiler_was_told(layout) -> None:
+    x = torch.randn(2, 6, 4, 8, device=DEVICE)
+    axis = [1]
+    if layout == "transposed":
+        x = x.transpose(1, 3)
+    elif layout == "channels_last":
+        x = x.to(memory_format=torch.channels_last)
+    elif layout == "sliced":
+        x = x[:, :, 1:3]
+    else:
+        axis = [0, 2]
+    y, *_ = gpu.layer_norm(x, None, None, axis, 1e-5)
+    expected = torch.ops.layernorm.layer_norm(x.to("meta"), None, None, axis, 1e-5)[0]
+    assert y.stride() == expected.stride()
+    wide = x.double()
+    centered = wide - wide.mean(axis, keepdim=True)
+    right = centered / (wide.var(axis, correction=0, keepdim=True) + 1e-5).sqrt()
+    close(y.double(), right, torch.float32)
+
+
+@each_type
+def test_pytorchs_own_operator_runs_ours(dtype, in_place_of_the_cpu) -> None:
+    (x, weight, bias), dy = a_problem(dtype)
+    y = F.layer_norm(x, (16,), weight, bias)
+    got = torch.autograd.grad(y, (x, weight, bias), dy)
+    statistics = torch.native_layer_norm(x, (16,), weight, bias, 1e-5)[1:]
+    assert [each.dtype for each in statistics] == [torch.float32] * 2  # as on CUDA
+    assert F.layer_norm(torch.tensor([1e30, -1e30]), (2,))[0] == 1
+    wide = [each.detach().double().requires_grad_() for each in (x, weight, bias)]
+    right = torch.autograd.grad(gpu_free(wide), wide, dy.double())
+    for mine, theirs in zip(got, right, strict=True):
+        close(mine.double(), theirs, dtype)
+    (only,) = torch.autograd.grad(F.layer_norm(x, (16,), weight, bias), weight, dy)
+    close(only.double(), right[1], dtype)
+
+
+def gpu_free(wide):
+    x, weight, bias = wide
+    centered = x - x.mean(-1, keepdim=True)
+    return centered / (centered.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight + bias
+
+
+def test_the_front_end_reaches_the_kernels_through_its_operators(in_place_of_the_cpu) -> None:
+    (x, weight, bias), dy = a_problem(torch.float32, shape=(2, 16, 5))
+    y = ours.layer_norm(x, (16,), weight, bias, axis=1)
+    got = torch.autograd.grad(y, (x, weight, bias), dy, create_graph=True)
+    wide = [each.detach().double().requires_grad_() for each in (x, weight, bias)]
+    moved = gpu_free([wide[0].movedim(1, -1), *wide[1:]]).movedim(-1, 1)
+    right = torch.autograd.grad(moved, wide, dy.double(), create_graph=True)
+    for mine, theirs in zip(got, right, strict=True):
+        close(mine.double(), theirs, torch.float32)
+    second = torch.autograd.grad(got[0].square().sum(), x)[0]
+    expected = torch.autograd.grad(right[0].square().sum(), wide[0])[0]
+    torch.testing.assert_close(second.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_other_types_and_shapes_are_errors_that_say_what_to_do() -> None:
+    x = torch.ones(2, 3, device=DEVICE)
+    with pytest.raises(RuntimeError, match=r"call it with x\.float\(\)"):
+        gpu.layer_norm(x.int(), None, None, [-1], 1e-5)
+    with pytest.raises(RuntimeError, match="same shape as normalized_shape"):
+        gpu.layer_norm(x, torch.ones(2, device=DEVICE), None, [-1], 1e-5)
+    with pytest.raises(RuntimeError, match="one device"):
+        gpu.layer_norm(x, torch.ones(3, device="meta"), None, [-1], 1e-5)
+    with pytest.raises(RuntimeError, match=r"pass dy\.to\(x\.dtype\)"):
+        gpu.rms_norm_backward(x.half(), x, x[:, :1], None, [-1], 1e-5, False, [True, False])
+
+
+def test_without_triton_the_error_says_what_to_install(monkeypatch) -> None:
+    monkeypatch.setattr(gpu.arguments, "has_triton", lambda: False)
+    with pytest.raises(RuntimeError, match=r"layernorm\[triton\]"):
+        gpu.layer_norm(torch.ones(2, 3, device=DEVICE), None, None, [-1], 1e-5)
