@@ -33,7 +33,7 @@ const char* load_shim(const char* library) {
   if (!loaded.find(#name, found.name)) return #name;
   LAYERNORM_TORCH_FUNCTIONS(LAYERNORM_FIND)
 #undef LAYERNORM_FIND
-#define LAYERNORM_FIND(result, name, parameters) find(handle, #name, found.name);
+#define LAYERNORM_FIND(result, name, parameters) loaded.find(#name, found.name);
   LAYERNORM_TORCH_LATER_FUNCTIONS(LAYERNORM_FIND)
 #undef LAYERNORM_FIND
   shim = found;
