@@ -60,8 +60,23 @@ def test_check_grads_to_second_order_in_both_modes(name, shape, axis, x64) -> No
         check_grads(function, (x, weight), order=2, modes=("fwd", "rev"))
 
 
-def test_check_grads_to_third_order(x64) -> None:
-    check_grads(ours.layer_norm, problem((2, 4)), order=3, modes=("fwd", "rev"))
+@pytest.mark.parametrize("modes", ["ffr", "frr", "rfr"])
+def test_third_derivatives_in_any_order_of_modes(modes, x64) -> None:
+    """Of a function of one number, which moves x, weight and bias."""
+    x, weight, bias = problem((2, 3))
+    derivative = {
+        "f": lambda f: lambda t: jax.jvp(f, (t,), (jnp.ones_like(t),))[1],
+        "r": jax.grad,
+    }
+
+    def third(function):
+        def moved(t):
+            y = function(x + jnp.sin(t * x), weight * jnp.exp(t), bias + t**2)
+            return jnp.sum(jnp.cos(y))
+
+        return jax.jit(functools.reduce(lambda f, mode: derivative[mode](f), modes, moved))(0.3)
+
+    assert_close(*map(third, PAIRS["layer_norm"]))
 
 
 @each_pair
