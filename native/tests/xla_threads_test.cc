@@ -1,7 +1,8 @@
-// The host for XLA's threads, on pools that XLA might have: one that works, one that begins its
+// XLA's threads as the kernels use them, on pools that XLA might have: one that works, one that begins its
 // tasks when the call is long over, one that never does, one that takes none.
 #include "../hosts/xla_threads.h"
 
+#include <chrono>
 #include <thread>
 #include <vector>
 
@@ -58,22 +59,33 @@ xla::Api fake_api() {
   return api;
 }
 
-// Plain numbers, so that the thread sanitizer sees two threads at one task, or a call that returns
-// before its last task is done.
-bool covers_its_tasks(FakeContext* context, int64_t tasks) {
+// Counts how often each task was done. Plain numbers, so that the thread sanitizer sees two threads
+// at one task; with slow helpers a call that does not wait for them returns too early.
+struct Count {
+  Count(int64_t tasks, bool slow) : slow_helpers(slow), done(static_cast<size_t>(tasks)) {}
+
+  static void body(void* context, int64_t begin, int64_t end) {
+    auto* count = static_cast<Count*>(context);
+    if (count->slow_helpers && std::this_thread::get_id() != count->caller)
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    for (int64_t task = begin; task < end; ++task) ++count->done[static_cast<size_t>(task)];
+  }
+
+  const bool slow_helpers;
+  const std::thread::id caller = std::this_thread::get_id();
+  std::vector<int> done;
+};
+
+bool covers_its_tasks(FakeContext* context, int64_t tasks, bool slow_helpers = false) {
   const xla::Api api = fake_api();
   xla::Frame frame = {};
   frame.api = &api;
   frame.context = reinterpret_cast<xla::Context*>(context);
-  std::vector<int> done(static_cast<size_t>(tasks));
+  Count count(tasks, slow_helpers);
   const Threads threads = xla::threads_of(frame);
-  threads.run(
-      threads.pool, tasks,
-      [](void* to, int64_t begin, int64_t end) {
-        for (int64_t task = begin; task < end; ++task)
-          ++(*static_cast<std::vector<int>*>(to))[static_cast<size_t>(task)];
-      },
-      &done);
+  threads.run(threads.pool, tasks, Count::body, &count);
+  const std::vector<int> done = count.done;
+  for (std::thread& each : context->running) each.join();
   for (const int times : done)
     if (times != 1) return false;
   return true;
@@ -82,14 +94,15 @@ bool covers_its_tasks(FakeContext* context, int64_t tasks) {
 constexpr int64_t kTasks[] = {1, 2, 3, 7, 8, 31, 33, 1001};
 
 void test_every_task_is_done_once_on_threads_that_work() {
-  for (const int64_t threads : {1, 2, 5, 16}) {
-    for (const int64_t tasks : kTasks) {
-      FakeContext context;
-      context.threads = threads;
-      context.starts_threads = true;
-      CHECK(covers_its_tasks(&context, tasks), "%d tasks on %d threads", static_cast<int>(tasks),
-            static_cast<int>(threads));
-      for (std::thread& each : context.running) each.join();
+  for (const bool slow_helpers : {false, true}) {
+    for (const int64_t threads : {1, 2, 5, 16}) {
+      for (const int64_t tasks : kTasks) {
+        FakeContext context;
+        context.threads = threads;
+        context.starts_threads = true;
+        CHECK(covers_its_tasks(&context, tasks, slow_helpers), "%d tasks on %d threads",
+              static_cast<int>(tasks), static_cast<int>(threads));
+      }
     }
   }
 }

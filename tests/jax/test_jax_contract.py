@@ -47,12 +47,12 @@ def dense(array: Array | None) -> Array | None:
 SEVERAL_BLOCKS = [
     Case(kind, dtype, 769, values="mean_1e4", rows=2503) for kind in KINDS for dtype in TYPES
 ]
+TABLE = of_each_kind(width_cases, value_cases, layout_cases, eps_cases, dy_cases, parameter_cases)
+# Layouts that differ in strides alone are one to JAX.
+DENSE = {(case.but(layout="any"), case.shape, case.axis): case for case in SEVERAL_BLOCKS + TABLE}
 
 
-@each(
-    SEVERAL_BLOCKS
-    + of_each_kind(width_cases, value_cases, layout_cases, eps_cases, dy_cases, parameter_cases)
-)
+@each(list(DENSE.values()))
 def test_the_bits_are_those_of_the_numpy_front_end(case: Case) -> None:
     x, dy, weight, bias = map(dense, case.arrays())
     expected = forward_and_backward(numpy_front_end, case, x, dy, weight, bias)
@@ -92,7 +92,7 @@ def test_the_formulas_of_other_devices_are_within_the_bounds(case: Case) -> None
         *[
             case
             for case in of_each_kind(value_cases, eps_cases, dy_cases, parameter_cases)
-            if case.dtype in ("float32", "bfloat16") and case.cols != 1025
+            if case.dtype == "float32" and case.cols != 1025
         ],
         # Few columns and many rows, many columns: long sums.
         *[Case(kind, "float32", 3, values="off_zero", rows=10**5) for kind in KINDS],

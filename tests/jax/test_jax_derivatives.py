@@ -60,8 +60,42 @@ def test_check_grads_to_second_order_in_both_modes(name, shape, axis, x64) -> No
         check_grads(function, (x, weight), order=2, modes=("fwd", "rev"))
 
 
-def test_check_grads_to_third_order(x64) -> None:
-    check_grads(ours.layer_norm, problem((2, 4)), order=3, modes=("fwd", "rev"))
+@pytest.mark.parametrize("second", ["jvp", "vjp"])
+@each_pair
+def test_derivatives_of_the_tangent_along_other_tangents(name, second, x64) -> None:
+    """check_grads takes x for the tangent of x, along which xhat does not move."""
+    x, weight, bias = problem((3, 7))
+    along = (jnp.cos(x * 7), bias, weight)
+    others = (jnp.sin(x * 5), weight * bias)
+
+    def of(function):
+        def tangent(x, weight):
+            return jax.jvp(function, (x, weight, bias), along)[1]
+
+        if second == "jvp":
+            return jax.jvp(tangent, (x, weight), others)[1]
+        return jax.vjp(tangent, x, weight)[1](others[0])
+
+    assert_close(*(jax.jit(functools.partial(of, each))() for each in PAIRS[name]))
+
+
+@pytest.mark.parametrize("modes", ["ffr", "frr", "rfr"])
+def test_third_derivatives_in_any_order_of_modes(modes, x64) -> None:
+    """Of a function of one number, which moves x, weight and bias."""
+    x, weight, bias = problem((2, 3))
+    derivative = {
+        "f": lambda f: lambda t: jax.jvp(f, (t,), (jnp.ones_like(t),))[1],
+        "r": jax.grad,
+    }
+
+    def third(function):
+        def moved(t):
+            y = function(x + jnp.sin(t * x), weight * jnp.exp(t), bias + t**2)
+            return jnp.sum(jnp.cos(y))
+
+        return jax.jit(functools.reduce(lambda f, mode: derivative[mode](f), modes, moved))(0.3)
+
+    assert_close(*map(third, PAIRS["layer_norm"]))
 
 
 @each_pair

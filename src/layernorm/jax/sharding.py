@@ -5,6 +5,7 @@ dbias are. Along normalized axes each has a part of every row: the moments of th
 counts, means and mean squares) are gathered and merged; the backward adds up two sums a row.
 """
 
+import contextlib
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -12,7 +13,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax._src import dispatch  # no public name says that a primitive needs the devices
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.extend.core import Primitive
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -33,7 +33,20 @@ def _local(name: str) -> Primitive:
 
 local_forward_p = _local("forward")
 local_backward_p = _local("backward")
-dispatch.prim_requires_devices_during_lowering.update((forward_p, backward_p))
+
+
+def _ask_for_devices() -> None:
+    """Have JAX tell the rules of these primitives which devices there are.
+
+    No public name does; without it, programs for several devices are an error of JAX's.
+    """
+    with contextlib.suppress(ImportError, AttributeError):
+        from jax._src import dispatch
+
+        dispatch.prim_requires_devices_during_lowering.update((forward_p, backward_p))
+
+
+_ask_for_devices()
 
 
 class Plan(NamedTuple):
