@@ -50,7 +50,7 @@ def each(cases: list[Case]) -> pytest.MarkDecorator:
 
 
 # Steps without a factor in common with the families' periods, so that each type and kind comes up.
-@each(some(of_each_kind(value_cases), 5))
+@each(some(of_each_kind(value_cases), 7))
 def test_results_are_within_their_bounds_for_every_kind_of_values(case: Case) -> None:
     check_forward(ours, case)
     check_backward(ours, case)
@@ -62,19 +62,19 @@ def test_results_are_within_their_bounds_for_every_width(case: Case) -> None:
     check_backward(ours, case)
 
 
-@each(some(of_each_kind(layout_cases, parameter_cases), 5))
+@each(some(of_each_kind(layout_cases, parameter_cases), 7))
 def test_results_are_within_their_bounds_for_every_layout_and_parameter(case: Case) -> None:
     check_forward(ours, case)
     check_backward(ours, case)
 
 
-@each(some(of_each_kind(eps_cases), 3))
+@each(some(of_each_kind(eps_cases), 5))
 def test_results_are_within_their_bounds_for_every_eps(case: Case) -> None:
     check_forward(ours, case)
     check_backward(ours, case)
 
 
-@each([case for case in some(of_each_kind(dy_cases), 17) if case.dtype != "float64"])
+@each([case for case in some(of_each_kind(dy_cases), 23) if case.dtype != "float64"])
 def test_gradients_are_within_their_bounds_for_every_kind_of_dy(case: Case) -> None:
     check_backward(ours, case)
 
@@ -85,11 +85,12 @@ WIDE = [
     Case("layer_norm", "float32", cols=5000, values="mean_2_to_20", rows=2),
     Case("layer_norm", "bfloat16", cols=16387, rows=1),
     Case("layer_norm", "float64", cols=8200, values="mean_2_to_20", rows=1),
+    Case("layer_norm", "float32", cols=300, layout="channels_first"),  # no room for the sums
     Case("layer_norm", "float32", cols=5000, layout="first_axis"),  # copied to rows
 ]
 # In small ones: 100: no room for the sums; 257, 260, 300: in chunks.
 SMALL = [
-    Case(kind, dtype, cols, values=values, rows=4)
+    Case(kind, dtype, cols, values=values, rows=2)
     for kind in KINDS
     for dtype in TYPES
     for cols, values in (
@@ -98,15 +99,16 @@ SMALL = [
         *((301, "ordinary"), (260, "near_largest_one_sign"), (260, "smallest_normals")),
     )
 ]
+SMALL = SMALL[::4] if INTERPRETED else SMALL
 SMALL += [
     Case("layer_norm", dtype, cols, layout=layout)
     for dtype in TYPES
     for cols, layout in ((20, "channels_first"), (13, "axes_apart"), (300, "cols_reversed"))
 ]
 SMALL += [
-    Case("layer_norm", dtype, 300, dy_values=values)
+    Case("layer_norm", dtype, 300, dy_values=values, rows=2)
     for dtype in ("float32", "bfloat16")
-    for values in ("near_largest", "subnormals", "outlier", "constant")
+    for values in ("near_largest", "subnormals")
 ]
 
 
@@ -125,14 +127,14 @@ def test_narrow_rows_in_chunks_are_within_their_bounds(case: Case, small_tiles) 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("parameters", ["weight", "bias", "", "weight zero_centered"])
 def test_parameters_of_rows_in_chunks_are_optional(parameters, dtype, small_tiles) -> None:
-    check_forward(ours, Case(dtype=dtype, cols=260, parameters=parameters))
-    check_backward(ours, Case(dtype=dtype, cols=260, parameters=parameters))
+    check_forward(ours, Case(dtype=dtype, cols=260, rows=1, parameters=parameters))
+    check_backward(ours, Case(dtype=dtype, cols=260, rows=1, parameters=parameters))
 
 
 @pytest.mark.parametrize("values", ["mean_2_to_20", "ordinary", "constant"])
 @pytest.mark.parametrize("cols", [63, 100, 300])
 def test_a_residual_that_was_not_saved_is_worked_out_again(values, cols, small_tiles) -> None:
-    check_backward(Kernels(residual=False), Case(cols=cols, values=values, rows=3))
+    check_backward(Kernels(residual=False), Case(cols=cols, values=values, rows=2))
 
 
 @pytest.mark.parametrize("values", ["mixed", "near_largest"])
@@ -195,7 +197,7 @@ def test_one_element_gives_exactly_bias(dtype, layout, values) -> None:
 @pytest.mark.parametrize("dtype", TYPES)
 def test_a_constant_row_gives_exactly_bias(dtype, layout, cols, eps, small_tiles) -> None:
     case = Case(dtype=dtype, cols=cols, layout=layout, rows=8, eps=eps)
-    check_constant_rows_give_bias(ours, case)
+    check_constant_rows_give_bias(ours, case.but(rows=2) if cols == 300 and INTERPRETED else case)
 
 
 @pytest.mark.parametrize("dtype", TYPES)
