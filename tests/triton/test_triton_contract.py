@@ -3,8 +3,6 @@
 A part of its cases, since the interpreter takes a tenth of a second for each; all on a GPU.
 """
 
-import math
-
 import numpy as np
 import pytest
 
@@ -188,11 +186,11 @@ def test_one_element_gives_exactly_bias(dtype, layout, values) -> None:
         assert_equal_values(y, np.full_like(y, bias.item()), "y")
 
 
-@pytest.mark.parametrize("eps", [0.0, 1e-12, 1e-5])
+@pytest.mark.parametrize("eps", [0.0, 1e-5])
 @pytest.mark.parametrize(
     ("layout", "cols"),
-    # 3, 7, 300: 1/n is rounded. 300: in chunks.
-    [("contiguous", cols) for cols in (2, 3, 7, 67, 300)] + [("channels_first", 67)],
+    # 3, 67, 300: 1/n is rounded. 300: in chunks.
+    [("contiguous", cols) for cols in (3, 67, 300)] + [("channels_first", 67)],
 )
 @pytest.mark.parametrize("dtype", TYPES)
 def test_a_constant_row_gives_exactly_bias(dtype, layout, cols, eps, small_tiles) -> None:
@@ -210,18 +208,16 @@ def test_a_constant_row_with_eps_0_has_rstd_0_and_dx_0(dtype, small_tiles) -> No
         assert (backward(ours, case, dy, x, stats, weight)[0] == 0).all()
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize(
-    ("layout", "cols", "rows"),
-    [("contiguous", 5, 7), ("contiguous", 8, 3), ("channels_first", 3, 1)],
+    ("kind", "bad"), [("layer_norm", np.nan), ("layer_norm", np.inf), ("rms_norm", -np.inf)]
+)
+@pytest.mark.parametrize(
+    ("layout", "cols", "rows"), [("contiguous", 5, 7), ("channels_first", 3, 1)]
 )
 @pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("kind", KINDS)
 def test_a_row_with_nan_or_infinity_is_nan_and_no_other_row_changes(
     kind, dtype, layout, cols, rows, bad
 ) -> None:
-    if INTERPRETED and math.isinf(bad) and (kind == "rms_norm") == (bad > 0):
-        bad = -bad  # each kind gets one of the two
     case = Case(kind, dtype, cols, layout=layout, rows=rows)
     check_a_row_that_is_not_finite_stays_alone(ours, case, bad)
 
