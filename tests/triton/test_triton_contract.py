@@ -3,8 +3,6 @@
 A part of its cases, since the interpreter takes a tenth of a second for each; all on a GPU.
 """
 
-import math
-
 import numpy as np
 import pytest
 
@@ -50,7 +48,7 @@ def each(cases: list[Case]) -> pytest.MarkDecorator:
 
 
 # Steps without a factor in common with the families' periods, so that each type and kind comes up.
-@each(some(of_each_kind(value_cases), 5))
+@each(some(of_each_kind(value_cases), 7))
 def test_results_are_within_their_bounds_for_every_kind_of_values(case: Case) -> None:
     check_forward(ours, case)
     check_backward(ours, case)
@@ -62,19 +60,19 @@ def test_results_are_within_their_bounds_for_every_width(case: Case) -> None:
     check_backward(ours, case)
 
 
-@each(some(of_each_kind(layout_cases, parameter_cases), 5))
+@each(some(of_each_kind(layout_cases, parameter_cases), 7))
 def test_results_are_within_their_bounds_for_every_layout_and_parameter(case: Case) -> None:
     check_forward(ours, case)
     check_backward(ours, case)
 
 
-@each(some(of_each_kind(eps_cases), 3))
+@each(some(of_each_kind(eps_cases), 5))
 def test_results_are_within_their_bounds_for_every_eps(case: Case) -> None:
     check_forward(ours, case)
     check_backward(ours, case)
 
 
-@each([case for case in some(of_each_kind(dy_cases), 17) if case.dtype != "float64"])
+@each([case for case in some(of_each_kind(dy_cases), 23) if case.dtype != "float64"])
 def test_gradients_are_within_their_bounds_for_every_kind_of_dy(case: Case) -> None:
     check_backward(ours, case)
 
@@ -85,11 +83,12 @@ WIDE = [
     Case("layer_norm", "float32", cols=5000, values="mean_2_to_20", rows=2),
     Case("layer_norm", "bfloat16", cols=16387, rows=1),
     Case("layer_norm", "float64", cols=8200, values="mean_2_to_20", rows=1),
+    Case("layer_norm", "float32", cols=300, layout="channels_first"),  # no room for the sums
     Case("layer_norm", "float32", cols=5000, layout="first_axis"),  # copied to rows
 ]
 # In small ones: 100: no room for the sums; 257, 260, 300: in chunks.
 SMALL = [
-    Case(kind, dtype, cols, values=values, rows=4)
+    Case(kind, dtype, cols, values=values, rows=2)
     for kind in KINDS
     for dtype in TYPES
     for cols, values in (
@@ -98,15 +97,16 @@ SMALL = [
         *((301, "ordinary"), (260, "near_largest_one_sign"), (260, "smallest_normals")),
     )
 ]
+SMALL = SMALL[::4] if INTERPRETED else SMALL
 SMALL += [
     Case("layer_norm", dtype, cols, layout=layout)
     for dtype in TYPES
     for cols, layout in ((20, "channels_first"), (13, "axes_apart"), (300, "cols_reversed"))
 ]
 SMALL += [
-    Case("layer_norm", dtype, 300, dy_values=values)
+    Case("layer_norm", dtype, 300, dy_values=values, rows=2)
     for dtype in ("float32", "bfloat16")
-    for values in ("near_largest", "subnormals", "outlier", "constant")
+    for values in ("near_largest", "subnormals")
 ]
 
 
@@ -125,14 +125,14 @@ def test_narrow_rows_in_chunks_are_within_their_bounds(case: Case, small_tiles) 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("parameters", ["weight", "bias", "", "weight zero_centered"])
 def test_parameters_of_rows_in_chunks_are_optional(parameters, dtype, small_tiles) -> None:
-    check_forward(ours, Case(dtype=dtype, cols=260, parameters=parameters))
-    check_backward(ours, Case(dtype=dtype, cols=260, parameters=parameters))
+    check_forward(ours, Case(dtype=dtype, cols=260, rows=1, parameters=parameters))
+    check_backward(ours, Case(dtype=dtype, cols=260, rows=1, parameters=parameters))
 
 
 @pytest.mark.parametrize("values", ["mean_2_to_20", "ordinary", "constant"])
 @pytest.mark.parametrize("cols", [63, 100, 300])
 def test_a_residual_that_was_not_saved_is_worked_out_again(values, cols, small_tiles) -> None:
-    check_backward(Kernels(residual=False), Case(cols=cols, values=values, rows=3))
+    check_backward(Kernels(residual=False), Case(cols=cols, values=values, rows=2))
 
 
 @pytest.mark.parametrize("values", ["mixed", "near_largest"])
@@ -186,16 +186,16 @@ def test_one_element_gives_exactly_bias(dtype, layout, values) -> None:
         assert_equal_values(y, np.full_like(y, bias.item()), "y")
 
 
-@pytest.mark.parametrize("eps", [0.0, 1e-12, 1e-5])
+@pytest.mark.parametrize("eps", [0.0, 1e-5])
 @pytest.mark.parametrize(
     ("layout", "cols"),
-    # 3, 7, 300: 1/n is rounded. 300: in chunks.
-    [("contiguous", cols) for cols in (2, 3, 7, 67, 300)] + [("channels_first", 67)],
+    # 3, 67, 300: 1/n is rounded. 300: in chunks.
+    [("contiguous", cols) for cols in (3, 67, 300)] + [("channels_first", 67)],
 )
 @pytest.mark.parametrize("dtype", TYPES)
 def test_a_constant_row_gives_exactly_bias(dtype, layout, cols, eps, small_tiles) -> None:
     case = Case(dtype=dtype, cols=cols, layout=layout, rows=8, eps=eps)
-    check_constant_rows_give_bias(ours, case)
+    check_constant_rows_give_bias(ours, case.but(rows=2) if cols == 300 and INTERPRETED else case)
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -208,18 +208,16 @@ def test_a_constant_row_with_eps_0_has_rstd_0_and_dx_0(dtype, small_tiles) -> No
         assert (backward(ours, case, dy, x, stats, weight)[0] == 0).all()
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize(
-    ("layout", "cols", "rows"),
-    [("contiguous", 5, 7), ("contiguous", 8, 3), ("channels_first", 3, 1)],
+    ("kind", "bad"), [("layer_norm", np.nan), ("layer_norm", np.inf), ("rms_norm", -np.inf)]
+)
+@pytest.mark.parametrize(
+    ("layout", "cols", "rows"), [("contiguous", 5, 7), ("channels_first", 3, 1)]
 )
 @pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("kind", KINDS)
 def test_a_row_with_nan_or_infinity_is_nan_and_no_other_row_changes(
     kind, dtype, layout, cols, rows, bad
 ) -> None:
-    if INTERPRETED and math.isinf(bad) and (kind == "rms_norm") == (bad > 0):
-        bad = -bad  # each kind gets one of the two
     case = Case(kind, dtype, cols, layout=layout, rows=rows)
     check_a_row_that_is_not_finite_stays_alone(ours, case, bad)
 

@@ -47,6 +47,8 @@ class Launches:
             monkeypatch.setattr(module, "launch", self)
 
     def __call__(self, kernel, programs, arguments, warps, **constants) -> None:
+        # the compiled kernel is called with both, by place
+        assert list(constants) == kernel.arg_names[len(arguments) :]
         types = tuple(given.dtype for given in arguments if isinstance(given, torch.Tensor))
         key = (kernel.__name__, types, warps, *constants.items())
         self.compiled.add(key)

@@ -21,8 +21,10 @@ each_kind = pytest.mark.parametrize("kind", KINDS)
 each_type = pytest.mark.parametrize("dtype", TYPES)
 
 
-@pytest.mark.parametrize("cols", [1, 17, 64, 769])
-@each_type
+@pytest.mark.parametrize(
+    ("dtype", "cols"),
+    [("float32", 1), ("float32", 17), ("float32", 769), *((dtype, 64) for dtype in TYPES)],
+)
 @each_kind
 def test_a_batch_of_one_gives_the_bits_of_its_row_in_a_batch(kind, dtype, cols) -> None:
     check_batch_of_one(ours, Case(kind, dtype, cols, rows=37, values="mixed"))
@@ -35,8 +37,9 @@ def test_a_batch_of_one_gives_the_bits_of_its_row_in_chunks(kind, dtype, cols, s
     check_batch_of_one(ours, Case(kind, dtype, cols, rows=7, values="mixed"))
 
 
-@pytest.mark.parametrize("layout", ["channels_first", "channels_first_67", "axes_apart"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("layout", "dtype"), [("channels_first", "float32"), ("channels_first_67", "bfloat16")]
+)
 @each_kind
 def test_a_batch_of_one_gives_the_bits_of_its_sample_in_a_batch(kind, dtype, layout) -> None:
     check_batch_of_one(ours, Case(kind, dtype, 48, layout=layout, rows=3, values="mixed"))
@@ -66,7 +69,7 @@ def test_the_place_of_a_row_changes_no_bit(kind, dtype) -> None:
 @pytest.mark.parametrize("cols", [64, 67, 304])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_alignment_and_slices_change_no_bit(dtype, cols, small_tiles) -> None:
-    case = Case("layer_norm", dtype, cols, rows=9)
+    case = Case("layer_norm", dtype, cols, rows=3)
     arrays = case.arrays()
     expected = forward_and_backward(ours, case, *arrays)
     for lay in (lambda a: at_offset(a, 1), lambda a: at_offset(a, 3), sliced):

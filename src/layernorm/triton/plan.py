@@ -89,9 +89,9 @@ def strided_tile(cols: int, itemsize: int, *, backward: bool = False) -> Tile | 
     if rows < 8:  # less than 32 bytes next to each other
         return None
     elements = rows * elements_of_a_row
-    per_thread = 8 if backward else 16 if elements <= 4096 else 32
+    per_thread = 16 if backward or elements <= 4096 else 32
     warps = max(4, elements // (WARP * per_thread))
-    return Tile(rows, 4, block // 4, rows, warps, False, elements <= _MOST_ELEMENTS_WITH_SUMS)
+    return Tile(rows, 4, block // 4, rows, warps, False, has_sums=rows == WARP)
 
 
 def chunks_of(cols: int, itemsize: int) -> Chunks:
