@@ -5,12 +5,15 @@ from collections.abc import Generator, Iterator
 
 import pytest
 
+from layernorm.cli.import_order import import_triton_before_tensorflow
+
 IN_CI = os.environ.get("CI", "").lower() in ("1", "true")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: gigabytes of memory or tens of seconds; CI runs it")
     config.addinivalue_line("markers", "gpu: runs GPU kernels; in the interpreter without a GPU")
+    import_triton_before_tensorflow()
     _load_hypothesis_profile()
     _require_the_forced_isa()
 

@@ -5,6 +5,7 @@ import importlib.util
 import warnings
 from collections.abc import Sequence
 
+from layernorm.cli.import_order import import_triton_before_tensorflow
 from layernorm.cli.networks.network import Network, Recipe, Weights
 
 _PACKAGES = {
@@ -39,6 +40,7 @@ def build_network(framework: str, weights: Weights, recipe: Recipe) -> Network:
 
     Raises: ImportError for one that is not installed.
     """
+    import_triton_before_tensorflow()
     with warnings.catch_warnings():
         # What a library warns of while it is imported is no news about layer norm.
         warnings.simplefilter("ignore")

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from layernorm.cli.import_order import import_triton_before_tensorflow
 from layernorm.cli.info import installed_version
 from layernorm.cli.providers.provider import Provider, Unsupported
 
@@ -71,6 +72,7 @@ def find_providers(
         raise ValueError(
             f"unknown peer {', '.join(unknown)}: expected some of {', '.join(_CLASSES)}"
         )
+    import_triton_before_tensorflow()
     ours = _load(_OURS[front_end], threads)
     peers: list[Provider] = []
     missing: dict[str, str] = {}
