@@ -1,19 +1,45 @@
 """layernorm.jax as a provider."""
 
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
+
+import jax
 
 from layernorm import jax as front_end
 from layernorm.cli.problem import Problem
 from layernorm.cli.providers.jitted import Function, Jax
+from layernorm.cli.providers.provider import Call
 
 
 class OursJax(Jax):
-    """`layernorm.jax`, compiled as its peers are."""
+    """`layernorm.jax`, compiled as its peers are; float64 where JAX is told to have it."""
 
     name: ClassVar[str] = "layernorm"
     distribution: ClassVar[str] = "layernorm"
+    types: ClassVar[tuple[str, ...]] = (*Jax.types, "float64")
 
     def function(self, problem: Problem) -> Function:
         """Return y = f(x, weight, bias); for channels first with `axis`, and no transpose."""
         return partial(front_end.layer_norm, axis=problem.axis, eps=problem.eps)
+
+    def forward(self, problem: Problem, *, reuse_output: bool = False) -> Call:
+        """Compile y = f(x, weight, bias)."""
+        if problem.type_name != "float64":
+            return super().forward(problem, reuse_output=reuse_output)
+        with jax.enable_x64(True):
+            return _with_float64(super().forward(problem, reuse_output=reuse_output))
+
+    def backward(self, problem: Problem) -> Call:
+        """Compile the second half of jax.vjp: what the forward saved is not computed again."""
+        if problem.type_name != "float64":
+            return super().backward(problem)
+        with jax.enable_x64(True):
+            return _with_float64(super().backward(problem))
+
+
+def _with_float64(call: Call) -> Call:
+    def run() -> Any:
+        with jax.enable_x64(True):
+            return call()
+
+    return run
