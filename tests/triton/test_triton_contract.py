@@ -48,19 +48,19 @@ def each(cases: list[Case]) -> pytest.MarkDecorator:
 
 
 # Steps without a factor in common with the families' periods, so that each type and kind comes up.
-@each(some(of_each_kind(value_cases), 7))
+@each(some(of_each_kind(value_cases), 11))
 def test_results_are_within_their_bounds_for_every_kind_of_values(case: Case) -> None:
     check_forward(ours, case)
     check_backward(ours, case)
 
 
-@each(some(of_each_kind(width_cases), 5))
+@each(some(of_each_kind(width_cases), 7))
 def test_results_are_within_their_bounds_for_every_width(case: Case) -> None:
     check_forward(ours, case)
     check_backward(ours, case)
 
 
-@each(some(of_each_kind(layout_cases, parameter_cases), 7))
+@each(some(of_each_kind(layout_cases, parameter_cases), 11))
 def test_results_are_within_their_bounds_for_every_layout_and_parameter(case: Case) -> None:
     check_forward(ours, case)
     check_backward(ours, case)

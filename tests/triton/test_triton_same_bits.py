@@ -30,11 +30,10 @@ def test_a_batch_of_one_gives_the_bits_of_its_row_in_a_batch(kind, dtype, cols) 
     check_batch_of_one(ours, Case(kind, dtype, cols, rows=37, values="mixed"))
 
 
-@pytest.mark.parametrize("cols", [100, 300, 301])
-@each_type
+@pytest.mark.parametrize(("dtype", "cols"), [("float32", 301), ("bfloat16", 300)])
 @each_kind
 def test_a_batch_of_one_gives_the_bits_of_its_row_in_chunks(kind, dtype, cols, small_tiles) -> None:
-    check_batch_of_one(ours, Case(kind, dtype, cols, rows=7, values="mixed"))
+    check_batch_of_one(ours, Case(kind, dtype, cols, rows=3, values="near_largest"))
 
 
 @pytest.mark.parametrize(
