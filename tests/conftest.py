@@ -26,8 +26,8 @@ def _load_hypothesis_profile() -> None:
     # Large arrays are slow to make, and no sign of a bad test.
     every = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
     fixed = every | {"derandomize": True, "database": None}
-    settings.register_profile("ci", max_examples=1000, **fixed)
-    settings.register_profile("few", max_examples=300, **fixed)  # for each further isa
+    settings.register_profile("ci", max_examples=400, **fixed)
+    settings.register_profile("few", max_examples=100, **fixed)  # for each further isa
     settings.register_profile("dev", max_examples=50, **every)
     settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if IN_CI else "dev"))
 
@@ -51,7 +51,8 @@ def pytest_report_header() -> str:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Start the longest tests first; leave the slow ones to CI and to `-m slow`."""
-    items.sort(key=lambda item: item.path.name != "test_every_isa.py")
+    longest = ("test_every_isa.py", "test_triton_interpreted.py", "test_keras.py")
+    items.sort(key=lambda item: item.path.name not in longest)
     if IN_CI or config.option.markexpr:
         return
     for item in items:
