@@ -50,7 +50,11 @@ def pytest_report_header() -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Start the longest tests first; leave the slow ones to CI and to `-m slow`."""
+    """Start the longest tests first; leave the slow ones to CI and to `-m slow`.
+
+    LAYERNORM_EVERY=n takes every n-th test alone.
+    """
+    items[:] = items[:: int(os.environ.get("LAYERNORM_EVERY", "1"))]
     longest = ("test_every_isa.py", "test_triton_interpreted.py", "test_keras.py")
     items.sort(key=lambda item: item.path.name not in longest)
     if IN_CI or config.option.markexpr:
