@@ -39,6 +39,11 @@ ColumnSums sum_wide_column(const BackwardTask& task, int64_t col, int exponent) 
       statistics.mean = static_cast<const C*>(saved.mean)[row];
       if (saved.residual) statistics.residual = static_cast<const C*>(saved.residual)[row];
     }
+    // To work a row's statistics out again takes a walk along it: not where they cannot be mended.
+    if (statistics.rstd != statistics.rstd) {
+      dweight.add(static_cast<double>(statistics.rstd));
+      continue;
+    }
     const WideStatistics wide =
         wide_from_saved<Stored, centered>(statistics, x, shape.cols, problem.eps);
     dweight.add(dy * wide.normalized(static_cast<double>(scalar_from(x[col]))));
