@@ -20,7 +20,7 @@ EPOCHS = 20
 GOAL = 0.95
 # Of the real model. `layernorm minilm` takes more of both, and minutes.
 PARAGRAPHS = 32
-STEPS = 20
+STEPS = 10
 
 
 def run(

@@ -151,7 +151,8 @@ def _tell_others(say: Teller, runs: Sequence[Run], others: Sequence[Run]) -> Non
     say.table(
         ["", "accuracy", "loss off by", "outputs", "other bits"],
         [
-            [f"{TITLES[each.framework]}, {each.optimizer}", f"{each.test_accuracy[-1]:.1%}",
+            [f"{TITLES[each.framework]}, {each.optimizer.split(',')[0]}",
+             f"{each.test_accuracy[-1]:.1%}",
              f"{each.largest_difference(in_numpy[each.optimizer]):.1e}",
              f"{each.norm_outputs:,}", str(each.other_bits)]
             for each in others

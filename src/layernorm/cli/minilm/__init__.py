@@ -62,9 +62,9 @@ def _tell_embeddings(say: "Teller", dtype: str, ways: dict[str, dict[str, float]
 
 def _tell_fine_tuning(say: "Teller", ways: dict[str, dict[str, Any]]) -> None:
     say.table(
-        ["layer norms", "loss, first 10", "loss, last 10", "s"],
+        ["layer norms", "loss, first 5", "loss, last 5", "s"],
         [
-            [way, f"{np.mean(each['loss'][:10]):.3f}", f"{np.mean(each['loss'][-10:]):.3f}",
+            [way, f"{np.mean(each['loss'][:5]):.3f}", f"{np.mean(each['loss'][-5:]):.3f}",
              f"{each['seconds']:.1f}"]
             for way, each in ways.items()
         ],
