@@ -15,9 +15,9 @@ namespace {
 // Below this many bytes read and written, a second thread costs more than it brings.
 constexpr int64_t kBytesPerThread = 192 * 1024;
 
-// y larger than this will not be found in the cache by whoever reads it next, so it is written past
-// the cache. Measured with a reader: docs/performance.md.
-constexpr int64_t kStreamBytes = 16 * 1024 * 1024;
+// Where the arrays together have more, the output will not be found in the cache by whoever reads it
+// next, so it is written past the cache. Measured with a reader: docs/performance.md.
+constexpr int64_t kStreamBytes = 24 * 1024 * 1024;
 
 // x larger than this is fetched ahead of its use.
 constexpr int64_t kFarBytes = 2 * 1024 * 1024;
@@ -135,9 +135,8 @@ bool is_small(const Problem& problem, int64_t arrays) {
 
 bool is_far(const Problem& problem) { return bytes_of(problem) >= kFarBytes; }
 
-// An output that replaces its input is in the cache anyway.
-bool is_streamed(const Problem& problem, const void* output, const void* input) {
-  return problem.shape.inner == 1 && output != input && bytes_of(problem) >= kStreamBytes;
+bool is_streamed(const Problem& problem, int64_t arrays) {
+  return problem.shape.inner == 1 && bytes_of(problem) * arrays > kStreamBytes;
 }
 
 }  // namespace
@@ -150,7 +149,8 @@ Status forward(const Forward& job, const Threads& threads) {
   if (!weight.prepare(problem, problem.weight, problem.zero_centered_weight, kernels) ||
       !bias.prepare(problem, job.bias, false, kernels))
     return Status::out_of_memory;
-  const bool stream = is_streamed(problem, job.y.data, problem.x.data);
+  // An output that replaces its input is in the cache anyway.
+  const bool stream = is_streamed(problem, 2) && job.y.data != problem.x.data;
   const ForwardTask task = {&job,         weight.ordered(), bias.ordered(), weight.plain(),
                             bias.plain(), is_far(problem),  stream};
   run(threads, is_small(problem, 2), units_of(problem.shape), task, kernels.forward);
@@ -188,7 +188,7 @@ Status backward(const Backward& job, const Threads& threads) {
     if (!partials) return Status::out_of_memory;
   }
   const bool stream =
-      is_streamed(problem, job.dx.data, job.dy.data) && job.dx.data != problem.x.data;
+      is_streamed(problem, 3) && job.dx.data != job.dy.data && job.dx.data != problem.x.data;
   const BackwardTask task = {&job,  weight.ordered(), weight.plain(), is_far(problem), stream,
                              units, units_per_block,  blocks,         partials.get()};
   const bool small = is_small(problem, 3);

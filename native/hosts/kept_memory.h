@@ -6,8 +6,9 @@
 
 namespace layernorm {
 
-// NumPy's arrays of fewer bytes are better served by malloc, which keeps theirs as well.
-constexpr size_t kKeptFrom = size_t{4} << 20;
+// NumPy's arrays of fewer bytes are better served by malloc, which keeps theirs as well. From about
+// here on it may give back the end of its heap each time, and take it again.
+constexpr size_t kKeptFrom = size_t{1} << 20;
 
 // Null where there is none. Asks for huge pages where the system has them.
 void* take_memory(size_t bytes);

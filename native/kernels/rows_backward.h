@@ -5,7 +5,17 @@
 
 enum class Wanted { nothing, dweight, both };  // gradients of the parameters
 
-constexpr int64_t kGroupRows = 4;
+// Rows that are walked together, and share what is loaded for a column. Two where that leaves room in
+// the first-level cache for dx, four where there is none to be had.
+constexpr int64_t kMostGroupRows = 4;
+constexpr int64_t kWideRowBytes = 8 * 1024;
+
+template <class Stored>
+inline int64_t rows_per_group(int64_t cols) {
+  const int64_t row_bytes = cols * static_cast<int64_t>(sizeof(Stored));
+  return sizeof(Stored) >= 4 && row_bytes < kWideRowBytes ? 2 : kMostGroupRows;
+}
+
 constexpr int64_t kFoldRows = 16;  // added to low between two folds
 
 // A block's partial sums of the parameters' gradients, unevaluated as high + low, in the order of
@@ -222,6 +232,7 @@ struct RowsBackward {
   const Problem& problem = job.problem;
   const int64_t cols = problem.shape.cols;
   const C* const weight = static_cast<const C*>(task.weight);
+  const int64_t group_rows = rows_per_group<Stored>(cols);
   int64_t last_row = 0;  // one past the last of the block
   LineWriter<Stored> lines = {};
 
@@ -268,7 +279,7 @@ struct RowsBackward {
       return wide_row(
           wide_from_saved<Stored, centered>(row_statistics, {x(row), 1}, cols, problem.eps), row);
     const double n = static_cast<double>(cols);
-    const bool fetch = task.far && row + 2 * kGroupRows <= last_row;
+    const bool fetch = task.far && row + 2 * group_rows <= last_row;
     const RowGradient<Stored, centered, has_weight> gradient = {
         normalizer,
         broadcast(static_cast<C>(sum_g / n)),
@@ -277,8 +288,8 @@ struct RowsBackward {
         dy(row),
         weight,
         dx(row),
-        fetch ? kGroupRows * problem.x.outer_stride : 0,
-        fetch ? kGroupRows * job.dy.outer_stride : 0};
+        fetch ? group_rows * problem.x.outer_stride : 0,
+        fetch ? group_rows * job.dy.outer_stride : 0};
     if (task.stream)
       stream_row(gradient, dx(row), cols, lines);
     else
@@ -293,6 +304,8 @@ struct RowsBackward {
       group.x[r] = x(row + r);
       group.dy[r] = dy(row + r);
     }
+    if (task.far && !task.stream && job.dx.data)
+      for (int64_t r = 0; r < R; ++r) prefetch_for_writing(dx(row + r), cols);
     group.walk(cols, weight, sums.dweight_low, sums.dbias_low);
     if (!job.dx.data) return;
     for (int64_t r = 0; r < R; ++r)
@@ -301,13 +314,14 @@ struct RowsBackward {
   }
 
   void rows(int64_t row, int64_t count, const PartialSums<C>& sums) {
-    RowStatistics<C> rows[kGroupRows];
-    bool ordinary = count == kGroupRows;
+    RowStatistics<C> rows[kMostGroupRows];
+    bool ordinary = count == group_rows;
     for (int64_t r = 0; r < count; ++r) {
       rows[r] = saved(row + r);
       ordinary = ordinary && rows[r].ordinary;
     }
-    if (ordinary) return group<kGroupRows>(rows, row, sums);
+    if (ordinary && count == 4) return group<4>(rows, row, sums);
+    if (ordinary && count == 2) return group<2>(rows, row, sums);
     for (int64_t r = 0; r < count; ++r) {
       if (rows[r].ordinary)
         group<1>(rows + r, row + r, sums);
@@ -323,10 +337,10 @@ struct RowsBackward {
     const int64_t begin = index * task.units_per_block;
     const int64_t end = std::min(task.units, begin + task.units_per_block);
     last_row = end;
-    for (int64_t row = begin; row < end; row += kGroupRows) {
-      rows(row, std::min(kGroupRows, end - row), sums);
-      const bool full = (row - begin) % kFoldRows == kFoldRows - kGroupRows;
-      if (!full && row + kGroupRows < end) continue;
+    for (int64_t row = begin; row < end; row += group_rows) {
+      rows(row, std::min(group_rows, end - row), sums);
+      const bool full = (row - begin) % kFoldRows == kFoldRows - group_rows;
+      if (!full && row + group_rows < end) continue;
       if constexpr (wanted != Wanted::nothing) fold(sums.dweight_high, sums.dweight_low, cols);
       if constexpr (wanted == Wanted::both) fold(sums.dbias_high, sums.dbias_low, cols);
     }

@@ -99,9 +99,19 @@ inline void save(const RowStatistics<C>& row, const Statistics& statistics, int6
   if (statistics.residual) static_cast<C*>(statistics.residual)[index] = row.residual;
 }
 
-// Rows whose statistics are computed together: as many as stay in the first-level cache.
+// Rows whose statistics are computed together: as many as stay in the first-level cache. An x that
+// comes from far away takes turns with y in small pieces, or neither is fetched while the other is;
+// 16-bit types have too much else to do for that to show.
 constexpr int64_t kBatchRows = 8;
 constexpr int64_t kBatchBytes = 16 * 1024;
+constexpr int64_t kFarBatchBytes = 1024;
+
+template <class Stored>
+inline int64_t rows_per_batch(int64_t cols, bool far) {
+  const int64_t row_bytes = cols * static_cast<int64_t>(sizeof(Stored));
+  const int64_t bytes = far && sizeof(Stored) >= 4 ? kFarBatchBytes : kBatchBytes;
+  return std::max(int64_t{1}, std::min(kBatchRows, bytes / row_bytes));
+}
 
 template <class Stored, bool centered, class A>
 struct RowsForward {
@@ -170,8 +180,7 @@ struct RowsForward {
 template <class Stored, bool centered, class A>
 void forward_rows(const ForwardTask& task, int64_t begin, int64_t end) {
   RowsForward<Stored, centered, A> rows{task};
-  const int64_t row_bytes = rows.cols * static_cast<int64_t>(sizeof(Stored));
-  const int64_t batch_rows = std::max(int64_t{1}, std::min(kBatchRows, kBatchBytes / row_bytes));
+  const int64_t batch_rows = rows_per_batch<Stored>(rows.cols, task.far);
   for (int64_t first = begin; first < end; first += batch_rows) {
     const bool fetch = task.far && end - first >= 2 * batch_rows;
     rows.ahead = fetch ? batch_rows * rows.problem.x.outer_stride : 0;

@@ -47,8 +47,10 @@ struct Batch {
   static constexpr int64_t W = lanes<double>;
   static_assert(capacity % W == 0, "whole vectors of doubles");
 
-  alignas(64) C shift[capacity] = {};
-  alignas(64) double sum[capacity] = {}, squares[capacity] = {};  // of d = x - shift
+  // A row's values are stored as whole vectors, which those of the next row then cut short: loading
+  // what one store has just written needs no waiting, loading what several have does.
+  alignas(64) C shift[capacity + lanes<C>] = {};
+  alignas(64) double sum[capacity + W] = {}, squares[capacity + W] = {};  // of d = x - shift
   alignas(64) C mean[capacity], residual[capacity], rstd[capacity];
   alignas(64) double total[capacity];  // variance + eps
 
@@ -158,15 +160,20 @@ template <class Stored, bool centered, int64_t capacity>
 inline void compute_statistics(const Stored* x, int64_t stride, int64_t rows, int64_t cols,
                                double eps, Batch<Compute<Stored>, capacity>& batch) {
   const double n = static_cast<double>(cols);
-  const auto sum_row = [&](int64_t row) {
-    sum_moments<Stored, centered>(x + row * stride, cols, batch.shift[row], batch.sum[row],
-                                  batch.squares[row]);
-  };
   if constexpr (centered)
     for (int64_t row = 0; row < rows; ++row)
-      batch.shift[row] = first_guess_of_mean(x + row * stride, cols);
-  for (int64_t row = 0; row < rows; ++row) sum_row(row);
-  if constexpr (centered) batch.recenter(rows, n, sum_row);
+      store(batch.shift + row, broadcast(first_guess_of_mean(x + row * stride, cols)));
+  for (int64_t row = 0; row < rows; ++row) {
+    double sum = 0, squares;
+    sum_moments<Stored, centered>(x + row * stride, cols, batch.shift[row], sum, squares);
+    store(batch.sum + row, broadcast(sum));
+    store(batch.squares + row, broadcast(squares));
+  }
+  if constexpr (centered)
+    batch.recenter(rows, n, [&](int64_t row) {
+      sum_moments<Stored, centered>(x + row * stride, cols, batch.shift[row], batch.sum[row],
+                                    batch.squares[row]);
+    });
   batch.finish(rows, n, eps);
 }
 

@@ -12,6 +12,13 @@ inline void prefetch_pack(const Stored* from) {
     __builtin_prefetch(reinterpret_cast<const char*>(from) + at, 0, 2);
 }
 
+// Brings a row nearer that is going to be written.
+template <class Stored>
+inline void prefetch_for_writing(const Stored* row, int64_t cols) {
+  constexpr int64_t step = kLine / static_cast<int64_t>(sizeof(Stored));
+  for (int64_t col = 0; col < cols; col += step) __builtin_prefetch(row + col, 1, 2);
+}
+
 // Writes what it is given to memory, whole lines past the cache. Rows that follow one another share
 // their lines.
 template <class Stored>

@@ -11,7 +11,7 @@ namespace {
 using namespace layernorm;
 using namespace layernorm::test;
 
-// Of schedule.cc.
+// More than enough for schedule.cc.
 constexpr int64_t kStreamBytes = 16 * 1024 * 1024;
 
 void run_on_two(void*, int64_t tasks, Threads::Body body, void* context) {
