@@ -17,9 +17,9 @@
 #include <pthread.h>
 #include <signal.h>
 #endif
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+
+#include "pause.h"
+#include "ranges.h"
 
 namespace layernorm {
 namespace {
@@ -27,17 +27,6 @@ namespace {
 // How long an idle worker watches for the next call before it sleeps: long enough to catch the
 // next layer of a network, short enough not to be seen in a profile.
 constexpr int kSpins = 4000;
-
-// Ranges a call is cut into, for each thread: a thread that starts late leaves its share to others.
-constexpr int64_t kRangesPerThread = 4;
-
-void pause() {
-#if defined(__x86_64__)
-  _mm_pause();
-#else
-  std::this_thread::yield();
-#endif
-}
 
 #if defined(__linux__)
 using Processors = cpu_set_t;
@@ -135,7 +124,7 @@ class Pool {
       call_.store(call_.load(std::memory_order_relaxed) + 1, std::memory_order_release);
       if (sleepers_ > 0) wake_.notify_all();
     }
-    work(body, context, tasks, ranges);
+    work_on_ranges(next_, left_, tasks, ranges, body, context);
     while (left_.load(std::memory_order_acquire) != 0) pause();
     // A worker still looking for a range of this call must not find one of the next.
     std::lock_guard<std::mutex> lock(mutex_);
@@ -155,17 +144,6 @@ class Pool {
       return workers_ > 0;
     }
     return true;
-  }
-
-  void work(Threads::Body body, void* context, int64_t tasks, int64_t ranges) {
-    for (;;) {
-      const int64_t range = next_.fetch_add(1, std::memory_order_relaxed);
-      if (range >= ranges) return;
-      const int64_t share = tasks / ranges, extra = tasks % ranges;
-      const int64_t begin = range * share + std::min(range, extra);
-      body(context, begin, begin + share + (range < extra ? 1 : 0));
-      left_.fetch_sub(1, std::memory_order_acq_rel);
-    }
   }
 
   void serve(int index) {
@@ -194,7 +172,7 @@ class Pool {
       }
       if (callers_processor >= 0 && current_processor() == callers_processor)
         keep_off(callers_processor, processors);
-      work(body, context, tasks, ranges);
+      work_on_ranges(next_, left_, tasks, ranges, body, context);
       inside_.fetch_sub(1, std::memory_order_release);
     }
   }

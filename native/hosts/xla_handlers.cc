@@ -5,6 +5,7 @@
 #include <string>
 
 #include "huge_pages.h"
+#include "subnormals.h"
 #include "xla_frame.h"
 #include "xla_threads.h"
 
@@ -160,7 +161,7 @@ struct BackwardCall : Taken {
 template <class Call>
 Error* handle(Frame* frame) {
   if (answered_metadata(frame)) return nullptr;
-  const SubnormalsKept kept;
+  const SubnormalsKept kept;  // XLA has its threads flush them to zero
   Reader reader(*frame);
   const bool centered = reader.flag("centered");
   Call call;

@@ -6,6 +6,7 @@
 #include <thread>
 #include <vector>
 
+#include "../hosts/subnormals.h"
 #include "check.h"
 
 namespace {
@@ -135,7 +136,7 @@ void test_subnormals_are_kept_and_the_flags_restored() {
   __builtin_ia32_ldmxcsr(before | 0x8040);
   CHECK(!half(kSmallestNormal), "this processor does not flush");
   {
-    const xla::SubnormalsKept kept;
+    const SubnormalsKept kept;
     CHECK(half(kSmallestNormal), "a subnormal number was lost");
   }
   CHECK(!half(kSmallestNormal), "the flags are not as they were");
