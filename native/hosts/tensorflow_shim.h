@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "../layer_norm.h"
+#include "loaded_library.h"
 
 namespace layernorm::tensorflow {
 
@@ -71,9 +72,10 @@ constexpr int kOk = 0, kInvalidArgument = 3, kResourceExhausted = 8;  // codes o
   X(void*, TF_TensorData, (const Tensor*))
 
 struct Shim {
-#define LAYERNORM_DECLARE(result, name, parameters) result(*name) parameters = nullptr;
   LAYERNORM_TENSORFLOW_FUNCTIONS(LAYERNORM_DECLARE)
-#undef LAYERNORM_DECLARE
+
+  // The name of a function that the library does not have, or null.
+  const char* find(const LoadedLibrary& library);
 };
 
 // All null until load_shim() has found every function.
@@ -81,7 +83,7 @@ extern Shim shim;
 
 // Looks the functions up in the library with this file name or path, which TensorFlow has loaded.
 // The name of what was not found, or null.
-const char* load_shim(const char* library);
+inline const char* load_shim(const char* library) { return load_functions(library, &shim); }
 
 class OwnedStatus {
  public:
