@@ -1,5 +1,6 @@
 #include "tensorflow_python.h"
 
+#include "tensorflow_kernels.h"
 #include "tensorflow_operators.h"
 #include "tensorflow_shim.h"
 

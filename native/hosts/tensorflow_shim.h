@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 
 #include "../layer_norm.h"
 #include "loaded_library.h"
@@ -85,19 +86,20 @@ extern Shim shim;
 // The name of what was not found, or null.
 inline const char* load_shim(const char* library) { return load_functions(library, &shim); }
 
+struct DeleteStatus {
+  void operator()(Status* status) const { shim.TF_DeleteStatus(status); }
+};
+
 class OwnedStatus {
  public:
   OwnedStatus() : status_(shim.TF_NewStatus()) {}
-  ~OwnedStatus() { shim.TF_DeleteStatus(status_); }
-  OwnedStatus(const OwnedStatus&) = delete;
-  OwnedStatus& operator=(const OwnedStatus&) = delete;
 
-  operator Status*() const { return status_; }
-  bool ok() const { return shim.TF_GetCode(status_) == kOk; }
-  const char* message() const { return shim.TF_Message(status_); }
+  operator Status*() const { return status_.get(); }
+  bool ok() const { return shim.TF_GetCode(status_.get()) == kOk; }
+  const char* message() const { return shim.TF_Message(status_.get()); }
 
  private:
-  Status* status_;
+  std::unique_ptr<Status, DeleteStatus> status_;
 };
 
 }  // namespace layernorm::tensorflow

@@ -29,19 +29,19 @@ void check(bool condition, const char* message) {
 
 int64_t Tensor::axes() const {
   int64_t count = 0;
-  check(shim.aoti_torch_get_dim(handle_, &count));
+  check(shim.aoti_torch_get_dim(handle(), &count));
   return count;
 }
 
 const int64_t* Tensor::sizes() const {
   int64_t* sizes = nullptr;
-  check(shim.aoti_torch_get_sizes(handle_, &sizes));
+  check(shim.aoti_torch_get_sizes(handle(), &sizes));
   return sizes;
 }
 
 const int64_t* Tensor::strides() const {
   int64_t* strides = nullptr;
-  check(shim.aoti_torch_get_strides(handle_, &strides));
+  check(shim.aoti_torch_get_strides(handle(), &strides));
   return strides;
 }
 
@@ -69,7 +69,7 @@ bool Tensor::has_sizes_of(const Tensor& other) const {
 
 bool Tensor::data_type(DataType* type) const {
   int32_t given = 0;
-  check(shim.aoti_torch_get_dtype(handle_, &given));
+  check(shim.aoti_torch_get_dtype(handle(), &given));
   for (const DataType each :
        {DataType::float32, DataType::float64, DataType::bfloat16, DataType::float16})
     if (scalar_type(each) == given) return *type = each, true;
@@ -78,20 +78,20 @@ bool Tensor::data_type(DataType* type) const {
 
 bool Tensor::is_plain() const {
   int32_t device = 0, layout = 0;
-  check(shim.aoti_torch_get_device_type(handle_, &device));
-  check(shim.aoti_torch_get_layout(handle_, &layout));
+  check(shim.aoti_torch_get_device_type(handle(), &device));
+  check(shim.aoti_torch_get_layout(handle(), &layout));
   return device == shim.aoti_torch_device_type_cpu() && layout == shim.aoti_torch_layout_strided();
 }
 
 const void* Tensor::read() const {
   const void* data = nullptr;
-  check(shim.torch_get_const_data_ptr(handle_, &data));
+  check(shim.torch_get_const_data_ptr(handle(), &data));
   return data;
 }
 
 void* Tensor::write() const {
   void* data = nullptr;
-  check(shim.torch_get_mutable_data_ptr(handle_, &data));
+  check(shim.torch_get_mutable_data_ptr(handle(), &data));
   return data;
 }
 
@@ -103,12 +103,12 @@ Tensor Tensor::in_order(const Order& order) const {
     ordered_strides[at] = stride[order.axis[at]];
   }
   TensorHandle view = nullptr;
-  check(shim.aoti_torch_as_strided(handle_, ordered_sizes, ordered_strides, &view));
+  check(shim.aoti_torch_as_strided(handle(), ordered_sizes, ordered_strides, &view));
   return Tensor(view);
 }
 
 void Tensor::copy_from(const Tensor& other) const {
-  check(shim.aoti_torch_copy_(handle_, other.handle_, 0));
+  check(shim.aoti_torch_copy_(handle(), other.handle(), 0));
 }
 
 Tensor empty(int64_t axes, const int64_t* sizes, const int64_t* strides, DataType type) {
