@@ -5,9 +5,9 @@
 #include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
+#include <exception>
 #include <mutex>
 #include <new>
-#include <system_error>
 #include <thread>
 
 #if defined(__linux__)
@@ -20,6 +20,7 @@
 
 #include "pause.h"
 #include "ranges.h"
+#include "subnormals.h"
 
 namespace layernorm {
 namespace {
@@ -69,14 +70,13 @@ void keep_off([[maybe_unused]] int processor, [[maybe_unused]] Processors others
 }
 
 // A container's share of the processors, where one is set.
-int quota_processors() {
+long quota_processors() {
   long quota = 0, period = 0;
   if (std::FILE* file = std::fopen("/sys/fs/cgroup/cpu.max", "r")) {
     if (std::fscanf(file, "%ld %ld", &quota, &period) != 2) quota = 0;
     std::fclose(file);
   }
-  return quota > 0 && period > 0 ? static_cast<int>(std::max(1L, (quota + period - 1) / period))
-                                 : allowed_processors();
+  return quota > 0 && period > 0 ? (quota - 1) / period + 1 : kMostThreads;
 }
 
 int default_threads() {
@@ -84,7 +84,8 @@ int default_threads() {
     const long count = std::strtol(wanted, nullptr, 10);
     if (count >= 1) return static_cast<int>(std::min<long>(count, kMostThreads));
   }
-  return std::min(allowed_processors(), quota_processors());
+  return static_cast<int>(
+      std::min({long{kMostThreads}, long{allowed_processors()}, quota_processors()}));
 }
 
 // Threads started meanwhile leave every signal to the host's own threads.
@@ -108,8 +109,16 @@ class SignalsBlocked {
 class Pool {
  public:
   void run(int threads, int64_t tasks, Threads::Body body, void* context) {
-    std::unique_lock<std::mutex> caller(callers_, std::try_to_lock);
-    if (!caller.owns_lock() || !start(threads - 1)) return body(context, 0, tasks);
+    if (busy_.exchange(true, std::memory_order_acquire)) return body(context, 0, tasks);
+    if (start(threads - 1))
+      share(threads, tasks, body, context);
+    else
+      body(context, 0, tasks);
+    busy_.store(false, std::memory_order_release);
+  }
+
+ private:
+  void share(int threads, int64_t tasks, Threads::Body body, void* context) {
     const int64_t ranges = std::min<int64_t>(tasks, threads * kRangesPerThread);
     {
       std::lock_guard<std::mutex> lock(mutex_);
@@ -132,7 +141,6 @@ class Pool {
     while (inside_.load(std::memory_order_acquire) != 0) pause();
   }
 
- private:
   // False where no thread can be had; the caller then works alone.
   bool start(int workers) {
     if (workers_ >= workers) return true;
@@ -140,13 +148,15 @@ class Pool {
     try {
       for (; workers_ < workers; ++workers_)
         std::thread([this, index = workers_] { serve(index); }).detach();
-    } catch (const std::system_error&) {
+    } catch (const std::exception&) {
       return workers_ > 0;
     }
     return true;
   }
 
   void serve(int index) {
+    // Not as the thread that started this one had them: a later caller may want them otherwise.
+    const SubnormalsKept kept;
     const Processors processors = allowed();
     uint64_t seen = 0;
     for (;;) {
@@ -177,7 +187,8 @@ class Pool {
     }
   }
 
-  std::mutex callers_;  // one call at a time
+  // One call at a time. No mutex: a task may itself call, and a thread must not try one that it has.
+  std::atomic<bool> busy_{false};
   std::mutex mutex_;
   std::condition_variable wake_;
   int workers_ = 0;
@@ -195,23 +206,23 @@ class Pool {
 std::atomic<int> num_threads{0};
 std::atomic<Pool*> pool{nullptr};
 
-// Never destroyed: its workers may still be running while the process ends.
-Pool& the_pool() {
-  Pool* existing = pool.load(std::memory_order_acquire);
-  if (existing) return *existing;
-  auto* fresh = new Pool;
-  if (pool.compare_exchange_strong(existing, fresh)) {
 #if !defined(_WIN32)
-    // A forked child has none of the threads, and whatever state the locks were in: it begins anew.
-    static std::once_flag once;
-    std::call_once(once, [] {
-      pthread_atfork(nullptr, nullptr, [] { pool.store(nullptr, std::memory_order_release); });
-    });
+// A forked child has none of the threads, and whatever state the locks were in: it begins anew.
+const bool forks_are_seen =
+    pthread_atfork(nullptr, nullptr, [] { pool.store(nullptr, std::memory_order_release); }) == 0;
+#else
+constexpr bool forks_are_seen = true;
 #endif
-    return *fresh;
-  }
+
+// Never destroyed: its workers may still be running while the process ends. Null where there is no
+// memory for one.
+Pool* the_pool() {
+  Pool* existing = pool.load(std::memory_order_acquire);
+  if (existing || !forks_are_seen) return existing;
+  auto* fresh = new (std::nothrow) Pool;
+  if (!fresh || pool.compare_exchange_strong(existing, fresh)) return fresh;
   delete fresh;
-  return *existing;
+  return existing;
 }
 
 }  // namespace
@@ -232,7 +243,9 @@ Threads pool_threads(int most) {
   return {static_cast<int>(count), reinterpret_cast<void*>(count),
           [](void* count, int64_t tasks, Threads::Body body, void* context) {
             const auto threads = static_cast<int>(reinterpret_cast<intptr_t>(count));
-            the_pool().run(threads, tasks, body, context);
+            const SubnormalsKept kept;
+            if (Pool* own = the_pool()) return own->run(threads, tasks, body, context);
+            body(context, 0, tasks);
           }};
 }
 
