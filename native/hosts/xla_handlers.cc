@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
-#include <string>
+#include <cstdio>
 
 #include "huge_pages.h"
 #include "subnormals.h"
@@ -29,15 +29,17 @@ bool answered_metadata(Frame* frame) {
   return false;
 }
 
-Error* error_of(const Frame& frame, ErrorCode code, const std::string& message) {
-  MakeError arguments = {sizeof(arguments), nullptr, message.c_str(), code};
+Error* error_of(const Frame& frame, ErrorCode code, const char* message) {
+  MakeError arguments = {sizeof(arguments), nullptr, message, code};
   return frame.api->make_error(&arguments);
 }
 
 Error* mistake_of(const Frame& frame, const char* mistake) {
-  return error_of(
-      frame, ErrorCode::invalid_argument,
-      std::string("layernorm: the call from XLA does not fit the compiled module: ") + mistake);
+  // No std::string: nothing may be thrown through XLA.
+  char message[128];
+  std::snprintf(message, sizeof(message),
+                "layernorm: the call from XLA does not fit the compiled module: %s", mistake);
+  return error_of(frame, ErrorCode::invalid_argument, message);
 }
 
 Error* error_of(const Frame& frame, Status status) {

@@ -58,7 +58,7 @@ int64_t count_threads(const Frame& frame) {
     forget(*frame.api, error);
     return 1;
   }
-  return count;
+  return std::max(int64_t{1}, count);
 }
 
 // False where XLA takes no task, or there is no memory for one.

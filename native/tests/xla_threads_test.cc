@@ -96,7 +96,7 @@ constexpr int64_t kTasks[] = {1, 2, 3, 7, 8, 31, 33, 1001};
 
 void test_every_task_is_done_once_on_threads_that_work() {
   for (const bool slow_helpers : {false, true}) {
-    for (const int64_t threads : {1, 2, 5, 16}) {
+    for (const int64_t threads : {0, 1, 2, 5, 16}) {
       for (const int64_t tasks : kTasks) {
         FakeContext context;
         context.threads = threads;
