@@ -1,5 +1,6 @@
 #include "tensorflow_call.h"
 
+#include <cstdio>
 #include <new>
 
 #include "huge_pages.h"
@@ -32,9 +33,9 @@ bool Call::take_parameter(const char* name, const Held& parameter) {
   if (failed_) return false;
   const DataType type = problem_.parameter_type;
   if (type != problem_.type && !(size_of(problem_.type) == 2 && type == DataType::float32))
-    return fail(std::string(name) + " needs the type of x, or float32 beside a 16-bit x");
+    return fail(" needs the type of x, or float32 beside a 16-bit x", name);
   if (!parameter.has_sizes(layout_.normalized()))
-    return fail(std::string(name) + " needs the sizes of x along the normalized axes");
+    return fail(" needs the sizes of x along the normalized axes", name);
   return true;
 }
 
@@ -72,8 +73,11 @@ Statistics Call::statistics_at(const Held& held) const {
   return {data, data + bytes, data + 2 * bytes};
 }
 
-bool Call::fail(const std::string& message) {
-  shim.TF_SetStatus(status_, kInvalidArgument, ("layernorm: " + message).c_str());
+bool Call::fail(const char* mistake, const char* of) {
+  // No std::string: nothing may be thrown through TensorFlow.
+  char message[128];
+  std::snprintf(message, sizeof(message), "layernorm: %s%s", of, mistake);
+  shim.TF_SetStatus(status_, kInvalidArgument, message);
   return report();
 }
 

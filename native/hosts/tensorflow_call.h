@@ -2,7 +2,6 @@
 #pragma once
 
 #include <memory>
-#include <string>
 
 #include "tensorflow_tensor.h"
 
@@ -47,7 +46,7 @@ class Call {
   Statistics statistics_at(const Held& held) const;
 
   // False, and TensorFlow has been told.
-  bool fail(const std::string& message);
+  bool fail(const char* mistake, const char* of = "");
   bool fail_for_memory();
   bool failed() const { return failed_; }
 

@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <cstring>
+#include <initializer_list>
 #include <memory>
 #include <new>
 
@@ -31,6 +32,11 @@ void* create_kernel(KernelConstruction* construction) {
     return value != 0;
   };
   std::unique_ptr<Definition> made(new (std::nothrow) Definition());
+  if (!made) {
+    shim.TF_SetStatus(status, kResourceExhausted, "layernorm: out of memory for a kernel");
+    shim.TF_OpKernelConstruction_Failure(construction, status);
+    return nullptr;
+  }
   int32_t total = 0;
   shim.TF_OpKernelConstruction_GetAttrSize(construction, "axis", &made->axes, &total, status);
   if (status.ok() && (made->axes < 1 || made->axes > kMostAxes))

@@ -5,7 +5,7 @@
 namespace layernorm::tensorflow {
 namespace {
 
-template <class Word, class Move>
+template <class Move>
 void walk(const Sizes& sizes, const int64_t* strides, const Move& move) {
   int64_t at[kMostAxes] = {}, offset = 0;
   const int64_t elements = sizes.elements();
@@ -24,14 +24,14 @@ template <class Word>
 void gather_words(const Sizes& sizes, const int64_t* strides, const void* from, void* to) {
   const Word* tensor = static_cast<const Word*>(from);
   Word* copy = static_cast<Word*>(to);
-  walk<Word>(sizes, strides, [=](int64_t offset, int64_t index) { copy[index] = tensor[offset]; });
+  walk(sizes, strides, [=](int64_t offset, int64_t index) { copy[index] = tensor[offset]; });
 }
 
 template <class Word>
 void scatter_words(const Sizes& sizes, const int64_t* strides, const void* from, void* to) {
   const Word* copy = static_cast<const Word*>(from);
   Word* tensor = static_cast<Word*>(to);
-  walk<Word>(sizes, strides, [=](int64_t offset, int64_t index) { tensor[offset] = copy[index]; });
+  walk(sizes, strides, [=](int64_t offset, int64_t index) { tensor[offset] = copy[index]; });
 }
 
 }  // namespace

@@ -1,12 +1,11 @@
 // The thread pool: every task done once, whoever calls, however many threads there are meanwhile.
 #include <atomic>
-#include <cstdlib>
-#include <new>
 #include <thread>
 #include <vector>
 
 #include "../hosts/thread_pool.h"
 #include "judge.h"
+#include "memory.h"
 #include "variations.h"
 
 #if defined(__unix__) || defined(__APPLE__)
@@ -22,23 +21,6 @@
 #undef LAYERNORM_TEST_FORK
 #endif
 #endif
-
-namespace {
-
-thread_local bool has_memory = true;
-
-}  // namespace
-
-void* operator new(size_t bytes) {
-  void* memory = has_memory ? std::malloc(bytes) : nullptr;
-  if (!memory) throw std::bad_alloc();
-  return memory;
-}
-void* operator new(size_t bytes, const std::nothrow_t&) noexcept {
-  return has_memory ? std::malloc(bytes) : nullptr;
-}
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 
 namespace {
 
