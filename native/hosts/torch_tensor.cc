@@ -3,6 +3,7 @@
 #include <algorithm>
 
 namespace layernorm::torch {
+
 int32_t scalar_type(DataType type) {
   switch (type) {
     case DataType::float16: return shim.aoti_torch_dtype_float16();
@@ -119,6 +120,7 @@ Tensor empty(int64_t axes, const int64_t* sizes, const int64_t* strides, DataTyp
 }
 
 Tensor empty_contiguous(int64_t axes, const int64_t* sizes, DataType type) {
+  check(axes <= kMostAxes, "layernorm: a tensor has more than 64 axes");
   int64_t strides[kMostAxes];
   contiguous_strides(axes, sizes, strides);
   return empty(axes, sizes, strides, type);
