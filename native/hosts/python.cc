@@ -44,10 +44,15 @@ class Arguments {
   }
   bool ok() const { return ok_; }
 
-  bool flag() { return ok_ && PyObject_IsTrue(*next_++) == 1; }
+  bool flag() {
+    const int value = ok_ ? PyObject_IsTrue(*next_++) : 0;
+    ok_ = ok_ && value >= 0;
+    return value == 1;
+  }
   double number() {
     const double value = ok_ ? PyFloat_AsDouble(*next_++) : 0;
-    return keep(value);
+    ok_ = ok_ && !PyErr_Occurred();
+    return value;
   }
   Shape shape() {
     Shape shape = {};
@@ -56,11 +61,11 @@ class Arguments {
                                   as_long_long(&shape.cols), as_long_long(&shape.inner));
     return shape;
   }
-  // An ndarray of `type` with at least `elements`, or None where that is allowed. Its data.
-  void* array(DataType type, bool optional = true) {
+  // The data of an ndarray of `type`; null for None.
+  void* array(DataType type) {
     if (!ok_) return nullptr;
     PyObject* object = *next_++;
-    if (object == Py_None && optional) return nullptr;
+    if (object == Py_None) return nullptr;
     DataType found;
     if (!PyArray_Check(object) || !data_type(reinterpret_cast<PyArrayObject*>(object), &found) ||
         found != type) {
@@ -104,10 +109,6 @@ class Arguments {
   static long long* as_long_long(int64_t* value) {
     static_assert(sizeof(long long) == sizeof(int64_t), "strides are 64 bits");
     return reinterpret_cast<long long*>(value);
-  }
-  double keep(double value) {
-    ok_ = ok_ && !PyErr_Occurred();
-    return value;
   }
 
   PyObject* const* next_;

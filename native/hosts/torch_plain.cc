@@ -42,8 +42,12 @@ Owned large_empty_like(const Plain& like, void** data) {
 Owned empty_y(const PlainCall& call, void** data) {
   if (is_large(call.x.bytes())) return large_empty_like(call.x, data);
   Owned y(empty_like(call.x_object));
+  if (!y) return y;
   Plain taken;
-  if (!y || !taken.take(y.get())) return Owned();
+  if (!taken.take(y.get())) {
+    PyErr_SetString(PyExc_RuntimeError, "layernorm: torch.empty_like gave a tensor unlike x");
+    return Owned();
+  }
   *data = taken.data();
   return y;
 }
