@@ -141,9 +141,9 @@ Tensor contiguous(Tensor given, DataType type) {
   return copy;
 }
 
-bool Walked::walk_in_place(const Tensor& tensor, const Axes& axes, const Order& order, void* data) {
+bool Walked::walk_in_place(const Tensor& tensor, const Order& order, void* data) {
   array_.data = data;
-  return order.collapse(axes, tensor.sizes(), tensor.strides(), &array_);
+  return order.collapse(tensor.sizes(), tensor.strides(), &array_);
 }
 
 void Walked::walk_copy(const Tensor& tensor, const Order& order, DataType type) {
@@ -153,18 +153,18 @@ void Walked::walk_copy(const Tensor& tensor, const Order& order, DataType type) 
   array_ = {copy_.write(), order.shape.cols * order.shape.inner, order.shape.inner};
 }
 
-Walked Walked::to_read(const Tensor& tensor, const Axes& axes, const Order& order, DataType type) {
+Walked Walked::to_read(const Tensor& tensor, const Order& order, DataType type) {
   Walked result;
   // The kernels only read what is given as x and dy.
-  if (result.walk_in_place(tensor, axes, order, const_cast<void*>(tensor.read()))) return result;
+  if (result.walk_in_place(tensor, order, const_cast<void*>(tensor.read()))) return result;
   result.walk_copy(tensor, order, type);
   result.copy_.copy_from(tensor.in_order(order));
   return result;
 }
 
-Walked Walked::to_write(const Tensor& tensor, const Axes& axes, const Order& order, DataType type) {
+Walked Walked::to_write(const Tensor& tensor, const Order& order, DataType type) {
   Walked result;
-  if (result.walk_in_place(tensor, axes, order, tensor.write())) return result;
+  if (result.walk_in_place(tensor, order, tensor.write())) return result;
   result.walk_copy(tensor, order, type);
   result.target_ = tensor.in_order(order);
   return result;

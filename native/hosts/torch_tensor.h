@@ -60,15 +60,15 @@ Tensor contiguous(Tensor given, DataType type);
 // is read is copied at once, one that is written by flush().
 class Walked {
  public:
-  static Walked to_read(const Tensor& tensor, const Axes& axes, const Order& order, DataType type);
-  static Walked to_write(const Tensor& tensor, const Axes& axes, const Order& order, DataType type);
+  static Walked to_read(const Tensor& tensor, const Order& order, DataType type);
+  static Walked to_write(const Tensor& tensor, const Order& order, DataType type);
   const Array& array() const { return array_; }
   void flush() const {
     if (target_) target_.copy_from(copy_);
   }
 
  private:
-  bool walk_in_place(const Tensor& tensor, const Axes& axes, const Order& order, void* data);
+  bool walk_in_place(const Tensor& tensor, const Order& order, void* data);
   void walk_copy(const Tensor& tensor, const Order& order, DataType type);
 
   Array array_ = {};
