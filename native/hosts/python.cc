@@ -84,6 +84,26 @@ class Arguments {
                                   as_long_long(&result.col_stride));
     return result;
   }
+  // What every call begins with: centered, zero_centered_weight, eps, layout, x, x_strides.
+  Problem problem() {
+    Problem problem = {};
+    problem.centered = flag();
+    problem.zero_centered_weight = flag();
+    problem.eps = number();
+    problem.shape = shape();
+    problem.type = peek_type(DataType::float32);
+    problem.x = strided(problem.type);
+    return problem;
+  }
+  // mean, rstd, residual
+  Statistics statistics(DataType type) {
+    const DataType compute = compute_type(type);
+    Statistics result;
+    result.mean = array(compute);
+    result.rstd = array(compute);
+    result.residual = array(compute);
+    return result;
+  }
   DataType peek_type(DataType otherwise) {
     DataType found = otherwise;
     if (ok_ && PyArray_Check(*next_) &&
@@ -115,71 +135,49 @@ class Arguments {
   bool ok_;
 };
 
-int64_t bytes_of(const layernorm::Problem& problem) {
-  return problem.shape.outer * problem.shape.cols * problem.shape.inner *
-         layernorm::size_of(problem.type);
+int64_t bytes_of(const Problem& problem) {
+  return problem.shape.outer * problem.shape.cols * problem.shape.inner * size_of(problem.type);
+}
+
+template <class Job>
+PyObject* run(const Job& job, Status (*kernels)(const Job&, const Threads&)) {
+  Status status;
+  {
+    const WithoutGil released(bytes_of(job.problem));
+    status = kernels(job, pool_threads());
+  }
+  if (status != Status::ok) return PyErr_NoMemory();
+  Py_RETURN_NONE;
 }
 
 // forward(centered, zero_centered_weight, eps, layout, x, x_strides, weight, bias, y, y_strides,
 //         mean, rstd, residual)
 PyObject* general_forward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   Arguments take(arguments, count, 13);
-  layernorm::Forward job = {};
-  layernorm::Problem& problem = job.problem;
-  problem.centered = take.flag();
-  problem.zero_centered_weight = take.flag();
-  problem.eps = take.number();
-  problem.shape = take.shape();
-  problem.type = take.peek_type(DataType::float32);
-  problem.x = take.strided(problem.type);
+  Forward job = {};
+  Problem& problem = job.problem = take.problem();
   problem.parameter_type = take.peek_types({0, 1}, problem.type);
   problem.weight = take.array(problem.parameter_type);
   job.bias = take.array(problem.parameter_type);
   job.y = take.strided(problem.type);
-  const DataType compute = layernorm::compute_type(problem.type);
-  problem.statistics.mean = take.array(compute);
-  problem.statistics.rstd = take.array(compute);
-  problem.statistics.residual = take.array(compute);
-  if (!take.ok()) return nullptr;
-  Status status;
-  {
-    const WithoutGil released(bytes_of(problem));
-    status = layernorm::forward(job, layernorm::pool_threads());
-  }
-  if (status != Status::ok) return PyErr_NoMemory();
-  Py_RETURN_NONE;
+  problem.statistics = take.statistics(problem.type);
+  return take.ok() ? run(job, layernorm::forward) : nullptr;
 }
 
 // backward(centered, zero_centered_weight, eps, layout, x, x_strides, dy, dy_strides, weight,
 //          mean, rstd, residual, dx, dx_strides, dweight, dbias)
 PyObject* general_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   Arguments take(arguments, count, 16);
-  layernorm::Backward job = {};
-  layernorm::Problem& problem = job.problem;
-  problem.centered = take.flag();
-  problem.zero_centered_weight = take.flag();
-  problem.eps = take.number();
-  problem.shape = take.shape();
-  problem.type = take.peek_type(DataType::float32);
-  problem.x = take.strided(problem.type);
+  Backward job = {};
+  Problem& problem = job.problem = take.problem();
   job.dy = take.strided(problem.type);
   problem.parameter_type = take.peek_types({0, 6, 7}, problem.type);
   problem.weight = take.array(problem.parameter_type);
-  const DataType compute = layernorm::compute_type(problem.type);
-  problem.statistics.mean = take.array(compute);
-  problem.statistics.rstd = take.array(compute);
-  problem.statistics.residual = take.array(compute);
+  problem.statistics = take.statistics(problem.type);
   job.dx = take.strided(problem.type);
   job.dweight = take.array(problem.parameter_type);
   job.dbias = take.array(problem.parameter_type);
-  if (!take.ok()) return nullptr;
-  Status status;
-  {
-    const WithoutGil released(bytes_of(problem));
-    status = layernorm::backward(job, layernorm::pool_threads());
-  }
-  if (status != Status::ok) return PyErr_NoMemory();
-  Py_RETURN_NONE;
+  return take.ok() ? run(job, layernorm::backward) : nullptr;
 }
 
 // empty(shape, dtype)
