@@ -23,6 +23,7 @@ bool Call::take_x(const Held& x) {
     return fail("x needs a type of float16, bfloat16, float32 or float64, and at most 64 axes");
   if (!layout_.find(sizes_, definition_.axis, definition_.axes))
     return fail("axis names an axis that x has not, or one twice");
+  if (layout_.rows() > kMostRows) return fail("x has more rows than there is memory for");
   const bool any_parameter = definition_.has_weight || definition_.has_bias;
   problem_.parameter_type = any_parameter ? definition_.parameter_type : problem_.type;
   problem_.shape = layout_.shape();

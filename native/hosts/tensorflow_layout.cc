@@ -49,18 +49,21 @@ bool Layout::find(const Sizes& x, const int64_t* axis, int count) {
     if (each < 0 || each >= x.count || is_normalized[each]) return false;
     is_normalized[each] = true;
   }
+  for (int at = 0; at < x.count; ++at) {
+    const int64_t size = x.size[at];
+    if (is_normalized[at])
+      normalized_.size[normalized_.count++] = size;
+    else
+      rows_ = size > 0 && rows_ > kMostRows / size ? kMostRows + 1 : rows_ * size;
+  }
+  if (x.elements() == 0) return true;
   // Axes of size 1 are of no account, unless all normalized ones are: then they part outer and inner.
   bool any = false;
   for (int at = 0; at < x.count; ++at) any |= is_normalized[at] && x.size[at] != 1;
   int64_t part[3] = {1, 1, 1};
   int section = 0;
   for (int at = 0; at < x.count; ++at) {
-    if (is_normalized[at]) {
-      normalized_.size[normalized_.count++] = x.size[at];
-      if (!any) section = 2;
-    } else {
-      rows_ *= x.size[at];
-    }
+    if (is_normalized[at] && !any) section = 2;
     if (x.size[at] == 1) continue;
     if (is_normalized[at]) {
       needs_copy_ |= section == 2;

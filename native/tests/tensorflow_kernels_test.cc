@@ -3,6 +3,7 @@
 #include "../hosts/tensorflow_kernels.h"
 
 #include <initializer_list>
+#include <vector>
 
 #include "../hosts/tensorflow_layout.h"
 #include "check.h"
@@ -57,6 +58,29 @@ tf::Shim fake_shim() {
   return shim;
 }
 
+// A call with one input, x; TensorFlow has no outputs to give.
+struct FakeCall {
+  std::vector<int64_t> sizes;
+  int failure = tf::kOk;
+};
+FakeCall* of(tf::KernelContext* call) { return reinterpret_cast<FakeCall*>(call); }
+const FakeCall* of(const tf::Tensor* x) { return reinterpret_cast<const FakeCall*>(x); }
+
+void add_calls(tf::Shim* shim) {
+  shim->TF_GetInput = [](tf::KernelContext* call, int, tf::Tensor** x, tf::Status*) {
+    *x = reinterpret_cast<tf::Tensor*>(call);
+  };
+  shim->TF_DeleteTensor = [](tf::Tensor*) {};
+  shim->TF_TensorType = [](const tf::Tensor*) { return int32_t{1}; };
+  shim->TF_NumDims = [](const tf::Tensor* x) { return static_cast<int>(of(x)->sizes.size()); };
+  shim->TF_Dim = [](const tf::Tensor* x, int axis) {
+    return of(x)->sizes[static_cast<size_t>(axis)];
+  };
+  shim->TF_OpKernelContext_Failure = [](tf::KernelContext* call, tf::Status* status) {
+    of(call)->failure = of(status)->code;
+  };
+}
+
 void* create(FakeNode* node) {
   return tf::create_kernel(reinterpret_cast<tf::KernelConstruction*>(node));
 }
@@ -85,12 +109,25 @@ void test_more_axes_than_the_kernels_know_are_a_failure() {
   }
 }
 
+// TensorFlow ends the process when it is asked for an output of as many elements.
+void test_rows_beyond_number_are_a_failure() {
+  FakeNode node;
+  void* kernel = create(&node);
+  FakeCall call;
+  call.sizes = {int64_t{1} << 62, 0};
+  tf::compute_norm(kernel, reinterpret_cast<tf::KernelContext*>(&call));
+  CHECK(call.failure == tf::kInvalidArgument, "failure %d", call.failure);
+  tf::delete_kernel(kernel);
+}
+
 }  // namespace
 
 int main() {
   tf::shim = fake_shim();
+  add_calls(&tf::shim);
   test_a_kernel_is_made();
   test_a_kernel_without_memory_is_a_failure();
   test_more_axes_than_the_kernels_know_are_a_failure();
+  test_rows_beyond_number_are_a_failure();
   return finish();
 }
