@@ -46,8 +46,8 @@ class LoadedLibrary {
 #define LAYERNORM_FIND(result, name, parameters) \
   if (!library.find(#name, this->name)) return #name;
 
-// Fills all of `shim` or nothing of it, by its find(), from the library with this file name or path.
-// The name of what was not found, or null.
+// Fills all of `shim` or nothing of it, by its find(), from the library with this file name or
+// path. The name of what was not found, or null.
 template <class Shim>
 const char* load_functions(const char* name, Shim* shim) {
   const LoadedLibrary library(name);

@@ -11,8 +11,8 @@ namespace layernorm {
 // For each thread: one that starts late leaves its share to others.
 constexpr int64_t kRangesPerThread = 4;
 
-// Does ranges until none is left. `next` is the first that nobody has taken, `left` counts those that
-// are not done.
+// Does ranges until none is left. `next` is the first that nobody has taken, `left` counts those
+// that are not done.
 inline void work_on_ranges(std::atomic<int64_t>& next, std::atomic<int64_t>& left, int64_t tasks,
                            int64_t ranges, Threads::Body body, void* context) {
   for (;;) {

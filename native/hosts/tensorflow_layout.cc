@@ -57,7 +57,8 @@ bool Layout::find(const Sizes& x, const int64_t* axis, int count) {
       rows_ = size > 0 && rows_ > kMostRows / size ? kMostRows + 1 : rows_ * size;
   }
   if (x.elements() == 0) return true;
-  // Axes of size 1 are of no account, unless all normalized ones are: then they part outer and inner.
+  // Axes of size 1 are of no account, unless all normalized ones are: then they part outer and
+  // inner.
   bool any = false;
   for (int at = 0; at < x.count; ++at) any |= is_normalized[at] && x.size[at] != 1;
   int64_t part[3] = {1, 1, 1};

@@ -17,8 +17,8 @@ struct Sizes {
   int64_t elements() const;
 };
 
-// x's sizes seen as (outer, cols, inner). Where a kept axis lies between normalized ones, that is the
-// shape of a copy with the normalized axes last.
+// x's sizes seen as (outer, cols, inner). Where a kept axis lies between normalized ones, that is
+// the shape of a copy with the normalized axes last.
 class Layout {
  public:
   // False where `axis` names an axis that x has not, or one twice. An empty x has no shape here.

@@ -66,8 +66,8 @@ bool define(const Operation& operation, const OwnedStatus& status) {
 
 const char* define_operators() {
   static std::string reason;
-  // Where a graph names an operation that is not registered, TensorFlow's error repeats the name: it
-  // says what to do.
+  // Where a graph names an operation that is not registered, TensorFlow's error repeats the name:
+  // it says what to do.
   const Operation operations[] = {
       {"LayerNorm__import_layernorm_tensorflow",
        infer_norm,

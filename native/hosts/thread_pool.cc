@@ -60,8 +60,8 @@ int current_processor() {
 #endif
 }
 
-// Moves the thread that calls to another of these processors. A scheduler may wake a worker where its
-// caller runs, and leave the two to share that processor for milliseconds.
+// Moves the thread that calls to another of these processors. A scheduler may wake a worker where
+// its caller runs, and leave the two to share that processor for milliseconds.
 void keep_off([[maybe_unused]] int processor, [[maybe_unused]] Processors others) {
 #if defined(__linux__)
   CPU_CLR(processor, &others);
@@ -187,7 +187,8 @@ class Pool {
     }
   }
 
-  // One call at a time. No mutex: a task may itself call, and a thread must not try one that it has.
+  // One call at a time. No mutex: a task may itself call, and a thread must not try one that it
+  // has.
   std::atomic<bool> busy_{false};
   std::mutex mutex_;
   std::condition_variable wake_;

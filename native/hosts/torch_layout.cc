@@ -5,7 +5,7 @@
 namespace layernorm::torch {
 namespace {
 
-// Whether the axes from `first` to `last` (in the order) can be walked with one stride, and which.
+// Axes that follow each other in an order: whether one stride walks them all, and which.
 struct Section {
   int64_t size = 1;
   int64_t stride = 0;  // of the last axis

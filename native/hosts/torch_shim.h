@@ -1,6 +1,7 @@
-// PyTorch's stable C interface, looked up in the library that PyTorch has loaded. Nothing of PyTorch
-// is needed to build, and one binary serves every version from 2.10 on: these functions keep their
-// binary interface (torch/csrc/stable/c/shim.h and torch/csrc/inductor/aoti_torch/c/shim.h).
+// PyTorch's stable C interface, looked up in the library that PyTorch has loaded. Nothing of
+// PyTorch is needed to build, and one binary serves every version from 2.10 on: these functions
+// keep their binary interface (torch/csrc/stable/c/shim.h and
+// torch/csrc/inductor/aoti_torch/c/shim.h).
 #pragma once
 
 #include <cstddef>

@@ -56,8 +56,8 @@ Tensor undefined();
 // The tensor itself, or its copy: contiguous, of this type.
 Tensor contiguous(Tensor given, DataType type);
 
-// A tensor as the kernels walk it in this order. What they cannot walk goes through a copy: one that
-// is read is copied at once, one that is written by flush().
+// A tensor as the kernels walk it in this order. What they cannot walk goes through a copy: one
+// that is read is copied at once, one that is written by flush().
 class Walked {
  public:
   static Walked to_read(const Tensor& tensor, const Order& order, DataType type);

@@ -1,5 +1,5 @@
-// TensorFlow's kernels as TensorFlow makes and runs them, behind a TensorFlow that is only as much of
-// one as they ask for: what it does not see in ordinary use is a process without memory.
+// TensorFlow's kernels as TensorFlow makes and runs them, behind a TensorFlow that is only as much
+// of one as they ask for: what it does not see in ordinary use is a process without memory.
 #include "../hosts/tensorflow_kernels.h"
 
 #include <initializer_list>

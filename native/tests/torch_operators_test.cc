@@ -1,5 +1,5 @@
-// The operators as PyTorch calls them, behind a PyTorch that is only as much of one as they ask for:
-// it counts what is given back, and refuses what PyTorch would not.
+// The operators as PyTorch calls them, behind a PyTorch that is only as much of one as they ask
+// for: it counts what is given back, and refuses what PyTorch would not.
 #include "../hosts/torch_operators.h"
 
 #include <cstring>
