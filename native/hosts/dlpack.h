@@ -1,5 +1,6 @@
 // The parts of DLPack's C exchange interface that the PyTorch host uses, declared from its
-// specification (https://dmlc.github.io/dlpack, version 1): a tensor's memory without a Python call.
+// specification (https://dmlc.github.io/dlpack, version 1): a tensor's memory without a Python
+// call.
 #pragma once
 
 #include <cstdint>

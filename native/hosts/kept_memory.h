@@ -1,5 +1,5 @@
-// Memory of large arrays, kept when they are freed and given to the next of about their size: a loop
-// then has the system make its pages once, which costs more than the normalization itself.
+// Memory of large arrays, kept when they are freed and given to the next of about their size: a
+// loop then has the system make its pages once, which costs more than the normalization itself.
 #pragma once
 
 #include <cstddef>
@@ -13,8 +13,8 @@ constexpr size_t kKeptFrom = size_t{1} << 20;
 // Null where there is none. Asks for huge pages where the system has them.
 void* take_memory(size_t bytes);
 
-// Of take_memory, at least `bytes` long. Kept while no more than LAYERNORM_KEEP_BYTES are, 128 MiB by
-// default; the longest unused go first.
+// Of take_memory, at least `bytes` long. Kept while no more than LAYERNORM_KEEP_BYTES are, 128 MiB
+// by default; the longest unused go first.
 void keep_memory(void* memory, size_t bytes);
 
 }  // namespace layernorm

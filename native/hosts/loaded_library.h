@@ -41,4 +41,21 @@ class LoadedLibrary {
 #endif
 };
 
+// For a list X(result, name, parameters) of C functions: a pointer to each, and what finds them.
+#define LAYERNORM_DECLARE(result, name, parameters) result(*name) parameters = nullptr;
+#define LAYERNORM_FIND(result, name, parameters) \
+  if (!library.find(#name, this->name)) return #name;
+
+// Fills all of `shim` or nothing of it, by its find(), from the library with this file name or
+// path. The name of what was not found, or null.
+template <class Shim>
+const char* load_functions(const char* name, Shim* shim) {
+  const LoadedLibrary library(name);
+  if (!library) return name;
+  Shim found;
+  if (const char* missing = found.find(library)) return missing;
+  *shim = found;
+  return nullptr;
+}
+
 }  // namespace layernorm

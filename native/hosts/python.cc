@@ -44,10 +44,15 @@ class Arguments {
   }
   bool ok() const { return ok_; }
 
-  bool flag() { return ok_ && PyObject_IsTrue(*next_++) == 1; }
+  bool flag() {
+    const int value = ok_ ? PyObject_IsTrue(*next_++) : 0;
+    ok_ = ok_ && value >= 0;
+    return value == 1;
+  }
   double number() {
     const double value = ok_ ? PyFloat_AsDouble(*next_++) : 0;
-    return keep(value);
+    ok_ = ok_ && !PyErr_Occurred();
+    return value;
   }
   Shape shape() {
     Shape shape = {};
@@ -56,11 +61,11 @@ class Arguments {
                                   as_long_long(&shape.cols), as_long_long(&shape.inner));
     return shape;
   }
-  // An ndarray of `type` with at least `elements`, or None where that is allowed. Its data.
-  void* array(DataType type, bool optional = true) {
+  // The data of an ndarray of `type`; null for None.
+  void* array(DataType type) {
     if (!ok_) return nullptr;
     PyObject* object = *next_++;
-    if (object == Py_None && optional) return nullptr;
+    if (object == Py_None) return nullptr;
     DataType found;
     if (!PyArray_Check(object) || !data_type(reinterpret_cast<PyArrayObject*>(object), &found) ||
         found != type) {
@@ -77,6 +82,26 @@ class Arguments {
     if (tuple == Py_None) return result;
     ok_ = ok_ && PyArg_ParseTuple(tuple, "LL", as_long_long(&result.outer_stride),
                                   as_long_long(&result.col_stride));
+    return result;
+  }
+  // What every call begins with: centered, zero_centered_weight, eps, layout, x, x_strides.
+  Problem problem() {
+    Problem problem = {};
+    problem.centered = flag();
+    problem.zero_centered_weight = flag();
+    problem.eps = number();
+    problem.shape = shape();
+    problem.type = peek_type(DataType::float32);
+    problem.x = strided(problem.type);
+    return problem;
+  }
+  // mean, rstd, residual
+  Statistics statistics(DataType type) {
+    const DataType compute = compute_type(type);
+    Statistics result;
+    result.mean = array(compute);
+    result.rstd = array(compute);
+    result.residual = array(compute);
     return result;
   }
   DataType peek_type(DataType otherwise) {
@@ -105,80 +130,54 @@ class Arguments {
     static_assert(sizeof(long long) == sizeof(int64_t), "strides are 64 bits");
     return reinterpret_cast<long long*>(value);
   }
-  double keep(double value) {
-    ok_ = ok_ && !PyErr_Occurred();
-    return value;
-  }
 
   PyObject* const* next_;
   bool ok_;
 };
 
-int64_t bytes_of(const layernorm::Problem& problem) {
-  return problem.shape.outer * problem.shape.cols * problem.shape.inner *
-         layernorm::size_of(problem.type);
+int64_t bytes_of(const Problem& problem) {
+  return problem.shape.outer * problem.shape.cols * problem.shape.inner * size_of(problem.type);
+}
+
+template <class Job>
+PyObject* run(const Job& job, Status (*kernels)(const Job&, const Threads&)) {
+  Status status;
+  {
+    const WithoutGil released(bytes_of(job.problem));
+    status = kernels(job, pool_threads());
+  }
+  if (status != Status::ok) return PyErr_NoMemory();
+  Py_RETURN_NONE;
 }
 
 // forward(centered, zero_centered_weight, eps, layout, x, x_strides, weight, bias, y, y_strides,
 //         mean, rstd, residual)
 PyObject* general_forward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   Arguments take(arguments, count, 13);
-  layernorm::Forward job = {};
-  layernorm::Problem& problem = job.problem;
-  problem.centered = take.flag();
-  problem.zero_centered_weight = take.flag();
-  problem.eps = take.number();
-  problem.shape = take.shape();
-  problem.type = take.peek_type(DataType::float32);
-  problem.x = take.strided(problem.type);
+  Forward job = {};
+  Problem& problem = job.problem = take.problem();
   problem.parameter_type = take.peek_types({0, 1}, problem.type);
   problem.weight = take.array(problem.parameter_type);
   job.bias = take.array(problem.parameter_type);
   job.y = take.strided(problem.type);
-  const DataType compute = layernorm::compute_type(problem.type);
-  problem.statistics.mean = take.array(compute);
-  problem.statistics.rstd = take.array(compute);
-  problem.statistics.residual = take.array(compute);
-  if (!take.ok()) return nullptr;
-  Status status;
-  {
-    const WithoutGil released(bytes_of(problem));
-    status = layernorm::forward(job, layernorm::pool_threads());
-  }
-  if (status != Status::ok) return PyErr_NoMemory();
-  Py_RETURN_NONE;
+  problem.statistics = take.statistics(problem.type);
+  return take.ok() ? run(job, layernorm::forward) : nullptr;
 }
 
 // backward(centered, zero_centered_weight, eps, layout, x, x_strides, dy, dy_strides, weight,
 //          mean, rstd, residual, dx, dx_strides, dweight, dbias)
 PyObject* general_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   Arguments take(arguments, count, 16);
-  layernorm::Backward job = {};
-  layernorm::Problem& problem = job.problem;
-  problem.centered = take.flag();
-  problem.zero_centered_weight = take.flag();
-  problem.eps = take.number();
-  problem.shape = take.shape();
-  problem.type = take.peek_type(DataType::float32);
-  problem.x = take.strided(problem.type);
+  Backward job = {};
+  Problem& problem = job.problem = take.problem();
   job.dy = take.strided(problem.type);
   problem.parameter_type = take.peek_types({0, 6, 7}, problem.type);
   problem.weight = take.array(problem.parameter_type);
-  const DataType compute = layernorm::compute_type(problem.type);
-  problem.statistics.mean = take.array(compute);
-  problem.statistics.rstd = take.array(compute);
-  problem.statistics.residual = take.array(compute);
+  problem.statistics = take.statistics(problem.type);
   job.dx = take.strided(problem.type);
   job.dweight = take.array(problem.parameter_type);
   job.dbias = take.array(problem.parameter_type);
-  if (!take.ok()) return nullptr;
-  Status status;
-  {
-    const WithoutGil released(bytes_of(problem));
-    status = layernorm::backward(job, layernorm::pool_threads());
-  }
-  if (status != Status::ok) return PyErr_NoMemory();
-  Py_RETURN_NONE;
+  return take.ok() ? run(job, layernorm::backward) : nullptr;
 }
 
 // empty(shape, dtype)

@@ -32,7 +32,9 @@ PyDataMem_Handler handler = {
     "layernorm", 1, {nullptr, allocate, allocate_zeros, reallocate, release}};
 
 PyObject* own_handler() {
-  static PyObject* capsule = PyCapsule_New(&handler, "mem_handler", nullptr);
+  static PyObject* capsule = nullptr;
+  if (!capsule) capsule = PyCapsule_New(&handler, "mem_handler", nullptr);
+  if (!capsule) PyErr_Clear();  // NumPy's own handler serves too
   return capsule;
 }
 
@@ -42,7 +44,7 @@ OwnedArray new_array(PyArray_Descr* descr, int dimensions, const npy_intp* shape
   const auto bytes = static_cast<size_t>(PyArray_MultiplyList(shape, dimensions)) *
                      static_cast<size_t>(PyDataType_ELSIZE(descr));
   PyObject *before = nullptr, *own = bytes >= kAlignedFrom ? own_handler() : nullptr;
-  if (own) before = PyDataMem_SetHandler(own);
+  if (own && !(before = PyDataMem_SetHandler(own))) return OwnedArray();
   Py_INCREF(descr);
   OwnedArray array(
       PyArray_NewFromDescr(&PyArray_Type, descr, dimensions, shape, nullptr, nullptr, 0, nullptr));

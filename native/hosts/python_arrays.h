@@ -1,5 +1,5 @@
-// What the NumPy host knows of arrays: their types. Included by each file of the host after Python.h
-// and NumPy's headers.
+// What the NumPy host knows of arrays: their types. Included by each file of the host after
+// Python.h and NumPy's headers.
 #pragma once
 
 #define PY_SSIZE_T_CLEAN
@@ -37,8 +37,8 @@ struct OwnedArray : Owned {
   void* data() const { return get() ? PyArray_DATA(array()) : nullptr; }
 };
 
-// Uninitialized; all but a small one aligned to cache lines, a large one in memory that an earlier one
-// left.
+// Uninitialized; all but a small one aligned to cache lines, a large one in memory that an earlier
+// one left.
 OwnedArray new_array(PyArray_Descr* descr, int dimensions, const npy_intp* shape);
 
 }  // namespace layernorm::python

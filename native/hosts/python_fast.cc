@@ -92,9 +92,10 @@ bool take_eps(PyObject* object, Problem& problem) {
   return problem.eps >= 0 && std::isfinite(problem.eps);
 }
 
-bool is_minus_one(PyObject* axis) {
+bool is_axis(PyObject* object, long axis) {
   int overflow = 0;
-  return PyLong_CheckExact(axis) && PyLong_AsLongAndOverflow(axis, &overflow) == -1 && !overflow;
+  return PyLong_CheckExact(object) && PyLong_AsLongAndOverflow(object, &overflow) == axis &&
+         !overflow;
 }
 
 // A plain forward: everything but the outputs' memory.
@@ -106,7 +107,7 @@ struct PlainForward {
   // arguments: x, weight, bias, axis, eps, out, centered, zero_centered_weight
   bool take(PyObject* const* arguments) {
     Problem& problem = job.problem;
-    if (!x.take(arguments[0], problem) || !is_minus_one(arguments[3]) ||
+    if (!x.take(arguments[0], problem) || !is_axis(arguments[3], -1) ||
         !take_eps(arguments[4], problem) || !take_flags(arguments[6], arguments[7], problem))
       return false;
     PyArrayObject *weight = nullptr, *bias = nullptr;
@@ -196,8 +197,7 @@ PyObject* fast_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count)
   const long last = PyArray_NDIM(x.array) - 1;
   PyObject* axis = arguments[6];
   if (!PyTuple_CheckExact(axis) || PyTuple_GET_SIZE(axis) != 1 ||
-      !PyLong_CheckExact(PyTuple_GET_ITEM(axis, 0)) ||
-      PyLong_AsLong(PyTuple_GET_ITEM(axis, 0)) != last)
+      !is_axis(PyTuple_GET_ITEM(axis, 0), last))
     Py_RETURN_NONE;
   Statistics& saved = problem.statistics;
   if (!x.take_statistics(arguments[2], problem.type, &saved.mean) ||

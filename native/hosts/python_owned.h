@@ -4,29 +4,18 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-#include <utility>
+#include <memory>
 
 namespace layernorm::python {
 
+struct GiveUpReference {
+  void operator()(PyObject* object) const { Py_DECREF(object); }
+};
+
 // A reference, given up at the end.
-class Owned {
- public:
-  Owned() = default;
-  explicit Owned(PyObject* object) : object_(object) {}
-  Owned(Owned&& other) noexcept : object_(std::exchange(other.object_, nullptr)) {}
-  Owned& operator=(Owned&& other) noexcept {
-    std::swap(object_, other.object_);
-    return *this;
-  }
-  ~Owned() { Py_XDECREF(object_); }
-
-  explicit operator bool() const { return object_ != nullptr; }
-  PyObject* get() const { return object_; }
-  PyObject* release() { return std::exchange(object_, nullptr); }
-  PyObject* release_or_none() { return object_ ? release() : Py_NewRef(Py_None); }
-
- private:
-  PyObject* object_ = nullptr;
+struct Owned : std::unique_ptr<PyObject, GiveUpReference> {
+  using unique_ptr::unique_ptr;
+  PyObject* release_or_none() { return *this ? release() : Py_NewRef(Py_None); }
 };
 
 }  // namespace layernorm::python

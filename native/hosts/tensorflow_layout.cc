@@ -5,7 +5,7 @@
 namespace layernorm::tensorflow {
 namespace {
 
-template <class Word, class Move>
+template <class Move>
 void walk(const Sizes& sizes, const int64_t* strides, const Move& move) {
   int64_t at[kMostAxes] = {}, offset = 0;
   const int64_t elements = sizes.elements();
@@ -24,14 +24,14 @@ template <class Word>
 void gather_words(const Sizes& sizes, const int64_t* strides, const void* from, void* to) {
   const Word* tensor = static_cast<const Word*>(from);
   Word* copy = static_cast<Word*>(to);
-  walk<Word>(sizes, strides, [=](int64_t offset, int64_t index) { copy[index] = tensor[offset]; });
+  walk(sizes, strides, [=](int64_t offset, int64_t index) { copy[index] = tensor[offset]; });
 }
 
 template <class Word>
 void scatter_words(const Sizes& sizes, const int64_t* strides, const void* from, void* to) {
   const Word* copy = static_cast<const Word*>(from);
   Word* tensor = static_cast<Word*>(to);
-  walk<Word>(sizes, strides, [=](int64_t offset, int64_t index) { tensor[offset] = copy[index]; });
+  walk(sizes, strides, [=](int64_t offset, int64_t index) { tensor[offset] = copy[index]; });
 }
 
 }  // namespace
@@ -49,18 +49,22 @@ bool Layout::find(const Sizes& x, const int64_t* axis, int count) {
     if (each < 0 || each >= x.count || is_normalized[each]) return false;
     is_normalized[each] = true;
   }
-  // Axes of size 1 are of no account, unless all normalized ones are: then they part outer and inner.
+  for (int at = 0; at < x.count; ++at) {
+    const int64_t size = x.size[at];
+    if (is_normalized[at])
+      normalized_.size[normalized_.count++] = size;
+    else
+      rows_ = size > 0 && rows_ > kMostRows / size ? kMostRows + 1 : rows_ * size;
+  }
+  if (x.elements() == 0) return true;
+  // Axes of size 1 are of no account, unless all normalized ones are: then they part outer and
+  // inner.
   bool any = false;
   for (int at = 0; at < x.count; ++at) any |= is_normalized[at] && x.size[at] != 1;
   int64_t part[3] = {1, 1, 1};
   int section = 0;
   for (int at = 0; at < x.count; ++at) {
-    if (is_normalized[at]) {
-      normalized_.size[normalized_.count++] = x.size[at];
-      if (!any) section = 2;
-    } else {
-      rows_ *= x.size[at];
-    }
+    if (is_normalized[at] && !any) section = 2;
     if (x.size[at] == 1) continue;
     if (is_normalized[at]) {
       needs_copy_ |= section == 2;

@@ -1,7 +1,11 @@
 #include "tensorflow_python.h"
 
+#include <algorithm>
+
+#include "tensorflow_kernels.h"
 #include "tensorflow_operators.h"
 #include "tensorflow_shim.h"
+#include "thread_pool.h"
 
 namespace layernorm::tensorflow {
 namespace {
@@ -25,7 +29,7 @@ PyObject* load(PyObject*, PyObject* name) {
 PyObject* bound(PyObject*, PyObject* most) {
   const long count = PyLong_AsLong(most);
   if (count == -1 && PyErr_Occurred()) return nullptr;
-  bound_threads(static_cast<int>(count));
+  bound_threads(static_cast<int>(std::clamp(count, 0L, long{kMostThreads})));
   Py_RETURN_NONE;
 }
 

@@ -5,8 +5,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 
 #include "../layer_norm.h"
+#include "loaded_library.h"
 
 namespace layernorm::tensorflow {
 
@@ -71,9 +73,10 @@ constexpr int kOk = 0, kInvalidArgument = 3, kResourceExhausted = 8;  // codes o
   X(void*, TF_TensorData, (const Tensor*))
 
 struct Shim {
-#define LAYERNORM_DECLARE(result, name, parameters) result(*name) parameters = nullptr;
   LAYERNORM_TENSORFLOW_FUNCTIONS(LAYERNORM_DECLARE)
-#undef LAYERNORM_DECLARE
+
+  // The name of a function that the library does not have, or null.
+  const char* find(const LoadedLibrary& library);
 };
 
 // All null until load_shim() has found every function.
@@ -81,21 +84,22 @@ extern Shim shim;
 
 // Looks the functions up in the library with this file name or path, which TensorFlow has loaded.
 // The name of what was not found, or null.
-const char* load_shim(const char* library);
+inline const char* load_shim(const char* library) { return load_functions(library, &shim); }
+
+struct DeleteStatus {
+  void operator()(Status* status) const { shim.TF_DeleteStatus(status); }
+};
 
 class OwnedStatus {
  public:
   OwnedStatus() : status_(shim.TF_NewStatus()) {}
-  ~OwnedStatus() { shim.TF_DeleteStatus(status_); }
-  OwnedStatus(const OwnedStatus&) = delete;
-  OwnedStatus& operator=(const OwnedStatus&) = delete;
 
-  operator Status*() const { return status_; }
-  bool ok() const { return shim.TF_GetCode(status_) == kOk; }
-  const char* message() const { return shim.TF_Message(status_); }
+  operator Status*() const { return status_.get(); }
+  bool ok() const { return shim.TF_GetCode(status_.get()) == kOk; }
+  const char* message() const { return shim.TF_Message(status_.get()); }
 
  private:
-  Status* status_;
+  std::unique_ptr<Status, DeleteStatus> status_;
 };
 
 }  // namespace layernorm::tensorflow

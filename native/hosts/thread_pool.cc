@@ -5,9 +5,9 @@
 #include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
+#include <exception>
 #include <mutex>
 #include <new>
-#include <system_error>
 #include <thread>
 
 #if defined(__linux__)
@@ -17,9 +17,10 @@
 #include <pthread.h>
 #include <signal.h>
 #endif
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+
+#include "pause.h"
+#include "ranges.h"
+#include "subnormals.h"
 
 namespace layernorm {
 namespace {
@@ -27,17 +28,6 @@ namespace {
 // How long an idle worker watches for the next call before it sleeps: long enough to catch the
 // next layer of a network, short enough not to be seen in a profile.
 constexpr int kSpins = 4000;
-
-// Ranges a call is cut into, for each thread: a thread that starts late leaves its share to others.
-constexpr int64_t kRangesPerThread = 4;
-
-void pause() {
-#if defined(__x86_64__)
-  _mm_pause();
-#else
-  std::this_thread::yield();
-#endif
-}
 
 #if defined(__linux__)
 using Processors = cpu_set_t;
@@ -70,8 +60,8 @@ int current_processor() {
 #endif
 }
 
-// Moves the thread that calls to another of these processors. A scheduler may wake a worker where its
-// caller runs, and leave the two to share that processor for milliseconds.
+// Moves the thread that calls to another of these processors. A scheduler may wake a worker where
+// its caller runs, and leave the two to share that processor for milliseconds.
 void keep_off([[maybe_unused]] int processor, [[maybe_unused]] Processors others) {
 #if defined(__linux__)
   CPU_CLR(processor, &others);
@@ -80,14 +70,13 @@ void keep_off([[maybe_unused]] int processor, [[maybe_unused]] Processors others
 }
 
 // A container's share of the processors, where one is set.
-int quota_processors() {
+long quota_processors() {
   long quota = 0, period = 0;
   if (std::FILE* file = std::fopen("/sys/fs/cgroup/cpu.max", "r")) {
     if (std::fscanf(file, "%ld %ld", &quota, &period) != 2) quota = 0;
     std::fclose(file);
   }
-  return quota > 0 && period > 0 ? static_cast<int>(std::max(1L, (quota + period - 1) / period))
-                                 : allowed_processors();
+  return quota > 0 && period > 0 ? (quota - 1) / period + 1 : kMostThreads;
 }
 
 int default_threads() {
@@ -95,7 +84,8 @@ int default_threads() {
     const long count = std::strtol(wanted, nullptr, 10);
     if (count >= 1) return static_cast<int>(std::min<long>(count, kMostThreads));
   }
-  return std::min(allowed_processors(), quota_processors());
+  return static_cast<int>(
+      std::min({long{kMostThreads}, long{allowed_processors()}, quota_processors()}));
 }
 
 // Threads started meanwhile leave every signal to the host's own threads.
@@ -119,8 +109,16 @@ class SignalsBlocked {
 class Pool {
  public:
   void run(int threads, int64_t tasks, Threads::Body body, void* context) {
-    std::unique_lock<std::mutex> caller(callers_, std::try_to_lock);
-    if (!caller.owns_lock() || !start(threads - 1)) return body(context, 0, tasks);
+    if (busy_.exchange(true, std::memory_order_acquire)) return body(context, 0, tasks);
+    if (start(threads - 1))
+      share(threads, tasks, body, context);
+    else
+      body(context, 0, tasks);
+    busy_.store(false, std::memory_order_release);
+  }
+
+ private:
+  void share(int threads, int64_t tasks, Threads::Body body, void* context) {
     const int64_t ranges = std::min<int64_t>(tasks, threads * kRangesPerThread);
     {
       std::lock_guard<std::mutex> lock(mutex_);
@@ -135,7 +133,7 @@ class Pool {
       call_.store(call_.load(std::memory_order_relaxed) + 1, std::memory_order_release);
       if (sleepers_ > 0) wake_.notify_all();
     }
-    work(body, context, tasks, ranges);
+    work_on_ranges(next_, left_, tasks, ranges, body, context);
     while (left_.load(std::memory_order_acquire) != 0) pause();
     // A worker still looking for a range of this call must not find one of the next.
     std::lock_guard<std::mutex> lock(mutex_);
@@ -143,7 +141,6 @@ class Pool {
     while (inside_.load(std::memory_order_acquire) != 0) pause();
   }
 
- private:
   // False where no thread can be had; the caller then works alone.
   bool start(int workers) {
     if (workers_ >= workers) return true;
@@ -151,24 +148,15 @@ class Pool {
     try {
       for (; workers_ < workers; ++workers_)
         std::thread([this, index = workers_] { serve(index); }).detach();
-    } catch (const std::system_error&) {
+    } catch (const std::exception&) {
       return workers_ > 0;
     }
     return true;
   }
 
-  void work(Threads::Body body, void* context, int64_t tasks, int64_t ranges) {
-    for (;;) {
-      const int64_t range = next_.fetch_add(1, std::memory_order_relaxed);
-      if (range >= ranges) return;
-      const int64_t share = tasks / ranges, extra = tasks % ranges;
-      const int64_t begin = range * share + std::min(range, extra);
-      body(context, begin, begin + share + (range < extra ? 1 : 0));
-      left_.fetch_sub(1, std::memory_order_acq_rel);
-    }
-  }
-
   void serve(int index) {
+    // Not as the thread that started this one had them: a later caller may want them otherwise.
+    const SubnormalsKept kept;
     const Processors processors = allowed();
     uint64_t seen = 0;
     for (;;) {
@@ -194,12 +182,14 @@ class Pool {
       }
       if (callers_processor >= 0 && current_processor() == callers_processor)
         keep_off(callers_processor, processors);
-      work(body, context, tasks, ranges);
+      work_on_ranges(next_, left_, tasks, ranges, body, context);
       inside_.fetch_sub(1, std::memory_order_release);
     }
   }
 
-  std::mutex callers_;  // one call at a time
+  // One call at a time. No mutex: a task may itself call, and a thread must not try one that it
+  // has.
+  std::atomic<bool> busy_{false};
   std::mutex mutex_;
   std::condition_variable wake_;
   int workers_ = 0;
@@ -217,23 +207,23 @@ class Pool {
 std::atomic<int> num_threads{0};
 std::atomic<Pool*> pool{nullptr};
 
-// Never destroyed: its workers may still be running while the process ends.
-Pool& the_pool() {
-  Pool* existing = pool.load(std::memory_order_acquire);
-  if (existing) return *existing;
-  auto* fresh = new Pool;
-  if (pool.compare_exchange_strong(existing, fresh)) {
 #if !defined(_WIN32)
-    // A forked child has none of the threads, and whatever state the locks were in: it begins anew.
-    static std::once_flag once;
-    std::call_once(once, [] {
-      pthread_atfork(nullptr, nullptr, [] { pool.store(nullptr, std::memory_order_release); });
-    });
+// A forked child has none of the threads, and whatever state the locks were in: it begins anew.
+const bool forks_are_seen =
+    pthread_atfork(nullptr, nullptr, [] { pool.store(nullptr, std::memory_order_release); }) == 0;
+#else
+constexpr bool forks_are_seen = true;
 #endif
-    return *fresh;
-  }
+
+// Never destroyed: its workers may still be running while the process ends. Null where there is no
+// memory for one.
+Pool* the_pool() {
+  Pool* existing = pool.load(std::memory_order_acquire);
+  if (existing || !forks_are_seen) return existing;
+  auto* fresh = new (std::nothrow) Pool;
+  if (!fresh || pool.compare_exchange_strong(existing, fresh)) return fresh;
   delete fresh;
-  return *existing;
+  return existing;
 }
 
 }  // namespace
@@ -254,7 +244,9 @@ Threads pool_threads(int most) {
   return {static_cast<int>(count), reinterpret_cast<void*>(count),
           [](void* count, int64_t tasks, Threads::Body body, void* context) {
             const auto threads = static_cast<int>(reinterpret_cast<intptr_t>(count));
-            the_pool().run(threads, tasks, body, context);
+            const SubnormalsKept kept;
+            if (Pool* own = the_pool()) return own->run(threads, tasks, body, context);
+            body(context, 0, tasks);
           }};
 }
 

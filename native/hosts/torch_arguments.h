@@ -44,8 +44,7 @@ class Arguments {
     check(error);
     return static_cast<int64_t>(size);
   }
-  template <int64_t count>
-  void flags(bool (&values)[count]) {
+  void flags(bool* values, int64_t count) {
     int64_t given[kMostAxes] = {};
     check(list(given) == count, "layernorm: a list of flags has the wrong length");
     for (int64_t at = 0; at < count; ++at) values[at] = as_flag(static_cast<Value>(given[at]));
@@ -85,8 +84,8 @@ inline std::string words(const int64_t* sizes, int64_t count) {
 
 // PyTorch's normalized_shape: the last sizes of x.
 inline Axes trailing_axes(const int64_t* normalized_shape, int64_t count, const Tensor& x) {
-  int64_t given[kMostAxes];
   const int64_t axes = x.axes();
+  check(axes <= kMostAxes, "layernorm: x has more than 64 axes");
   check(count >= 1,
         "Expected normalized_shape to be at least 1-dimensional, i.e., containing at least one "
         "element, but got normalized_shape = []");
@@ -98,6 +97,7 @@ inline Axes trailing_axes(const int64_t* normalized_shape, int64_t count, const 
   for (int64_t at = 0; fits && at < count; ++at)
     fits = x.sizes()[axes - count + at] == normalized_shape[at];
   check(fits, message.c_str());
+  int64_t given[kMostAxes];
   for (int64_t at = 0; at < count; ++at) given[at] = at - count;
   return axes_of(given, count, axes);
 }

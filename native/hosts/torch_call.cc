@@ -134,8 +134,8 @@ ForwardResults run_forward(Call& call, bool for_aten) {
   const Tensor weight = contiguous(std::move(call.weight), problem.parameter_type);
   const Tensor bias = contiguous(std::move(call.bias), problem.parameter_type);
   if (weight) problem.weight = weight.read();
-  const Walked x = Walked::to_read(call.x, call.axes, call.order, problem.type);
-  const Walked y = Walked::to_write(results.y, call.axes, call.order, problem.type);
+  const Walked x = Walked::to_read(call.x, call.order, problem.type);
+  const Walked y = Walked::to_write(results.y, call.order, problem.type);
   problem.x = x.array();
   Forward job = {problem, bias ? bias.read() : nullptr, y.array()};
   run(forward(job, parallel_for()));
@@ -176,10 +176,10 @@ BackwardResults run_backward(Call& call, const Tensor& dy, Tensor (&saved)[3],
   }
   const Tensor weight = contiguous(std::move(call.weight), problem.parameter_type);
   if (weight) problem.weight = weight.read();
-  const Walked x = Walked::to_read(call.x, call.axes, call.order, problem.type);
-  const Walked walked_dy = Walked::to_read(dy, call.axes, call.order, problem.type);
+  const Walked x = Walked::to_read(call.x, call.order, problem.type);
+  const Walked walked_dy = Walked::to_read(dy, call.order, problem.type);
   Walked dx;
-  if (need[0]) dx = Walked::to_write(results.dx, call.axes, call.order, problem.type);
+  if (need[0]) dx = Walked::to_write(results.dx, call.order, problem.type);
   problem.x = x.array();
   Backward job = {};
   job.problem = problem;

@@ -1,4 +1,5 @@
-// What runs behind every operator: a call's tensors checked, its results allocated, the kernels run.
+// What runs behind every operator: a call's tensors checked, its results allocated, the kernels
+// run.
 #pragma once
 
 #include "torch_saved.h"

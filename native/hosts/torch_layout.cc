@@ -5,7 +5,7 @@
 namespace layernorm::torch {
 namespace {
 
-// Whether the axes from `first` to `last` (in the order) can be walked with one stride, and which.
+// Axes that follow each other in an order: whether one stride walks them all, and which.
 struct Section {
   int64_t size = 1;
   int64_t stride = 0;  // of the last axis
@@ -73,8 +73,7 @@ int64_t Axes::rows(const int64_t* sizes) const {
   return product;
 }
 
-bool Order::collapse(const Axes&, const int64_t* sizes, const int64_t* strides,
-                     Array* array) const {
+bool Order::collapse(const int64_t* sizes, const int64_t* strides, Array* array) const {
   Section outer, cols, inner;
   int64_t taken = 1;
   Section* section = &outer;
@@ -111,8 +110,8 @@ Order choose_order(const Axes& axes, const int64_t* sizes, const int64_t* stride
   find_shape(axes, sizes, last);
   Array array;
   const bool parted = !find_shape(axes, sizes, plain);
-  if (!parted && plain.collapse(axes, sizes, strides, &array)) return plain;
-  if (parted || last.collapse(axes, sizes, strides, &array)) return last;
+  if (!parted && plain.collapse(sizes, strides, &array)) return plain;
+  if (parted || last.collapse(sizes, strides, &array)) return last;
   return plain;
 }
 

@@ -25,7 +25,7 @@ struct Order {
   Shape shape;
 
   // The strides of outer and cols, or false where the kernels cannot walk a tensor with these.
-  bool collapse(const Axes& axes, const int64_t* sizes, const int64_t* strides, Array* array) const;
+  bool collapse(const int64_t* sizes, const int64_t* strides, Array* array) const;
   // Sizes in this order, and the strides of a fresh tensor that is contiguous in it.
   void contiguous(const int64_t* sizes, int64_t* ordered_sizes, int64_t* ordered_strides) const;
 };

@@ -1,6 +1,6 @@
 #include "torch_memory.h"
 
-#include <algorithm>
+#include <memory>
 #include <new>
 #include <vector>
 
@@ -29,7 +29,7 @@ dlpack::ManagedTensor* large_managed_like(const dlpack::Tensor& like, int64_t by
   void* data = take_memory(static_cast<size_t>(bytes));
   if (!data) return nullptr;
   try {
-    auto* managed = new Managed;
+    auto managed = std::make_unique<Managed>();
     managed->bytes = static_cast<size_t>(bytes);
     managed->shape.assign(like.shape, like.shape + like.ndim);
     managed->strides.assign(like.strides, like.strides + like.ndim);
@@ -42,7 +42,7 @@ dlpack::ManagedTensor* large_managed_like(const dlpack::Tensor& like, int64_t by
     managed->tensor.byte_offset = 0;
     managed->tensor.shape = managed->shape.data();
     managed->tensor.strides = managed->strides.data();
-    return managed;
+    return managed.release();
   } catch (const std::bad_alloc&) {
     keep_memory(data, static_cast<size_t>(bytes));
     return nullptr;

@@ -6,14 +6,14 @@
 
 namespace layernorm::torch {
 
-// From here on malloc gives the memory of an output back to the system, or the system's pages for it
-// cost more than the kernel's own work.
+// From here on malloc gives the memory of an output back to the system, or the system's pages for
+// it cost more than the kernel's own work.
 constexpr int64_t kLargeBytes = int64_t{1} << 20;
 
 inline bool is_large(int64_t bytes) { return bytes >= kLargeBytes; }
 
-// Fresh tensors of at least kLargeBytes whose memory is kept when they are gone. Their storage cannot
-// be resized.
+// Fresh tensors of at least kLargeBytes whose memory is kept when they are gone. Their storage
+// cannot be resized.
 
 // For PyTorch to take over; null where there is no memory.
 dlpack::ManagedTensor* large_managed_like(const dlpack::Tensor& like, int64_t bytes);

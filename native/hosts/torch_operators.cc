@@ -1,5 +1,7 @@
 #include "torch_operators.h"
 
+#include <memory>
+
 #include "torch_arguments.h"
 #include "torch_call.h"
 
@@ -12,14 +14,17 @@ Tensor or_nothing(Tensor given) {
   return given ? std::move(given) : empty_contiguous(1, &none, DataType::float32);
 }
 
-// axis, eps, zero_centered_weight
-void take_definition(Arguments& take, bool centered, Call& call) {
+// axis, eps, zero_centered_weight, and for a backward the flags `need`. Looked at when all of them
+// are ours: an error leaves nothing on the stack.
+void take_definition(Arguments& take, bool centered, Call& call, bool* need = nullptr,
+                     int64_t needs = 0) {
   int64_t given[kMostAxes];
   const int64_t count = take.list(given);
-  call.axes = axes_of(given, count, call.x.axes());
   call.problem.centered = centered;
   call.problem.eps = take.number();
   call.problem.zero_centered_weight = take.flag();
+  if (need) take.flags(need, needs);
+  call.axes = axes_of(given, count, call.x.axes());
 }
 
 constexpr char kLayerNorm[] =
@@ -69,9 +74,8 @@ void layer_norm_backward(Value* stack, uint64_t, uint64_t) {
   Tensor saved[3] = {std::move(mean), std::move(rstd), std::move(residual)};
   call.weight = take.optional_tensor();
   call.bias = take.optional_tensor();
-  take_definition(take, true, call);
   bool need[3];
-  take.flags(need);
+  take_definition(take, true, call, need, 3);
   BackwardResults results = run_backward(call, dy, saved, need, false);
   stack[0] = result(or_nothing(std::move(results.dx)));
   stack[1] = result(or_nothing(std::move(results.dweight)));
@@ -90,9 +94,8 @@ void rms_norm_backward(Value* stack, uint64_t, uint64_t) {
   Tensor rstd = take.tensor();
   Tensor saved[3] = {Tensor(), std::move(rstd), Tensor()};
   call.weight = take.optional_tensor();
-  take_definition(take, false, call);
   bool wanted[2];
-  take.flags(wanted);
+  take_definition(take, false, call, wanted, 2);
   BackwardResults results = run_backward(call, dy, saved, {wanted[0], wanted[1], false}, false);
   stack[0] = result(or_nothing(std::move(results.dx)));
   stack[1] = result(or_nothing(std::move(results.dweight)));
@@ -132,7 +135,7 @@ void native_layer_norm_backward(Value* stack, uint64_t, uint64_t) {
   call.weight = take.optional_tensor();
   call.bias = take.optional_tensor();
   bool need[3];
-  take.flags(need);
+  take.flags(need, 3);
   call.axes = trailing_axes(normalized_shape, count, call.x);
   call.problem.centered = true;
   BackwardResults results = run_backward(call, dy, saved, need, true);
@@ -147,29 +150,52 @@ bool implement(LibraryHandle library, const char* name, Kernel kernel) {
   return shim.torch_library_impl(library, name, kernel, kShimVersion) == 0;
 }
 
+struct DeleteLibrary {
+  void operator()(LibraryHandle library) const { shim.aoti_torch_delete_library_object(library); }
+};
+
+// What is registered in it goes with it.
+using Library = std::unique_ptr<LibraryOpaque, DeleteLibrary>;
+
+// Kernels for the CPU; null where PyTorch refuses.
+Library kernels_of(const char* name_space) {
+  LibraryHandle library = nullptr;
+  const Error error =
+      shim.aoti_torch_library_init_impl(name_space, "CPU", kSource, __LINE__, &library);
+  return Library(error == 0 ? library : nullptr);
+}
+
+// Never deleted: PyTorch may be gone when the process ends.
 LibraryHandle aten_override = nullptr;
 
 }  // namespace
 
 bool define_operators() {
-  LibraryHandle definitions = nullptr, kernels = nullptr;
-  if (shim.aoti_torch_library_init_fragment("layernorm", kSource, __LINE__, &definitions) != 0 ||
-      shim.aoti_torch_library_init_impl("layernorm", "CPU", kSource, __LINE__, &kernels) != 0)
+  LibraryHandle fragment = nullptr;
+  if (shim.aoti_torch_library_init_fragment("layernorm", kSource, __LINE__, &fragment) != 0)
     return false;
+  Library definitions(fragment), kernels = kernels_of("layernorm");
+  if (!kernels) return false;
   for (const char* schema : {kLayerNorm, kLayerNormBackward, kRmsNorm, kRmsNormBackward})
-    if (shim.aoti_torch_library_def(definitions, schema) != 0) return false;
-  return implement(kernels, "layer_norm", layer_norm) &&
-         implement(kernels, "layer_norm_backward", layer_norm_backward) &&
-         implement(kernels, "rms_norm", rms_norm) &&
-         implement(kernels, "rms_norm_backward", rms_norm_backward);
+    if (shim.aoti_torch_library_def(definitions.get(), schema) != 0) return false;
+  if (!implement(kernels.get(), "layer_norm", layer_norm) ||
+      !implement(kernels.get(), "layer_norm_backward", layer_norm_backward) ||
+      !implement(kernels.get(), "rms_norm", rms_norm) ||
+      !implement(kernels.get(), "rms_norm_backward", rms_norm_backward))
+    return false;
+  definitions.release();
+  kernels.release();
+  return true;
 }
 
 bool override_aten() {
   if (aten_override) return true;
-  if (shim.aoti_torch_library_init_impl("aten", "CPU", kSource, __LINE__, &aten_override) != 0)
+  Library kernels = kernels_of("aten");
+  if (!kernels || !implement(kernels.get(), "native_layer_norm", native_layer_norm) ||
+      !implement(kernels.get(), "native_layer_norm_backward", native_layer_norm_backward))
     return false;
-  return implement(aten_override, "native_layer_norm", native_layer_norm) &&
-         implement(aten_override, "native_layer_norm_backward", native_layer_norm_backward);
+  aten_override = kernels.release();
+  return true;
 }
 
 bool restore_aten() {

@@ -7,8 +7,8 @@ namespace layernorm::torch {
 // load_shim(). False where PyTorch refuses.
 bool define_operators();
 
-// Puts our kernels under aten::native_layer_norm and native_layer_norm_backward on the CPU, or takes
-// them away again. False where PyTorch refuses.
+// Puts our kernels under aten::native_layer_norm and native_layer_norm_backward on the CPU, or
+// takes them away again. False where PyTorch refuses.
 bool override_aten();
 bool restore_aten();
 

@@ -42,8 +42,12 @@ Owned large_empty_like(const Plain& like, void** data) {
 Owned empty_y(const PlainCall& call, void** data) {
   if (is_large(call.x.bytes())) return large_empty_like(call.x, data);
   Owned y(empty_like(call.x_object));
+  if (!y) return y;
   Plain taken;
-  if (!y || !taken.take(y.get())) return Owned();
+  if (!taken.take(y.get())) {
+    PyErr_SetString(PyExc_RuntimeError, "layernorm: torch.empty_like gave a tensor unlike x");
+    return Owned();
+  }
   *data = taken.data();
   return y;
 }
@@ -94,8 +98,8 @@ bool has_count(const char* name, Py_ssize_t count, Py_ssize_t expected) {
 
 }  // namespace
 
-// (x, weight, bias, normalized_shape, eps, centered, zero_centered_weight) -> y; True where the call
-// is plain but asks for a gradient; None where it is not plain, with nothing touched.
+// (x, weight, bias, normalized_shape, eps, centered, zero_centered_weight) -> y; True where the
+// call is plain but asks for a gradient; None where it is not plain, with nothing touched.
 PyObject* plain_forward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   if (!has_count("torch_forward", count, kPlainArguments)) return nullptr;
   PlainCall call;
@@ -105,8 +109,9 @@ PyObject* plain_forward(PyObject*, PyObject* const* arguments, Py_ssize_t count)
   return run_forward(call, problem).release();
 }
 
-// The arguments of torch_forward, and out -> True, and y is in out; False where the call is not plain,
-// or asks for a gradient, with nothing touched. `out` may be x itself, and else overlaps nothing.
+// The arguments of torch_forward, and out -> True, and y is in out; False where the call is not
+// plain, or asks for a gradient, with nothing touched. `out` may be x itself, and else overlaps
+// nothing.
 PyObject* plain_forward_into(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   if (!has_count("torch_forward_into", count, kPlainArguments + 1)) return nullptr;
   PlainCall call;

@@ -1,5 +1,5 @@
-// The short way for plain tensors, past PyTorch's dispatcher: contiguous, on the CPU, normalized over
-// the last axes, while nothing watches or transforms the operators that run.
+// The short way for plain tensors, past PyTorch's dispatcher: contiguous, on the CPU, normalized
+// over the last axes, while nothing watches or transforms the operators that run.
 #pragma once
 
 #define PY_SSIZE_T_CLEAN
@@ -7,8 +7,8 @@
 
 namespace layernorm::torch {
 
-// What the short way needs of PyTorch, by name; ValueError where a name is missing. Without DLPack's
-// exchange interface the short way is closed, and every call goes through the operators.
+// What the short way needs of PyTorch, by name; ValueError where a name is missing. Without
+// DLPack's exchange interface the short way is closed, and every call goes through the operators.
 bool open_plain_way(PyObject* parts);
 
 PyObject* plain_forward(PyObject*, PyObject* const* arguments, Py_ssize_t count);

@@ -206,21 +206,23 @@ bool open_plain_way(PyObject* given) {
         Named{"profiler", &found.profiler}}) {
     *each.part = PyDict_GetItemString(given, each.name);
     if (!*each.part) return PyErr_Format(PyExc_ValueError, "%s is missing", each.name), false;
-    Py_INCREF(*each.part);
   }
-  if (!current_level_name) {
-    current_level_name = PyUnicode_InternFromString("_current_level");
-    profiler_name = PyUnicode_InternFromString("_is_profiler_enabled");
-    requires_grad_name = PyUnicode_InternFromString("requires_grad");
-  }
+  for (const Named& each :
+       {Named{"_current_level", &current_level_name}, Named{"_is_profiler_enabled", &profiler_name},
+        Named{"requires_grad", &requires_grad_name}})
+    if (!*each.part && !(*each.part = PyUnicode_InternFromString(each.name))) return false;
   PyObject* capsule = PyDict_GetItemString(given, "exchange");
   if (capsule && PyCapsule_IsValid(capsule, dlpack::kCapsule)) {
     const auto* given_exchange =
         static_cast<const dlpack::Exchange*>(PyCapsule_GetPointer(capsule, dlpack::kCapsule));
     if (given_exchange->header.version.major == dlpack::kMajor &&
-        given_exchange->tensor_from_object)
+        given_exchange->tensor_from_object && given_exchange->allocate &&
+        given_exchange->managed_to_object)
       exchange = given_exchange;
   }
+  for (PyObject* each : {found.tensor_type, found.parameter_type, found.empty_like, found.is_neg,
+                         found.watchers, found.forward_mode, found.profiler})
+    Py_INCREF(each);
   parts = found;
   return true;
 }

@@ -20,7 +20,8 @@ struct Plain {
   dlpack::Tensor view = {};
   DataType type = DataType::float32;
 
-  // False for anything but a contiguous torch.Tensor or Parameter on the CPU, of our types, not empty.
+  // False for anything but a contiguous torch.Tensor or Parameter on the CPU, of our types, not
+  // empty.
   bool take(PyObject* object);
   explicit operator bool() const { return view.data != nullptr; }
   void* data() const { return static_cast<char*>(view.data) + view.byte_offset; }

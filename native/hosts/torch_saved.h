@@ -1,7 +1,7 @@
-// The statistics that PyTorch's own autograd saves between native_layer_norm and its backward: a mean
-// and a rstd, in 16 bits where x and the parameters are. The backward needs float32 ones and the
-// mean's residual. They follow the mean in its storage, where nobody looks, and are taken from there
-// if the mean and the rstd that come back are still theirs.
+// The statistics that PyTorch's own autograd saves between native_layer_norm and its backward: a
+// mean and a rstd, in 16 bits where x and the parameters are. The backward needs float32 ones and
+// the mean's residual. They follow the mean in its storage, where nobody looks, and are taken from
+// there if the mean and the rstd that come back are still theirs.
 #pragma once
 
 #include "torch_tensor.h"

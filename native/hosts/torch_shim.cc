@@ -1,7 +1,5 @@
 #include "torch_shim.h"
 
-#include "loaded_library.h"
-
 namespace layernorm::torch {
 
 Shim shim;
@@ -25,18 +23,11 @@ void run_tasks(void*, int64_t tasks, Threads::Body body, void* context) {
 
 }  // namespace
 
-const char* load_shim(const char* library) {
-  const LoadedLibrary loaded(library);
-  if (!loaded) return library;
-  Shim found;
-#define LAYERNORM_FIND(result, name, parameters) \
-  if (!loaded.find(#name, found.name)) return #name;
+const char* Shim::find(const LoadedLibrary& library) {
   LAYERNORM_TORCH_FUNCTIONS(LAYERNORM_FIND)
-#undef LAYERNORM_FIND
-#define LAYERNORM_FIND(result, name, parameters) loaded.find(#name, found.name);
-  LAYERNORM_TORCH_LATER_FUNCTIONS(LAYERNORM_FIND)
-#undef LAYERNORM_FIND
-  shim = found;
+#define LAYERNORM_FIND_IF_THERE(result, name, parameters) library.find(#name, this->name);
+  LAYERNORM_TORCH_LATER_FUNCTIONS(LAYERNORM_FIND_IF_THERE)
+#undef LAYERNORM_FIND_IF_THERE
   return nullptr;
 }
 

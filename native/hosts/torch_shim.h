@@ -1,12 +1,14 @@
-// PyTorch's stable C interface, looked up in the library that PyTorch has loaded. Nothing of PyTorch
-// is needed to build, and one binary serves every version from 2.10 on: these functions keep their
-// binary interface (torch/csrc/stable/c/shim.h and torch/csrc/inductor/aoti_torch/c/shim.h).
+// PyTorch's stable C interface, looked up in the library that PyTorch has loaded. Nothing of
+// PyTorch is needed to build, and one binary serves every version from 2.10 on: these functions
+// keep their binary interface (torch/csrc/stable/c/shim.h and
+// torch/csrc/inductor/aoti_torch/c/shim.h).
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
 #include "../layer_norm.h"
+#include "loaded_library.h"
 
 namespace layernorm::torch {
 
@@ -69,10 +71,11 @@ using Error = int32_t;  // 0: success
      TensorHandle*, int32_t, const uint8_t*, int64_t, void (*)(void*, void*), void*))
 
 struct Shim {
-#define LAYERNORM_DECLARE(result, name, parameters) result(*name) parameters = nullptr;
   LAYERNORM_TORCH_FUNCTIONS(LAYERNORM_DECLARE)
   LAYERNORM_TORCH_LATER_FUNCTIONS(LAYERNORM_DECLARE)
-#undef LAYERNORM_DECLARE
+
+  // The name of a function that every version has and the library has not, or null.
+  const char* find(const LoadedLibrary& library);
 };
 
 // All null until load_shim() has found every function.
@@ -80,7 +83,7 @@ extern Shim shim;
 
 // Looks the functions up in the library with this file name or path, which PyTorch has loaded. The
 // name of what was not found, or null.
-const char* load_shim(const char* library);
+inline const char* load_shim(const char* library) { return load_functions(library, &shim); }
 
 // The version in which the shim's interface was read: the form of the values on the stack.
 constexpr uint64_t kShimVersion = 0x020a000000000000;  // 2.10.0

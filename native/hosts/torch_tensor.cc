@@ -3,6 +3,7 @@
 #include <algorithm>
 
 namespace layernorm::torch {
+
 int32_t scalar_type(DataType type) {
   switch (type) {
     case DataType::float16: return shim.aoti_torch_dtype_float16();
@@ -29,19 +30,19 @@ void check(bool condition, const char* message) {
 
 int64_t Tensor::axes() const {
   int64_t count = 0;
-  check(shim.aoti_torch_get_dim(handle_, &count));
+  check(shim.aoti_torch_get_dim(handle(), &count));
   return count;
 }
 
 const int64_t* Tensor::sizes() const {
   int64_t* sizes = nullptr;
-  check(shim.aoti_torch_get_sizes(handle_, &sizes));
+  check(shim.aoti_torch_get_sizes(handle(), &sizes));
   return sizes;
 }
 
 const int64_t* Tensor::strides() const {
   int64_t* strides = nullptr;
-  check(shim.aoti_torch_get_strides(handle_, &strides));
+  check(shim.aoti_torch_get_strides(handle(), &strides));
   return strides;
 }
 
@@ -69,7 +70,7 @@ bool Tensor::has_sizes_of(const Tensor& other) const {
 
 bool Tensor::data_type(DataType* type) const {
   int32_t given = 0;
-  check(shim.aoti_torch_get_dtype(handle_, &given));
+  check(shim.aoti_torch_get_dtype(handle(), &given));
   for (const DataType each :
        {DataType::float32, DataType::float64, DataType::bfloat16, DataType::float16})
     if (scalar_type(each) == given) return *type = each, true;
@@ -78,20 +79,20 @@ bool Tensor::data_type(DataType* type) const {
 
 bool Tensor::is_plain() const {
   int32_t device = 0, layout = 0;
-  check(shim.aoti_torch_get_device_type(handle_, &device));
-  check(shim.aoti_torch_get_layout(handle_, &layout));
+  check(shim.aoti_torch_get_device_type(handle(), &device));
+  check(shim.aoti_torch_get_layout(handle(), &layout));
   return device == shim.aoti_torch_device_type_cpu() && layout == shim.aoti_torch_layout_strided();
 }
 
 const void* Tensor::read() const {
   const void* data = nullptr;
-  check(shim.torch_get_const_data_ptr(handle_, &data));
+  check(shim.torch_get_const_data_ptr(handle(), &data));
   return data;
 }
 
 void* Tensor::write() const {
   void* data = nullptr;
-  check(shim.torch_get_mutable_data_ptr(handle_, &data));
+  check(shim.torch_get_mutable_data_ptr(handle(), &data));
   return data;
 }
 
@@ -103,12 +104,12 @@ Tensor Tensor::in_order(const Order& order) const {
     ordered_strides[at] = stride[order.axis[at]];
   }
   TensorHandle view = nullptr;
-  check(shim.aoti_torch_as_strided(handle_, ordered_sizes, ordered_strides, &view));
+  check(shim.aoti_torch_as_strided(handle(), ordered_sizes, ordered_strides, &view));
   return Tensor(view);
 }
 
 void Tensor::copy_from(const Tensor& other) const {
-  check(shim.aoti_torch_copy_(handle_, other.handle_, 0));
+  check(shim.aoti_torch_copy_(handle(), other.handle(), 0));
 }
 
 Tensor empty(int64_t axes, const int64_t* sizes, const int64_t* strides, DataType type) {
@@ -119,6 +120,7 @@ Tensor empty(int64_t axes, const int64_t* sizes, const int64_t* strides, DataTyp
 }
 
 Tensor empty_contiguous(int64_t axes, const int64_t* sizes, DataType type) {
+  check(axes <= kMostAxes, "layernorm: a tensor has more than 64 axes");
   int64_t strides[kMostAxes];
   contiguous_strides(axes, sizes, strides);
   return empty(axes, sizes, strides, type);
@@ -139,9 +141,9 @@ Tensor contiguous(Tensor given, DataType type) {
   return copy;
 }
 
-bool Walked::walk_in_place(const Tensor& tensor, const Axes& axes, const Order& order, void* data) {
+bool Walked::walk_in_place(const Tensor& tensor, const Order& order, void* data) {
   array_.data = data;
-  return order.collapse(axes, tensor.sizes(), tensor.strides(), &array_);
+  return order.collapse(tensor.sizes(), tensor.strides(), &array_);
 }
 
 void Walked::walk_copy(const Tensor& tensor, const Order& order, DataType type) {
@@ -151,18 +153,18 @@ void Walked::walk_copy(const Tensor& tensor, const Order& order, DataType type) 
   array_ = {copy_.write(), order.shape.cols * order.shape.inner, order.shape.inner};
 }
 
-Walked Walked::to_read(const Tensor& tensor, const Axes& axes, const Order& order, DataType type) {
+Walked Walked::to_read(const Tensor& tensor, const Order& order, DataType type) {
   Walked result;
   // The kernels only read what is given as x and dy.
-  if (result.walk_in_place(tensor, axes, order, const_cast<void*>(tensor.read()))) return result;
+  if (result.walk_in_place(tensor, order, const_cast<void*>(tensor.read()))) return result;
   result.walk_copy(tensor, order, type);
   result.copy_.copy_from(tensor.in_order(order));
   return result;
 }
 
-Walked Walked::to_write(const Tensor& tensor, const Axes& axes, const Order& order, DataType type) {
+Walked Walked::to_write(const Tensor& tensor, const Order& order, DataType type) {
   Walked result;
-  if (result.walk_in_place(tensor, axes, order, tensor.write())) return result;
+  if (result.walk_in_place(tensor, order, tensor.write())) return result;
   result.walk_copy(tensor, order, type);
   result.target_ = tensor.in_order(order);
   return result;

@@ -1,7 +1,7 @@
 // Tensors behind the shim's handles: who owns them, what they are, and what the kernels read.
 #pragma once
 
-#include <utility>
+#include <memory>
 
 #include "torch_layout.h"
 #include "torch_shim.h"
@@ -12,23 +12,19 @@ namespace layernorm::torch {
 void check(bool condition, const char* message);
 inline void check(Error error) { check(error == 0, "layernorm: a call of PyTorch's failed"); }
 
+struct DeleteTensor {
+  void operator()(TensorHandle handle) const { shim.aoti_torch_delete_tensor_object(handle); }
+};
+
 // Owns one handle, or none.
 class Tensor {
  public:
   Tensor() = default;
   explicit Tensor(TensorHandle handle) : handle_(handle) {}
-  Tensor(Tensor&& other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
-  Tensor& operator=(Tensor&& other) noexcept {
-    std::swap(handle_, other.handle_);
-    return *this;
-  }
-  ~Tensor() {
-    if (handle_) shim.aoti_torch_delete_tensor_object(handle_);
-  }
 
   explicit operator bool() const { return handle_ != nullptr; }
-  TensorHandle handle() const { return handle_; }
-  TensorHandle release() { return std::exchange(handle_, nullptr); }
+  TensorHandle handle() const { return handle_.get(); }
+  TensorHandle release() { return handle_.release(); }
 
   int64_t axes() const;
   const int64_t* sizes() const;
@@ -47,7 +43,7 @@ class Tensor {
   void copy_from(const Tensor& other) const;
 
  private:
-  TensorHandle handle_ = nullptr;
+  std::unique_ptr<TensorOpaque, DeleteTensor> handle_;
 };
 
 int32_t scalar_type(DataType type);  // PyTorch's number for it
@@ -60,19 +56,19 @@ Tensor undefined();
 // The tensor itself, or its copy: contiguous, of this type.
 Tensor contiguous(Tensor given, DataType type);
 
-// A tensor as the kernels walk it in this order. What they cannot walk goes through a copy: one that
-// is read is copied at once, one that is written by flush().
+// A tensor as the kernels walk it in this order. What they cannot walk goes through a copy: one
+// that is read is copied at once, one that is written by flush().
 class Walked {
  public:
-  static Walked to_read(const Tensor& tensor, const Axes& axes, const Order& order, DataType type);
-  static Walked to_write(const Tensor& tensor, const Axes& axes, const Order& order, DataType type);
+  static Walked to_read(const Tensor& tensor, const Order& order, DataType type);
+  static Walked to_write(const Tensor& tensor, const Order& order, DataType type);
   const Array& array() const { return array_; }
   void flush() const {
     if (target_) target_.copy_from(copy_);
   }
 
  private:
-  bool walk_in_place(const Tensor& tensor, const Axes& axes, const Order& order, void* data);
+  bool walk_in_place(const Tensor& tensor, const Order& order, void* data);
   void walk_copy(const Tensor& tensor, const Order& order, DataType type);
 
   Array array_ = {};

@@ -1,4 +1,5 @@
-// What a call from XLA says: its buffers, taken one by one, its attributes, and the problem in them.
+// What a call from XLA says: its buffers, taken one by one, its attributes, and the problem in
+// them.
 #pragma once
 
 #include <cstdint>

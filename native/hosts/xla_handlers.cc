@@ -2,9 +2,10 @@
 
 #include <algorithm>
 #include <atomic>
-#include <string>
+#include <cstdio>
 
 #include "huge_pages.h"
+#include "subnormals.h"
 #include "xla_frame.h"
 #include "xla_threads.h"
 
@@ -28,15 +29,17 @@ bool answered_metadata(Frame* frame) {
   return false;
 }
 
-Error* error_of(const Frame& frame, ErrorCode code, const std::string& message) {
-  MakeError arguments = {sizeof(arguments), nullptr, message.c_str(), code};
+Error* error_of(const Frame& frame, ErrorCode code, const char* message) {
+  MakeError arguments = {sizeof(arguments), nullptr, message, code};
   return frame.api->make_error(&arguments);
 }
 
 Error* mistake_of(const Frame& frame, const char* mistake) {
-  return error_of(
-      frame, ErrorCode::invalid_argument,
-      std::string("layernorm: the call from XLA does not fit the compiled module: ") + mistake);
+  // No std::string: nothing may be thrown through XLA.
+  char message[128];
+  std::snprintf(message, sizeof(message),
+                "layernorm: the call from XLA does not fit the compiled module: %s", mistake);
+  return error_of(frame, ErrorCode::invalid_argument, message);
 }
 
 Error* error_of(const Frame& frame, Status status) {
@@ -89,89 +92,108 @@ Problem move(const Problem& problem, const Batch& batch, int64_t index, int64_t 
   return moved;
 }
 
-}  // namespace
+// What both calls have; null where a buffer is not part of the call.
+struct Taken {
+  const Buffer *x, *weight, *mean, *rstd, *residual;
+  const Buffer* parameter;  // one that has the type of all
+  const Buffer* large;      // the result of x's size
+};
 
-Error* forward_handler(Frame* frame) {
-  if (answered_metadata(frame)) return nullptr;
-  const SubnormalsKept kept;
-  Reader reader(*frame);
-  const bool centered = reader.flag("centered");
-  const Buffer* x = reader.argument();
-  const Buffer* weight = reader.argument(reader.flag("has_weight"));
-  const Buffer* bias = reader.argument(reader.flag("has_bias"));
-  const Buffer* y = reader.result();
-  const bool with_statistics = reader.has_more_results();
-  const Buffer* mean = reader.result(with_statistics && centered);
-  const Buffer* rstd = reader.result(with_statistics);
-  const Buffer* residual = reader.result(with_statistics && centered);
-  const Batch batch = batch_of(&reader, x);
-  const DataType type = reader.data_type(x);
-  const Buffer* parameter = weight ? weight : bias;
-  const Problem problem = {batch.shape,
-                           type,
-                           parameter ? reader.data_type(parameter) : type,
-                           centered,
-                           reader.flag("zero_centered_weight"),
-                           reader.number("eps"),
-                           batch.array(x),
-                           data_of(weight),
-                           {data_of(mean), data_of(rstd), data_of(residual)}};
-  if (reader.mistake()) return mistake_of(*frame, reader.mistake());
-  ask_for_huge_pages(data_of(y), batch.bytes(type));
-  const int64_t weight_stride = batch.parameter_stride(weight);
-  const int64_t bias_stride = batch.parameter_stride(bias);
-  const auto one = [&](int64_t index, const Threads& threads) {
+// x, weight, bias -> y, mean, rstd, residual
+struct ForwardCall : Taken {
+  static constexpr int64_t kArrays = 2;  // of x's size
+  const Buffer* bias;
+
+  void take(Reader& reader, bool centered) {
+    x = reader.argument();
+    weight = reader.argument(reader.flag("has_weight"));
+    bias = reader.argument(reader.flag("has_bias"));
+    large = reader.result();
+    const bool with_statistics = reader.has_more_results();
+    mean = reader.result(with_statistics && centered);
+    rstd = reader.result(with_statistics);
+    residual = reader.result(with_statistics && centered);
+    parameter = weight ? weight : bias;
+  }
+
+  Status run(const Problem& moved, const Batch& batch, int64_t index,
+             const Threads& threads) const {
+    const int64_t bias_at = index * batch.parameter_stride(bias);
     const Forward job = {
-        move(problem, batch, index, weight_stride),
-        at(data_of(bias), problem.parameter_type, index * bias_stride),
-        move(batch.array(y), type, index * batch.elements()),
+        moved,
+        at(data_of(bias), moved.parameter_type, bias_at),
+        move(batch.array(large), moved.type, index * batch.elements()),
     };
     return forward(job, threads);
-  };
-  return error_of(*frame, run_each(*frame, batch.problems, 2 * batch.bytes(type), one));
-}
+  }
+};
 
-Error* backward_handler(Frame* frame) {
-  if (answered_metadata(frame)) return nullptr;
-  const SubnormalsKept kept;
-  Reader reader(*frame);
-  const bool centered = reader.flag("centered");
-  const Buffer* dy = reader.argument();
-  const Buffer* x = reader.argument();
-  const Buffer* mean = reader.argument(centered);
-  const Buffer* rstd = reader.argument();
-  const Buffer* residual = reader.argument(centered);
-  const Buffer* weight = reader.argument(reader.flag("has_weight"));
-  const Buffer* dx = reader.result(reader.flag("need_dx"));
-  const Buffer* dweight = reader.result(reader.flag("need_dweight"));
-  const Buffer* dbias = reader.result(reader.flag("need_dbias"));
-  const Batch batch = batch_of(&reader, x);
-  const DataType type = reader.data_type(x);
-  const Buffer* parameter = weight ? weight : dweight ? dweight : dbias;
-  const Problem problem = {batch.shape,
-                           type,
-                           parameter ? reader.data_type(parameter) : type,
-                           centered,
-                           reader.flag("zero_centered_weight"),
-                           reader.number("eps"),
-                           batch.array(x),
-                           data_of(weight),
-                           {data_of(mean), data_of(rstd), data_of(residual)}};
-  if (reader.mistake()) return mistake_of(*frame, reader.mistake());
-  ask_for_huge_pages(data_of(dx), batch.bytes(type));
-  const int64_t weight_stride = batch.parameter_stride(weight);
-  const auto one = [&](int64_t index, const Threads& threads) {
+// dy, x, mean, rstd, residual, weight -> dx, dweight, dbias
+struct BackwardCall : Taken {
+  static constexpr int64_t kArrays = 3;
+  const Buffer *dy, *dweight, *dbias;
+
+  void take(Reader& reader, bool centered) {
+    dy = reader.argument();
+    x = reader.argument();
+    mean = reader.argument(centered);
+    rstd = reader.argument();
+    residual = reader.argument(centered);
+    weight = reader.argument(reader.flag("has_weight"));
+    large = reader.result(reader.flag("need_dx"));
+    dweight = reader.result(reader.flag("need_dweight"));
+    dbias = reader.result(reader.flag("need_dbias"));
+    parameter = weight ? weight : dweight ? dweight : dbias;
+  }
+
+  Status run(const Problem& moved, const Batch& batch, int64_t index,
+             const Threads& threads) const {
     const int64_t elements = index * batch.elements(), cols = index * batch.shape.cols;
     const Backward job = {
-        move(problem, batch, index, weight_stride),
-        move(batch.array(dy), type, elements),
-        move(batch.array(dx), type, elements),
-        at(data_of(dweight), problem.parameter_type, cols),
-        at(data_of(dbias), problem.parameter_type, cols),
+        moved,
+        move(batch.array(dy), moved.type, elements),
+        move(batch.array(large), moved.type, elements),
+        at(data_of(dweight), moved.parameter_type, cols),
+        at(data_of(dbias), moved.parameter_type, cols),
     };
     return backward(job, threads);
+  }
+};
+
+template <class Call>
+Error* handle(Frame* frame) {
+  if (answered_metadata(frame)) return nullptr;
+  const SubnormalsKept kept;  // XLA has its threads flush them to zero
+  Reader reader(*frame);
+  const bool centered = reader.flag("centered");
+  Call call;
+  call.take(reader, centered);
+  const Batch batch = batch_of(&reader, call.x);
+  const DataType type = reader.data_type(call.x);
+  const Problem problem = {
+      batch.shape,
+      type,
+      call.parameter ? reader.data_type(call.parameter) : type,
+      centered,
+      reader.flag("zero_centered_weight"),
+      reader.number("eps"),
+      batch.array(call.x),
+      data_of(call.weight),
+      {data_of(call.mean), data_of(call.rstd), data_of(call.residual)},
   };
-  return error_of(*frame, run_each(*frame, batch.problems, 3 * batch.bytes(type), one));
+  if (reader.mistake()) return mistake_of(*frame, reader.mistake());
+  ask_for_huge_pages(data_of(call.large), batch.bytes(type));
+  const int64_t weight_stride = batch.parameter_stride(call.weight);
+  const auto one = [&](int64_t index, const Threads& threads) {
+    return call.run(move(problem, batch, index, weight_stride), batch, index, threads);
+  };
+  return error_of(*frame, run_each(*frame, batch.problems, Call::kArrays * batch.bytes(type), one));
 }
+
+}  // namespace
+
+Error* forward_handler(Frame* frame) { return handle<ForwardCall>(frame); }
+
+Error* backward_handler(Frame* frame) { return handle<BackwardCall>(frame); }
 
 }  // namespace layernorm::xla

@@ -5,7 +5,8 @@
 
 namespace layernorm::xla {
 
-// x, weight, bias -> y, and if there are more results mean, rstd, residual (rstd alone for RMS norm).
+// x, weight, bias -> y, and if there are more results mean, rstd, residual (rstd alone for RMS
+// norm).
 Error* forward_handler(Frame* frame);
 
 // dy, x, mean, rstd, residual, weight -> dx, dweight, dbias, those that are needed.

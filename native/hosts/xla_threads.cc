@@ -6,26 +6,15 @@
 #include <new>
 #include <thread>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+#include "pause.h"
+#include "ranges.h"
+#include "subnormals.h"
 
 namespace layernorm::xla {
 namespace {
 
-// Ranges a call is cut into, for each thread: a thread that starts late leaves its share to others.
-constexpr int64_t kRangesPerThread = 4;
-
 // How often the caller looks for the end before it lets others have its processor.
 constexpr int kSpins = 4000;
-
-void pause() {
-#if defined(__x86_64__)
-  _mm_pause();
-#else
-  std::this_thread::yield();
-#endif
-}
 
 // One call, shared by the caller and the tasks that XLA was given. XLA may begin a task long after
 // the others have done all the work and the caller has left: it then finds no range, and touches
@@ -35,16 +24,7 @@ class Shared {
   Shared(int64_t tasks, int64_t ranges, Threads::Body body, void* context)
       : tasks_(tasks), ranges_(ranges), left_(ranges), body_(body), context_(context) {}
 
-  void work() {
-    for (;;) {
-      const int64_t range = next_.fetch_add(1, std::memory_order_relaxed);
-      if (range >= ranges_) return;
-      const int64_t share = tasks_ / ranges_, extra = tasks_ % ranges_;
-      const int64_t begin = range * share + std::min(range, extra);
-      body_(context_, begin, begin + share + (range < extra ? 1 : 0));
-      left_.fetch_sub(1, std::memory_order_acq_rel);
-    }
-  }
+  void work() { work_on_ranges(next_, left_, tasks_, ranges_, body_, context_); }
 
   // Only for ranges that some thread has begun.
   void wait() const {
@@ -78,7 +58,7 @@ int64_t count_threads(const Frame& frame) {
     forget(*frame.api, error);
     return 1;
   }
-  return count;
+  return std::max(int64_t{1}, count);
 }
 
 // False where XLA takes no task, or there is no memory for one.
@@ -117,29 +97,5 @@ Threads threads_of(const Frame& frame) {
   void* pool = const_cast<Frame*>(&frame);
   return {static_cast<int>(std::min(count_threads(frame), kMost)), pool, run_tasks};
 }
-
-#if defined(__x86_64__)
-
-SubnormalsKept::SubnormalsKept() : before_(_mm_getcsr()) {
-  constexpr uint64_t kFlushToZero = 0x8000, kSubnormalsAreZero = 0x0040;
-  _mm_setcsr(static_cast<uint32_t>(before_ & ~(kFlushToZero | kSubnormalsAreZero)));
-}
-SubnormalsKept::~SubnormalsKept() { _mm_setcsr(static_cast<uint32_t>(before_)); }
-
-#elif defined(__aarch64__)
-
-SubnormalsKept::SubnormalsKept() {
-  constexpr uint64_t kFlushToZero = uint64_t{1} << 24;
-  __asm__ volatile("mrs %0, fpcr" : "=r"(before_));
-  __asm__ volatile("msr fpcr, %0" : : "r"(before_ & ~kFlushToZero));
-}
-SubnormalsKept::~SubnormalsKept() { __asm__ volatile("msr fpcr, %0" : : "r"(before_)); }
-
-#else
-
-SubnormalsKept::SubnormalsKept() : before_(0) {}
-SubnormalsKept::~SubnormalsKept() = default;
-
-#endif
 
 }  // namespace layernorm::xla

@@ -10,16 +10,4 @@ namespace layernorm::xla {
 // The frame must outlive what is run on them.
 Threads threads_of(const Frame& frame);
 
-// XLA has its threads flush subnormal numbers to zero. The kernels keep them.
-class SubnormalsKept {
- public:
-  SubnormalsKept();
-  ~SubnormalsKept();
-  SubnormalsKept(const SubnormalsKept&) = delete;
-  SubnormalsKept& operator=(const SubnormalsKept&) = delete;
-
- private:
-  uint64_t before_;
-};
-
 }  // namespace layernorm::xla

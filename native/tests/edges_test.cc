@@ -7,7 +7,8 @@ namespace {
 using namespace layernorm;
 using namespace layernorm::test;
 
-// Short rows, one pack and a bit, several blocks of a sum; rows side by side. 13: a row of each kind.
+// Short rows, one pack and a bit, several blocks of a sum; rows side by side. 13: a row of each
+// kind.
 constexpr Shape kShapes[] = {{13, 1, 1},   {13, 2, 1}, {13, 3, 1},  {13, 17, 1}, {13, 67, 1},
                              {13, 300, 1}, {3, 4, 13}, {1, 35, 66}, {2, 1, 13}};
 

@@ -1,4 +1,5 @@
-// The normalized axis strided, rows side by side: every number of neighbors, and strides of all sorts.
+// The normalized axis strided, rows side by side: every number of neighbors, and strides of all
+// sorts.
 #include "judge.h"
 #include "variations.h"
 

@@ -5,6 +5,7 @@
 
 #include "../hosts/thread_pool.h"
 #include "judge.h"
+#include "memory.h"
 #include "variations.h"
 
 #if defined(__unix__) || defined(__APPLE__)
@@ -168,6 +169,30 @@ void test_a_fork_between_calls() {
   }
 }
 
+// Neither a pool nor a thread can be made: the caller does it all.
+void test_without_memory_the_caller_works_alone() {
+  set_num_threads(4);
+  CHECK(call_covers_its_tasks(100), "before a fork");
+  const pid_t child = fork();
+  if (child == 0) {
+    Count without_pool(100), without_threads(100);
+    const Threads threads = pool_threads();
+    has_memory = false;
+    threads.run(threads.pool, 100, Count::body, &without_pool);
+    has_memory = true;
+    set_num_threads(2);
+    const bool has_pool = call_covers_its_tasks(100);
+    set_num_threads(8);
+    const Threads more = pool_threads();
+    has_memory = false;
+    more.run(more.pool, 100, Count::body, &without_threads);
+    _exit(without_pool.each_once() && has_pool && without_threads.each_once() ? 0 : 1);
+  }
+  int status = -1;
+  waitpid(child, &status, 0);
+  CHECK(status == 0, "a process without memory ended with status %d", status);
+}
+
 // The tasks allocate nothing: what is under test is the pool, not the allocator's locks.
 void test_a_fork_while_the_pool_works() {
   set_num_threads(4);
@@ -190,6 +215,35 @@ void test_a_fork_while_the_pool_works() {
   }
   stop.store(true);
   working.join();
+}
+#endif
+
+#if defined(__x86_64__)
+struct Halves {
+  std::atomic<int> lost{0};
+  static void body(void* context, int64_t begin, int64_t end) {
+    volatile float smallest_normal = 1.17549435e-38f;
+    for (int64_t task = begin; task < end; ++task) {
+      std::this_thread::sleep_for(std::chrono::microseconds(100));  // so that every thread has some
+      if (smallest_normal * 0.5f == 0.0f) ++static_cast<Halves*>(context)->lost;
+    }
+  }
+};
+
+// More threads than any test before has started, so that these are started by one that flushes.
+void test_subnormals_are_kept_whoever_started_the_threads() {
+  set_num_threads(12);
+  const unsigned before = __builtin_ia32_stmxcsr();
+  for (const unsigned flushing : {0x8040u, 0u}) {
+    __builtin_ia32_ldmxcsr(before | flushing);
+    Halves halves;
+    const Threads threads = pool_threads();
+    threads.run(threads.pool, 200, Halves::body, &halves);
+    CHECK(halves.lost == 0, "%d of 200 subnormal numbers were lost", halves.lost.load());
+    CHECK((__builtin_ia32_stmxcsr() & 0x8040) == flushing,
+          "the caller's flags are not as they were");
+  }
+  __builtin_ia32_ldmxcsr(before);
 }
 #endif
 
@@ -252,7 +306,11 @@ int main() {
   test_the_number_of_threads_may_change_meanwhile();
 #if defined(LAYERNORM_TEST_FORK)
   test_a_fork_between_calls();
+  test_without_memory_the_caller_works_alone();
   test_a_fork_while_the_pool_works();
+#endif
+#if defined(__x86_64__)
+  test_subnormals_are_kept_whoever_started_the_threads();
 #endif
   test_the_kernels_give_the_same_bits_on_any_number_of_threads();
   test_the_kernels_give_the_same_bits_to_several_callers();

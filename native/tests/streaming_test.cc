@@ -70,8 +70,8 @@ struct Streamed {
   bool centered;
 };
 
-// 1027: rows begin anywhere in a line, and are longer than what a line writer takes at once. 1024: all
-// rows are as aligned as the first. 7: several rows in a line.
+// 1027: rows begin anywhere in a line, and are longer than what a line writer takes at once. 1024:
+// all rows are as aligned as the first. 7: several rows in a line.
 constexpr Streamed kStreamed[] = {
     {1027, {DataType::float32, DataType::float32}, true},
     {1027, {DataType::float64, DataType::float64}, false},

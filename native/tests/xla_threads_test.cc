@@ -1,11 +1,12 @@
-// XLA's threads as the kernels use them, on pools that XLA might have: one that works, one that begins its
-// tasks when the call is long over, one that never does, one that takes none.
+// XLA's threads as the kernels use them, on pools that XLA might have: one that works, one that
+// begins its tasks when the call is long over, one that never does, one that takes none.
 #include "../hosts/xla_threads.h"
 
 #include <chrono>
 #include <thread>
 #include <vector>
 
+#include "../hosts/subnormals.h"
 #include "check.h"
 
 namespace {
@@ -95,7 +96,7 @@ constexpr int64_t kTasks[] = {1, 2, 3, 7, 8, 31, 33, 1001};
 
 void test_every_task_is_done_once_on_threads_that_work() {
   for (const bool slow_helpers : {false, true}) {
-    for (const int64_t threads : {1, 2, 5, 16}) {
+    for (const int64_t threads : {0, 1, 2, 5, 16}) {
       for (const int64_t tasks : kTasks) {
         FakeContext context;
         context.threads = threads;
@@ -135,7 +136,7 @@ void test_subnormals_are_kept_and_the_flags_restored() {
   __builtin_ia32_ldmxcsr(before | 0x8040);
   CHECK(!half(kSmallestNormal), "this processor does not flush");
   {
-    const xla::SubnormalsKept kept;
+    const SubnormalsKept kept;
     CHECK(half(kSmallestNormal), "a subnormal number was lost");
   }
   CHECK(!half(kSmallestNormal), "the flags are not as they were");

@@ -1,0 +1,20 @@
+// How a thread waits for others that will be done in microseconds.
+#pragma once
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#else
+#include <thread>
+#endif
+
+namespace layernorm {
+
+inline void pause() {
+#if defined(__x86_64__)
+  _mm_pause();
+#else
+  std::this_thread::yield();
+#endif
+}
+
+}  // namespace layernorm

@@ -1,0 +1,202 @@
+// Vectors from and to memory, whole or their first elements. A part of simd.h.
+#pragma once
+
+// As many doubles as a vector holds, from and to memory of the compute type. In the processors' own
+// conversions: GCC 12 takes double(float(v)), written with vector types, for v.
+inline DoubleVector load_wide(const float* from) {
+#if defined(__AVX512F__)
+  return _mm512_cvtps_pd(_mm256_loadu_ps(from));
+#elif defined(__AVX2__)
+  return _mm256_cvtps_pd(_mm_loadu_ps(from));
+#elif defined(__SSE2__)
+  return _mm_cvtps_pd(_mm_castpd_ps(_mm_load_sd(reinterpret_cast<const double*>(from))));
+#elif defined(__aarch64__)
+  return vcvt_f64_f32(vld1_f32(from));
+#else
+  return DoubleVector{from[0], from[1]};
+#endif
+}
+inline DoubleVector load_wide(const double* from) {
+  DoubleVector v;
+  std::memcpy(&v, from, sizeof(v));
+  return v;
+}
+inline void store_narrow(float* to, DoubleVector v) {
+#if defined(__AVX512F__)
+  _mm256_storeu_ps(to, _mm512_cvtpd_ps(v));
+#elif defined(__AVX2__)
+  _mm_storeu_ps(to, _mm256_cvtpd_ps(v));
+#elif defined(__SSE2__)
+  _mm_store_sd(reinterpret_cast<double*>(to), _mm_castps_pd(_mm_cvtpd_ps(v)));
+#elif defined(__aarch64__)
+  vst1_f32(to, vcvt_f32_f64(v));
+#else
+  for (int64_t lane = 0; lane < lanes<double>; ++lane) to[lane] = static_cast<float>(v[lane]);
+#endif
+}
+inline void store_narrow(double* to, DoubleVector v) { std::memcpy(to, &v, sizeof(v)); }
+
+// load: a whole vector, from any address.
+inline FloatVector load(const float* from) {
+  FloatVector v;
+  std::memcpy(&v, from, sizeof(v));
+  return v;
+}
+inline DoubleVector load(const double* from) {
+  DoubleVector v;
+  std::memcpy(&v, from, sizeof(v));
+  return v;
+}
+inline FloatVector load(const bfloat16* from) {
+#if defined(__AVX512F__)
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+#elif defined(__AVX2__)
+  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+#else
+  FloatVector v;
+  for (int lane = 0; lane < lanes<float>; ++lane) v[lane] = scalar_from(from[lane]);
+  return v;
+#endif
+}
+inline FloatVector load(const float16* from) {
+#if defined(__AVX512F__)
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+#elif defined(__AVX2__)
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+#else
+  FloatVector v;
+  for (int lane = 0; lane < lanes<float>; ++lane) v[lane] = scalar_from(from[lane]);
+  return v;
+#endif
+}
+
+// A vector in its stored form, on its way to memory.
+template <class Stored>
+struct Packed {
+  typedef uint8_t type
+      __attribute__((vector_size(kVectorBytes * sizeof(Stored) / sizeof(Compute<Stored>))));
+};
+
+inline Packed<float>::type pack(FloatVector v, float) {
+  return reinterpret_cast<Packed<float>::type>(v);
+}
+inline Packed<double>::type pack(DoubleVector v, double) {
+  return reinterpret_cast<Packed<double>::type>(v);
+}
+inline Packed<bfloat16>::type pack(FloatVector v, bfloat16) {
+#if defined(__AVX512F__)
+  // Integer rounding, not vcvtneps2bf16: that flushes subnormals.
+  const __m512i bits = _mm512_castps_si512(v);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+  const __mmask16 is_nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+  const __m512i kept = _mm512_mask_or_epi32(rounded, is_nan, bits, _mm512_set1_epi32(0x00400000));
+  return reinterpret_cast<Packed<bfloat16>::type>(
+      _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16)));
+#elif defined(__AVX2__)
+  const __m256i bits = _mm256_castps_si256(v);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+  const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x00400000));
+  const __m256 is_nan = _mm256_cmp_ps(v, v, _CMP_UNORD_Q);
+  const __m256i kept = _mm256_castps_si256(
+      _mm256_blendv_ps(_mm256_castsi256_ps(rounded), _mm256_castsi256_ps(quiet), is_nan));
+  const __m256i high = _mm256_srli_epi32(kept, 16);
+  const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(high, high), 0x08);
+  return reinterpret_cast<Packed<bfloat16>::type>(_mm256_castsi256_si128(packed));
+#else
+  bfloat16 out[lanes<float>];
+  for (int lane = 0; lane < lanes<float>; ++lane) out[lane] = bfloat16_from(v[lane]);
+  Packed<bfloat16>::type result;
+  std::memcpy(&result, out, sizeof(result));
+  return result;
+#endif
+}
+inline Packed<float16>::type pack(FloatVector v, float16) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Packed<float16>::type>(
+      _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#elif defined(__AVX2__)
+  return reinterpret_cast<Packed<float16>::type>(_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+#else
+  float16 out[lanes<float>];
+  for (int lane = 0; lane < lanes<float>; ++lane) out[lane] = float16_from(v[lane]);
+  Packed<float16>::type result;
+  std::memcpy(&result, out, sizeof(result));
+  return result;
+#endif
+}
+
+template <class Stored>
+inline void store(Stored* to, Vector<Compute<Stored>> v) {
+  const auto packed = pack(v, Stored{});
+  std::memcpy(to, &packed, sizeof(packed));
+}
+
+// Past the cache, for outputs too large to be found there again; `to` is aligned to the vector.
+template <class Stored>
+inline void stream(Stored* to, Vector<Compute<Stored>> v) {
+  const auto packed = pack(v, Stored{});
+#if defined(__SSE2__)
+  if constexpr (sizeof(packed) == 16) {
+    _mm_stream_si128(reinterpret_cast<__m128i*>(to), reinterpret_cast<const __m128i&>(packed));
+    return;
+  }
+#endif
+#if defined(__AVX2__)
+  if constexpr (sizeof(packed) == 32) {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to), reinterpret_cast<const __m256i&>(packed));
+    return;
+  }
+#endif
+#if defined(__AVX512F__)
+  if constexpr (sizeof(packed) == 64) {
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(to), reinterpret_cast<const __m512i&>(packed));
+    return;
+  }
+#endif
+  std::memcpy(to, &packed, sizeof(packed));
+}
+// Streamed stores are weakly ordered: whoever reads next may be another thread.
+inline void finish_streaming() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
+// The first `count` < lanes elements, and zeros; nothing past them is touched.
+template <class Stored>
+inline Vector<Compute<Stored>> load_first(const Stored* from, int64_t count) {
+#if defined(__AVX512F__)
+  const auto mask = static_cast<__mmask16>((1u << count) - 1u);
+  if constexpr (std::is_same<Stored, float>::value) return _mm512_maskz_loadu_ps(mask, from);
+  if constexpr (std::is_same<Stored, double>::value)
+    return _mm512_maskz_loadu_pd(static_cast<__mmask8>(mask), from);
+  if constexpr (sizeof(Stored) == 2) {
+    const __m256i bits = _mm256_maskz_loadu_epi16(mask, from);
+    return load(reinterpret_cast<const Stored*>(&bits));
+  }
+#else
+  Stored padded[lanes<Compute<Stored>>] = {};
+  std::memcpy(padded, from, static_cast<size_t>(count) * sizeof(Stored));
+  return load(padded);
+#endif
+}
+template <class Stored>
+inline void store_first(Stored* to, Vector<Compute<Stored>> v, int64_t count) {
+  const auto packed = pack(v, Stored{});
+#if defined(__AVX512F__)
+  const auto mask = static_cast<__mmask16>((1u << count) - 1u);
+  if constexpr (std::is_same<Stored, float>::value)
+    return _mm512_mask_storeu_ps(to, mask, reinterpret_cast<__m512>(packed));
+  if constexpr (std::is_same<Stored, double>::value)
+    return _mm512_mask_storeu_pd(to, static_cast<__mmask8>(mask),
+                                 reinterpret_cast<__m512d>(packed));
+  if constexpr (sizeof(Stored) == 2)
+    return _mm256_mask_storeu_epi16(to, mask, reinterpret_cast<__m256i>(packed));
+#else
+  std::memcpy(to, &packed, static_cast<size_t>(count) * sizeof(Stored));
+#endif
+}

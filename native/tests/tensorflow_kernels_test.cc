@@ -1,0 +1,133 @@
+// TensorFlow's kernels as TensorFlow makes and runs them, behind a TensorFlow that is only as much
+// of one as they ask for: what it does not see in ordinary use is a process without memory.
+#include "../hosts/tensorflow_kernels.h"
+
+#include <initializer_list>
+#include <vector>
+
+#include "../hosts/tensorflow_layout.h"
+#include "check.h"
+#include "memory.h"
+
+namespace {
+
+using namespace layernorm;
+using namespace layernorm::test;
+namespace tf = layernorm::tensorflow;
+
+struct FakeStatus {
+  int code = tf::kOk;
+};
+FakeStatus* of(tf::Status* status) { return reinterpret_cast<FakeStatus*>(status); }
+
+// A node whose axis has one element, the last, and which has no parameters.
+struct FakeNode {
+  int32_t axes = 1;
+  int failure = tf::kOk;  // what TensorFlow was told
+};
+FakeNode* of(tf::KernelConstruction* node) { return reinterpret_cast<FakeNode*>(node); }
+
+tf::Shim fake_shim() {
+  tf::Shim shim;
+  shim.TF_NewStatus = [] {
+    static FakeStatus status;
+    status = {};
+    return reinterpret_cast<tf::Status*>(&status);
+  };
+  shim.TF_DeleteStatus = [](tf::Status*) {};
+  shim.TF_SetStatus = [](tf::Status* status, int code, const char*) { of(status)->code = code; };
+  shim.TF_GetCode = [](const tf::Status* status) {
+    return of(const_cast<tf::Status*>(status))->code;
+  };
+  shim.TF_OpKernelConstruction_GetAttrSize = [](tf::KernelConstruction* node, const char*,
+                                                int32_t* size, int32_t* total,
+                                                tf::Status*) { *size = *total = of(node)->axes; };
+  shim.TF_OpKernelConstruction_GetAttrInt64 = [](tf::KernelConstruction*, const char*,
+                                                 int64_t* value, tf::Status*) { *value = 0; };
+  shim.TF_OpKernelConstruction_GetAttrInt64List = [](tf::KernelConstruction*, const char*,
+                                                     int64_t* values, int count, tf::Status*) {
+    for (int at = 0; at < count; ++at) values[at] = -1;
+  };
+  shim.TF_OpKernelConstruction_GetAttrBool = [](tf::KernelConstruction*, const char*,
+                                                unsigned char* value, tf::Status*) { *value = 1; };
+  shim.TF_OpKernelConstruction_GetAttrType = [](tf::KernelConstruction*, const char*,
+                                                int32_t* value, tf::Status*) { *value = 1; };
+  shim.TF_OpKernelConstruction_Failure = [](tf::KernelConstruction* node, tf::Status* status) {
+    of(node)->failure = of(status)->code;
+  };
+  return shim;
+}
+
+// A call with one input, x; TensorFlow has no outputs to give.
+struct FakeCall {
+  std::vector<int64_t> sizes;
+  int failure = tf::kOk;
+};
+FakeCall* of(tf::KernelContext* call) { return reinterpret_cast<FakeCall*>(call); }
+const FakeCall* of(const tf::Tensor* x) { return reinterpret_cast<const FakeCall*>(x); }
+
+void add_calls(tf::Shim* shim) {
+  shim->TF_GetInput = [](tf::KernelContext* call, int, tf::Tensor** x, tf::Status*) {
+    *x = reinterpret_cast<tf::Tensor*>(call);
+  };
+  shim->TF_DeleteTensor = [](tf::Tensor*) {};
+  shim->TF_TensorType = [](const tf::Tensor*) { return int32_t{1}; };
+  shim->TF_NumDims = [](const tf::Tensor* x) { return static_cast<int>(of(x)->sizes.size()); };
+  shim->TF_Dim = [](const tf::Tensor* x, int axis) {
+    return of(x)->sizes[static_cast<size_t>(axis)];
+  };
+  shim->TF_OpKernelContext_Failure = [](tf::KernelContext* call, tf::Status* status) {
+    of(call)->failure = of(status)->code;
+  };
+}
+
+void* create(FakeNode* node) {
+  return tf::create_kernel(reinterpret_cast<tf::KernelConstruction*>(node));
+}
+
+void test_a_kernel_is_made() {
+  FakeNode node;
+  void* kernel = create(&node);
+  CHECK(kernel && node.failure == tf::kOk, "no kernel, failure %d", node.failure);
+  tf::delete_kernel(kernel);
+}
+
+void test_a_kernel_without_memory_is_a_failure() {
+  FakeNode node;
+  has_memory = false;
+  void* kernel = create(&node);
+  has_memory = true;
+  CHECK(!kernel && node.failure == tf::kResourceExhausted, "failure %d", node.failure);
+}
+
+void test_more_axes_than_the_kernels_know_are_a_failure() {
+  for (const int32_t axes : {0, tf::kMostAxes + 1}) {
+    FakeNode node;
+    node.axes = axes;
+    CHECK(!create(&node) && node.failure == tf::kInvalidArgument, "%d axes: failure %d",
+          static_cast<int>(axes), node.failure);
+  }
+}
+
+// TensorFlow ends the process when it is asked for an output of as many elements.
+void test_rows_beyond_number_are_a_failure() {
+  FakeNode node;
+  void* kernel = create(&node);
+  FakeCall call;
+  call.sizes = {int64_t{1} << 62, 0};
+  tf::compute_norm(kernel, reinterpret_cast<tf::KernelContext*>(&call));
+  CHECK(call.failure == tf::kInvalidArgument, "failure %d", call.failure);
+  tf::delete_kernel(kernel);
+}
+
+}  // namespace
+
+int main() {
+  tf::shim = fake_shim();
+  add_calls(&tf::shim);
+  test_a_kernel_is_made();
+  test_a_kernel_without_memory_is_a_failure();
+  test_more_axes_than_the_kernels_know_are_a_failure();
+  test_rows_beyond_number_are_a_failure();
+  return finish();
+}

@@ -1,0 +1,238 @@
+// The operators as PyTorch calls them, behind a PyTorch that is only as much of one as they ask
+// for: it counts what is given back, and refuses what PyTorch would not.
+#include "../hosts/torch_operators.h"
+
+#include <cstring>
+#include <initializer_list>
+#include <map>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "../hosts/torch_shim.h"
+#include "check.h"
+
+namespace {
+
+using namespace layernorm;
+using namespace layernorm::test;
+using torch::Error;
+using torch::LibraryHandle;
+using torch::ListHandle;
+using torch::TensorHandle;
+using torch::Value;
+
+constexpr int32_t kFloat32 = 6, kFloat64 = 7;
+
+// Tensors, lists and libraries that nobody has given back.
+int held = 0;
+std::map<std::string, torch::Kernel> kernels;
+std::string refused;  // the kernel that PyTorch does not take
+
+struct FakeTensor {
+  FakeTensor(std::vector<int64_t> given, int32_t scalar_type)
+      : sizes(std::move(given)), strides(sizes.size()), type(scalar_type) {
+    int64_t elements = 1;
+    for (size_t axis = sizes.size(); axis-- > 0; elements *= sizes[axis]) strides[axis] = elements;
+    data.resize(static_cast<size_t>(elements));
+    ++held;
+  }
+  ~FakeTensor() { --held; }
+
+  std::vector<int64_t> sizes, strides;
+  int32_t type;
+  std::vector<double> data;  // room enough for each type
+};
+FakeTensor* of(TensorHandle handle) { return reinterpret_cast<FakeTensor*>(handle); }
+
+struct FakeList {
+  explicit FakeList(std::vector<Value> given) : values(std::move(given)) { ++held; }
+  ~FakeList() { --held; }
+  std::vector<Value> values;
+};
+FakeList* of(ListHandle handle) { return reinterpret_cast<FakeList*>(handle); }
+
+Error new_library(LibraryHandle* library) {
+  ++held;
+  *library = reinterpret_cast<LibraryHandle>(&held);
+  return 0;
+}
+
+template <class Given, class To>
+Error give(Given value, To* to) {
+  *to = value;
+  return 0;
+}
+
+torch::Shim fake_shim() {
+  torch::Shim shim;
+  shim.aoti_torch_device_type_cpu = [] { return 0; };
+  shim.aoti_torch_dtype_float16 = [] { return 5; };
+  shim.aoti_torch_dtype_bfloat16 = [] { return 15; };
+  shim.aoti_torch_dtype_float32 = [] { return kFloat32; };
+  shim.aoti_torch_dtype_float64 = [] { return kFloat64; };
+  shim.aoti_torch_layout_strided = [] { return 0; };
+  shim.aoti_torch_check = [](bool holds, const char*, const char*, uint32_t, const char* message) {
+    if (!holds) throw std::runtime_error(message);
+  };
+  shim.aoti_torch_is_defined = [](TensorHandle, bool* is) { return give(true, is); };
+  shim.aoti_torch_get_dim = [](TensorHandle tensor, int64_t* axes) {
+    return give(static_cast<int64_t>(of(tensor)->sizes.size()), axes);
+  };
+  shim.aoti_torch_get_sizes = [](TensorHandle tensor, int64_t** sizes) {
+    return give(of(tensor)->sizes.data(), sizes);
+  };
+  shim.aoti_torch_get_strides = [](TensorHandle tensor, int64_t** strides) {
+    return give(of(tensor)->strides.data(), strides);
+  };
+  shim.aoti_torch_get_dtype = [](TensorHandle tensor, int32_t* type) {
+    return give(of(tensor)->type, type);
+  };
+  shim.aoti_torch_get_layout = [](TensorHandle, int32_t* layout) { return give(0, layout); };
+  shim.aoti_torch_get_device_type = [](TensorHandle, int32_t* device) { return give(0, device); };
+  shim.aoti_torch_empty_strided = [](int64_t axes, const int64_t* sizes, const int64_t*,
+                                     int32_t type, int32_t, int32_t, TensorHandle* tensor) {
+    auto* made = new FakeTensor(std::vector<int64_t>(sizes, sizes + axes), type);
+    return give(reinterpret_cast<TensorHandle>(made), tensor);
+  };
+  shim.aoti_torch_delete_tensor_object = [](TensorHandle tensor) {
+    delete of(tensor);
+    return Error{0};
+  };
+  shim.torch_get_const_data_ptr = [](TensorHandle tensor, const void** data) {
+    return give(of(tensor)->data.data(), data);
+  };
+  shim.torch_get_mutable_data_ptr = [](TensorHandle tensor, void** data) {
+    return give(of(tensor)->data.data(), data);
+  };
+  shim.torch_list_size = [](ListHandle list, size_t* size) {
+    return give(of(list)->values.size(), size);
+  };
+  shim.torch_list_get_item = [](ListHandle list, size_t at, Value* value) {
+    return give(of(list)->values[at], value);
+  };
+  shim.torch_delete_list = [](ListHandle list) {
+    delete of(list);
+    return Error{0};
+  };
+  shim.torch_get_num_threads = [](uint32_t* count) { return give(1u, count); };
+  shim.aoti_torch_library_init_fragment = [](const char*, const char*, uint32_t,
+                                             LibraryHandle* library) {
+    return new_library(library);
+  };
+  shim.aoti_torch_library_init_impl = [](const char*, const char*, const char*, uint32_t,
+                                         LibraryHandle* library) { return new_library(library); };
+  shim.aoti_torch_library_def = [](LibraryHandle, const char*) { return Error{0}; };
+  shim.aoti_torch_delete_library_object = [](LibraryHandle) { return Error{--held < 0}; };
+  shim.torch_library_impl = [](LibraryHandle, const char* name, torch::Kernel kernel, uint64_t) {
+    if (name == refused) return Error{1};
+    kernels[name] = kernel;
+    return Error{0};
+  };
+  return shim;
+}
+
+Value tensor(std::vector<int64_t> sizes, int32_t type = kFloat32) {
+  return reinterpret_cast<Value>(new FakeTensor(std::move(sizes), type));
+}
+Value list(std::vector<Value> values) {
+  return reinterpret_cast<Value>(new FakeList(std::move(values)));
+}
+constexpr Value kAbsent = 0, kFalse = 0, kMinusOne = ~Value{0};
+
+Value number(double value) {
+  Value bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  return bits;
+}
+
+// What PyTorch's error says; empty for none. The stack then holds the results.
+std::string error_of(const char* name, std::vector<Value>& stack) {
+  stack.resize(16);
+  try {
+    kernels.at(name)(stack.data(), 0, 0);
+    return "";
+  } catch (const std::runtime_error& error) {
+    return error.what();
+  }
+}
+
+void test_the_operators_are_defined() {
+  CHECK(torch::define_operators() && held == 2, "%d held", held);
+  CHECK(torch::override_aten() && held == 3, "%d held", held);
+  CHECK(torch::restore_aten() && held == 2, "%d held", held);
+}
+
+void test_what_pytorch_refuses_leaves_nothing_behind() {
+  const int before = held;
+  for (const char* name : {"rms_norm_backward", "layer_norm"}) {
+    refused = name;
+    CHECK(!torch::define_operators() && held == before, "%s refused: %d held", name, held - before);
+  }
+  for (const char* name : {"native_layer_norm", "native_layer_norm_backward"}) {
+    refused = name;
+    for (int time = 0; time < 2; ++time)
+      CHECK(!torch::override_aten() && held == before, "%s refused: %d held", name, held - before);
+  }
+}
+
+void test_a_call_gives_back_all_but_its_results() {
+  const int before = held;
+  const Value x = tensor({2, 3});
+  const float values[] = {1, 2, 3, -5, 0, 5};
+  std::memcpy(of(reinterpret_cast<TensorHandle>(x))->data.data(), values, sizeof(values));
+  std::vector<Value> stack = {x, kAbsent, kAbsent, list({kMinusOne}), number(1e-5), kFalse};
+  CHECK(error_of("layer_norm", stack).empty() && held == before + 4, "%d held", held - before);
+  for (int result = 0; result < 4; ++result) {
+    const auto* each = reinterpret_cast<FakeTensor*>(stack[static_cast<size_t>(result)]);
+    float first[3];
+    std::memcpy(first, each->data.data(), sizeof(first));
+    if (result == 0) CHECK(first[0] < -1 && first[1] == 0 && first[2] > 1, "y is wrong");
+    delete each;
+  }
+}
+
+// An axis that x has not.
+void test_an_error_gives_back_every_argument() {
+  const int before = held;
+  const auto axis = [] { return list({5}); };
+  std::map<std::string, std::vector<Value>> calls;
+  calls["layer_norm"] = {tensor({2, 3}), kAbsent, kAbsent, axis(), number(1e-5), kFalse};
+  calls["rms_norm"] = {tensor({2, 3}), kAbsent, axis(), number(1e-5), kFalse};
+  calls["layer_norm_backward"] = {tensor({2, 3}), tensor({2, 3}), tensor({2, 1}), tensor({2, 1}),
+                                  tensor({2, 1}), kAbsent,        kAbsent,        axis(),
+                                  number(1e-5),   kFalse,         list({1, 1, 1})};
+  calls["rms_norm_backward"] = {tensor({2, 3}), tensor({2, 3}), tensor({2, 1}), kAbsent,
+                                axis(),         number(1e-5),   kFalse,         list({1, 1})};
+  for (auto& [name, stack] : calls)
+    CHECK(error_of(name.c_str(), stack) == "layernorm: axis is out of range for x",
+          "%s: another error", name.c_str());
+  CHECK(held == before, "%d held", held - before);
+}
+
+void test_more_axes_than_the_kernels_know_are_an_error() {
+  const int before = held;
+  const std::vector<int64_t> many(70, 1);
+  std::vector<Value> forward = {tensor(many), list(std::vector<Value>(70, 1)), kAbsent, kAbsent,
+                                number(1e-5)};
+  CHECK(error_of("native_layer_norm", forward) == "layernorm: x has more than 64 axes", "x");
+  std::vector<Value> backward = {tensor({1, 3}), tensor({1, 3}),    tensor(many, kFloat64),
+                                 kAbsent,        list({kMinusOne}), number(1e-5),
+                                 kFalse,         list({1, 0})};
+  CHECK(error_of("rms_norm_backward", backward) == "layernorm: a tensor has more than 64 axes",
+        "the statistics");
+  CHECK(held == before, "%d held", held - before);
+}
+
+}  // namespace
+
+int main() {
+  torch::shim = fake_shim();
+  test_the_operators_are_defined();
+  test_a_call_gives_back_all_but_its_results();
+  test_an_error_gives_back_every_argument();
+  test_more_axes_than_the_kernels_know_are_an_error();
+  test_what_pytorch_refuses_leaves_nothing_behind();
+  return finish();
+}
