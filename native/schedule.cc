@@ -8,6 +8,7 @@
 #include <new>
 
 #include "kernels/kernels.h"
+#include "subnormals.h"
 
 namespace layernorm {
 namespace {
@@ -119,6 +120,7 @@ void run(const Threads& threads, bool alone, int64_t tasks, const Task& task,
   threads.run(
       threads.pool, tasks,
       [](void* context, int64_t begin, int64_t end) {
+        const SubnormalsKept kept;
         const auto* to = static_cast<const Call<Task>*>(context);
         to->kernel(*to->task, begin, end);
       },
@@ -142,6 +144,7 @@ bool is_streamed(const Problem& problem, int64_t arrays) {
 }  // namespace
 
 Status forward(const Forward& job, const Threads& threads) {
+  const SubnormalsKept kept;
   const Problem& problem = job.problem;
   if (rows_of(problem.shape) == 0 || problem.shape.cols == 0) return Status::ok;
   const Kernels& kernels = chosen_kernels();
@@ -158,6 +161,7 @@ Status forward(const Forward& job, const Threads& threads) {
 }
 
 Status backward(const Backward& job, const Threads& threads) {
+  const SubnormalsKept kept;
   const Problem& problem = job.problem;
   const bool in_place =
       job.dx.data && (job.dx.data == job.dy.data || job.dx.data == problem.x.data);

@@ -6,7 +6,6 @@
 #include <memory>
 #include <new>
 
-#include "subnormals.h"
 #include "tensorflow_call.h"
 #include "thread_pool.h"
 
@@ -63,7 +62,6 @@ void* create_kernel(KernelConstruction* construction) {
 void delete_kernel(void* kernel) { delete static_cast<Definition*>(kernel); }
 
 void compute_norm(void* kernel, KernelContext* context) {
-  const SubnormalsKept subnormals_kept;
   Call call(kernel, context);
   const Definition& definition = call.definition();
   Held weight, bias;
@@ -109,7 +107,6 @@ void compute_norm(void* kernel, KernelContext* context) {
 }
 
 void compute_backward(void* kernel, KernelContext* context) {
-  const SubnormalsKept subnormals_kept;
   Call call(kernel, context);
   const Definition& definition = call.definition();
   const Held x = call.input(1);

@@ -20,7 +20,6 @@
 
 #include "pause.h"
 #include "ranges.h"
-#include "subnormals.h"
 
 namespace layernorm {
 namespace {
@@ -155,8 +154,6 @@ class Pool {
   }
 
   void serve(int index) {
-    // Not as the thread that started this one had them: a later caller may want them otherwise.
-    const SubnormalsKept kept;
     const Processors processors = allowed();
     uint64_t seen = 0;
     for (;;) {
@@ -244,7 +241,6 @@ Threads pool_threads(int most) {
   return {static_cast<int>(count), reinterpret_cast<void*>(count),
           [](void* count, int64_t tasks, Threads::Body body, void* context) {
             const auto threads = static_cast<int>(reinterpret_cast<intptr_t>(count));
-            const SubnormalsKept kept;
             if (Pool* own = the_pool()) return own->run(threads, tasks, body, context);
             body(context, 0, tasks);
           }};

@@ -1,6 +1,5 @@
 // Threads for a host that brings none (NumPy, TensorFlow). Started when first needed, asleep when
-// idle, gone and restarted after a fork. On them subnormal numbers are kept, and while they work on
-// the caller's thread too.
+// idle, gone and restarted after a fork.
 #pragma once
 
 #include "../layer_norm.h"

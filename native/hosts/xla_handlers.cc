@@ -5,7 +5,6 @@
 #include <cstdio>
 
 #include "huge_pages.h"
-#include "subnormals.h"
 #include "xla_frame.h"
 #include "xla_threads.h"
 
@@ -163,7 +162,6 @@ struct BackwardCall : Taken {
 template <class Call>
 Error* handle(Frame* frame) {
   if (answered_metadata(frame)) return nullptr;
-  const SubnormalsKept kept;  // XLA has its threads flush them to zero
   Reader reader(*frame);
   const bool centered = reader.flag("centered");
   Call call;

@@ -8,7 +8,6 @@
 
 #include "pause.h"
 #include "ranges.h"
-#include "subnormals.h"
 
 namespace layernorm::xla {
 namespace {
@@ -42,7 +41,6 @@ class Shared {
 void help(void* data) {
   const std::unique_ptr<std::shared_ptr<Shared>> shared(
       static_cast<std::shared_ptr<Shared>*>(data));
-  const SubnormalsKept kept;
   (*shared)->work();
 }
 

@@ -218,41 +218,16 @@ void test_a_fork_while_the_pool_works() {
 }
 #endif
 
-#if defined(__x86_64__)
-struct Halves {
-  std::atomic<int> lost{0};
-  static void body(void* context, int64_t begin, int64_t end) {
-    volatile float smallest_normal = 1.17549435e-38f;
-    for (int64_t task = begin; task < end; ++task) {
-      std::this_thread::sleep_for(std::chrono::microseconds(100));  // so that every thread has some
-      if (smallest_normal * 0.5f == 0.0f) ++static_cast<Halves*>(context)->lost;
-    }
-  }
-};
-
-// More threads than any test before has started, so that these are started by one that flushes.
-void test_subnormals_are_kept_whoever_started_the_threads() {
-  set_num_threads(12);
-  const unsigned before = __builtin_ia32_stmxcsr();
-  for (const unsigned flushing : {0x8040u, 0u}) {
-    __builtin_ia32_ldmxcsr(before | flushing);
-    Halves halves;
-    const Threads threads = pool_threads();
-    threads.run(threads.pool, 200, Halves::body, &halves);
-    CHECK(halves.lost == 0, "%d of 200 subnormal numbers were lost", halves.lost.load());
-    CHECK((__builtin_ia32_stmxcsr() & 0x8040) == flushing,
-          "the caller's flags are not as they were");
-  }
-  __builtin_ia32_ldmxcsr(before);
+Outputs run_on(const Threads& threads, const Case& given, const Inputs& inputs) {
+  Outputs outputs = make_outputs(given, inputs);
+  CHECK(run_forward(given, inputs, outputs, threads) == Status::ok, "forward");
+  CHECK(run_backward(given, inputs, outputs, threads) == Status::ok, "backward");
+  return outputs;
 }
-#endif
 
 Outputs run_on(int threads, const Case& given, const Inputs& inputs) {
   set_num_threads(threads);
-  Outputs outputs = make_outputs(given, inputs);
-  CHECK(run_forward(given, inputs, outputs, pool_threads()) == Status::ok, "forward");
-  CHECK(run_backward(given, inputs, outputs, pool_threads()) == Status::ok, "backward");
-  return outputs;
+  return run_on(pool_threads(), given, inputs);
 }
 
 bool same_bits(const Outputs& a, const Outputs& b) {
@@ -295,9 +270,46 @@ void test_the_kernels_give_the_same_bits_to_several_callers() {
   for (std::thread& caller : callers) caller.join();
 }
 
+#if defined(__x86_64__)
+constexpr unsigned kFlushing = 0x8040;  // results and operands
+
+// As XLA's threads are.
+void run_on_one_that_flushes(void*, int64_t tasks, Threads::Body body, void* context) {
+  std::thread([=] {
+    __builtin_ia32_ldmxcsr(__builtin_ia32_stmxcsr() | kFlushing);
+    body(context, 0, tasks);
+  }).join();
+}
+
+void test_subnormals_are_kept_whoever_calls_and_works() {
+  const unsigned before = __builtin_ia32_stmxcsr();
+  set_num_threads(12);
+  for (const Shape& shape : {Shape{3, 129, 1}, Shape{1501, 129, 1}, Shape{2, 33, 150}}) {
+    Case given = large_case(DataType::float32, shape);
+    given.x_values = Values::subnormals;
+    given.eps = 0;
+    const Inputs inputs = make_inputs(given);
+    const Outputs expected = run_on(Threads{1, nullptr, nullptr}, given, inputs);
+    for (const Threads& threads : {Threads{1, nullptr, nullptr}, pool_threads(),
+                                   Threads{2, nullptr, run_on_one_that_flushes}}) {
+      __builtin_ia32_ldmxcsr(before | kFlushing);
+      const Outputs outputs = run_on(threads, given, inputs);
+      const unsigned after = __builtin_ia32_stmxcsr();
+      __builtin_ia32_ldmxcsr(before);
+      CHECK(same_bits(outputs, expected), "other bits where subnormals are flushed: %s",
+            given.text().c_str());
+      CHECK((after & kFlushing) == kFlushing, "the caller's flags are not as they were");
+    }
+  }
+}
+#endif
+
 }  // namespace
 
 int main() {
+#if defined(__x86_64__)
+  test_subnormals_are_kept_whoever_calls_and_works();
+#endif
   test_every_task_is_done_once();
   test_every_task_is_done_once_after_a_pause();
   test_no_tasks();
@@ -308,9 +320,6 @@ int main() {
   test_a_fork_between_calls();
   test_without_memory_the_caller_works_alone();
   test_a_fork_while_the_pool_works();
-#endif
-#if defined(__x86_64__)
-  test_subnormals_are_kept_whoever_started_the_threads();
 #endif
   test_the_kernels_give_the_same_bits_on_any_number_of_threads();
   test_the_kernels_give_the_same_bits_to_several_callers();

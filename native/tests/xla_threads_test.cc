@@ -6,7 +6,6 @@
 #include <thread>
 #include <vector>
 
-#include "../hosts/subnormals.h"
 #include "check.h"
 
 namespace {
@@ -124,34 +123,11 @@ void test_without_a_pool_the_caller_works_alone() {
   CHECK(context.errors == 0, "%d errors were not given back", context.errors);
 }
 
-#if defined(__x86_64__)
-void test_subnormals_are_kept_and_the_flags_restored() {
-  const auto half = [](float value) {
-    volatile float halved = value;
-    halved = halved * 0.5f;
-    return halved != 0.0f;
-  };
-  constexpr float kSmallestNormal = 1.17549435e-38f;
-  const unsigned before = __builtin_ia32_stmxcsr();
-  __builtin_ia32_ldmxcsr(before | 0x8040);
-  CHECK(!half(kSmallestNormal), "this processor does not flush");
-  {
-    const SubnormalsKept kept;
-    CHECK(half(kSmallestNormal), "a subnormal number was lost");
-  }
-  CHECK(!half(kSmallestNormal), "the flags are not as they were");
-  __builtin_ia32_ldmxcsr(before);
-}
-#endif
-
 }  // namespace
 
 int main() {
   test_every_task_is_done_once_on_threads_that_work();
   test_tasks_that_begin_after_the_call_do_nothing();
   test_without_a_pool_the_caller_works_alone();
-#if defined(__x86_64__)
-  test_subnormals_are_kept_and_the_flags_restored();
-#endif
   return finish();
 }

@@ -1,4 +1,4 @@
-// Frameworks that set their threads to take subnormal numbers for zero.
+// TensorFlow and XLA have their threads take subnormal numbers for zero, and others may.
 #pragma once
 
 #include <cstdint>
@@ -9,8 +9,7 @@
 
 namespace layernorm {
 
-// For the length of a call, subnormal numbers are what they are on the thread that calls, and on
-// those that it starts.
+// As long as it lives, subnormal numbers are what they are on its thread.
 class SubnormalsKept {
  public:
   SubnormalsKept() : before_(mode()) {
