@@ -9,7 +9,7 @@ triton = pytest.importorskip("triton")
 
 from interpreter import INTERPRETED  # noqa: E402
 
-from layernorm.torch import gpu_backward, gpu_forward  # noqa: E402
+from layernorm.torch import gpu_backward, gpu_forward, gpu_wide  # noqa: E402
 from layernorm.torch.arguments import Definition  # noqa: E402
 
 COLS = (1, 2, 3, 5, 16, 17, 64, 257, 768, 769, 1024, 4096, 4097, 8192, 8193, 16384, 16385, 2**20)
@@ -43,7 +43,7 @@ class Launches:
 
     def __init__(self, monkeypatch) -> None:
         self.compiled, self.launched, self.warps = set(), [], []
-        for module in (gpu_forward, gpu_backward):
+        for module in (gpu_forward, gpu_backward, gpu_wide):
             monkeypatch.setattr(module, "launch", self)
 
     def __call__(self, kernel, programs, arguments, warps, **constants) -> None:
