@@ -222,6 +222,16 @@ def test_a_row_with_nan_or_infinity_is_nan_and_no_other_row_changes(
     check_a_row_that_is_not_finite_stays_alone(ours, case, bad)
 
 
+def test_a_sum_of_g_that_overflows_both_ways_is_made_again() -> None:
+    # infinity - infinity is NaN in the sum of g; eps leaves that of g * xhat small
+    signs = np.repeat([1.0, -1.0, 0.0], [4, 4, 8])
+    x = (1e-13 * signs).astype(np.float32)[None]
+    dy = (3e38 * signs).astype(np.float32)[None]
+    _, stats = ours.layer_norm_forward(x, eps=100.0)
+    dx, _, _ = ours.layer_norm_backward(dy, x, stats)
+    np.testing.assert_allclose(dx, dy / 10, rtol=1e-6)
+
+
 @pytest.mark.parametrize("place", [0, 63, 64, 299])
 def test_a_row_in_chunks_with_nan_is_nan_wherever_the_nan_stands(place, small_tiles) -> None:
     case = Case(cols=300, rows=2)

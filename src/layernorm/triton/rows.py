@@ -122,11 +122,13 @@ def is_ordinary_rstd(rstd):
 @triton.jit
 def are_ordinary_sums(first, second, dtype: tl.constexpr):
     """Tell which rows' sums of g and g * xhat have neither overflowed nor underflowed."""
-    largest = tl.maximum(tl.abs(first), tl.abs(second))
+    first = tl.abs(first)
+    second = tl.abs(second)
+    larger = tl.maximum(first, second)  # on a GPU not NaN where only one of them is
     if dtype == tl.float64:
-        return (largest > 2.0**-900) & (largest < 2.0**900)
+        return (larger > 2.0**-900) & (first < 2.0**900) & (second < 2.0**900)
     else:
-        return (largest > 2.0**-90) & (largest < 2.0**90)
+        return (larger > 2.0**-90) & (first < 2.0**90) & (second < 2.0**90)
 
 
 @triton.jit
