@@ -38,6 +38,17 @@ def test_a_tile_holds_its_rows(cols, itemsize, backward) -> None:
     assert chunks.most >= chunks.pieces
 
 
+def test_the_widest_rows_can_be_numbered_and_merged() -> None:
+    for itemsize in (2, 4, 8):
+        chunks = plan.chunks_of(plan.MOST_COLS, itemsize)
+        assert chunks.pieces * chunks.high * chunks.low < 2**31  # columns are int32
+        assert chunks.most <= 2**20  # the largest tile that Triton takes
+        for cols in (16385, 2**20, plan.MOST_COLS):
+            warps = plan.warps_for_partials(plan.chunks_of(cols, itemsize))
+            assert 1 <= warps <= 16
+            assert warps & (warps - 1) == 0
+
+
 class Launches:
     """Takes the place of `launch`: what would be compiled, and what would run."""
 

@@ -135,6 +135,12 @@ def test_other_types_and_shapes_are_errors_that_say_what_to_do() -> None:
         operators.rms_norm_backward(x.half(), x, x[:, :1], None, [-1], 1e-5, False, [True, False])
 
 
+def test_rows_wider_than_the_kernels_number_their_columns_are_an_error() -> None:
+    x = torch.ones(1, device=DEVICE).expand(1, 2**31)
+    with pytest.raises(RuntimeError, match=r"at most 268435456 on a GPU: normalize x\.cpu\(\)"):
+        operators.layer_norm(x, None, None, [-1], 1e-5)
+
+
 def test_without_triton_the_error_says_what_to_install(monkeypatch) -> None:
     monkeypatch.setattr(gpu.arguments, "has_triton", lambda: False)
     with pytest.raises(RuntimeError, match=r"layernorm\[triton\]"):

@@ -3,6 +3,7 @@
 Triton is imported with the first tensor that needs it. NVIDIA's and AMD's GPUs are both "cuda".
 """
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 from layernorm.torch import arguments, operators
 from layernorm.torch.arguments import Definition
 from layernorm.torch.signatures import backward_operators, forward_operators
+from layernorm.triton import plan
 
 
 def as_under_autocast(
@@ -82,7 +84,13 @@ def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None, definition: De
             "layernorm: x is on a GPU, whose kernels need Triton, which is not installed: "
             "pip install 'layernorm[triton]'"
         )
-    arguments.check_parameters(x, [x.shape[each] for each in definition.axis], weight, bias)
+    sizes = [x.shape[each] for each in definition.axis]
+    arguments.check_parameters(x, sizes, weight, bias)
+    if math.prod(sizes) > plan.MOST_COLS:
+        raise RuntimeError(
+            f"layernorm: rows of x have {math.prod(sizes)} elements, expected at most "
+            f"{plan.MOST_COLS} on a GPU: normalize x.cpu()"
+        )
     for name, given in (("weight", weight), ("bias", bias)):
         if given is not None and given.device != x.device:
             raise RuntimeError(

@@ -187,7 +187,7 @@ def _normalizer(
             *(rstd if each is None else each for each in statistics),
             *(normalizer, *rows.partials, len(rows.x)),
         ),
-        1,
+        plan.warps_for_partials(rows.chunks),
         COLS=rows.x.shape[1],
         EPS=eps,
         CENTERED=rows.definition.centered,

@@ -19,6 +19,9 @@ _MOST_BACKWARD_ELEMENTS = 8192
 _MOST_ELEMENTS_WITH_SUMS = 4096  # dweight and dbias take four registers an element more
 _CHUNK_ELEMENTS = 8192
 
+# Columns are numbered in 32 bits, and a program has what all chunks of its row left in registers.
+MOST_COLS = 2**28
+
 
 class Tile(NamedTuple):
     """What one program has in registers: (rows, high, low), column high * low + low."""
@@ -102,6 +105,11 @@ def chunks_of(cols: int, itemsize: int) -> Chunks:
     high, low = (block // wide, wide) if vector else (4, block // 4)
     pieces = -(-cols // block)
     return Chunks(pieces, power_of_two_from(pieces), high, low, 16, vector)
+
+
+def warps_for_partials(chunks: Chunks) -> int:
+    """Say how many warps add up what the chunks of a row left."""
+    return max(1, min(16, chunks.most // 512))
 
 
 def rows_together(cols: int, itemsize: int) -> int:
