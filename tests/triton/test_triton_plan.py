@@ -8,9 +8,7 @@ torch = pytest.importorskip("torch")
 triton = pytest.importorskip("triton")
 
 from interpreter import INTERPRETED  # noqa: E402
-
-from layernorm.torch import gpu_backward, gpu_forward, gpu_wide  # noqa: E402
-from layernorm.torch.arguments import Definition  # noqa: E402
+from machine_code import Launches, run  # noqa: E402
 
 COLS = (1, 2, 3, 5, 16, 17, 64, 257, 768, 769, 1024, 4096, 4097, 8192, 8193, 16384, 16385, 2**20)
 
@@ -47,34 +45,6 @@ def test_the_widest_rows_can_be_numbered_and_merged() -> None:
             warps = plan.warps_for_partials(plan.chunks_of(cols, itemsize))
             assert 1 <= warps <= 16
             assert warps & (warps - 1) == 0
-
-
-class Launches:
-    """Takes the place of `launch`: what would be compiled, and what would run."""
-
-    def __init__(self, monkeypatch) -> None:
-        self.compiled, self.launched, self.warps = set(), [], []
-        for module in (gpu_forward, gpu_backward, gpu_wide):
-            monkeypatch.setattr(module, "launch", self)
-
-    def __call__(self, kernel, programs, arguments, warps, **constants) -> None:
-        # the compiled kernel is called with both, by place
-        assert list(constants) == kernel.arg_names[len(arguments) :]
-        types = tuple(given.dtype for given in arguments if isinstance(given, torch.Tensor))
-        key = (kernel.__name__, types, warps, *constants.items())
-        self.compiled.add(key)
-        self.launched.append((kernel, arguments, constants))
-        self.warps.append(warps)
-
-
-def run(x, dy, *, axis=-1, centered=True) -> None:
-    definition = Definition((axis,), 1e-5, centered)
-    weight = x.new_ones(x.shape[axis])
-    bias = weight if centered else None
-    y, mean, rstd, residual = gpu_forward.forward(x, weight, bias, definition)
-    assert y.shape == x.shape
-    given = (dy, x, weight, weight.dtype, definition, [True] * 3, (mean, rstd, residual))
-    gpu_backward.Backward(*given).run()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -93,7 +93,8 @@ def strided_tile(cols: int, itemsize: int, *, backward: bool = False) -> Tile | 
         return None
     elements = rows * elements_of_a_row
     per_thread = 16 if backward or elements <= 4096 else 32
-    warps = max(4, elements // (WARP * per_thread))
+    least = 8 if backward and elements >= 2048 else 4  # with 4, the sums of 64 channels spill
+    warps = max(least, elements // (WARP * per_thread))
     return Tile(rows, 4, block // 4, rows, warps, False, has_sums=rows == WARP)
 
 
@@ -136,7 +137,8 @@ def columns_tile(cols: int, itemsize: int, *, strided: bool) -> Columns:
         return Columns(WARP, 4, 4, 4, False)
     vector = is_vector(cols, itemsize)
     wide = VECTOR_BYTES // itemsize
-    return Columns(16, *((WARP * 4 // wide, wide) if vector else (4, WARP)), 4, vector)
+    warps = 8 if itemsize == 8 else 4  # pairs of float64 take twice the registers
+    return Columns(16, *((WARP * 4 // wide, wide) if vector else (4, WARP)), warps, vector)
 
 
 def programs_for_sums(tiles: int, multiprocessors: int, tile: Tile) -> int:
