@@ -75,7 +75,8 @@ def rows_tile(cols: int, itemsize: int, *, backward: bool = False) -> Tile | Non
     rows = max(1, _FEW_ELEMENTS // elements_of_a_row)
     elements = rows * elements_of_a_row
     per_thread = 16 if backward or elements <= 4096 else 32
-    warps = max(4, elements // (WARP * per_thread))
+    least = 8 if backward and block == 16 else 4  # with 4, no register is left
+    warps = max(least, elements // (WARP * per_thread))
     wide = VECTOR_BYTES // itemsize
     high, low = (block // wide, wide) if vector else (4, block // 4)
     lanes_of_a_row = min(high if vector else block, WARP * warps)
