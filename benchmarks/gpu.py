@@ -34,6 +34,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ COLS += (1280, 7168)
 ROWS = (8192, 1024, 1, 64, 32768, 8, 256, 131072)
 MOST_ELEMENTS = 2**28
 PATIENCE = 120  # seconds that a cell may take
+ENDED = "its process ended"
 SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -257,25 +259,35 @@ def measure(
         process = SPAWN.Process(target=work, args=arguments)
         process.start()
         theirs.close()
-        barren += 1
-        reason = "its process ended"
-        while left:
-            patience = min(PATIENCE, deadline - time.monotonic())
-            if patience <= 0 or not answers.poll(patience):
-                reason = f"no answer in {max(0, patience):.0f} seconds"
-                break
-            try:
-                cell, found = answers.recv()
-            except EOFError:
-                break
-            barren = 0
-            left.remove(cell)
-            _keep(report, cell, found)
-        process.kill()
+        count = len(left)
+        try:
+            reason = _receive(answers, left, report, deadline)
+            if reason == ENDED:
+                process.join(timeout=10)
+        finally:
+            process.kill()
         process.join()
-        if left and time.monotonic() < deadline:
-            _keep(report, left.pop(0), {"cannot": reason})
+        barren = barren + 1 if len(left) == count else 0
+        if left and process.exitcode != 0 and time.monotonic() < deadline:
+            _keep(report, left.pop(0), {"cannot": f"{reason}, exit code {process.exitcode}"})
     return [cell.name for cell in left]
+
+
+def _receive(answers: Connection, left: list[Cell], report: Report, deadline: float) -> str:
+    """Take a process's answers, and their cells from the list; say why there are no more."""
+    while left:
+        patience = max(0.0, min(PATIENCE, deadline - time.monotonic()))
+        if not answers.poll(patience):
+            return f"no answer in {patience:.0f} seconds"
+        try:
+            cell, found = answers.recv()
+        except EOFError:
+            break
+        if cell is None:
+            raise RuntimeError(found)
+        left.remove(cell)
+        _keep(report, cell, found)
+    return ENDED
 
 
 def _keep(report: Report, cell: Cell, found: dict[str, Any]) -> None:
@@ -315,7 +327,8 @@ def plot(cells: list[dict[str, Any]], path: Path) -> str:
         axes[row][col].set_title(f"{kind} {dtype}, {ROWS[0]} rows")
         axes[row][col].set_xlabel("columns")
         axes[row][col].set_ylabel("speed, copy = 1")
-        axes[row][col].legend()
+        if axes[row][col].lines:
+            axes[row][col].legend()
     figure.tight_layout()
     figure.savefig(path)
     return path.name

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import statistics
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
@@ -44,16 +45,22 @@ class Problem(NamedTuple):
 
 
 def work(answers: Connection, cells: list[Cell], dry_run: bool, rounds: int) -> None:
-    """Send (cell, what was found) for each cell. Ends early after a CUDA error."""
-    with providers(dry_run=dry_run) as norms:
-        for cell in cells:
-            try:
-                found = _measure(cell, norms, dry_run, rounds)
-            except Exception as problem:
-                found = {"cannot": _words(problem)}
-            answers.send((cell, found))
-            if not dry_run and "CUDA error" in str(found):
-                return
+    """Send (cell, what was found) for each cell; (None, why) where none can be measured.
+
+    Ends early after a CUDA error.
+    """
+    try:
+        with providers(dry_run=dry_run) as norms:
+            for cell in cells:
+                try:
+                    found = _measure(cell, norms, dry_run, rounds)
+                except Exception as problem:
+                    found = {"cannot": _words(problem)}
+                answers.send((cell, found))
+                if "CUDA error" in str(found):
+                    return
+    except Exception:
+        answers.send((None, traceback.format_exc()))
 
 
 def warm_up(cell: Cell) -> None:
