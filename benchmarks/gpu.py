@@ -19,6 +19,7 @@ Where there is no git, LAYERNORM_COMMIT says what was measured.
 import argparse
 import concurrent.futures
 import datetime
+import functools
 import importlib.machinery
 import importlib.metadata
 import importlib.util
@@ -33,12 +34,14 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from gpu_cells import DTYPES, Cell, machine, warm_up, work
+from gpu_cells import machine, warm_up, work
+from gpu_plot import plot
+from gpu_problems import DTYPES, Cell
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -101,7 +104,8 @@ def main() -> None:
             report.part("tests", tests, min(60 * options.tests, deadline - time.monotonic()))
     report.part("left out", measure, cells, report, deadline, options)
     if not options.dry_run:
-        report.part("plot", plot, report.found["cells"], report.path.with_suffix(".png"))
+        draw = functools.partial(plot, rows=ROWS[0])
+        report.part("plot", draw, report.found["cells"], report.path.with_suffix(".png"))
     print(report.path)
 
 
@@ -310,41 +314,6 @@ def _short(found: Any) -> str:
     times = "".join(f" {key} {found[key]:.1f} us" for key in ("device", "eager") if key in found)
     part = f" {found['of_copy']:.2f} of copy" if "of_copy" in found else ""
     return f"{found.get('error', 0):.2g} ulp{mark}{times}{part}"
-
-
-def plot(cells: list[dict[str, Any]], path: Path) -> str:
-    """Draw what part of a copy's speed each provider has, by width, at the largest sizes."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    works = ("forward", "backward")
-    figure, axes = plt.subplots(len(works), len(DTYPES), figsize=(14, 8), sharey=True)
-    for (row, kind), (col, dtype) in itertools.product(enumerate(works), enumerate(DTYPES)):
-        for name, points in _lines(cells, kind, dtype).items():
-            axes[row][col].semilogx(*zip(*sorted(points), strict=True), label=name, marker=".")
-        axes[row][col].set_title(f"{kind} {dtype}, {ROWS[0]} rows")
-        axes[row][col].set_xlabel("columns")
-        axes[row][col].set_ylabel("speed, copy = 1")
-        if axes[row][col].lines:
-            axes[row][col].legend()
-    figure.tight_layout()
-    figure.savefig(path)
-    return path.name
-
-
-def _lines(
-    cells: Iterable[dict[str, Any]], kind: str, dtype: str
-) -> dict[str, list[tuple[int, float]]]:
-    lines: dict[str, list[tuple[int, float]]] = {}
-    for cell in cells:
-        if (cell["work"], cell["dtype"], cell["rows"]) != (kind, dtype, ROWS[0]):
-            continue
-        for name, each in cell["providers"].items():
-            if isinstance(each, dict) and "of_copy" in each and name != "copy":
-                lines.setdefault(name, []).append((cell["cols"], each["of_copy"]))
-    return lines
 
 
 def _commit() -> str:
