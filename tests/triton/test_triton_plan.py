@@ -63,6 +63,28 @@ def test_fifty_batch_sizes_compile_each_kernel_once(
     assert len(launches.compiled) == kernels, sorted(key[0] for key in launches.compiled)
 
 
+# The interpreter reads from any address: a GPU does not.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("cols", [64, 6000, 20000])
+def test_rows_read_in_pieces_of_16_bytes_start_at_a_multiple_of_them(
+    monkeypatch, dtype, cols
+) -> None:
+    launches = Launches(monkeypatch)
+    memory = torch.empty(5, cols + 3, dtype=dtype)
+    shifted = memory.flatten()[1 : 1 + 4 * cols].view(4, cols)
+    for given in (shifted, memory[:, 1 : 1 + cols], memory[:, :cols]):
+        run(given, torch.empty_like(given))
+        run(torch.empty(given.shape, dtype=dtype), given)
+    pieces = [launch for launch in launches.launched if launch[2].get("VECTOR")]
+    assert pieces
+    for kernel, arguments, _ in pieces:
+        for name, given in zip(kernel.arg_names, arguments, strict=False):
+            if name in ("x_ptr", "dy_ptr", "y_ptr", "dx_ptr", "weight_ptr", "bias_ptr"):
+                assert given.data_ptr() % 16 == 0, (kernel.__name__, name)
+            if name.endswith("outer_stride"):
+                assert given * dtype.itemsize % 16 == 0, (kernel.__name__, name)
+
+
 @pytest.mark.skipif(INTERPRETED, reason="compiles, which the interpreter does not")
 def test_no_number_and_no_address_decides_what_triton_compiles(monkeypatch) -> None:
     from triton.backends.compiler import GPUTarget
