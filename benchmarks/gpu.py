@@ -1,310 +1,345 @@
-"""The GPU benchmark: check every provider against float64, then time it beside a copy.
+"""The GPU benchmark: build, test, check every provider against float64, time it beside a copy.
 
-    python benchmarks/gpu.py [--only words] [--rounds 5] [--results FOLDER]
-    TRITON_INTERPRET=1 python benchmarks/gpu.py --dry-run
+    python benchmarks/gpu.py [--minutes 8] [--tests 2] [--only words] [--results FOLDER]
+    python benchmarks/gpu.py --dry-run
+
+One call does all of it, and what goes wrong in one part is written down and the next one begun. The
+report is written after each part, and after each cell. What runs on the GPU has a process of its
+own, started again after a crash; what does not answer in two minutes is ended. When the minutes are
+over, the rest is left out, the most wanted cells having come first.
 
 Providers: ours, PyTorch's own (ATen), torch.compile, and Liger and quack where they are installed.
 Two timings: `device`, a CUDA graph of calls on inputs rotated through three times the second-level
 cache; `eager`, wall time a call. Medians over rounds in which the providers take turns. Useful
 bytes: 2 rows cols itemsize forward, 3 backward. A provider whose result is wrong is timed and
-marked. --dry-run does the checks on small problems on the CPU and times nothing.
+marked. --dry-run does the checks on small problems in Triton's interpreter and times nothing.
+Where there is no git, LAYERNORM_COMMIT says what was measured.
 """
 
 import argparse
-import contextlib
+import concurrent.futures
 import datetime
+import functools
+import importlib.machinery
 import importlib.metadata
+import importlib.util
 import itertools
 import json
-import statistics
+import multiprocessing
+import os
+import re
+import shutil
+import signal
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from gpu_cells import machine, warm_up, work
+from gpu_plot import plot
+from gpu_problems import DTYPES, Cell
 
 HERE = Path(__file__).parent
-COLS = (256, 512, 768, 769, 1023, 1024, 1280, 2048, 4096, 5120, 7168, 8192, 12288, 16384)
-COLS += (32768, 65536)
-ROWS = (1, 8, 64, 256, 1024, 8192, 32768, 131072)
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-MOST_ELEMENTS = 2**29
-# Largest error that counts as right, in units in the last place of the type at the result's size.
-RIGHT = {"float32": 32, "bfloat16": 2, "float16": 2}
+ROOT = HERE.parent
+BUILT = ROOT / "build" / "gpu"  # what this script compiles where nobody has
+
+COLS = (1024, 4096, 8192, 2048, 16384, 256, 512, 65536, 768, 32768, 769, 5120, 12288, 1023)
+COLS += (1280, 7168)
+ROWS = (8192, 1024, 1, 64, 32768, 8, 256, 131072)
+MOST_ELEMENTS = 2**28
+PATIENCE = 120  # seconds that a cell may take
+ENDED = "its process ended"
+SPAWN = multiprocessing.get_context("spawn")
 
 
-class Problem(NamedTuple):
-    x: Tensor
-    weight: Tensor
-    bias: Tensor
-    dy: Tensor
+class Report:
+    """What was found so far, on the disk at all times."""
 
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self.found: dict[str, Any] = {"seconds": {}, "failed": {}, "checks": [], "cells": []}
 
-class Cell(NamedTuple):
-    work: str  # forward, backward, both
-    dtype: str
-    rows: int
-    cols: int
+    def write(self) -> None:
+        beside = self.path.with_suffix(".tmp")
+        beside.write_text(json.dumps(self.found, indent=1, default=str) + "\n")
+        beside.replace(self.path)
 
-    @property
-    def name(self) -> str:
-        return f"{self.work} {self.dtype} {self.rows}x{self.cols}"
-
-    @property
-    def useful_bytes(self) -> int:
-        passes = {"forward": 2, "backward": 3, "both": 5}[self.work]
-        return passes * self.rows * self.cols * DTYPES[self.dtype].itemsize
-
-
-Norm = Callable[[Tensor, Tensor, Tensor], Tensor]
+    def part(self, name: str, function: Callable[..., Any], *arguments: Any) -> None:
+        """Do one part; its result, or how it failed, is the report's."""
+        begin = time.monotonic()
+        print(f"== {name}", flush=True)
+        try:
+            result = function(*arguments)
+            if result is not None:
+                self.found[name] = result
+        except Exception as problem:
+            self.found["failed"][name] = traceback.format_exc()[-4000:]
+            print(f"failed: {type(problem).__name__}: {str(problem)[:500]}", flush=True)
+        self.found["seconds"][name] = round(time.monotonic() - begin, 1)
+        self.write()
 
 
 def main() -> None:
     options = _options()
-    device = "cpu" if options.dry_run else "cuda"
-    if not options.dry_run and not torch.cuda.is_available():
-        raise SystemExit(
-            "no GPU here: add --dry-run to check on the CPU, or run where there is one"
-        )
-    with providers(dry_run=options.dry_run) as norms:
-        cells = [cell for cell in plan(dry_run=options.dry_run) if options.only in cell.name]
-        results = [measure(cell, norms, device, options) for cell in cells]
-    report = {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "device": "none: dry run" if options.dry_run else torch.cuda.get_device_name(),
-        "commit": _commit(),
-        "versions": _versions(),
-        "cells": results,
-    }
-    options.results.mkdir(parents=True, exist_ok=True)
-    name = "gpu-dry-run" if options.dry_run else f"gpu-{report['date'][:10]}"
-    path = options.results / f"{name}.json"
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    print(path)
+    if options.dry_run:
+        os.environ["TRITON_INTERPRET"] = "1"
+    deadline = time.monotonic() + 60 * options.minutes
+    now = datetime.datetime.now(datetime.UTC)
+    name = "gpu-dry-run" if options.dry_run else f"gpu-{now:%Y-%m-%d}"
+    report = Report(options.results / f"{name}.json")
+    report.found |= {"date": now.isoformat(timespec="seconds"), "options": vars(options)}
+    report.found["commit"] = os.environ.get("LAYERNORM_COMMIT") or _commit()
+    cells = [cell for cell in plan(dry_run=options.dry_run) if options.only in cell.name]
+    report.part("versions", _versions)
+    report.part("build", build)
     if not options.dry_run:
-        print(plot(results, path.with_suffix(".png")))
+        report.part("machine", _alone, machine)
+        report.part("compiled", compile_ahead, cells, deadline)
+        if options.tests > 0:
+            report.part("tests", tests, min(60 * options.tests, deadline - time.monotonic()))
+    report.part("left out", measure, cells, report, deadline, options)
+    if not options.dry_run:
+        draw = functools.partial(plot, rows=ROWS[0])
+        report.part("plot", draw, report.found["cells"], report.path.with_suffix(".png"))
+    print(report.path)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dry-run", action="store_true", help="check, on the CPU; time nothing")
+    parser.add_argument("--minutes", type=float, default=8.0, help="for all parts together")
+    parser.add_argument("--tests", type=float, default=2.0, help="of these, for the tests")
     parser.add_argument("--only", default="", help="cells whose name has these words")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each provider")
     parser.add_argument("--results", type=Path, default=HERE / "results", metavar="FOLDER")
     return parser.parse_args()
 
 
-def plan(*, dry_run: bool) -> Iterator[Cell]:
-    cols, rows = ((64, 769), (1, 5)) if dry_run else (COLS, ROWS)
-    for work, dtype, r, c in itertools.product(("forward", "backward", "both"), DTYPES, rows, cols):
-        if r * c <= MOST_ELEMENTS:
-            yield Cell(work, dtype, r, c)
+def plan(*, dry_run: bool) -> list[Cell]:
+    """List the cells, the most wanted ones first."""
+    works = ("forward", "backward", "both")
+    if dry_run:
+        cells = itertools.product(("check", *works), DTYPES, (1, 5), (64, 769))
+        return [Cell(*cell) for cell in cells if cell[0] != "check" or cell[2] == 5]
+    # a check for each way through the plan
+    checks = [
+        Cell("check", dtype, 37, cols)
+        for cols, dtype in itertools.product((1024, 769, 64, 6000, 20000, 16384), DTYPES)
+    ]
+    cells = [
+        Cell(work, dtype, rows, cols, _is_compiled(work, dtype, rows, cols))
+        for dtype, rows, cols, work in itertools.product(DTYPES, ROWS, COLS, works)
+        if rows * cols <= MOST_ELEMENTS
+    ]
+
+    def wanted(cell: Cell) -> tuple[bool, int]:
+        small = cell.rows <= 8192 and cell.cols <= 4096
+        later = {"float32": 0, "bfloat16": 1, "float16": 8}[cell.dtype]
+        return (
+            cell.work == "both" and not small,
+            later + ROWS.index(cell.rows) + COLS.index(cell.cols),
+        )
+
+    return checks + sorted(cells, key=wanted)
 
 
-@contextlib.contextmanager
-def providers(*, dry_run: bool) -> Iterator[dict[str, Norm]]:
-    import layernorm.torch as ours
-    from layernorm.torch import gpu
-
-    def aten(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return F.layer_norm(x, weight.shape, weight, bias)
-
-    def our_own(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return ours.layer_norm(x, weight.shape, weight, bias, axis=-1)
-
-    norms = {"layernorm": our_own, "aten": aten}
-    if dry_run:  # our GPU kernels, interpreted, in place of those for the CPU
-        library = gpu.implement("layernorm", "cpu")
-        yield norms
-        library._destroy()
-        return
-    norms["torch.compile"] = torch.compile(aten, dynamic=False)
-    with contextlib.suppress(ImportError):
-        from liger_kernel.ops.layer_norm import LigerLayerNormFunction
-
-        norms["liger"] = lambda x, weight, bias: LigerLayerNormFunction.apply(x, weight, bias, 1e-5)
-    with contextlib.suppress(ImportError):
-        from quack.rmsnorm import layernorm_fwd  # no backward; asks for a float32 weight
-
-        norms["quack"] = lambda x, weight, bias: layernorm_fwd(x, weight.float(), eps=1e-5) + bias
-    yield norms
+def _is_compiled(work: str, dtype: str, rows: int, cols: int) -> bool:
+    return work != "both" and dtype != "float16" and rows == ROWS[0] and cols in COLS[:3]
 
 
-def make(cell: Cell, device: str, seed: int) -> Problem:
-    generator = torch.Generator(device=device).manual_seed(seed)
-    options: dict[str, Any] = {"generator": generator, "device": device}
-    dtype = DTYPES[cell.dtype]
-    x, dy = (torch.randn(cell.rows, cell.cols, **options).to(dtype) for _ in range(2))
-    weight, bias = (torch.randn(cell.cols, **options).to(dtype) for _ in range(2))
-    return Problem(*(each.requires_grad_() for each in (x, weight, bias)), dy)
+def build() -> str:
+    """Find the package with its compiled module, or compile that: here for one instruction set."""
+    spec = importlib.util.find_spec("layernorm")
+    if spec is not None and any(map(_is_whole, spec.submodule_search_locations or ())):
+        return f"found {spec.origin}"
+    if _is_whole(ROOT / "src" / "layernorm"):
+        _use(ROOT / "src")
+        return "found in src"
+    shutil.copytree(ROOT / "src", BUILT / "src", dirs_exist_ok=True)
+    if not _is_whole(BUILT / "src" / "layernorm"):
+        ninja = ["-G", "Ninja"] if shutil.which("ninja") else []
+        options = [f"-DPython_EXECUTABLE={sys.executable}", "-DLAYERNORM_BASELINE_ONLY=ON"]
+        _run("cmake", "-S", ROOT, "-B", BUILT, *ninja, *options)
+        _run("cmake", "--build", BUILT, "--parallel", os.cpu_count() or 2)
+        for module in BUILT.glob("_native*.so"):
+            shutil.copy(module, BUILT / "src" / "layernorm")
+    _use(BUILT / "src")
+    _run(sys.executable, "-c", "import layernorm.torch")
+    return f"built in {BUILT}"
 
 
-def call(cell: Cell, norm: Norm, given: Problem, y: Tensor | None = None) -> Any:
-    """Do the work; a backward works on the y of a forward before."""
-    inputs = given[:3]
-    if cell.work == "forward":
-        with torch.no_grad():
-            return norm(*inputs)
-    y = norm(*inputs) if y is None else y
-    return torch.autograd.grad(y, inputs, given.dy, retain_graph=cell.work == "backward")
+def _is_whole(package: str | Path) -> bool:
+    suffix = importlib.machinery.EXTENSION_SUFFIXES[0]
+    return (Path(package) / f"_native{suffix}").exists()
 
 
-def error(cell: Cell, norm: Norm, given: Problem) -> float:
-    """Return the largest distance from float64, in units in the last place of the largest value."""
-    wide = Problem(*(each.detach().double().requires_grad_() for each in given))
+def _use(folder: Path) -> None:
+    """Let this process and those it starts import from the folder."""
+    sys.path.insert(0, str(folder))
+    others = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = f"{folder}{os.pathsep}{others}" if others else str(folder)
 
-    def exact(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        d = x - x.mean(-1, keepdim=True)
-        return d * (d.square().mean(-1, keepdim=True) + 1e-5).rsqrt() * weight + bias
 
-    got, right = (call(cell, f, g) for f, g in ((norm, given), (exact, wide)))
-    pairs = [(got, right)] if cell.work == "forward" else zip(got, right, strict=True)
-    epsilon = torch.finfo(DTYPES[cell.dtype]).eps
-    worst = 0.0
-    for mine, theirs in pairs:
-        scale = epsilon * max(float(theirs.detach().abs().max()), 1e-30)
-        worst = max(worst, float((mine.detach().double() - theirs).abs().max()) / scale)
-    return worst
+def _run(*command: object) -> None:
+    words = [str(each) for each in command]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(words)}: {(done.stdout + done.stderr)[-3000:]}")
+
+
+def _alone(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call the function in a process of its own: this one leaves the GPU alone."""
+    pool = concurrent.futures.ProcessPoolExecutor(1, mp_context=SPAWN)
+    try:
+        return pool.submit(function, *arguments).result(timeout=PATIENCE)
+    finally:
+        _end(pool)
+
+
+def compile_ahead(cells: list[Cell], deadline: float) -> str:
+    """Let every processor compile kernels, so that the one process that times finds them made."""
+    wanted = dict.fromkeys(Cell("both", cell.dtype, 2, cell.cols) for cell in cells)
+    processes = max(1, min(12, (os.cpu_count() or 2) - 2))
+    pool = concurrent.futures.ProcessPoolExecutor(processes, mp_context=SPAWN)
+    try:
+        made = [pool.submit(warm_up, cell) for cell in wanted]
+        limit = min(120.0, (deadline - time.monotonic()) / 3)
+        done, late = concurrent.futures.wait(made, timeout=limit)
+        problems = [str(each.exception()) for each in done if each.exception() is not None]
+    finally:
+        _end(pool)
+    return f"{len(done) - len(problems)} widths, {len(late)} not in time, failed: {problems[:3]}"
+
+
+def _end(pool: concurrent.futures.ProcessPoolExecutor) -> None:
+    processes = list((pool._processes or {}).values())
+    pool.shutdown(wait=False, cancel_futures=True)
+    for process in processes:
+        process.kill()
+
+
+def tests(seconds: float) -> dict[str, Any]:
+    """Run the tests that need a GPU, as many as the time lets."""
+    jobs = ["-n", str(max(1, (os.cpu_count() or 2) - 2))] if _is_there("pytest-xdist") else []
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-v", "--tb=short", "--maxfail=30"]
+    command += ["-p", "no:cacheprovider", "-o", "filterwarnings=", *jobs]
+    # what the interpreter cannot show comes first
+    names = ("gpu", "same_bits", "torch", "contract")
+    command += [f"tests/triton/test_triton_{name}.py" for name in names]
+    process = subprocess.Popen(
+        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    try:
+        output, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)  # it then says what failed so far
+        try:
+            output, _ = process.communicate(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            output, _ = process.communicate()
+    counts = {word: len(re.findall(rf"\b{word}\b.*::|::.*\b{word}\b", output)) for word in _WORDS}
+    print(counts, flush=True)
+    return {**counts, "output": output[-20000:]}
+
+
+_WORDS = ("PASSED", "FAILED", "ERROR", "SKIPPED")
 
 
 def measure(
-    cell: Cell, norms: dict[str, Norm], device: str, options: argparse.Namespace
-) -> dict[str, Any]:
-    given = make(cell, device, seed=0)
-    found: dict[str, dict[str, Any]] = {name: {} for name in norms}
-    for name, norm in norms.items():
+    cells: list[Cell], report: Report, deadline: float, options: argparse.Namespace
+) -> list[str]:
+    """Have a process measure the cells, and another one what that leaves; say what is left."""
+    left = list(cells)
+    barren = 0  # processes that ended without a single answer
+    while left and time.monotonic() < deadline and barren < 3:
+        answers, theirs = SPAWN.Pipe(duplex=False)
+        arguments = (theirs, left, options.dry_run, options.rounds)
+        process = SPAWN.Process(target=work, args=arguments)
+        process.start()
+        theirs.close()
+        count = len(left)
         try:
-            found[name]["error"] = error(cell, norm, given)
-        except Exception as problem:  # a peer that cannot do it is a result too
-            found[name]["cannot"] = f"{type(problem).__name__}: {problem}"[:200]
-        else:
-            found[name]["wrong"] = not found[name]["error"] <= RIGHT[cell.dtype]
-    if not options.dry_run:
-        _time(cell, norms, found, options.rounds)
-    print(cell.name, {name: _short(each) for name, each in found.items()}, flush=True)
-    return {**cell._asdict(), "providers": found}
+            reason = _receive(answers, left, report, deadline)
+            if reason == ENDED:
+                process.join(timeout=10)
+        finally:
+            process.kill()
+        process.join()
+        barren = barren + 1 if len(left) == count else 0
+        if left and process.exitcode != 0 and time.monotonic() < deadline:
+            _keep(report, left.pop(0), {"cannot": f"{reason}, exit code {process.exitcode}"})
+    return [cell.name for cell in left]
 
 
-def _short(found: dict[str, Any]) -> str:
+def _receive(answers: Connection, left: list[Cell], report: Report, deadline: float) -> str:
+    """Take a process's answers, and their cells from the list; say why there are no more."""
+    while left:
+        patience = max(0.0, min(PATIENCE, deadline - time.monotonic()))
+        if not answers.poll(patience):
+            return f"no answer in {patience:.0f} seconds"
+        try:
+            cell, found = answers.recv()
+        except EOFError:
+            break
+        if cell is None:
+            raise RuntimeError(found)
+        left.remove(cell)
+        _keep(report, cell, found)
+    return ENDED
+
+
+def _keep(report: Report, cell: Cell, found: dict[str, Any]) -> None:
+    if cell.work == "check":
+        report.found["checks"].append({**cell._asdict(), "found": found})
+        print(cell.name, found, flush=True)
+    else:
+        report.found["cells"].append({**cell._asdict(), "providers": found})
+        words = {name: _short(each) for name, each in found.items()}
+        print(cell.name, words, flush=True)
+    report.write()
+
+
+def _short(found: Any) -> str:
+    if not isinstance(found, dict):
+        return str(found)[:300]
     if "cannot" in found:
-        return found["cannot"][:60]
+        return found["cannot"][:100]
     mark = " wrong" if found.get("wrong") else ""
     times = "".join(f" {key} {found[key]:.1f} us" for key in ("device", "eager") if key in found)
-    return f"{found.get('error', 0):.2g} ulp{mark}{times}"
-
-
-def _time(
-    cell: Cell, norms: dict[str, Norm], found: dict[str, dict[str, Any]], rounds: int
-) -> None:
-    """Let the providers take turns; leave medians and spreads, in microseconds."""
-    size = cell.useful_bytes
-    cache = torch.cuda.get_device_properties(0).L2_cache_size
-    sets = [make(cell, "cuda", seed) for seed in range(max(1, min(64, -(-3 * cache // size))))]
-    repeats = max(5, min(200, 2**30 // size))
-    samples: dict[str, dict[str, list[float]]] = {}
-    runs = {}
-    for name, norm in norms.items():
-        if "cannot" in found[name]:
-            continue
-        ys = [norm(*each[:3]) if cell.work == "backward" else None for each in sets]
-        runs[name] = [
-            lambda norm=norm, given=given, y=y: call(cell, norm, given, y)
-            for given, y in zip(sets, ys, strict=True)
-        ]
-    source = [torch.empty(size // 2, dtype=torch.uint8, device="cuda") for _ in range(2)]
-    runs["copy"] = [lambda: source[0].copy_(source[1])]
-    found["copy"] = {}
-    for _ in range(rounds):
-        for name, calls in runs.items():
-            taken = samples.setdefault(name, {"device": [], "eager": []})
-            with contextlib.suppress(RuntimeError):  # not every provider can be captured
-                taken["device"].append(_graph_time(calls, repeats))
-            taken["eager"].append(_wall_time(calls, repeats))
-    for name, kinds in samples.items():
-        for kind, values in kinds.items():
-            if values:
-                found[name][kind] = statistics.median(values)
-                found[name][f"{kind}_spread"] = max(values) - min(values)
-    for each in found.values():
-        if "device" in each:
-            each["of_copy"] = found["copy"]["device"] / each["device"]
-
-
-def _graph_time(calls: list[Callable[[], Any]], repeats: int) -> float:
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for each in calls:
-            each()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    count = -(-repeats // len(calls)) * len(calls)
-    with torch.cuda.graph(graph):
-        for at in range(count):
-            calls[at % len(calls)]()
-    graph.replay()
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    begin.record()
-    graph.replay()
-    end.record()
-    end.synchronize()
-    return begin.elapsed_time(end) * 1000 / count
-
-
-def _wall_time(calls: list[Callable[[], Any]], repeats: int) -> float:
-    for each in calls:
-        each()
-    torch.cuda.synchronize()
-    begin = time.perf_counter()
-    for at in range(repeats):
-        calls[at % len(calls)]()
-    torch.cuda.synchronize()
-    return (time.perf_counter() - begin) / repeats * 1e6
-
-
-def plot(results: list[dict[str, Any]], path: Path) -> Path:
-    """Draw what part of a copy's speed each provider has, by width, at the largest sizes."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    works = ("forward", "backward")
-    figure, axes = plt.subplots(len(works), len(DTYPES), figsize=(14, 8), sharey=True)
-    for (row, work), (col, dtype) in itertools.product(enumerate(works), enumerate(DTYPES)):
-        lines: dict[str, list[tuple[int, float]]] = {}
-        for cell in results:
-            fits = (cell["work"], cell["dtype"]) == (work, dtype) and cell["rows"] == 8192
-            for name, each in cell["providers"].items() if fits else ():
-                if "of_copy" in each and name != "copy":
-                    lines.setdefault(name, []).append((cell["cols"], each["of_copy"]))
-        for name, points in lines.items():
-            axes[row][col].semilogx(*zip(*sorted(points), strict=True), label=name, marker=".")
-        axes[row][col].set_title(f"{work} {dtype}, 8192 rows")
-        axes[row][col].set_xlabel("columns")
-        axes[row][col].set_ylabel("speed, copy = 1")
-    axes[0][0].legend()
-    figure.tight_layout()
-    figure.savefig(path)
-    return path
+    part = f" {found['of_copy']:.2f} of copy" if "of_copy" in found else ""
+    return f"{found.get('error', 0):.2g} ulp{mark}{times}{part}"
 
 
 def _commit() -> str:
     command = ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return "unknown"
     return done.stdout.strip() or "unknown"
 
 
 def _versions() -> dict[str, str]:
-    found = {}
-    for name in ("layernorm", "torch", "triton", "liger-kernel", "quack-kernels"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+    names = ("layernorm", "torch", "triton", "numpy", "liger-kernel", "quack-kernels")
+    found = {name: _version(name) for name in names}
+    return {"python": sys.version.split()[0], **found}
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "missing"
+
+
+def _is_there(name: str) -> bool:
+    return _version(name) != "missing"
 
 
 if __name__ == "__main__":

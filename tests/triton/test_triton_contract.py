@@ -208,6 +208,18 @@ def test_a_constant_row_with_eps_0_has_rstd_0_and_dx_0(dtype, small_tiles) -> No
         assert (backward(ours, case, dy, x, stats, weight)[0] == 0).all()
 
 
+# 19, 100, 257: behind the last column of each is some padding, where x - mean overflows times rstd.
+@pytest.mark.parametrize("cols", [19, 100, 257])
+def test_a_constant_row_of_large_numbers_has_a_finite_dx(cols, small_tiles) -> None:
+    x = np.full((2, cols), 3e38, np.float32)
+    dy = np.random.default_rng(cols).normal(size=x.shape).astype(np.float32)
+    _, stats = ours.layer_norm_forward(x)
+    dx, _, _ = ours.layer_norm_backward(dy, x, stats)
+    expected = (dy - dy.mean(-1, keepdims=True, dtype=np.float64)) / np.sqrt(1e-5)
+    bound = 5 * np.spacing(np.float32(np.abs(dy).max() / np.sqrt(1e-5)))
+    np.testing.assert_allclose(dx, expected, rtol=0, atol=bound)
+
+
 @pytest.mark.parametrize(
     ("kind", "bad"), [("layer_norm", np.nan), ("layer_norm", np.inf), ("rms_norm", -np.inf)]
 )
@@ -220,6 +232,16 @@ def test_a_row_with_nan_or_infinity_is_nan_and_no_other_row_changes(
 ) -> None:
     case = Case(kind, dtype, cols, layout=layout, rows=rows)
     check_a_row_that_is_not_finite_stays_alone(ours, case, bad)
+
+
+def test_a_sum_of_g_that_overflows_both_ways_is_made_again() -> None:
+    # infinity - infinity is NaN in the sum of g; eps leaves that of g * xhat small
+    signs = np.repeat([1.0, -1.0, 0.0], [4, 4, 8])
+    x = (1e-13 * signs).astype(np.float32)[None]
+    dy = (3e38 * signs).astype(np.float32)[None]
+    _, stats = ours.layer_norm_forward(x, eps=100.0)
+    dx, _, _ = ours.layer_norm_backward(dy, x, stats)
+    np.testing.assert_allclose(dx, dy / 10, rtol=0, atol=5 * np.spacing(np.float32(3e37)))
 
 
 @pytest.mark.parametrize("place", [0, 63, 64, 299])

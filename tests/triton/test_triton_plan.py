@@ -8,9 +8,7 @@ torch = pytest.importorskip("torch")
 triton = pytest.importorskip("triton")
 
 from interpreter import INTERPRETED  # noqa: E402
-
-from layernorm.torch import gpu_backward, gpu_forward  # noqa: E402
-from layernorm.torch.arguments import Definition  # noqa: E402
+from machine_code import Launches, run  # noqa: E402
 
 COLS = (1, 2, 3, 5, 16, 17, 64, 257, 768, 769, 1024, 4096, 4097, 8192, 8193, 16384, 16385, 2**20)
 
@@ -38,32 +36,15 @@ def test_a_tile_holds_its_rows(cols, itemsize, backward) -> None:
     assert chunks.most >= chunks.pieces
 
 
-class Launches:
-    """Takes the place of `launch`: what would be compiled, and what would run."""
-
-    def __init__(self, monkeypatch) -> None:
-        self.compiled, self.launched, self.warps = set(), [], []
-        for module in (gpu_forward, gpu_backward):
-            monkeypatch.setattr(module, "launch", self)
-
-    def __call__(self, kernel, programs, arguments, warps, **constants) -> None:
-        # the compiled kernel is called with both, by place
-        assert list(constants) == kernel.arg_names[len(arguments) :]
-        types = tuple(given.dtype for given in arguments if isinstance(given, torch.Tensor))
-        key = (kernel.__name__, types, warps, *constants.items())
-        self.compiled.add(key)
-        self.launched.append((kernel, arguments, constants))
-        self.warps.append(warps)
-
-
-def run(x, dy, *, axis=-1, centered=True) -> None:
-    definition = Definition((axis,), 1e-5, centered)
-    weight = x.new_ones(x.shape[axis])
-    bias = weight if centered else None
-    y, mean, rstd, residual = gpu_forward.forward(x, weight, bias, definition)
-    assert y.shape == x.shape
-    given = (dy, x, weight, weight.dtype, definition, [True] * 3, (mean, rstd, residual))
-    gpu_backward.Backward(*given).run()
+def test_the_widest_rows_can_be_numbered_and_merged() -> None:
+    for itemsize in (2, 4, 8):
+        chunks = plan.chunks_of(plan.MOST_COLS, itemsize)
+        assert chunks.pieces * chunks.high * chunks.low < 2**31  # columns are int32
+        assert chunks.most <= 2**20  # the largest tile that Triton takes
+        for cols in (16385, 2**20, plan.MOST_COLS):
+            warps = plan.warps_for_partials(plan.chunks_of(cols, itemsize))
+            assert 1 <= warps <= 16
+            assert warps & (warps - 1) == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -80,6 +61,28 @@ def test_fifty_batch_sizes_compile_each_kernel_once(
         x = torch.empty(rows + 1, *shape[1:], dtype=dtype)[1:]  # each at another alignment
         run(x, torch.empty_like(x), axis=axis)
     assert len(launches.compiled) == kernels, sorted(key[0] for key in launches.compiled)
+
+
+# The interpreter reads from any address: a GPU does not.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("cols", [64, 6000, 20000])
+def test_rows_read_in_pieces_of_16_bytes_start_at_a_multiple_of_them(
+    monkeypatch, dtype, cols
+) -> None:
+    launches = Launches(monkeypatch)
+    memory = torch.empty(5, cols + 3, dtype=dtype)
+    shifted = memory.flatten()[1 : 1 + 4 * cols].view(4, cols)
+    for given in (shifted, memory[:, 1 : 1 + cols], memory[:, :cols]):
+        run(given, torch.empty_like(given))
+        run(torch.empty(given.shape, dtype=dtype), given)
+    pieces = [launch for launch in launches.launched if launch[2].get("VECTOR")]
+    assert pieces
+    for kernel, arguments, _ in pieces:
+        for name, given in zip(kernel.arg_names, arguments, strict=False):
+            if name in ("x_ptr", "dy_ptr", "y_ptr", "dx_ptr", "weight_ptr", "bias_ptr"):
+                assert given.data_ptr() % 16 == 0, (kernel.__name__, name)
+            if name.endswith("outer_stride"):
+                assert given * dtype.itemsize % 16 == 0, (kernel.__name__, name)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="compiles, which the interpreter does not")

@@ -1,6 +1,7 @@
 """What stands between PyTorch and the GPU kernels: operators, PyTorch's own operator, errors."""
 
 import warnings
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,6 +14,7 @@ from kernels_as_numpy import DEVICE  # noqa: E402
 import layernorm.torch as ours  # noqa: E402
 from layernorm.torch import gpu  # noqa: E402
 
+operators = SimpleNamespace(**gpu.OPERATORS)
 TYPES = (torch.float32, torch.bfloat16)
 each_type = pytest.mark.parametrize("dtype", TYPES, ids=str)
 
@@ -46,19 +48,19 @@ def close(got, expected, dtype) -> None:
 @each_type
 def test_operators_have_the_results_of_the_formula(dtype) -> None:
     (x, weight, bias), dy = a_problem(dtype)
-    y, mean, rstd, residual = gpu.layer_norm(x.detach(), weight, bias, [-1], 1e-5)
+    y, mean, rstd, residual = operators.layer_norm(x.detach(), weight, bias, [-1], 1e-5)
     wide = [each.detach().double().requires_grad_() for each in (x, weight, bias)]
     expected = F.layer_norm(wide[0], (16,), wide[1], wide[2])
     close(y.double(), expected.detach(), dtype)
     assert (mean.shape, rstd.shape, residual.shape) == ((3, 4, 1),) * 3
-    gradients = gpu.layer_norm_backward(
+    gradients = operators.layer_norm_backward(
         *(dy, x.detach(), mean, rstd, residual, weight, bias, [2], 1e-5, False, [True] * 3)
     )
     expected = torch.autograd.grad(expected, wide, dy.double())
     for got, right in zip(gradients, expected, strict=True):
         assert got.dtype == dtype
         close(got.double(), right, dtype)
-    nothing = gpu.layer_norm_backward(
+    nothing = operators.layer_norm_backward(
         *(dy, x.detach(), mean, rstd, residual, weight, bias, [2], 1e-5, False, [False] * 3)
     )
     assert [each.numel() for each in nothing] == [0, 0, 0]
@@ -76,7 +78,7 @@ def test_y_and_dx_lie_as_the_compiler_was_told(layout) -> None:
         x = x[:, :, 1:3]
     else:
         axis = [0, 2]
-    y, *_ = gpu.layer_norm(x, None, None, axis, 1e-5)
+    y, *_ = operators.layer_norm(x, None, None, axis, 1e-5)
     expected = torch.ops.layernorm.layer_norm(x.to("meta"), None, None, axis, 1e-5)[0]
     assert y.stride() == expected.stride()
     wide = x.double()
@@ -124,16 +126,22 @@ def test_the_front_end_reaches_the_kernels_through_its_operators(in_place_of_the
 def test_other_types_and_shapes_are_errors_that_say_what_to_do() -> None:
     x = torch.ones(2, 3, device=DEVICE)
     with pytest.raises(RuntimeError, match=r"call it with x\.float\(\)"):
-        gpu.layer_norm(x.int(), None, None, [-1], 1e-5)
+        operators.layer_norm(x.int(), None, None, [-1], 1e-5)
     with pytest.raises(RuntimeError, match="same shape as normalized_shape"):
-        gpu.layer_norm(x, torch.ones(2, device=DEVICE), None, [-1], 1e-5)
+        operators.layer_norm(x, torch.ones(2, device=DEVICE), None, [-1], 1e-5)
     with pytest.raises(RuntimeError, match="one device"):
-        gpu.layer_norm(x, torch.ones(3, device="meta"), None, [-1], 1e-5)
+        operators.layer_norm(x, torch.ones(3, device="meta"), None, [-1], 1e-5)
     with pytest.raises(RuntimeError, match=r"pass dy\.to\(x\.dtype\)"):
-        gpu.rms_norm_backward(x.half(), x, x[:, :1], None, [-1], 1e-5, False, [True, False])
+        operators.rms_norm_backward(x.half(), x, x[:, :1], None, [-1], 1e-5, False, [True, False])
+
+
+def test_rows_wider_than_the_kernels_number_their_columns_are_an_error() -> None:
+    x = torch.ones(1, device=DEVICE).expand(1, 2**31)
+    with pytest.raises(RuntimeError, match=r"at most 268435456 on a GPU: normalize x\.cpu\(\)"):
+        operators.layer_norm(x, None, None, [-1], 1e-5)
 
 
 def test_without_triton_the_error_says_what_to_install(monkeypatch) -> None:
     monkeypatch.setattr(gpu.arguments, "has_triton", lambda: False)
     with pytest.raises(RuntimeError, match=r"layernorm\[triton\]"):
-        gpu.layer_norm(torch.ones(2, 3, device=DEVICE), None, None, [-1], 1e-5)
+        operators.layer_norm(torch.ones(2, 3, device=DEVICE), None, None, [-1], 1e-5)

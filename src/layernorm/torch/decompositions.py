@@ -3,18 +3,15 @@
 Nothing that runs here uses them: the compiler calls our kernels.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch._decomp import register_decomposition
 
 from layernorm.torch import derivatives, operators
 from layernorm.torch.arguments import Definition
+from layernorm.torch.signatures import forward_operators
 
 assert operators, "importing it defines what is decomposed"
-
-_ops = torch.ops.layernorm
 
 
 def y_of(
@@ -38,30 +35,17 @@ def y_of(
     return y if axes == last else y.movedim(last, axes)
 
 
-@register_decomposition(_ops.layer_norm.default)
-def _(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    axis: Sequence[int],
-    eps: float,
-    zero_centered_weight: bool = False,
+def _forward(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, definition: Definition
 ) -> tuple[Tensor, ...]:
-    definition = Definition(operators.negative(axis, x.dim()), eps, True, zero_centered_weight)
-    rows = derivatives.rows_of(x, None, definition)
-    mean = x.to(rows.rstd.dtype).mean(definition.axis, keepdim=True)
-    statistics = [each.to(operators.compute_type(x)) for each in (mean, rows.rstd, mean - mean)]
-    return y_of(x, weight, bias, definition), *statistics
+    rstd = derivatives.rows_of(x, None, definition).rstd
+    statistics = [rstd]
+    if definition.centered:
+        mean = x.to(rstd.dtype).mean(definition.axis, keepdim=True)
+        statistics = [mean, rstd, mean - mean]
+    kind = operators.compute_type(x)
+    return y_of(x, weight, bias, definition), *[each.to(kind) for each in statistics]
 
 
-@register_decomposition(_ops.rms_norm.default)
-def _(
-    x: Tensor,
-    weight: Tensor | None,
-    axis: Sequence[int],
-    eps: float,
-    zero_centered_weight: bool = False,
-) -> tuple[Tensor, ...]:
-    definition = Definition(operators.negative(axis, x.dim()), eps, False, zero_centered_weight)
-    rows = derivatives.rows_of(x, None, definition)
-    return y_of(x, weight, None, definition), rows.rstd.to(operators.compute_type(x))
+for _name, _function in forward_operators(_forward).items():
+    register_decomposition(getattr(torch.ops.layernorm, _name).default)(_function)

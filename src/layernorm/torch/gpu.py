@@ -3,6 +3,7 @@
 Triton is imported with the first tensor that needs it. NVIDIA's and AMD's GPUs are both "cuda".
 """
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -10,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layernorm.torch import arguments, host
+from layernorm.torch import arguments, operators
 from layernorm.torch.arguments import Definition
-
-assert host, "importing it defines the operators"
+from layernorm.torch.signatures import backward_operators, forward_operators
+from layernorm.triton import plan
 
 
 def as_under_autocast(
@@ -29,64 +30,6 @@ def _wide(given: Tensor) -> Tensor:
     return given.float() if given.dtype in (torch.float16, torch.bfloat16) else given
 
 
-def layer_norm(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    axis: Sequence[int],
-    eps: float,
-    zero_centered_weight: bool = False,
-) -> tuple[Tensor, ...]:
-    """Run `layernorm::layer_norm`: y, mean, rstd and residual."""
-    definition = _definition(x, axis, eps, True, zero_centered_weight)
-    return _forward(x, weight, bias, definition)
-
-
-def rms_norm(
-    x: Tensor,
-    weight: Tensor | None,
-    axis: Sequence[int],
-    eps: float,
-    zero_centered_weight: bool = False,
-) -> tuple[Tensor, ...]:
-    """Run `layernorm::rms_norm`: y and rstd."""
-    definition = _definition(x, axis, eps, False, zero_centered_weight)
-    return _forward(x, weight, None, definition)
-
-
-def layer_norm_backward(
-    dy: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    residual: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    axis: Sequence[int],
-    eps: float,
-    zero_centered_weight: bool,
-    need: Sequence[bool],
-) -> tuple[Tensor, ...]:
-    """Run `layernorm::layer_norm_backward`: dx, dweight and dbias, empty where not needed."""
-    definition = _definition(x, axis, eps, True, zero_centered_weight)
-    return _backward(dy, x, weight, bias, definition, need, (mean, rstd, residual))
-
-
-def rms_norm_backward(
-    dy: Tensor,
-    x: Tensor,
-    rstd: Tensor,
-    weight: Tensor | None,
-    axis: Sequence[int],
-    eps: float,
-    zero_centered_weight: bool,
-    need: Sequence[bool],
-) -> tuple[Tensor, ...]:
-    """Run `layernorm::rms_norm_backward`: dx and dweight, empty where not needed."""
-    definition = _definition(x, axis, eps, False, zero_centered_weight)
-    return _backward(dy, x, weight, None, definition, need, (None, rstd, None))
-
-
 def native_layer_norm(
     x: Tensor,
     normalized_shape: Sequence[int],
@@ -97,9 +40,7 @@ def native_layer_norm(
     """Run `aten::native_layer_norm`: y, mean and rstd."""
     from layernorm.torch import gpu_forward
 
-    axis = range(-len(normalized_shape), 0)
-    arguments.axes_of(x, normalized_shape, None)
-    definition = _definition(x, axis, eps, True, False)
+    definition = Definition(arguments.axes_of(x, normalized_shape, None), eps)
     _check(x, weight, bias, definition)
     with _on_device_of(x):
         y, mean, rstd, _ = gpu_forward.forward(x, weight, bias, definition, contiguous=True)
@@ -124,25 +65,12 @@ def native_layer_norm_backward(
     """
     from layernorm.torch import gpu_backward
 
-    axis = range(-len(normalized_shape), 0)
-    definition = _definition(x, axis, 0.0, True, False)
+    definition = Definition(arguments.axes_of(x, normalized_shape, None), eps=0.0)
     _check(x, weight, bias, definition)
-    kind = _parameter_type(x, weight, bias)
+    kind = operators.parameter_type(x, weight, bias)
     given = (dy, x, weight, kind, definition, need, (mean, rstd, None))
     with _on_device_of(x):
         return gpu_backward.Backward(*given, knows_eps=False, contiguous=True).run()
-
-
-def _definition(
-    x: Tensor, axis: Sequence[int], eps: float, centered: bool, zero_centered_weight: bool
-) -> Definition:
-    axes = tuple(sorted(each if each < 0 else each - x.dim() for each in axis))
-    return Definition(axes, eps, centered, zero_centered_weight)
-
-
-def _parameter_type(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> torch.dtype:
-    given = bias if weight is None else weight
-    return x.dtype if given is None else given.dtype
 
 
 def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None, definition: Definition) -> None:
@@ -156,7 +84,13 @@ def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None, definition: De
             "layernorm: x is on a GPU, whose kernels need Triton, which is not installed: "
             "pip install 'layernorm[triton]'"
         )
-    arguments.check_parameters(x, [x.shape[each] for each in definition.axis], weight, bias)
+    sizes = [x.shape[each] for each in definition.axis]
+    arguments.check_parameters(x, sizes, weight, bias)
+    if math.prod(sizes) > plan.MOST_COLS:
+        raise RuntimeError(
+            f"layernorm: rows of x have {math.prod(sizes)} elements, expected at most "
+            f"{plan.MOST_COLS} on a GPU: normalize x.cpu()"
+        )
     for name, given in (("weight", weight), ("bias", bias)):
         if given is not None and given.device != x.device:
             raise RuntimeError(
@@ -197,19 +131,14 @@ def _backward(
             f"layernorm: dy has shape {list(dy.shape)} and type {dy.dtype}, expected those of x, "
             f"{list(x.shape)} and {x.dtype}: pass dy.to(x.dtype)"
         )
-    kind = _parameter_type(x, weight, bias)
+    kind = operators.parameter_type(x, weight, bias)
     with _on_device_of(x):
         results = gpu_backward.Backward(dy, x, weight, kind, definition, need, statistics).run()
     given = results[: len(need)]
-    return tuple(x.new_empty(0, dtype=torch.float32) if each is None else each for each in given)
+    return tuple(operators.nothing(x) if each is None else each for each in given)
 
 
-_OPERATORS = {
-    "layer_norm": layer_norm,
-    "rms_norm": rms_norm,
-    "layer_norm_backward": layer_norm_backward,
-    "rms_norm_backward": rms_norm_backward,
-}
+OPERATORS = forward_operators(_forward) | backward_operators(_backward)
 _ATEN = {
     "native_layer_norm": native_layer_norm,
     "native_layer_norm_backward": native_layer_norm_backward,
@@ -219,7 +148,7 @@ _ATEN = {
 def implement(namespace: str, device: str) -> torch.library.Library:
     """Register the kernels of `layernorm` or `aten` for a device, while the result lasts."""
     library = torch.library.Library(namespace, "IMPL")
-    for name, function in (_OPERATORS if namespace == "layernorm" else _ATEN).items():
+    for name, function in (OPERATORS if namespace == "layernorm" else _ATEN).items():
         library.impl(name, function, device.upper())
     return library
 

@@ -1,20 +1,18 @@
-"""The backward on a GPU: chooses the kernels, allocates, launches."""
+"""The backward on a GPU: chooses the kernels, allocates, launches. Wide rows: gpu_wide.py."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from layernorm.torch import gpu_arrays, operators
+from layernorm.torch import gpu_arrays, gpu_wide, operators
 from layernorm.torch.arguments import Definition
 from layernorm.torch.gpu_arrays import Walked
-from layernorm.torch.gpu_forward import Partials, empty_partials, measure_chunks
 from layernorm.torch.gpu_launch import launch, multiprocessors
 from layernorm.triton import plan
 from layernorm.triton.backward import backward as backward_kernel
 from layernorm.triton.columns import column_sums
 from layernorm.triton.sums import add_programs
-from layernorm.triton.wide import wide_dx, wide_gradient_sums, wide_normalizer, wide_squares
 
 
 class Backward:
@@ -99,7 +97,13 @@ class Backward:
             target = gpu_arrays.to_write(dx, order, vector=self.vector, contiguous=wide)
         normalizer = self._empty_normalizer()
         if self.tile is None:
-            self._wide(target, normalizer)
+            gpu_wide.backward(
+                *(self.dy, self.walked, self.weight, order, self.definition),
+                eps=self.eps,
+                statistics=(self.mean, self.rstd, self.residual),
+                dx=target,
+                normalizer=normalizer,
+            )
         else:
             self._tiles(target, normalizer, self.tile)
         if normalizer is not None and self.need_sums:
@@ -213,107 +217,4 @@ class Backward:
             NEED_DBIAS=sums[1] is not None,
             CHUNK=tile.chunk,
             BLOCK=tile.block,
-        )
-
-    def _wide(self, dx: Walked | None, normalizer: Tensor | None) -> None:
-        assert normalizer is not None or not self.need_sums
-        cols, itemsize, rows = self.cols, self.x.element_size(), self.order.rows
-        chunks = plan.chunks_of(cols, itemsize)
-        x_rows = self.walked.tensor.as_strided((rows, cols), (self.walked.outer_stride, 1))
-        dy_rows = self.dy.tensor.as_strided((rows, cols), (self.dy.outer_stride, 1))
-        if normalizer is None:
-            normalizer = x_rows.new_empty((4, rows), dtype=operators.compute_type(self.x))
-        together = min(rows, plan.rows_together(cols, 2 * itemsize))
-        partials = empty_partials(x_rows, together, chunks)
-        for first in range(0, rows, together):
-            part = slice(first, min(rows, first + together))
-            own = normalizer[:, part].contiguous()
-            self._wide_normalizer(x_rows[part], part, own, partials, chunks)
-            if dx is not None:
-                dx_rows = dx.tensor.view(rows, cols)
-                self._wide_dx(x_rows[part], dy_rows[part], dx_rows[part], own, partials, chunks)
-            normalizer[:, part] = own
-
-    def _wide_normalizer(
-        self, x: Tensor, part: slice, normalizer: Tensor, partials: Partials, chunks: plan.Chunks
-    ) -> None:
-        definition, rows, cols = self.definition, len(x), self.cols
-        mean, rstd, residual = (
-            None if each is None else each[part] for each in (self.mean, self.rstd, self.residual)
-        )
-        stride = self.walked.outer_stride
-        if definition.centered and residual is None:
-            launch(
-                wide_squares,
-                rows * chunks.pieces,
-                (x, mean, rstd, *partials, stride),
-                chunks.warps,
-                COLS=cols,
-                EPS=definition.eps,
-                CENTERED=True,
-                GIVEN_MEAN=True,
-                ONLY_EXTRAORDINARY=False,
-                VECTOR=chunks.vector,
-                CHUNKS=chunks.pieces,
-                MOST=chunks.most,
-                HIGH=chunks.high,
-                LOW=chunks.low,
-            )
-        if self.eps is not None:
-            measure_chunks(x, rows, stride, cols, definition, chunks, partials, rstd)
-        launch(
-            wide_normalizer,
-            rows,
-            (
-                *(rstd if each is None else each for each in (mean, rstd, residual)),
-                *(normalizer, *partials, rows),
-            ),
-            1,
-            COLS=cols,
-            EPS=self.eps,
-            CENTERED=definition.centered,
-            HAS_RESIDUAL=residual is not None,
-            CHUNKS=chunks.pieces,
-            MOST=chunks.most,
-        )
-
-    def _wide_dx(
-        self,
-        x: Tensor,
-        dy: Tensor,
-        dx: Tensor,
-        normalizer: Tensor,
-        partials: Partials,
-        chunks: plan.Chunks,
-    ) -> None:
-        rows = len(x)
-        exponents = x.new_empty((rows, chunks.pieces), dtype=torch.int32)
-        sums = (exponents, partials.rest, partials.squares)
-        sizes = (rows, self.walked.outer_stride, self.dy.outer_stride)
-        weight = x if self.weight is None else self.weight
-        common = {
-            "COLS": self.cols,
-            "CENTERED": self.definition.centered,
-            "HAS_WEIGHT": self.weight is not None,
-            "ZERO_CENTERED": self.definition.zero_centered_weight,
-            "VECTOR": chunks.vector,
-            "CHUNKS": chunks.pieces,
-        }
-        tile = {"HIGH": chunks.high, "LOW": chunks.low}
-        launch(
-            wide_gradient_sums,
-            rows * chunks.pieces,
-            (x, dy, weight, normalizer, *sums, *sizes),
-            chunks.warps,
-            **common,
-            **tile,
-        )
-        launch(
-            wide_dx,
-            rows * chunks.pieces,
-            (x, dy, weight, dx, normalizer, *sums, *sizes),
-            chunks.warps,
-            **common,
-            MOST=chunks.most,
-            **tile,
         )

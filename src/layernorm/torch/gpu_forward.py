@@ -1,17 +1,16 @@
-"""The forward on a GPU: chooses the kernel, allocates, launches."""
+"""The forward on a GPU: chooses the kernel, allocates, launches. Wide rows: gpu_wide.py."""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from layernorm.torch import gpu_arrays, operators
+from layernorm.torch import gpu_arrays, gpu_wide, operators
 from layernorm.torch.arguments import Definition
 from layernorm.torch.gpu_arrays import Order, Walked
 from layernorm.torch.gpu_launch import launch
 from layernorm.triton import plan
 from layernorm.triton.forward import forward as forward_kernel
-from layernorm.triton.wide import wide_forward, wide_squares, wide_sums
 
 
 class Results(NamedTuple):
@@ -61,7 +60,7 @@ def forward(
             for given in (weight, bias)
         ]
         if tile is None:
-            _wide(walked, target.tensor, parameters, flat, order, definition)
+            gpu_wide.forward(walked, target.tensor, parameters, flat, order, definition)
         else:
             _tiles(walked, target, parameters, flat, order, definition, tile)
         gpu_arrays.flush(target, y, order)
@@ -127,109 +126,3 @@ def _tiles(
         GROUP_X=x.tensor.element_size() == 2,
         LATE_PARAMETERS=tile.late_parameters,
     )
-
-
-class Partials(NamedTuple):
-    """What the chunks of each row leave for the next step: (rows, chunks), float64 but for one."""
-
-    largest: Tensor
-    sum: Tensor
-    rest: Tensor
-    squares: Tensor
-
-
-def empty_partials(x: Tensor, rows: int, chunks: plan.Chunks) -> Partials:
-    """Allocate them."""
-    wide = x.new_empty((3, rows, chunks.pieces), dtype=torch.float64)
-    largest = x.new_empty((rows, chunks.pieces), dtype=operators.compute_type(x))
-    return Partials(largest, *wide.unbind(0))
-
-
-def measure_chunks(
-    x: Tensor,
-    rows: int,
-    outer_stride: int,
-    cols: int,
-    definition: Definition,
-    chunks: plan.Chunks,
-    partials: Partials,
-    rstd: Tensor | None = None,
-) -> None:
-    """Leave the sums that the rows' statistics are made of.
-
-    `rstd`: only those of rows whose saved rstd the backward cannot use.
-    """
-    common = {"COLS": cols, "CENTERED": definition.centered}
-    shape = {"VECTOR": chunks.vector, "CHUNKS": chunks.pieces}
-    tile = {"HIGH": chunks.high, "LOW": chunks.low}
-    saved = partials.largest if rstd is None else rstd
-    launch(
-        wide_sums,
-        rows * chunks.pieces,
-        (x, saved, partials.largest, partials.sum, outer_stride),
-        chunks.warps,
-        **common,
-        ONLY_EXTRAORDINARY=rstd is not None,
-        **shape,
-        **tile,
-    )
-    launch(
-        wide_squares,
-        rows * chunks.pieces,
-        (x, saved, saved, *partials, outer_stride),
-        chunks.warps,
-        COLS=cols,
-        EPS=definition.eps,
-        CENTERED=definition.centered,
-        GIVEN_MEAN=False,
-        ONLY_EXTRAORDINARY=rstd is not None,
-        **shape,
-        MOST=chunks.most,
-        **tile,
-    )
-
-
-def _wide(
-    x: Walked,
-    y: Tensor,
-    parameters: list[Tensor | None],
-    statistics: list[Tensor | None],
-    order: Order,
-    definition: Definition,
-) -> None:
-    cols, itemsize = order.layout.cols, x.tensor.element_size()
-    chunks = plan.chunks_of(cols, itemsize)
-    together = min(order.rows, plan.rows_together(cols, itemsize))
-    partials = empty_partials(x.tensor, together, chunks)
-    x_rows = x.tensor.as_strided((order.rows, cols), (x.outer_stride, 1))
-    y_rows = y.view(order.rows, cols)
-    for first in range(0, order.rows, together):
-        part = slice(first, min(order.rows, first + together))
-        rows = part.stop - part.start
-        given = x_rows[part]
-        measure_chunks(given, rows, x.outer_stride, cols, definition, chunks, partials)
-        saved = [given if each is None else each[part] for each in statistics]
-        launch(
-            wide_forward,
-            rows * chunks.pieces,
-            (
-                given,
-                *(given if each is None else each for each in parameters),
-                y_rows[part],
-                *(saved if statistics[1] is not None else [partials.largest] * 3),
-                *(*partials, x.outer_stride),
-            ),
-            chunks.warps,
-            COLS=cols,
-            EPS=definition.eps,
-            CENTERED=definition.centered,
-            HAS_WEIGHT=parameters[0] is not None,
-            HAS_BIAS=parameters[1] is not None,
-            ZERO_CENTERED=definition.zero_centered_weight,
-            SAVE=statistics[1] is not None,
-            VECTOR=chunks.vector,
-            CHUNKS=chunks.pieces,
-            MOST=chunks.most,
-            HIGH=chunks.high,
-            LOW=chunks.low,
-        )

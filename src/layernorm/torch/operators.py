@@ -14,7 +14,8 @@ from torch import Tensor
 from torch._prims_common import is_non_overlapping_and_dense_or_false
 
 from layernorm.torch import derivatives, host
-from layernorm.torch.arguments import Axes, Definition
+from layernorm.torch.arguments import Definition
+from layernorm.torch.signatures import backward_operators, forward_operators, negative
 
 assert host, "importing it defines the operators"
 
@@ -50,11 +51,6 @@ def backward(
 # ---- shapes, types and strides, for tensors without data
 
 
-def negative(axis: Sequence[int], dims: int) -> Axes:
-    """Sort the axes, and count them from the end."""
-    return tuple(sorted(each if each < 0 else each - dims for each in axis))
-
-
 def compute_type(x: Tensor) -> torch.dtype:
     """Find the type of the statistics of x."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -78,70 +74,42 @@ def _empty_parameter(x: Tensor, axis: Sequence[int], dtype: torch.dtype) -> Tens
     return x.new_empty([x.shape[each] for each in axes], dtype=dtype)
 
 
-def _nothing(x: Tensor) -> Tensor:
+def parameter_type(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> torch.dtype:
+    """Find the type of dweight and dbias: that of the parameters, x's where there are none."""
+    given = bias if weight is None else weight
+    return x.dtype if given is None else given.dtype
+
+
+def nothing(x: Tensor) -> Tensor:
+    """Make what an operator returns in place of a gradient that is not needed."""
     return x.new_empty(0, dtype=torch.float32)
 
 
-@torch.library.register_fake("layernorm::layer_norm")
-def _(
+def _fake_forward(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, definition: Definition
+) -> tuple[Tensor, ...]:
+    statistics = 3 if definition.centered else 1
+    return empty_as(x), *[_empty_statistics(x, definition.axis) for _ in range(statistics)]
+
+
+def _fake_backward(
+    dy: Tensor,
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    axis: Sequence[int],
-    eps: float,
-    zero_centered_weight: bool = False,
-) -> tuple[Tensor, ...]:
-    return empty_as(x), *[_empty_statistics(x, axis) for _ in range(3)]
-
-
-@torch.library.register_fake("layernorm::rms_norm")
-def _(
-    x: Tensor,
-    weight: Tensor | None,
-    axis: Sequence[int],
-    eps: float,
-    zero_centered_weight: bool = False,
-) -> tuple[Tensor, ...]:
-    return empty_as(x), _empty_statistics(x, axis)
-
-
-def _fake_gradients(
-    x: Tensor, parameter: Tensor | None, axis: Sequence[int], need: Sequence[bool]
-) -> tuple[Tensor, ...]:
-    dtype = x.dtype if parameter is None else parameter.dtype
-    dx = empty_as(x) if need[0] else _nothing(x)
-    return dx, *[_empty_parameter(x, axis, dtype) if n else _nothing(x) for n in need[1:]]
-
-
-@torch.library.register_fake("layernorm::layer_norm_backward")
-def _(
-    dy: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    residual: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    axis: Sequence[int],
-    eps: float,
-    zero_centered_weight: bool,
+    definition: Definition,
     need: Sequence[bool],
+    statistics: Sequence[Tensor | None],
 ) -> tuple[Tensor, ...]:
-    return _fake_gradients(x, bias if weight is None else weight, axis, need)
+    dtype = parameter_type(x, weight, bias)
+    dx = empty_as(x) if need[0] else nothing(x)
+    axis = definition.axis
+    return dx, *[_empty_parameter(x, axis, dtype) if n else nothing(x) for n in need[1:]]
 
 
-@torch.library.register_fake("layernorm::rms_norm_backward")
-def _(
-    dy: Tensor,
-    x: Tensor,
-    rstd: Tensor,
-    weight: Tensor | None,
-    axis: Sequence[int],
-    eps: float,
-    zero_centered_weight: bool,
-    need: Sequence[bool],
-) -> tuple[Tensor, ...]:
-    return _fake_gradients(x, weight, axis, need)
+_fakes = forward_operators(_fake_forward) | backward_operators(_fake_backward)
+for _name, _fake in _fakes.items():
+    torch.library.register_fake(f"layernorm::{_name}")(_fake)
 
 
 # ---- gradients, where an operator is called by itself or in a compiled graph

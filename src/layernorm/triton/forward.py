@@ -3,19 +3,41 @@
 import triton
 import triton.language as tl
 
+from layernorm.triton.kernel import kernel
 from layernorm.triton.rows import (
-    any_row,
-    cols_of_tile,
+    Normalizer,
     is_ordinary_total,
-    load_parameter,
+    measured_again,
     moments,
     normalized,
-    place_of_rows,
-    pointers_to,
     power_of_two,
     rstd_of,
-    scaled_statistics,
 )
+from layernorm.triton.tiles import (
+    cols_of_tile,
+    load_parameter,
+    load_tile,
+    place_of_tile,
+    store_tile,
+)
+
+
+@triton.jit
+def load_parameters(
+    weight_ptr,
+    bias_ptr,
+    cols,
+    HAS_WEIGHT: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    ZERO_CENTERED: tl.constexpr,
+    COLS: tl.constexpr,
+    VECTOR: tl.constexpr,
+    dtype: tl.constexpr,
+):
+    """Load weight and bias as tiles of one row."""
+    weight = load_parameter(weight_ptr, cols, HAS_WEIGHT, 1.0, ZERO_CENTERED, COLS, VECTOR, dtype)
+    bias = load_parameter(bias_ptr, cols, HAS_BIAS, 0.0, False, COLS, VECTOR, dtype)
+    return weight, bias
 
 
 @triton.jit
@@ -34,34 +56,19 @@ def scale_and_shift(xhat, weight, bias, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.c
 
 @triton.jit
 def store_statistics(
-    mean_ptr,
-    rstd_ptr,
-    residual_ptr,
-    row,
-    live,
-    exponent,
-    mean,
-    residual,
-    rstd,
-    CENTERED: tl.constexpr,
+    mean_ptr, rstd_ptr, residual_ptr, row, live, exponent, normalizer, CENTERED: tl.constexpr
 ):
-    """Store the statistics of rows from those of the rows times 2^-exponent."""
-    wide = rstd.to(tl.float64) * power_of_two(-exponent, tl.float64)
-    tl.store(rstd_ptr + row, wide.to(rstd.dtype), mask=live)
+    """Store the statistics of rows from the normalizer of the rows times 2^-exponent."""
+    dtype: tl.constexpr = normalizer.rstd.dtype
+    rstd = normalizer.rstd.to(tl.float64) * power_of_two(-exponent, tl.float64)
+    tl.store(rstd_ptr + row, rstd.to(dtype), mask=live)
     if CENTERED:
-        back = power_of_two(exponent, mean.dtype)
-        tl.store(mean_ptr + row, mean * back, mask=live)
-        tl.store(residual_ptr + row, residual * back, mask=live)
+        back = power_of_two(exponent, dtype)
+        tl.store(mean_ptr + row, normalizer.mean * back, mask=live)
+        tl.store(residual_ptr + row, normalizer.residual * back, mask=live)
 
 
-# None of these decides what is compiled: no new kernel for another batch, slice or alignment.
-UNSPECIALIZED = (
-    *("rows", "inner", "x_outer_stride", "x_col_stride", "y_outer_stride", "y_col_stride"),
-    *("x_ptr", "weight_ptr", "bias_ptr", "y_ptr", "mean_ptr", "rstd_ptr", "residual_ptr"),
-)
-
-
-@triton.jit(do_not_specialize=UNSPECIALIZED, do_not_specialize_on_alignment=UNSPECIALIZED)
+@kernel
 def forward(
     x_ptr,
     weight_ptr,
@@ -91,52 +98,36 @@ def forward(
     GROUP_X: tl.constexpr,
     LATE_PARAMETERS: tl.constexpr,
 ):
-    """Write y of one tile, and (SAVE) mean, rstd and residual.
-
-    Array element (o, c, i) is at o * outer_stride + c * col_stride + i; row o * inner + i.
-    """
+    """Write y of one tile, and (SAVE) mean, rstd and residual."""
     dtype: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     tile = tl.program_id(0).to(tl.int64)
-    row, outer, within, live = place_of_rows(tile, rows, inner, ROWS, STRIDED)
     cols = cols_of_tile(HIGH, LOW)
-    inside = live[:, None, None] & (cols < COLS)[None, :, :]
-    x_at = pointers_to(x_ptr, outer, within, x_outer_stride, x_col_stride, cols, STRIDED, VECTOR)
-    x = tl.load(x_at, mask=inside, other=0.0).to(dtype)
-    weight = 1.0
-    bias = 0.0
+    place = place_of_tile(tile, rows, inner, cols, COLS, ROWS, STRIDED)
+    x = load_tile(x_ptr, place, x_outer_stride, x_col_stride, STRIDED, VECTOR, dtype)
     if not LATE_PARAMETERS:
-        if HAS_WEIGHT:
-            weight = load_parameter(weight_ptr, cols, COLS, VECTOR, ZERO_CENTERED, dtype)
-        if HAS_BIAS:
-            bias = load_parameter(bias_ptr, cols, COLS, VECTOR, False, dtype)
-
-    mean, residual, variance = moments(x, inside, COLS, GROUP_X, VECTOR, CENTERED)
-    total = variance + EPS
-    rstd = rstd_of(total, dtype)
-    scale = tl.full([ROWS], 1.0, dtype)
-    exponent = tl.zeros([ROWS], tl.int32)
-    again = live & (is_ordinary_total(total, dtype) == 0)
-    if any_row(again):
-        new_exponent, new_scale, new_mean, new_residual, new_rstd = scaled_statistics(
-            x, inside, EPS, COLS, GROUP_X, VECTOR, CENTERED
+        weight, bias = load_parameters(
+            *(weight_ptr, bias_ptr, cols, HAS_WEIGHT, HAS_BIAS, ZERO_CENTERED),
+            *(COLS, VECTOR, dtype),
         )
-        exponent = tl.where(again, new_exponent, exponent)
-        scale = tl.where(again, new_scale, scale)
-        mean = tl.where(again, new_mean, mean)
-        residual = tl.where(again, new_residual, residual)
-        rstd = tl.where(again, new_rstd, rstd)
+
+    mean, residual, variance = moments(x, place.inside, COLS, GROUP_X, VECTOR, CENTERED)
+    total = variance + EPS
+    normalizer = Normalizer(tl.full([ROWS], 1.0, dtype), mean, residual, rstd_of(total, dtype))
+    again = place.live & (is_ordinary_total(total, dtype) == 0)
+    exponent, normalizer = measured_again(
+        x, place.inside, again, normalizer, EPS, COLS, GROUP_X, VECTOR, CENTERED
+    )
 
     if LATE_PARAMETERS:
-        if HAS_WEIGHT:
-            weight = load_parameter(weight_ptr, cols, COLS, VECTOR, ZERO_CENTERED, dtype)
-        if HAS_BIAS:
-            bias = load_parameter(bias_ptr, cols, COLS, VECTOR, False, dtype)
-    y = normalized(x, scale, mean, residual, rstd, CENTERED)
-    y = scale_and_shift(y, weight, bias, HAS_WEIGHT, HAS_BIAS)
-    y_at = pointers_to(y_ptr, outer, within, y_outer_stride, y_col_stride, cols, STRIDED, VECTOR)
-    tl.store(y_at, y.to(y_ptr.dtype.element_ty), mask=inside)
+        weight, bias = load_parameters(
+            *(weight_ptr, bias_ptr, cols, HAS_WEIGHT, HAS_BIAS, ZERO_CENTERED),
+            *(COLS, VECTOR, dtype),
+        )
+    xhat = normalized(x, normalizer, CENTERED)
+    y = scale_and_shift(xhat, weight, bias, HAS_WEIGHT, HAS_BIAS)
+    store_tile(y_ptr, y, place, y_outer_stride, y_col_stride, STRIDED, VECTOR)
     if SAVE:
         store_statistics(
-            *(mean_ptr, rstd_ptr, residual_ptr, row, live, exponent),
-            *(mean, residual, rstd, CENTERED),
+            *(mean_ptr, rstd_ptr, residual_ptr, place.row, place.live),
+            *(exponent, normalizer, CENTERED),
         )

@@ -19,6 +19,9 @@ _MOST_BACKWARD_ELEMENTS = 8192
 _MOST_ELEMENTS_WITH_SUMS = 4096  # dweight and dbias take four registers an element more
 _CHUNK_ELEMENTS = 8192
 
+# Columns are numbered in 32 bits, and a program has what all chunks of its row left in registers.
+MOST_COLS = 2**28
+
 
 class Tile(NamedTuple):
     """What one program has in registers: (rows, high, low), column high * low + low."""
@@ -72,7 +75,8 @@ def rows_tile(cols: int, itemsize: int, *, backward: bool = False) -> Tile | Non
     rows = max(1, _FEW_ELEMENTS // elements_of_a_row)
     elements = rows * elements_of_a_row
     per_thread = 16 if backward or elements <= 4096 else 32
-    warps = max(4, elements // (WARP * per_thread))
+    least = 8 if backward and block == 16 else 4  # with 4, no register is left
+    warps = max(least, elements // (WARP * per_thread))
     wide = VECTOR_BYTES // itemsize
     high, low = (block // wide, wide) if vector else (4, block // 4)
     lanes_of_a_row = min(high if vector else block, WARP * warps)
@@ -90,7 +94,8 @@ def strided_tile(cols: int, itemsize: int, *, backward: bool = False) -> Tile | 
         return None
     elements = rows * elements_of_a_row
     per_thread = 16 if backward or elements <= 4096 else 32
-    warps = max(4, elements // (WARP * per_thread))
+    least = 8 if backward and elements >= 2048 else 4  # with 4, the sums of 64 channels spill
+    warps = max(least, elements // (WARP * per_thread))
     return Tile(rows, 4, block // 4, rows, warps, False, has_sums=rows == WARP)
 
 
@@ -102,6 +107,11 @@ def chunks_of(cols: int, itemsize: int) -> Chunks:
     high, low = (block // wide, wide) if vector else (4, block // 4)
     pieces = -(-cols // block)
     return Chunks(pieces, power_of_two_from(pieces), high, low, 16, vector)
+
+
+def warps_for_partials(chunks: Chunks) -> int:
+    """Say how many warps add up what the chunks of a row left."""
+    return max(1, min(16, chunks.most // 512))
 
 
 def rows_together(cols: int, itemsize: int) -> int:
@@ -128,7 +138,8 @@ def columns_tile(cols: int, itemsize: int, *, strided: bool) -> Columns:
         return Columns(WARP, 4, 4, 4, False)
     vector = is_vector(cols, itemsize)
     wide = VECTOR_BYTES // itemsize
-    return Columns(16, *((WARP * 4 // wide, wide) if vector else (4, WARP)), 4, vector)
+    warps = 8 if itemsize == 8 else 4  # pairs of float64 take twice the registers
+    return Columns(16, *((WARP * 4 // wide, wide) if vector else (4, WARP)), warps, vector)
 
 
 def programs_for_sums(tiles: int, multiprocessors: int, tile: Tile) -> int:

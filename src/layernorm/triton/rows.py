@@ -1,11 +1,13 @@
-"""What the kernels share: where the rows of a tile lie, their sums and their statistics.
+"""The rows of a tile: their sums and their statistics.
 
-A tile is (rows, HIGH, LOW), column high * LOW + low. Its arithmetic is float32 (float64 for
-float64). A row is summed along one of its two axes in that type, where that is in the registers of
-a thread, and along the other in float64. (A tile that is reshaped for that changes its place in the
-registers at every sum.) Fused multiply-adds are those written here: the kernels are compiled
-with enable_fp_fusion=False. docs/derivation.md, sections 6 and 8, has the reasons.
+A row is summed along one of the tile's two axes of columns in the type of the arithmetic, where
+that is in the registers of a thread, and along the other in float64. (A tile that is reshaped for
+that changes its place in the registers at every sum.) Fused multiply-adds are those written here:
+the kernels are compiled with enable_fp_fusion=False. docs/derivation.md, sections 6 and 8, has the
+reasons.
 """
+
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
@@ -19,54 +21,17 @@ _LARGEST_64: tl.constexpr = tl.constexpr((2 - 2.0**-52) * 2.0**1023)
 _ALL_OF_THE_TOTAL: tl.constexpr = tl.constexpr(2.0**60)
 
 
-@triton.jit
-def place_of_rows(tile, rows, inner, ROWS: tl.constexpr, STRIDED: tl.constexpr):
-    """Return the rows' numbers, their outer and inner places, and which of them there are."""
-    at = tl.arange(0, ROWS).to(tl.int64)
-    if STRIDED:
-        blocks = (inner + ROWS - 1) // ROWS
-        outer = tile // blocks
-        within = (tile % blocks) * ROWS + at
-        return outer * inner + within, outer + tl.zeros_like(at), within, within < inner
-    else:
-        row = tile * ROWS + at
-        return row, row, tl.zeros_like(at), row < rows
+class Normalizer(NamedTuple):
+    """What turns rows of x into xhat: ((x * scale - mean) - residual) * rstd, each (rows,).
 
+    scale is a power of two, 1 but for rows that leave the range of their type. mean + residual,
+    unevaluated, is the mean of x * scale.
+    """
 
-@triton.jit
-def cols_of_tile(HIGH: tl.constexpr, LOW: tl.constexpr):
-    """Return the numbers of a tile's columns, (HIGH, LOW)."""
-    return tl.arange(0, HIGH)[:, None] * LOW + tl.arange(0, LOW)[None, :]
-
-
-@triton.jit
-def pointers_to(
-    base, outer, within, outer_stride, col_stride, cols, STRIDED: tl.constexpr, VECTOR: tl.constexpr
-):
-    """Return the pointers to a tile. VECTOR: each row starts at a multiple of 16 bytes."""
-    if STRIDED:
-        rows = outer * outer_stride + within
-        return base + rows[:, None, None] + cols[None, :, :] * col_stride
-    else:
-        pointers = base + (outer * outer_stride)[:, None, None] + cols[None, :, :]
-        if VECTOR:
-            return tl.multiple_of(pointers, (1, 1, 16))
-        else:
-            return pointers
-
-
-@triton.jit
-def load_parameter(
-    base, cols, COLS: tl.constexpr, VECTOR: tl.constexpr, ADD_ONE: tl.constexpr, dtype: tl.constexpr
-):
-    """Load weight or bias as a tile of one row."""
-    pointers = base + cols[None, :, :]
-    if VECTOR:
-        pointers = tl.multiple_of(pointers, (1, 1, 16))
-    value = tl.load(pointers, mask=(cols < COLS)[None, :, :], other=0.0).to(dtype)
-    if ADD_ONE:
-        value += 1.0
-    return value
+    scale: tl.tensor
+    mean: tl.tensor
+    residual: tl.tensor
+    rstd: tl.tensor
 
 
 @triton.jit
@@ -157,11 +122,13 @@ def is_ordinary_rstd(rstd):
 @triton.jit
 def are_ordinary_sums(first, second, dtype: tl.constexpr):
     """Tell which rows' sums of g and g * xhat have neither overflowed nor underflowed."""
-    largest = tl.maximum(tl.abs(first), tl.abs(second))
+    first = tl.abs(first)
+    second = tl.abs(second)
+    larger = tl.maximum(first, second)  # on a GPU not NaN where only one of them is
     if dtype == tl.float64:
-        return (largest > 2.0**-900) & (largest < 2.0**900)
+        return (larger > 2.0**-900) & (first < 2.0**900) & (second < 2.0**900)
     else:
-        return (largest > 2.0**-90) & (largest < 2.0**90)
+        return (larger > 2.0**-90) & (first < 2.0**90) & (second < 2.0**90)
 
 
 @triton.jit
@@ -219,7 +186,7 @@ def scaling_exponents(magnitude, EPS: tl.constexpr):
 
 @triton.jit
 def scaled_rstd(variance, exponent, scale, mean, residual, EPS: tl.constexpr):
-    """Finish the statistics of rows times 2^-exponent: exponent, scale, mean, residual, rstd.
+    """Return exponent and normalizer of rows from the statistics of the rows times 2^-exponent.
 
     For a constant row eps is all there is, and might not survive scaling: it is not scaled.
     """
@@ -232,7 +199,7 @@ def scaled_rstd(variance, exponent, scale, mean, residual, EPS: tl.constexpr):
     wide = power_of_two(-exponent, tl.float64)
     total = variance + EPS * wide * wide
     rstd = tl.where(total == 0.0, 0.0, 1.0 / tl.sqrt(total)).to(scale.dtype)
-    return exponent, scale, mean, residual, rstd
+    return exponent, Normalizer(scale, mean, residual, rstd)
 
 
 @triton.jit
@@ -245,7 +212,7 @@ def scaled_statistics(
     VECTOR: tl.constexpr,
     CENTERED: tl.constexpr,
 ):
-    """Return exponent, scale, mean, residual and rstd of rows times 2^-exponent.
+    """Return exponent and normalizer of rows, measured times 2^-exponent.
 
     For rows whose own statistics leave the range of their type. A row that is not finite gets NaN.
     """
@@ -257,10 +224,58 @@ def scaled_statistics(
 
 
 @triton.jit
-def normalized(x, scale, mean, residual, rstd, CENTERED: tl.constexpr):
-    """Return xhat of rows that are to be multiplied by `scale`."""
+def measured_again(
+    x,
+    inside,
+    which,
+    normalizer,
+    EPS: tl.constexpr,
+    COLS: tl.constexpr,
+    GROUP_X: tl.constexpr,
+    VECTOR: tl.constexpr,
+    CENTERED: tl.constexpr,
+):
+    """Return exponent and normalizer: scaled for the rows of `which`, for others 0 and as given."""
+    exponent = tl.zeros([x.shape[0]], tl.int32)
+    if any_row(which):
+        new_exponent, new = scaled_statistics(x, inside, EPS, COLS, GROUP_X, VECTOR, CENTERED)
+        exponent = tl.where(which, new_exponent, exponent)
+        normalizer = Normalizer(
+            tl.where(which, new.scale, normalizer.scale),
+            tl.where(which, new.mean, normalizer.mean),
+            tl.where(which, new.residual, normalizer.residual),
+            tl.where(which, new.rstd, normalizer.rstd),
+        )
+    return exponent, normalizer
+
+
+@triton.jit
+def normalized(x, normalizer, CENTERED: tl.constexpr):
+    """Return xhat."""
+    x = x * normalizer.scale[:, None, None]
+    rstd = normalizer.rstd[:, None, None]
     if CENTERED:
-        offset = -(residual * rstd)[:, None, None]
-        return tl.fma(x * scale[:, None, None] - mean[:, None, None], rstd[:, None, None], offset)
+        offset = -(normalizer.residual * normalizer.rstd)[:, None, None]
+        return tl.fma(x - normalizer.mean[:, None, None], rstd, offset)
     else:
-        return x * scale[:, None, None] * rstd[:, None, None]
+        return x * rstd
+
+
+@triton.jit
+def store_normalizer(base, normalizer, rows, row, live):
+    """Store the rows' normalizer in (4, rows)."""
+    tl.store(base + row, normalizer.scale, mask=live)
+    tl.store(base + rows + row, normalizer.mean, mask=live)
+    tl.store(base + 2 * rows + row, normalizer.residual, mask=live)
+    tl.store(base + 3 * rows + row, normalizer.rstd, mask=live)
+
+
+@triton.jit
+def load_normalizer(base, rows, row, live):
+    """Load the rows' normalizer from (4, rows); one for xhat = 0 where there is no row."""
+    return Normalizer(
+        tl.load(base + row, mask=live, other=1.0),
+        tl.load(base + rows + row, mask=live, other=0.0),
+        tl.load(base + 2 * rows + row, mask=live, other=0.0),
+        tl.load(base + 3 * rows + row, mask=live, other=0.0),
+    )

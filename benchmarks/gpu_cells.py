@@ -1,0 +1,188 @@
+"""What `gpu.py` measures, in a process of its own: after a CUDA error nothing more runs in one."""
+
+import contextlib
+import functools
+import statistics
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from gpu_checks import checks, error, words
+from gpu_problems import Cell, Norm, call, make
+from torch import Tensor
+
+# Largest error that counts as right, in units in the last place of the type at the result's size.
+RIGHT = {"float32": 32, "bfloat16": 2, "float16": 2}
+
+
+def work(answers: Connection, cells: list[Cell], dry_run: bool, rounds: int) -> None:
+    """Send (cell, what was found) for each cell; (None, why) where none can be measured.
+
+    Ends early after a CUDA error.
+    """
+    try:
+        with providers(dry_run=dry_run) as norms:
+            for cell in cells:
+                try:
+                    found = _measure(cell, norms, dry_run, rounds)
+                except Exception as problem:
+                    found = {"cannot": words(problem)}
+                answers.send((cell, found))
+                if "CUDA error" in str(found):
+                    return
+    except Exception:
+        answers.send((None, traceback.format_exc()))
+
+
+def warm_up(cell: Cell) -> None:
+    """Let Triton compile what the cell needs, into its cache on the disk, for other processes."""
+    with providers(dry_run=False) as norms:
+        call(cell, norms["layernorm"], make(cell._replace(rows=2), "cuda", seed=0))
+
+
+def machine() -> dict[str, Any]:
+    properties = torch.cuda.get_device_properties(0)
+    return {
+        "device": properties.name,
+        "multiprocessors": properties.multi_processor_count,
+        "second_level_cache": properties.L2_cache_size,
+        "memory": properties.total_memory,
+        "cuda": torch.version.cuda,
+    }
+
+
+@contextlib.contextmanager
+def providers(*, dry_run: bool) -> Iterator[dict[str, Norm]]:
+    import layernorm.torch as ours
+    from layernorm.torch import gpu
+
+    def aten(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.layer_norm(x, weight.shape, weight, bias)
+
+    def our_own(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return ours.layer_norm(x, weight.shape, weight, bias, axis=-1)
+
+    norms = {"layernorm": our_own, "aten": aten}
+    if dry_run:  # our GPU kernels, interpreted, in place of those for the CPU
+        library = gpu.implement("layernorm", "cpu")
+        yield norms
+        library._destroy()
+        return
+    norms["torch.compile"] = torch.compile(aten, dynamic=False)
+    with contextlib.suppress(Exception):  # what they need may be missing too
+        from liger_kernel.ops.layer_norm import LigerLayerNormFunction
+
+        norms["liger"] = lambda x, weight, bias: LigerLayerNormFunction.apply(x, weight, bias, 1e-5)
+    with contextlib.suppress(Exception):
+        from quack.rmsnorm import layernorm_fwd  # no backward; asks for a float32 weight
+
+        norms["quack"] = lambda x, weight, bias: layernorm_fwd(x, weight.float(), eps=1e-5) + bias
+    yield norms
+
+
+def _measure(cell: Cell, norms: dict[str, Norm], dry_run: bool, rounds: int) -> dict[str, Any]:
+    device = "cpu" if dry_run else "cuda"
+    if cell.work == "check":
+        return checks(cell, norms["layernorm"], device)
+    norms = dict(norms)
+    if not cell.with_compiler:
+        norms.pop("torch.compile", None)
+    else:
+        torch._dynamo.reset()  # it stops compiling after a few shapes
+    given = make(cell, device, seed=0)
+    found: dict[str, dict[str, Any]] = {name: {} for name in norms}
+    for name, norm in norms.items():
+        try:
+            found[name]["error"] = error(cell, call(cell, norm, given), given)
+        except Exception as problem:  # a peer that cannot do it is a result too
+            found[name]["cannot"] = words(problem)
+        else:
+            found[name]["wrong"] = not found[name]["error"] <= RIGHT[cell.dtype]
+    if not dry_run:
+        _time(cell, norms, found, rounds)
+    return found
+
+
+def _time(
+    cell: Cell, norms: dict[str, Norm], found: dict[str, dict[str, Any]], rounds: int
+) -> None:
+    """Let the providers take turns; leave medians and spreads, in microseconds."""
+    size = cell.useful_bytes
+    cache = torch.cuda.get_device_properties(0).L2_cache_size
+    count = max(1, min(32, -(-3 * cache // size)))
+    repeats = max(5, min(200, 2**30 // size))
+    # All on one stream: autograd runs a backward on the stream of its forward, and a graph takes
+    # what its own stream is given.
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        sets = [make(cell, "cuda", seed) for seed in range(count)]
+        runs: dict[str, list[Callable[[], Any]]] = {}
+        for name, norm in norms.items():
+            if "cannot" not in found[name]:
+                ys = [norm(*each[:3]) if cell.work == "backward" else None for each in sets]
+                pairs = zip(sets, ys, strict=True)
+                runs[name] = [functools.partial(call, cell, norm, each, y) for each, y in pairs]
+        halves = [
+            [torch.empty(size // 2, dtype=torch.uint8, device="cuda") for _ in range(2)]
+            for _ in range(count)
+        ]
+        runs["copy"] = [functools.partial(one.copy_, other) for one, other in halves]
+        found["copy"] = {}
+        times: dict[tuple[str, str], list[float]] = {}
+        graphs = {}
+        for name, calls in runs.items():
+            try:
+                graphs[name] = _graph(calls, repeats, stream)
+            except RuntimeError as problem:  # not every provider can be captured
+                found[name]["no_graph"] = words(problem)
+        for _ in range(rounds):
+            for name, calls in runs.items():
+                if name in graphs:
+                    times.setdefault((name, "device"), []).append(_replay(*graphs[name]))
+                times.setdefault((name, "eager"), []).append(_wall_time(calls, repeats))
+    for (name, kind), values in times.items():
+        found[name][kind] = statistics.median(values)
+        found[name][f"{kind}_spread"] = max(values) - min(values)
+    for each in found.values():
+        if "device" in each and "device" in found["copy"]:
+            each["of_copy"] = found["copy"]["device"] / each["device"]
+
+
+def _graph(
+    calls: list[Callable[[], Any]], repeats: int, stream: torch.cuda.Stream
+) -> tuple[torch.cuda.CUDAGraph, int]:
+    for each in calls:
+        each()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    count = -(-repeats // len(calls)) * len(calls)
+    with torch.cuda.graph(graph, stream=stream):
+        for at in range(count):
+            calls[at % len(calls)]()
+    graph.replay()
+    return graph, count
+
+
+def _replay(graph: torch.cuda.CUDAGraph, count: int) -> float:
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    graph.replay()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) * 1000 / count
+
+
+def _wall_time(calls: list[Callable[[], Any]], repeats: int) -> float:
+    for each in calls:
+        each()
+    torch.cuda.synchronize()
+    begin = time.perf_counter()
+    for at in range(repeats):
+        calls[at % len(calls)]()
+    torch.cuda.synchronize()
+    return (time.perf_counter() - begin) / repeats * 1e6

@@ -1,0 +1,43 @@
+"""Draws what `gpu.py` found."""
+
+import itertools
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from gpu_problems import DTYPES
+
+
+def plot(cells: list[dict[str, Any]], path: Path, *, rows: int) -> str:
+    """Draw what part of a copy's speed each provider has, by width, at the largest sizes."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    works = ("forward", "backward")
+    figure, axes = plt.subplots(len(works), len(DTYPES), figsize=(14, 8), sharey=True)
+    for (high, kind), (col, dtype) in itertools.product(enumerate(works), enumerate(DTYPES)):
+        for name, points in _lines(cells, kind, dtype, rows).items():
+            axes[high][col].semilogx(*zip(*sorted(points), strict=True), label=name, marker=".")
+        axes[high][col].set_title(f"{kind} {dtype}, {rows} rows")
+        axes[high][col].set_xlabel("columns")
+        axes[high][col].set_ylabel("speed, copy = 1")
+        if axes[high][col].lines:
+            axes[high][col].legend()
+    figure.tight_layout()
+    figure.savefig(path)
+    return path.name
+
+
+def _lines(
+    cells: Iterable[dict[str, Any]], kind: str, dtype: str, rows: int
+) -> dict[str, list[tuple[int, float]]]:
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for cell in cells:
+        if (cell["work"], cell["dtype"], cell["rows"]) != (kind, dtype, rows):
+            continue
+        for name, each in cell["providers"].items():
+            if isinstance(each, dict) and "of_copy" in each and name != "copy":
+                lines.setdefault(name, []).append((cell["cols"], each["of_copy"]))
+    return lines

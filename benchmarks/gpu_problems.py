@@ -1,0 +1,54 @@
+"""What `gpu.py` measures: the sizes and types of a problem, its tensors, and the work on them."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+Norm = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class Cell(NamedTuple):
+    work: str  # check, forward, backward, both
+    dtype: str
+    rows: int
+    cols: int
+    with_compiler: bool = False  # torch.compile takes seconds a cell
+
+    @property
+    def name(self) -> str:
+        return f"{self.work} {self.dtype} {self.rows}x{self.cols}"
+
+    @property
+    def useful_bytes(self) -> int:
+        passes = {"forward": 2, "backward": 3, "both": 5}[self.work]
+        return passes * self.rows * self.cols * DTYPES[self.dtype].itemsize
+
+
+class Problem(NamedTuple):
+    x: Tensor
+    weight: Tensor
+    bias: Tensor
+    dy: Tensor
+
+
+def make(cell: Cell, device: str, seed: int) -> Problem:
+    generator = torch.Generator(device=device).manual_seed(seed)
+    options: dict[str, Any] = {"generator": generator, "device": device}
+    dtype = DTYPES[cell.dtype]
+    x, dy = (torch.randn(cell.rows, cell.cols, **options).to(dtype) for _ in range(2))
+    weight, bias = (torch.randn(cell.cols, **options).to(dtype) for _ in range(2))
+    return Problem(*(each.requires_grad_() for each in (x, weight, bias)), dy)
+
+
+def call(cell: Cell, norm: Norm, given: Problem, y: Tensor | None = None) -> Any:
+    """Do the work; a backward works on the y of a forward before."""
+    inputs = given[:3]
+    if cell.work == "forward":
+        with torch.no_grad():
+            return norm(*inputs)
+    y = norm(*inputs) if y is None else y
+    return torch.autograd.grad(y, inputs, given.dy, retain_graph=cell.work == "backward")
