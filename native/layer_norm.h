@@ -20,8 +20,8 @@ constexpr int64_t size_of(DataType type) {
   return type == DataType::float64 ? 8 : type == DataType::float32 ? 4 : 2;
 }
 
-// Every array is seen as (outer, cols, inner): cols is normalized, and each (outer, inner) is a row.
-// inner == 1 is the usual layout, the row contiguous; inner > 1 is channels first.
+// Every array is seen as (outer, cols, inner): cols is normalized, and each (outer, inner) is a
+// row. inner == 1 is the usual layout, the row contiguous; inner > 1 is channels first.
 struct Shape {
   int64_t outer;
   int64_t cols;

@@ -16,20 +16,21 @@ namespace {
 // Below this many bytes read and written, a second thread costs more than it brings.
 constexpr int64_t kBytesPerThread = 192 * 1024;
 
-// Where the arrays together have more, the output will not be found in the cache by whoever reads it
-// next, so it is written past the cache. Measured with a reader: docs/performance.md.
+// Where the arrays together have more, the output will not be found in the cache by whoever reads
+// it next, so it is written past the cache. Measured with a reader: docs/performance.md.
 constexpr int64_t kStreamBytes = 24 * 1024 * 1024;
 
 // x larger than this is fetched ahead of its use.
 constexpr int64_t kFarBytes = 2 * 1024 * 1024;
 
-// From this many rows on, parameters that are not aligned to cache lines are copied to where they are.
+// From this many rows on, parameters that are not aligned to cache lines are copied to where they
+// are.
 constexpr int64_t kRowsWorthAligning = 32;
 constexpr int64_t kLine = 64;
 
-// Blocks of the parameters' gradients. From kManyRows rows on they are long enough that their partial
-// sums, 16 bytes a column for float, stay under one percent of x (two for 16-bit x of few rows); with
-// fewer rows they are short enough to occupy several threads.
+// Blocks of the parameters' gradients. From kManyRows rows on they are long enough that their
+// partial sums, 16 bytes a column for float, stay under one percent of x (two for 16-bit x of few
+// rows); with fewer rows they are short enough to occupy several threads.
 constexpr int64_t kManyRows = 1000;
 constexpr int64_t kMostBlocks = 64;
 constexpr int64_t kFewestRowsPerBlock = 16;
@@ -68,8 +69,8 @@ Memory allocate(int64_t bytes) {
 }
 
 // A parameter as the kernels read it: in the compute type, with the 1 of a zero-centered weight
-// added, aligned, and in the order they walk a row. Copies only where that differs from what the host
-// gave.
+// added, aligned, and in the order they walk a row. Copies only where that differs from what the
+// host gave.
 class Parameter {
  public:
   bool prepare(const Problem& problem, const void* given, bool add_one, const Kernels& kernels) {

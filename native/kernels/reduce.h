@@ -1,6 +1,6 @@
 // The last step of the backward: the blocks' partial sums of the parameters' gradients, added and
-// rounded. A column whose sum overflowed on its way, or whose terms underflowed, is summed again over
-// all rows, in double.
+// rounded. A column whose sum overflowed on its way, or whose terms underflowed, is summed again
+// over all rows, in double.
 #pragma once
 
 // dy of one row.

@@ -5,8 +5,8 @@
 
 enum class Wanted { nothing, dweight, both };  // gradients of the parameters
 
-// Rows that are walked together, and share what is loaded for a column. Two where that leaves room in
-// the first-level cache for dx, four where there is none to be had.
+// Rows that are walked together, and share what is loaded for a column. Two where that leaves room
+// in the first-level cache for dx, four where there is none to be had.
 constexpr int64_t kMostGroupRows = 4;
 constexpr int64_t kWideRowBytes = 8 * 1024;
 
@@ -68,8 +68,8 @@ void accumulate_wide_row(const WideStatistics& row, RowOf<const Stored> x, RowOf
 template <class C>
 constexpr double kTiny = sizeof(C) == sizeof(float) ? 0x1p-90 : 0x1p-900;
 
-// Huge sums may make dx overflow on its way, or have done so themselves; tiny ones may have lost bits
-// to underflow where dy itself is tiny. Zeros are what they seem.
+// Huge sums may make dx overflow on its way, or have done so themselves; tiny ones may have lost
+// bits to underflow where dy itself is tiny. Zeros are what they seem.
 template <class Stored>
 inline bool are_ordinary_sums(double sum_g, double sum_g_xhat, RowOf<const Stored> dy,
                               int64_t cols) {

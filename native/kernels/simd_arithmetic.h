@@ -77,8 +77,8 @@ inline double sum_of_lanes(DoubleVector v) {
 #endif
 }
 
-// Lane k of the result: the sum of the lanes of v[k]. As many vectors as each has lanes, which costs
-// little more than the sum of one.
+// Lane k of the result: the sum of the lanes of v[k]. As many vectors as each has lanes, which
+// costs little more than the sum of one.
 inline DoubleVector sums_of_lanes(const DoubleVector* v) {
 #if defined(__AVX512F__)
   DoubleVector pairs[4];

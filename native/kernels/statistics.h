@@ -13,8 +13,8 @@ struct RowStatistics {
   bool ordinary;  // false: sums left the safe range, or a NaN: see wide_row.h
 };
 
-// mean(d)^2 as a part of the variance, at most. The subtraction loses one bit where they are equal: sums
-// of floats, held in double, can spare it, sums of doubles cannot.
+// mean(d)^2 as a part of the variance, at most. The subtraction loses one bit where they are equal:
+// sums of floats, held in double, can spare it, sums of doubles cannot.
 template <class C>
 constexpr double kWellCentered = sizeof(C) == sizeof(float) ? 1 : 0x1p-6;
 

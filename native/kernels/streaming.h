@@ -1,5 +1,5 @@
-// Rows written past the cache. A streamed store wants an aligned address, which rows of an odd width
-// do not have: those are gathered in a small buffer and leave it a cache line at a time.
+// Rows written past the cache. A streamed store wants an aligned address, which rows of an odd
+// width do not have: those are gathered in a small buffer and leave it a cache line at a time.
 #pragma once
 
 constexpr int64_t kLine = 64;
