@@ -273,6 +273,8 @@ def test_symbolic_tensors(kind, tmp_path) -> None:
     assert_same_bits(to_array(again(x)), to_array(model(x)), "y of the file")
     with pytest.raises(ValueError, match="weight has shape"):
         getattr(ours, kind)(inputs, normal(7))
+    with pytest.raises(TypeError, match=r"out is of type KerasTensor.*layernorm\.keras serves"):
+        getattr(layernorm, kind)(inputs, out=inputs)
     layer = PAIRS[kind][0]()
     assert layer(inputs).shape == (None, 4, None, 8)
 
