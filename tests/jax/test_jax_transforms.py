@@ -10,6 +10,7 @@ jax = pytest.importorskip("jax")
 
 import jax.numpy as jnp  # noqa: E402
 from calls import assert_same_bits  # noqa: E402
+from jax import export  # noqa: E402
 from problems import a_problem  # noqa: E402
 
 import layernorm  # noqa: E402
@@ -100,9 +101,9 @@ def test_compiled_ahead_of_time_and_with_a_donated_x() -> None:
 
 def test_a_program_can_be_exported_and_called() -> None:
     x, weight, bias, dy = problem()
-    checks = [jax.export.DisabledSafetyCheck.custom_call("layernorm_forward")]
-    exported = jax.export.export(jax.jit(ours.layer_norm), disabled_checks=checks)(x, weight, bias)
-    again = jax.export.deserialize(exported.serialize())
+    checks = [export.DisabledSafetyCheck.custom_call("layernorm_forward")]
+    exported = export.export(jax.jit(ours.layer_norm), disabled_checks=checks)(x, weight, bias)
+    again = export.deserialize(exported.serialize())
     assert_bits([again.call(x, weight, bias)], expected(x, weight, bias, dy))
 
 
