@@ -15,7 +15,7 @@ import keras
 _RUN_BY = {
     "jax": ("jitted", "Jax"),
     "numpy": ("numpy_formula", "NumpyFunction"),
-    "tensorflow": ("tensorflow_graph", "TensorFlow"),
+    "tensorflow": ("tensorflow_graph", "TensorFlowLayer"),
     "torch": ("pytorch", "TorchFunction"),
 }
 
