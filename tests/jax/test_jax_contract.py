@@ -110,7 +110,8 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(threads) -> None:
     """XLA has as many threads as there are processors, or as PJRT is told before it starts."""
     script = Path(__file__).with_name("digest_of_results.py")
     digest = run_script(script, NPROC=str(threads)).split()
-    assert int(digest[0]) == threads
+    if jax.__version_info__ >= (0, 8):  # before, the threads have no names to be counted by
+        assert int(digest[0]) == threads
     case = Case(cols=768, rows=2503)
     x, dy, weight, bias = case.arrays()
     expected = forward_and_backward(numpy_front_end, case, x, dy, weight, bias)
