@@ -205,6 +205,15 @@ def parameter_cases(kind: str) -> list[Case]:
     return [case for case in cases if case.parameters or case.parameter_dtype is None]
 
 
+FAMILIES = (width_cases, value_cases, layout_cases, eps_cases, dy_cases, parameter_cases)
+
+
 def of_each_kind(*families: Callable[[str], list[Case]]) -> list[Case]:
     """The cases of these families, for layer norm and for RMS norm, each once."""
     return list(dict.fromkeys(case for kind in KINDS for cases in families for case in cases(kind)))
+
+
+def dense_table(kind: str) -> list[Case]:
+    """Every case, for arrays without strides: layouts that differ in nothing else are one."""
+    cases = (case for family in FAMILIES for case in family(kind))
+    return list({(case.but(layout="any"), case.shape, case.axis): case for case in cases}.values())

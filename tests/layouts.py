@@ -51,6 +51,11 @@ def at_offset(x: Array, elements: int) -> Array:
     return view
 
 
+def dense(x: Array | None) -> Array | None:
+    """Copy x as the frameworks have arrays that know no strides: contiguous, aligned, native."""
+    return None if x is None else np.array(x, x.dtype.newbyteorder("="), order="C")
+
+
 def byte_swapped(x: Array) -> Array:
     """Give x the other byte order; ml_dtypes' bfloat16 has only one."""
     return x.astype(x.dtype.newbyteorder()) if x.dtype.kind == "f" else x.copy()

@@ -1,7 +1,7 @@
-"""Running a file of tests in a process of its own: `python -m pytest FILE`.
+"""Running tests, or a script, in a process of its own.
 
-For frameworks that cannot share one: TensorFlow crashes when Triton is imported after it, and Keras
-takes one backend for good.
+For what cannot share one: TensorFlow crashes when Triton is imported after it, Keras takes one
+backend for good, the kernels one instruction set, Triton its interpreter or not.
 """
 
 import os
@@ -13,26 +13,33 @@ from pathlib import Path
 TESTS = Path(__file__).parent
 
 
-def run_tests(path: str, *, environment: dict[str, str] | None = None, timeout: int = 300) -> int:
-    """Run the tests of a file, relative to tests/; return how many have passed."""
-    command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "--maxfail=5"]
-    command += ["-p", "no:cacheprovider", "-p", "no:xdist", str(TESTS / path)]
-    done = run(command, environment=environment, timeout=timeout)
-    passed = re.search(r"(\d+) passed", done.stdout)
-    assert passed, done.stdout[-8000:]
-    return int(passed[1])
+def run_tests(
+    *paths: str, options: tuple[str, ...] = (), timeout: int = 300, **environment: str
+) -> dict[str, int]:
+    """Run the tests of some paths, relative to tests/; return how many passed, were skipped..."""
+    command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "--maxfail=20"]
+    command += ["-p", "no:cacheprovider", "-p", "no:xdist", *options]
+    command += [str(TESTS / path) for path in paths]
+    done = run(command, timeout=timeout, **environment)
+    summary = done.stdout.splitlines()[-1]
+    return {outcome: int(count) for count, outcome in re.findall(r"(\d+) ([a-z]+)", summary)}
+
+
+def run_script(script: Path, *arguments: str, timeout: int = 300, **environment: str) -> str:
+    """Run a script that imports what this process can; return what it prints."""
+    environment = {"PYTHONPATH": os.pathsep.join(sys.path)} | environment
+    return run([sys.executable, str(script), *arguments], timeout=timeout, **environment).stdout
 
 
 def run(
-    command: list[str], *, environment: dict[str, str] | None = None, timeout: int = 300
+    command: list[str], *, timeout: int = 300, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command as a test of its own; AssertionError with its words where it fails."""
+    """Run a command; AssertionError with its words where it fails."""
     # Without what pytest-xdist tells its workers.
     own = {name: v for name, v in os.environ.items() if not name.startswith("PYTEST_")}
-    own |= {"TF_CPP_MIN_LOG_LEVEL": "2"} | (environment or {})
     done = subprocess.run(
         command,
-        env=own,
+        env=own | {"TF_CPP_MIN_LOG_LEVEL": "2"} | environment,
         cwd=TESTS.parent,
         capture_output=True,
         text=True,

@@ -4,6 +4,7 @@ import ast
 import importlib.util
 import inspect
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -213,3 +214,15 @@ def test_every_public_class_and_method_documents_itself(module: ModuleType) -> N
             for method, member in vars(value).items():
                 if inspect.isfunction(member) and not method.startswith("_"):
                     assert inspect.getdoc(member), f"{name}.{method}"
+
+
+def test_the_specification_names_tests_that_there_are() -> None:
+    root = CONFIGURATION.parent
+    words = re.findall(r"`([^`\n]+)`", (root / "docs" / "specification.md").read_text())
+    files = {word for word in words if word.startswith("tests/")}
+    assert [each for each in files if not (root / each).exists()] == []
+    sources = "\n".join(each.read_text() for each in (root / "tests").rglob("*.py"))
+    there = set(re.findall(r"def (test_\w+)", sources))
+    named = {word for word in words if word.startswith("test_")}
+    assert len(named) > 100
+    assert named - there == set()

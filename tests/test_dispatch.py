@@ -1,10 +1,12 @@
 """The top level: public names, and the front end found from the array's type."""
 
+import importlib.util
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from own_process import run
 from problems import a_problem
 
 import layernorm
@@ -46,3 +48,28 @@ def test_the_top_level_imports_no_framework():
     frameworks = {"torch", "jax", "tensorflow", "keras"}
     code = f"import sys, layernorm; sys.exit(bool({frameworks} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+FRAMEWORKS = {"torch", "triton", "jax", "flax", "equinox", "tensorflow", "keras"}
+
+
+@pytest.mark.parametrize(
+    ("framework", "x"),
+    [
+        ("torch", "torch.ones(2, 3)"),
+        ("jax", "jax.numpy.ones((2, 3))"),
+        ("tensorflow", "tensorflow.ones((2, 3))"),
+        ("keras", "keras.KerasTensor((2, 3))"),
+    ],
+)
+def test_a_call_imports_no_framework_that_the_user_has_not(framework, x):
+    if importlib.util.find_spec(framework) is None:
+        pytest.skip(f"could not import {framework}")
+    code = f"""
+import sys, layernorm, {framework}
+x = {x}
+before = set(sys.modules)
+layernorm.layer_norm(x)
+print("imported:", *({FRAMEWORKS} & (set(sys.modules) - before)))
+"""
+    assert run([sys.executable, "-c", code]).stdout.split() == ["imported:"]

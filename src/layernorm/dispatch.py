@@ -12,11 +12,14 @@ from layernorm import spec
 _FRONT_ENDS = {
     "numpy": "layernorm.numpy",
     "torch": "layernorm.torch.any_array",
-    "jax": "layernorm.jax.any_array",  # what is traced
-    "jaxlib": "layernorm.jax.any_array",  # arrays
-    "tensorflow": "layernorm.tensorflow.any_array",
-    "keras": "layernorm.keras.any_array",  # symbolic tensors, and variables
+    "jax": "layernorm.jax",  # what is traced
+    "jaxlib": "layernorm.jax",  # arrays
+    "tensorflow": "layernorm.tensorflow",
+    "keras": "layernorm.keras",  # symbolic tensors, and variables
 }
+
+# Nothing can be written to their arrays, so their functions take no `out`.
+_WITHOUT_OUT = ("layernorm.jax", "layernorm.tensorflow", "layernorm.keras")
 
 
 def layer_norm(
@@ -37,7 +40,8 @@ def layer_norm(
         x: an array, or a list of numbers, which NumPy makes an array of. Now served: NumPy's,
             PyTorch's, JAX's, TensorFlow's and Keras's.
         weight, bias: of x's kind, with the normalized shape, or None.
-        axis, eps, out, zero_centered_weight: as in `layernorm.numpy.layer_norm`.
+        axis, eps, zero_centered_weight: as in `layernorm.numpy.layer_norm`.
+        out: likewise, for arrays that can be written to: NumPy's and PyTorch's.
     Returns: y, of x's kind, shape and type.
     Raises: TypeError for an x of an unknown kind, else what the front end raises.
     Source: Ba, Kiros and Hinton 2016, arXiv:1607.06450.
@@ -48,8 +52,8 @@ def layer_norm(
         bias,
         axis=axis,
         eps=eps,
-        out=out,
         zero_centered_weight=zero_centered_weight,
+        **_place(out, x),
     )
 
 
@@ -70,13 +74,19 @@ def rms_norm(
         x: an array, or a list of numbers, which NumPy makes an array of. Now served: NumPy's,
             PyTorch's, JAX's, TensorFlow's and Keras's.
         weight: of x's kind, with the normalized shape, or None.
-        axis, eps, out, zero_centered_weight: as in `layernorm.numpy.rms_norm`.
+        axis, eps, zero_centered_weight: as in `layernorm.numpy.rms_norm`.
+        out: as in `layer_norm`.
     Returns: y, of x's kind, shape and type.
     Raises: TypeError for an x of an unknown kind, else what the front end raises.
     Source: Zhang and Sennrich 2019, arXiv:1910.07467.
     """
     return _front_end(x).rms_norm(
-        x, weight, axis=axis, eps=eps, out=out, zero_centered_weight=zero_centered_weight
+        x,
+        weight,
+        axis=axis,
+        eps=eps,
+        zero_centered_weight=zero_centered_weight,
+        **_place(out, x),
     )
 
 
@@ -97,3 +107,16 @@ def _front_end_of(kind: type[Any]) -> ModuleType:
         f"x is of type {kind.__module__}.{kind.__qualname__}, expected an array of a kind that a "
         f"front end serves ({', '.join(served)}): pass for example np.asarray(x)"
     )
+
+
+def _place(out: Any, x: object) -> dict[str, Any]:
+    """Return the keyword `out` if it is given, and x's front end takes it."""
+    if out is None:
+        return {}
+    name = _front_end(x).__name__
+    if name in _WITHOUT_OUT:
+        raise TypeError(
+            f"out is of type {type(out).__name__}, expected None, since {name} serves arrays that "
+            "cannot be written to: take y from what is returned"
+        )
+    return {"out": out}

@@ -1,46 +1,20 @@
-"""Section 5 of the contract: more than 2^31, and more than 2^32, elements.
+"""Section 6 of the contract: more than 2^31, and more than 2^32, elements.
 
-In a process of its own whose memory is limited: one copy of x too many fails there, instead of
-starving the machine.
+In a process whose memory is limited: one copy of x too many fails there, instead of starving the
+machine.
 """
 
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-fcntl = pytest.importorskip("fcntl", reason="this system has no file locks of this kind")
+from large_probes import run_alone
 
 PROBE = Path(__file__).parents[1] / "many_elements.py"
 GIB = 10  # 2^32 elements take 8 in 16 bits; as much again would be too much
 
 
-def free_gib() -> float:
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.exists():
-        return 0
-    lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
-    return int(lines["MemAvailable"].split()[0]) / 2**20
-
-
-@pytest.fixture
-def no_other_probe() -> Iterator[None]:
-    """Wait for those that other workers run: two together may be too many for the memory."""
-    with open(Path(tempfile.gettempdir()) / "layernorm_many_elements.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures("no_other_probe")
 @pytest.mark.parametrize("layout", ["rows", "channels_first"])
 @pytest.mark.parametrize("what", ["forward", "parameters", "dx"])  # dx: more than 2^31
 def test_more_than_2_to_the_32_elements_give_the_right_answer(what, layout) -> None:
-    if free_gib() < GIB + 2:
-        pytest.skip(f"needs {GIB + 2} GiB of free memory")
-    command = [sys.executable, str(PROBE), f"{what}_of_{layout}", str(GIB)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_alone(PROBE, f"{what}_of_{layout}", str(GIB), gib=GIB)

@@ -1,11 +1,10 @@
 """Peak extra memory: the statistics, and one partial per row block, under 1% of x."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from own_process import run_script
 
 PROBE = Path(__file__).parents[1] / "peak_memory.py"
 
@@ -27,10 +26,7 @@ LAYOUTS = {
 
 def extra_part_of_x(call: str, layout: str) -> float:
     case = json.dumps(LAYOUTS[layout] | {"call": call})
-    command = [sys.executable, str(PROBE), case]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    return float(done.stdout)
+    return float(run_script(PROBE, case))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

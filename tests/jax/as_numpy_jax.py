@@ -5,15 +5,15 @@ devices, compiled for the CPU here.
 """
 
 import functools
-from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from adapter import Adapter, Stats, parameters
 from cases import Case
-from jax import enable_x64
-from layouts import Array
+from layouts import Array, axes_of, dense
+from renamed import enable_x64
 
 import layernorm.jax as ours
 from layernorm.jax import arguments, formulas, primitives
@@ -21,18 +21,7 @@ from layernorm.jax.definition import Definition
 
 
 def to_jax(array: Array | None) -> jax.Array | None:
-    """Copy it to a JAX array: dense, aligned, native."""
-    if array is None:
-        return None
-    return jnp.asarray(np.array(array, array.dtype.newbyteorder("="), order="C"))
-
-
-@dataclass
-class Stats:
-    mean: Array | None
-    rstd: Array
-    residual: Array | None
-    call: dict[str, Any]
+    return None if array is None else jnp.asarray(dense(array))
 
 
 @functools.partial(jax.jit, static_argnames=("kind", "options"))
@@ -93,7 +82,7 @@ def formula_backward(dy, x, statistics, weight, *, definition, need, parameter_t
     )
 
 
-class AsNumpy:
+class AsNumpy(Adapter):
     """The public functions."""
 
     def forward_and_backward(self, case: Case, x, dy, weight, bias) -> dict[str, Array]:
@@ -107,45 +96,20 @@ class AsNumpy:
             results = zip(names, (y, *statistics, *found), strict=False)
             return {name: np.asarray(each) for name, each in results if each is not None}
 
-    def layer_norm_forward(self, x: Array, weight=None, bias=None, **options: Any):
-        return self._forward("layer_norm", x, weight, bias, **options)
-
-    def rms_norm_forward(self, x: Array, weight=None, **options: Any):
-        return self._forward("rms_norm", x, weight, None, **options)
-
-    def layer_norm_backward(self, dy: Array, x: Array, stats: Stats, weight=None, **_: Any):
-        return self._backward("layer_norm", dy, x, stats, weight)
-
-    def rms_norm_backward(self, dy: Array, x: Array, stats: Stats, weight=None, **_: Any):
-        return self._backward("rms_norm", dy, x, stats, weight)
-
-    def _forward(self, kind, x, weight, bias, **options):
+    def _forward(self, x, weight, bias, *, centered, **options):
         options = {"axis": -1, "eps": 1e-5, "zero_centered_weight": False} | options
+        kind = "layer_norm" if centered else "rms_norm"
         call = {"kind": kind, "options": tuple(options.items())}
         with enable_x64(True):
             y, statistics = forward(to_jax(x), to_jax(weight), to_jax(bias), **call)
             saved = [None if each is None else np.asarray(each) for each in statistics]
-            return np.asarray(y), Stats(*saved, call | {"bias": bias})
+            return np.asarray(y), Stats(call, bias, *saved)
 
-    def _backward(self, kind, dy, x, stats, weight):
-        call = dict(stats.call)
-        bias = call.pop("bias")
-        weight, bias = parameters(x, weight, bias, **dict(call["options"]))
+    def _backward(self, dy, x, stats, weight):
+        own = parameters(x, weight, stats.bias, **dict(stats.call["options"]))
         with enable_x64(True):
-            arrays = map(to_jax, (dy, x, weight, bias if kind == "layer_norm" else None))
-            return tuple(np.asarray(each) for each in backward(*arrays, **call))
-
-
-def parameters(x, weight, bias, *, axis, zero_centered_weight, **_):
-    """Return weight and bias, ones and zeros where there are none: they change no bit of dx."""
-    given = bias if weight is None else weight
-    dtype = x.dtype.newbyteorder("=") if given is None else given.dtype
-    shape = [x.shape[each] for each in sorted(each % x.ndim for each in np.atleast_1d(axis))]
-    if weight is None:
-        weight = np.full(shape, 0.0 if zero_centered_weight else 1.0).astype(dtype)
-    if bias is None:
-        bias = np.zeros(shape).astype(dtype)
-    return weight, bias
+            results = backward(*map(to_jax, (dy, x, *own)), **stats.call)
+            return tuple(np.asarray(each) for each in results)
 
 
 class FormulasAsNumpy(AsNumpy):
@@ -157,22 +121,23 @@ class FormulasAsNumpy(AsNumpy):
     )
     take = staticmethod(to_jax)
 
-    def _forward(self, kind, x, weight, bias, *, axis, eps=1e-5, zero_centered_weight=False):
-        axes = tuple(sorted(each % x.ndim for each in np.atleast_1d(axis).tolist()))
-        definition = Definition(axes, eps, kind == "layer_norm", zero_centered_weight)
-        call = {"definition": definition, "axis": axis, "bias": bias}
+    def _forward(self, x, weight, bias, *, centered, axis, eps=1e-5, zero_centered_weight=False):
+        axes = axes_of(axis, x.ndim)
+        definition = Definition(axes, eps, centered, zero_centered_weight)
         with enable_x64(True):
             arrays = map(self.take, (x, weight, bias))
             results = self.run_forward(*arrays, definition=definition)
         y, *statistics = map(np.asarray, results)
         kept = [np.expand_dims(each, axes) for each in statistics]
         mean, rstd, residual = kept if definition.centered else (None, *kept, None)
-        return y, Stats(mean, rstd, residual, call)
+        return y, Stats({"definition": definition}, bias, mean, rstd, residual)
 
-    def _backward(self, kind, dy, x, stats, weight):
-        definition, axis, bias = (stats.call[name] for name in ("definition", "axis", "bias"))
+    def _backward(self, dy, x, stats, weight):
+        definition = stats.call["definition"]
         zero_centered = definition.zero_centered_weight
-        own, _ = parameters(x, weight, bias, axis=axis, zero_centered_weight=zero_centered)
+        own, _ = parameters(
+            x, weight, stats.bias, axis=definition.axes, zero_centered_weight=zero_centered
+        )
         saved = [each for each in (stats.mean, stats.rstd, stats.residual) if each is not None]
         with enable_x64(True):
             results = self.run_backward(
@@ -181,7 +146,7 @@ class FormulasAsNumpy(AsNumpy):
                 [self.take(each.squeeze(definition.axes)) for each in saved],
                 self.take(weight),
                 definition=definition,
-                need=(True, True, kind == "layer_norm"),
+                need=(True, True, definition.centered),
                 parameter_type=own.dtype,
             )
         return tuple(map(np.asarray, results))

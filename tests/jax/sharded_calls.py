@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from renamed import set_mesh
 
 import layernorm.jax as ours
 
@@ -134,7 +135,7 @@ def explicit_axes() -> None:
         return jax.grad(lambda x: jnp.sum(jnp.sin(ours.layer_norm(x, weight, bias))))(x)
 
     expected = gradients(x)
-    with jax.set_mesh(jax.make_mesh((4, 2), ("rows", "cols"), axis_types=kinds)):
+    with set_mesh(jax.make_mesh((4, 2), ("rows", "cols"), axis_types=kinds)):
         got = jax.jit(gradients)(jax.device_put(x, PartitionSpec("rows")))
         assert got.sharding.spec[0] == "rows"
         report("explicit", difference=float(jnp.abs(np.asarray(got) - expected).max()))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("flax")
+pytest.importorskip("flax", minversion="0.12")
 
 SDISTS = Path(__file__).parents[2] / "build" / "sdists"
 

@@ -7,7 +7,7 @@ import pytest
 from calls import assert_same_bits
 
 jax = pytest.importorskip("jax")
-pytest.importorskip("flax")
+pytest.importorskip("flax", minversion="0.12")
 
 import jax.numpy as jnp  # noqa: E402
 

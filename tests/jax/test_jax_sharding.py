@@ -1,13 +1,11 @@
 """Sharded arrays on 8 devices of the host, in a process of its own."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from own_process import run_script
 
 pytest.importorskip("jax")
 
@@ -28,20 +26,9 @@ COLLECTIVES = {
 
 
 def reports() -> list[dict]:
-    done = subprocess.run(
-        [sys.executable, Path(__file__).with_name("sharded_calls.py")],
-        env=os.environ
-        | {
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-            "PYTHONPATH": os.pathsep.join(sys.path),
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    script = Path(__file__).with_name("sharded_calls.py")
+    eight_devices = "--xla_force_host_platform_device_count=8"
+    return [json.loads(line) for line in run_script(script, XLA_FLAGS=eight_devices).splitlines()]
 
 
 def judge(found: dict) -> None:

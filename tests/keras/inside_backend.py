@@ -9,10 +9,12 @@ import foreign_suite
 import keras
 import layouts
 import numpy as np
+import provider_results
 import pytest
 from calls import assert_same_bits, forward_and_backward
 from keras import ops
-from keras_gradients import BACKEND, gradients, to_array, to_tensor
+from keras_gradients import BACKEND, Call, to_array, to_tensor, with_gradients
+from layouts import dense
 
 import layernorm
 import layernorm.keras as ours
@@ -27,15 +29,6 @@ PAIRS = {
     "layer_norm": (ours.LayerNormalization, keras.layers.LayerNormalization, 1e-3),
     "rms_norm": (ours.RMSNormalization, keras.layers.RMSNormalization, 1e-6),
 }
-FAMILIES = (
-    cases.width_cases,
-    cases.value_cases,
-    cases.layout_cases,
-    cases.eps_cases,
-    cases.dy_cases,
-    cases.parameter_cases,
-)
-
 each_kind = pytest.mark.parametrize("kind", PAIRS)
 
 
@@ -48,44 +41,19 @@ def test_the_front_end_of_the_backend_does_the_work() -> None:
     assert name == f"layernorm.{BACKEND}" + (".any_array" if BACKEND == "torch" else "")
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
 @each_kind
-def test_the_bits_are_those_of_the_numpy_front_end(kind, family) -> None:
-    # The front ends of JAX, which compiles each, and of TensorFlow have tests of their own that go
-    # through all of them.
-    step = {"jax": 120, "tensorflow": 5}.get(BACKEND, 1)
-    for case in family(kind)[::step]:
-        arrays = [each if each is None else np.ascontiguousarray(each) for each in case.arrays()]
-        arrays = [
-            each if each is None else each.astype(each.dtype.newbyteorder("=")) for each in arrays
-        ]
-        x, dy, weight, bias = arrays
+def test_the_bits_are_those_of_the_numpy_front_end(kind) -> None:
+    """For every case of the table; y alone on NumPy's backend, which has no gradients."""
+    for case in cases.dense_table(kind):
+        x, dy, weight, bias = arrays = [dense(each) for each in case.arrays()]
         expected = forward_and_backward(numpy_front_end, case, *arrays)
-        tensors = [to_tensor(each) for each in (x, weight, bias)]
-        if BACKEND == "numpy":
-            results = [to_array(_forward(case, *tensors))]
-        else:
-            results = [to_array(_forward(case, *tensors)), *_gradients(case, tensors, dy)]
-        for name, result in zip(("y", "dx", "dweight", "dbias"), results, strict=False):
-            if result is not None:
-                assert_same_bits(result, expected[name], f"{name} of {case.id}")
-
-
-def _forward(case, x, weight, bias):
-    if case.kind == "layer_norm":
-        return ours.layer_norm(x, weight, bias, **case.definition)
-    return ours.rms_norm(x, weight, **case.definition)
-
-
-def _gradients(case, tensors, dy):
-    there = [each for each in tensors if each is not None]
-
-    def call(*given):
-        values = iter(given)
-        return _forward(case, *(None if each is None else next(values) for each in tensors))
-
-    results = iter(to_array(each) for each in gradients(call, there, to_tensor(dy)))
-    return [None if each is None else next(results) for each in tensors]
+        given = {"x": x, "weight": weight, "bias": bias}
+        given = {name: to_tensor(each) for name, each in given.items() if each is not None}
+        call = Call(getattr(ours, kind), tuple(case.definition.items()))
+        y, gradients = with_gradients(call, given, to_tensor(dy))
+        results = {"y": y} | {f"d{name}": each for name, each in gradients.items()}
+        for name, result in results.items():
+            assert_same_bits(to_array(result), expected[name], f"{name} of {case.id}")
 
 
 @pytest.mark.parametrize("axis", [-1, 1, [1, -1], [-1, 1], [2, 3], (1, 2, 3), [0]], ids=str)
@@ -249,13 +217,24 @@ def test_convert_swaps_in_place_and_keeps_the_rest() -> None:
         ours.convert([model])
 
 
+@pytest.mark.parametrize("call", ["predict", "test", pytest.param("train", marks=trains)])
 @pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
-def test_convert_reaches_functions_that_were_traced_before() -> None:
+def test_convert_reaches_functions_that_were_traced_before(call) -> None:
     model = keras.Sequential([keras.Input((2,)), keras.layers.LayerNormalization()])
+    model.compile(keras.optimizers.SGD(0.0), "mse", jit_compile=BACKEND == "jax")
     x = np.array([[1e30, -1e30]], np.float32)  # whose squares overflow, in Keras
-    assert model.predict(x, verbose=0)[0, 0] != 1
+    y = np.array([[1, -1]], np.float32)
+
+    def error() -> float:
+        if call == "predict":
+            return np.square(model.predict_on_batch(x) - y).mean()
+        model.reset_metrics()
+        return float(getattr(model, f"{call}_on_batch")(x, y))
+
+    assert error() != 0
     ours.convert(model)
-    assert model.predict(x, verbose=0).tolist() == [[1, -1]]
+    model.set_weights([np.ones(2), np.zeros(2)])
+    assert error() == 0
 
 
 @each_kind
@@ -273,6 +252,8 @@ def test_symbolic_tensors(kind, tmp_path) -> None:
     assert_same_bits(to_array(again(x)), to_array(model(x)), "y of the file")
     with pytest.raises(ValueError, match="weight has shape"):
         getattr(ours, kind)(inputs, normal(7))
+    with pytest.raises(TypeError, match=r"out is of type KerasTensor.*layernorm\.keras serves"):
+        getattr(layernorm, kind)(inputs, out=inputs)
     layer = PAIRS[kind][0]()
     assert layer(inputs).shape == (None, 4, None, 8)
 
@@ -294,6 +275,23 @@ def test_the_formula_where_no_front_end_is(kind) -> None:
     got = getattr(formula, kind)(ops.convert_to_tensor(x), *parameters, **options)
     expected = getattr(numpy_front_end, kind)(x, *parameters, **options)
     np.testing.assert_allclose(to_array(got), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["Keras", "OursKeras"])
+def test_bench_and_check_ask_the_layers_for_the_same_as_numpy(name, monkeypatch) -> None:
+    pytest.importorskip("rich")
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        set_once = "set_intra_op_parallelism_threads"  # before the first operation, which was
+        monkeypatch.setattr(tf.config.threading, set_once, lambda threads: None)
+    from layernorm.cli.providers import keras_layers
+
+    provider = getattr(keras_layers, name)(1)
+    layouts = [provider_results.ROWS, provider_results.CHANNELS_FIRST]
+    if (BACKEND, name) == ("torch", "Keras"):
+        layouts.pop()  # Keras is wrong there
+    provider_results.assert_results_are_numpys(provider, layouts)
 
 
 @pytest.mark.parametrize(("axis", "words"), [(4, "out of bounds|out of range"), ([1, -2], "twice")])

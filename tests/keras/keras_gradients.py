@@ -1,5 +1,9 @@
 """Gradients and arrays of whatever backend Keras runs on."""
 
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import keras
 import ml_dtypes
 import numpy as np
@@ -25,20 +29,42 @@ def to_array(tensor) -> np.ndarray:
     return np.asarray(tensor.detach() if BACKEND == "torch" else tensor)
 
 
-def gradients(function, arguments, dy):
-    """Return the gradients of function(*arguments) at dy."""
+class Call(NamedTuple):
+    """A function with its keywords, to which equal calls are equal: JAX compiles them once."""
+
+    function: Callable
+    options: tuple[tuple[str, Any], ...]
+
+    def __call__(self, **given):
+        return self.function(**given, **dict(self.options))
+
+
+def with_gradients(call: Call, given, dy):
+    """Return call(**given), and its gradients at dy by name; on NumPy's backend none."""
     if BACKEND == "tensorflow":
         import tensorflow as tf
 
         with tf.GradientTape() as tape:
-            tape.watch(arguments)
-            y = function(*arguments)
-        return tape.gradient(y, arguments, dy)
+            tape.watch(given)
+            y = call(**given)
+        return y, tape.gradient(y, given, dy)
     if BACKEND == "torch":
         import torch
 
-        leaves = [each.detach().requires_grad_() for each in arguments]
-        return torch.autograd.grad(function(*leaves), leaves, dy)
+        leaves = {name: each.detach().requires_grad_() for name, each in given.items()}
+        y = call(**leaves)
+        return y, dict(zip(leaves, torch.autograd.grad(y, leaves.values(), dy), strict=True))
+    if BACKEND == "jax":
+        return _compiled(call)(given, dy)
+    return call(**given), {}
+
+
+@functools.cache
+def _compiled(call: Call):
     import jax
 
-    return jax.vjp(function, *arguments)[1](dy)
+    def both(given, dy):
+        y, transposed = jax.vjp(lambda given: call(**given), given)
+        return y, transposed(dy)[0]
+
+    return jax.jit(both)

@@ -1,33 +1,21 @@
 """Run by test_tensorflow.py in a process of its own: the bits are those of `layernorm.numpy`."""
 
 import cases
-import numpy as np
 import pytest
 import tensorflow as tf
 from calls import assert_same_bits, forward_and_backward
 from cases import Case
 from checkers import check_batch_of_one
+from layouts import dense
 from tensors_as_numpy import AsNumpy
 from values import TYPES
 
 import layernorm
 import layernorm.numpy as numpy_front_end
 
-FAMILIES = (
-    cases.width_cases,
-    cases.value_cases,
-    cases.layout_cases,
-    cases.eps_cases,
-    cases.dy_cases,
-    cases.parameter_cases,
-)
-
 
 def assert_same_as_numpy(way: AsNumpy, case: Case) -> None:
-    arrays = [each if each is None else np.ascontiguousarray(each) for each in case.arrays()]
-    arrays = [
-        each if each is None else each.astype(each.dtype.newbyteorder("=")) for each in arrays
-    ]
+    arrays = [dense(each) for each in case.arrays()]
     expected = forward_and_backward(numpy_front_end, case, *arrays)
     got = forward_and_backward(way, case, *arrays)
     for name, result in expected.items():
@@ -36,11 +24,10 @@ def assert_same_as_numpy(way: AsNumpy, case: Case) -> None:
 
 
 @pytest.mark.parametrize("way", ["eager", "graph"])
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
 @pytest.mark.parametrize("kind", cases.KINDS)
-def test_every_case_of_the_table(kind, family, way) -> None:
+def test_every_case_of_the_table(kind, way) -> None:
     front_end = AsNumpy(way)
-    for case in family(kind):
+    for case in cases.dense_table(kind):
         assert_same_as_numpy(front_end, case)
 
 

@@ -4,40 +4,20 @@ Gradients come from a tape. In graphs, nothing of a shape is known before the gr
 """
 
 import functools
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
-from layouts import Array
+from adapter import Adapter, Stats, parameters
+from layouts import Array, dense
 
 import layernorm.tensorflow as ours
 
 
-@dataclass
-class Stats:
-    call: dict[str, Any]
-    bias: Array | None
-    mean = rstd = residual = None  # TensorFlow's users do not see them
-
-
-class AsNumpy:
+class AsNumpy(Adapter):
     """`way`: eager, graph (of unknown shapes), or xla (compiled for each shape)."""
 
     def __init__(self, way: str) -> None:
         self.way = way
-
-    def layer_norm_forward(self, x: Array, weight=None, bias=None, **options: Any):
-        return self._forward(x, weight, bias, centered=True, **options)
-
-    def rms_norm_forward(self, x: Array, weight=None, **options: Any):
-        return self._forward(x, weight, None, centered=False, **options)
-
-    def layer_norm_backward(self, dy: Array, x: Array, stats: Stats, weight=None, **options: Any):
-        return self._backward(dy, x, stats, weight)
-
-    def rms_norm_backward(self, dy: Array, x: Array, stats: Stats, weight=None, **options: Any):
-        return self._backward(dy, x, stats, weight)[:2]
 
     def _forward(self, x, weight, bias, *, centered, axis=-1, eps=1e-5, zero_centered_weight=False):
         axis = axis if isinstance(axis, int) else tuple(axis)
@@ -49,21 +29,14 @@ class AsNumpy:
 
     def _backward(self, dy, x, stats, weight):
         call = stats.call
-        given = stats.bias if weight is None else weight
-        dtype = x.dtype if given is None else given.dtype
-        axes = [int(each) % x.ndim for each in np.atleast_1d(call["axis"])]
-        shape = [x.shape[each] for each in sorted(axes)]
-        # NumPy's backward gives these without parameters too: ones and zeros change no bit of dx.
-        if weight is None:
-            weight = np.full(shape, 0.0 if call["zero_centered_weight"] else 1.0, dtype)
-        bias = np.zeros(shape, dtype) if stats.bias is None else stats.bias
-        tensors = [to_tensor(each) for each in (x, weight, bias, dy)]
+        given = (x, *parameters(x, weight, stats.bias, **call), dy)
+        tensors = [to_tensor(each) for each in given]
         gradients = function(backward, self.way, call, tensors)(*tensors)
         return (*(each.numpy() for each in gradients), None)[:3]
 
 
 def to_tensor(array: Array | None) -> tf.Tensor | None:
-    return None if array is None else tf.constant(np.ascontiguousarray(array))
+    return None if array is None else tf.constant(dense(array))
 
 
 def forward(x, weight, bias, *, centered, **options):

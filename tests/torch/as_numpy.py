@@ -3,12 +3,10 @@
 Arrays become tensors with the same strides where PyTorch has them; gradients come from autograd.
 """
 
-from dataclasses import dataclass
-from typing import Any
-
 import ml_dtypes
 import numpy as np
 import torch
+from adapter import Adapter, Stats, parameters
 from layouts import Array
 
 import layernorm.torch as ours
@@ -41,43 +39,23 @@ def to_array(tensor: torch.Tensor | None) -> Array | None:
     return tensor.numpy()
 
 
-@dataclass
-class Stats:
-    mean: Array | None
-    rstd: Array
-    residual: Array | None
-    call: dict[str, Any]
-
-
-class AsNumpy:
+class AsNumpy(Adapter):
     """`plain`: through the public functions, which may pass PyTorch's dispatcher by."""
 
     def __init__(self, *, plain: bool = True) -> None:
         self.plain = plain
 
-    def layer_norm_forward(self, x: Array, weight=None, bias=None, **options: Any):
-        return self._forward(x, weight, bias, centered=True, **options)
-
-    def rms_norm_forward(self, x: Array, weight=None, **options: Any):
-        return self._forward(x, weight, None, centered=False, **options)
-
-    def layer_norm_backward(self, dy: Array, x: Array, stats: Stats, weight=None, **options: Any):
-        return self._backward(dy, x, stats, weight, **options)
-
-    def rms_norm_backward(self, dy: Array, x: Array, stats: Stats, weight=None, **options: Any):
-        return self._backward(dy, x, stats, weight, **options)[:2]
-
     def _forward(self, x, weight, bias, *, centered, axis=-1, eps=1e-5, zero_centered_weight=False):
         tensor = to_tensor(x)
         axes = [int(each) for each in np.atleast_1d(axis)]
         call = {"centered": centered, "axis": axes, "eps": eps}
-        call |= {"zero_centered_weight": zero_centered_weight, "bias": bias}
+        call["zero_centered_weight"] = zero_centered_weight
         y, *statistics = self._operator(tensor, to_tensor(weight), to_tensor(bias), call)
         if self.plain:
             with torch.no_grad():
                 y = self._public(tensor, to_tensor(weight), to_tensor(bias), call)
         mean, rstd, residual = statistics if centered else (None, statistics[0], None)
-        return to_array(y), Stats(to_array(mean), to_array(rstd), to_array(residual), call)
+        return to_array(y), Stats(call, bias, *map(to_array, (mean, rstd, residual)))
 
     def _operator(self, x, weight, bias, call):
         options = (call["axis"], call["eps"], call["zero_centered_weight"])
@@ -99,21 +77,10 @@ class AsNumpy:
             return ours.layer_norm(x, shape, weight, bias, **options)
         return ours.rms_norm(x, shape, weight, **options, zero_centered_weight=zero_centered)
 
-    def _backward(self, dy, x, stats, weight, *, zero_centered_weight=False, **needs: Any):
+    def _backward(self, dy, x, stats, weight):
         call = stats.call
-        x_tensor = to_tensor(x).requires_grad_()
-        weight_tensor, bias_tensor = to_tensor(weight), to_tensor(call["bias"])
-        given = bias_tensor if weight_tensor is None else weight_tensor
-        dtype = x_tensor.dtype if given is None else given.dtype
-        shape = [x.shape[each] for each in sorted(each % x.ndim for each in call["axis"])]
-        # NumPy's backward gives these without parameters too: ones and zeros change no bit of dx.
-        if weight_tensor is None:
-            weight_tensor = torch.full(shape, 0.0 if zero_centered_weight else 1.0, dtype=dtype)
-        if bias_tensor is None:
-            bias_tensor = torch.zeros(shape, dtype=dtype)
-        wanted = [x_tensor, weight_tensor.detach().requires_grad_()]
-        if call["centered"]:
-            wanted.append(bias_tensor.detach().requires_grad_())
+        given = (x, *parameters(x, weight, stats.bias, **call))
+        wanted = [to_tensor(each).requires_grad_() for each in given[: 2 + call["centered"]]]
         arguments = (*wanted, None)[:3]
         y = self._public(*arguments, call) if self.plain else self._operator(*arguments, call)[0]
         gradients = torch.autograd.grad(y, wanted, to_tensor(dy))

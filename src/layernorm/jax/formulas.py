@@ -121,10 +121,16 @@ def forward(
     has_weight: bool,
     has_bias: bool,
     with_statistics: bool,
+    merged: Callable[[Array, Moments], tuple[Array, Moments]] | None = None,
 ) -> list[Array]:
-    """Return y, and the statistics where they are asked for."""
+    """Return y, and the statistics where they are asked for.
+
+    `merged` makes what `centered` returns of parts of rows that of whole rows.
+    """
     x, weight, bias = spaced(operands, (True, has_weight, has_bias))
     rest, moments = centered(x.astype(compute_type(x.dtype)), definition)
+    if merged is not None:
+        rest, moments = merged(rest, moments)
     rstd = rstd_of(moments, definition.eps)
     y = scaled_and_shifted(rest * rstd, weight, bias, definition).astype(x.dtype)
     return [y, *(statistics_of(moments, rstd, definition) if with_statistics else [])]

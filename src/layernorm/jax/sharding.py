@@ -6,6 +6,7 @@ counts, means and mean squares) are gathered and merged; the backward adds up tw
 """
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -142,31 +143,14 @@ def forward(*operands: Array, **params: Any) -> list[Array]:
         names = plan.over(definition.axes)
         if not names:
             return lambda *operands: tuple(whole(*operands))
-        return lambda *operands: tuple(_forward_of_parts(names, *operands, **params))
+        merged = functools.partial(_merge, names)
+        return lambda *operands: tuple(formulas.forward(*operands, **params, merged=merged))
 
     return _partitioned(whole, on_each, axes, operands)
 
 
-def _forward_of_parts(
-    names: Names,
-    *operands: Array,
-    definition: Definition,
-    has_weight: bool,
-    has_bias: bool,
-    with_statistics: bool,
-) -> list[Array]:
-    """Normalize rows of which this device has a part."""
-    x, weight, bias = spaced(operands, (True, has_weight, has_bias))
-    rest, own = formulas.centered(x.astype(compute_type(x.dtype)), definition)
-    merged, offset = _merge(own, names)
-    rest = times_power(rest, own.power - merged.power) + offset
-    rstd = formulas.rstd_of(merged, definition.eps)
-    y = formulas.scaled_and_shifted(rest * rstd, weight, bias, definition).astype(x.dtype)
-    return [y, *(formulas.statistics_of(merged, rstd, definition) if with_statistics else [])]
-
-
-def _merge(own: Moments, names: Names) -> tuple[Moments, Array]:
-    """Merge the moments of all parts; and how far this part's mean is from theirs, / 2**power."""
+def _merge(names: Names, rest: Array, own: Moments) -> tuple[Array, Moments]:
+    """Merge the moments of all devices' parts; shift and scale this one's part to them."""
     packed = jnp.stack([*own[:3], *(each.astype(own.mean.dtype) for each in own[3:])])
     parted = jax.lax.all_gather(packed, names)
     mean, residual, square = (parted[:, at] for at in range(3))
@@ -188,7 +172,8 @@ def _merge(own: Moments, names: Names) -> tuple[Moments, Array]:
     total = middle + more
     merged = Moments(total, (middle - total) + more, square, mean_power, power)
     offset = offset_of(own.mean, own.residual, own.mean_power) - more
-    return merged, times_power(offset, mean_power - power)
+    rest = times_power(rest, own.power - power) + times_power(offset, mean_power - power)
+    return rest, merged
 
 
 # ---- backward

@@ -7,11 +7,9 @@ import jax
 import numpy as np
 import optax
 
-from layernorm.cli.digits import SIZES
-from layernorm.cli.networks.network import Array, NormCall, Recipe, Step, Weights
+from layernorm.cli.networks import functional
+from layernorm.cli.networks.network import Array, Recipe, Step, Weights
 from layernorm.jax import layer_norm
-
-NORMS = range(len(SIZES) - 2)
 
 
 class Network:
@@ -38,17 +36,11 @@ class Network:
 
     def step(self, images: Array, labels: Array) -> Step:
         """Train on one batch."""
-        before = self._weights
+        parameters = self.norm_parameters()
         self._weights, self._state, loss, norm_calls = self._train(
-            before, self._state, images, labels
+            self._weights, self._state, images, labels
         )
-        return Step(
-            float(loss),
-            [
-                NormCall(np.asarray(x), *_weight_and_bias(before, place), np.asarray(y))
-                for place, (x, y) in zip(NORMS, norm_calls, strict=True)
-            ],
-        )
+        return Step(float(loss), functional.norm_calls_of(parameters, norm_calls))
 
     def logits(self, images: Array) -> Array:
         """Return (images, 10)."""
@@ -56,7 +48,7 @@ class Network:
 
     def norm_parameters(self) -> list[tuple[Array, Array]]:
         """Return weight and bias of each layer norm."""
-        return [_weight_and_bias(self._weights, place) for place in NORMS]
+        return functional.norm_parameters(self._weights)
 
 
 def _loss(weights: Any, images: Any, labels: Any) -> tuple[Any, Any]:
@@ -66,20 +58,8 @@ def _loss(weights: Any, images: Any, labels: Any) -> tuple[Any, Any]:
 
 
 def _forward(weights: Mapping[str, Any], x: Any) -> tuple[Any, list[tuple[Any, Any]]]:
-    """Return the logits, and what each layer norm got and returned."""
-    norm_calls = []
-    for place in NORMS:
-        x = _linear(weights, 3 * place, x)
-        y = layer_norm(x, weights[f"{3 * place + 1}.weight"], weights[f"{3 * place + 1}.bias"])
-        norm_calls.append((x, y))
-        x = jax.nn.relu(y)
-    return _linear(weights, 3 * len(NORMS), x), norm_calls
+    return functional.forward(weights, x, linear=_linear, layer_norm=layer_norm, relu=jax.nn.relu)
 
 
-def _linear(weights: Mapping[str, Any], layer: int, x: Any) -> Any:
-    return x @ weights[f"{layer}.weight"].T + weights[f"{layer}.bias"]
-
-
-def _weight_and_bias(weights: Mapping[str, Any], place: int) -> tuple[Array, Array]:
-    weight, bias = (np.asarray(weights[f"{3 * place + 1}.{name}"]) for name in ("weight", "bias"))
-    return weight, bias
+def _linear(x: Any, weight: Any, bias: Any) -> Any:
+    return x @ weight.T + bias

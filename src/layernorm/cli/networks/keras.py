@@ -6,7 +6,8 @@ import keras
 import numpy as np
 
 from layernorm.cli.digits import SIZES
-from layernorm.cli.networks.network import Array, NormCall, Recipe, Step, Weights
+from layernorm.cli.networks.functional import norm_calls_of
+from layernorm.cli.networks.network import Array, Recipe, Step, Weights
 from layernorm.keras import LayerNormalization
 
 
@@ -54,12 +55,9 @@ class Network:
 
     def step(self, images: Array, labels: Array) -> Step:
         """Train on one batch."""
-        norm_calls = [
-            NormCall(np.asarray(x), *parameters, np.asarray(y))
-            for parameters, (x, y) in zip(
-                self.norm_parameters(), self._norm_calls.predict_on_batch(images), strict=True
-            )
-        ]
+        norm_calls = norm_calls_of(
+            self.norm_parameters(), self._norm_calls.predict_on_batch(images)
+        )
         return Step(float(self._model.train_on_batch(images, labels)), norm_calls)
 
     def logits(self, images: Array) -> Array:

@@ -5,11 +5,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from layernorm.cli.digits import SIZES
-from layernorm.cli.networks.network import Array, NormCall, Recipe, Step, Weights
+from layernorm.cli.networks import functional
+from layernorm.cli.networks.network import Array, Recipe, Step, Weights
 from layernorm.tensorflow import layer_norm
-
-NORMS = range(len(SIZES) - 2)
 
 
 class Network:
@@ -43,13 +41,7 @@ class Network:
         """Train on one batch."""
         parameters = self.norm_parameters()
         loss, norm_calls = self._train(tf.constant(images), tf.constant(labels))
-        return Step(
-            float(loss),
-            [
-                NormCall(x.numpy(), *own, y.numpy())
-                for own, (x, y) in zip(parameters, norm_calls, strict=True)
-            ],
-        )
+        return Step(float(loss), functional.norm_calls_of(parameters, norm_calls))
 
     def logits(self, images: Array) -> Array:
         """Return (images, 10)."""
@@ -58,26 +50,12 @@ class Network:
 
     def norm_parameters(self) -> list[tuple[Array, Array]]:
         """Return weight and bias of each layer norm."""
-        return [
-            (
-                self._weights[f"{3 * place + 1}.weight"].numpy(),
-                self._weights[f"{3 * place + 1}.bias"].numpy(),
-            )
-            for place in NORMS
-        ]
+        return functional.norm_parameters(self._weights)
 
 
-def _forward(weights: Mapping[str, Any], x: tf.Tensor) -> tuple[tf.Tensor, list[Any]]:
-    """Return the logits, and what each layer norm got and returned."""
-    norm_calls = []
-    for place in NORMS:
-        x = _linear(weights, 3 * place, x)
-        y = layer_norm(x, weights[f"{3 * place + 1}.weight"], weights[f"{3 * place + 1}.bias"])
-        norm_calls.append((x, y))
-        x = tf.nn.relu(y)
-    return _linear(weights, 3 * len(NORMS), x), norm_calls
+def _forward(weights: Mapping[str, Any], x: Any) -> tuple[Any, list[tuple[Any, Any]]]:
+    return functional.forward(weights, x, linear=_linear, layer_norm=layer_norm, relu=tf.nn.relu)
 
 
-def _linear(weights: Mapping[str, Any], layer: int, x: tf.Tensor) -> tf.Tensor:
-    product = tf.linalg.matmul(x, weights[f"{layer}.weight"], transpose_b=True)
-    return product + weights[f"{layer}.bias"]
+def _linear(x: Any, weight: Any, bias: Any) -> Any:
+    return tf.linalg.matmul(x, weight, transpose_b=True) + bias

@@ -18,20 +18,27 @@ _CLASSES = {
     "torch.compile": ("pytorch", "TorchCompiled"),
     "jax": ("jitted", "Jax"),
     "onnxruntime": ("onnx_runtime", "OnnxRuntime"),
-    "keras": ("jitted", "Keras"),
+    "keras": ("keras_layers", "Keras"),
     "flax": ("jitted", "Flax"),
+    "flax.linen": ("jitted", "Linen"),
     "equinox": ("jitted", "Equinox"),
     "tensorflow": ("tensorflow_graph", "TensorFlow"),
 }
 
-PEERS = tuple(name for name in _CLASSES if name != "tensorflow")
-"""Those that are looked for unless others are named: TensorFlow wants a process without Triton."""
+PEERS = tuple(name for name in _CLASSES if name not in ("tensorflow", "flax.linen"))
+"""Those that are looked for unless others are named.
+
+TensorFlow wants a process without Triton; what XLA makes of linen and of nnx is the same.
+"""
 
 _OURS = {
     "numpy": ("ours", "Ours"),
     "torch": ("ours_torch", "OursTorch"),
     "jax": ("ours_jax", "OursJax"),
-    "keras": ("ours_keras", "OursKeras"),
+    "flax": ("ours_jax", "OursFlax"),
+    "flax.linen": ("ours_jax", "OursLinen"),
+    "equinox": ("ours_jax", "OursEquinox"),
+    "keras": ("keras_layers", "OursKeras"),
     "tensorflow": ("tensorflow_graph", "OursTensorFlow"),
 }
 

@@ -1,5 +1,6 @@
-"""What runs on XLA's CPU backend under jax.jit: a formula in jax.numpy, flax, equinox, keras."""
+"""What runs on XLA's CPU backend under jax.jit: a formula in jax.numpy, flax, equinox."""
 
+import importlib
 import os
 from collections.abc import Callable
 from functools import partial
@@ -67,31 +68,28 @@ class Jax(Provider):
         return self._compiled[key]
 
 
-class Flax(Jax):
+class JaxLayer(Jax):
+    """A LayerNorm of the module that `layers` names."""
+
+    layers: ClassVar[str]
+
+    def __init__(self, threads: int) -> None:
+        super().__init__(threads)
+        self.layer: Any = importlib.import_module(self.layers).LayerNorm
+
+
+class Flax(JaxLayer):
     """`flax.nnx.LayerNorm` with its defaults, which include `use_fast_variance=True`."""
 
     name: ClassVar[str] = "flax"
     distribution: ClassVar[str] = "flax"
-
-    def __init__(self, threads: int) -> None:
-        super().__init__(threads)
-        from flax import nnx
-
-        self._nnx = nnx
+    layers: ClassVar[str] = "flax.nnx"
 
     def function(self, problem: Problem) -> Function:
         """Return the layer, split from its parameters."""
-        nnx = self._nnx
-        type_name = problem.type_name
-        layer = nnx.LayerNorm(
-            problem.cols,
-            epsilon=problem.eps,
-            dtype=type_name,
-            param_dtype=type_name,
-            reduction_axes=problem.axis,
-            feature_axes=problem.axis,
-            rngs=nnx.Rngs(0),
-        )
+        from flax import nnx
+
+        layer = self.layer(problem.cols, **_options_of_flax(problem), rngs=nnx.Rngs(0))
         graph, state = nnx.split(layer)
 
         def apply(x: Any, weight: Any, bias: Any) -> Any:
@@ -103,24 +101,37 @@ class Flax(Jax):
         return apply
 
 
-class Equinox(Jax):
+class Linen(JaxLayer):
+    """`flax.linen.LayerNorm`, likewise."""
+
+    name: ClassVar[str] = "flax.linen"
+    distribution: ClassVar[str] = "flax"
+    layers: ClassVar[str] = "flax.linen"
+
+    def function(self, problem: Problem) -> Function:
+        """Return the layer, whose parameters are arguments."""
+        layer = self.layer(**_options_of_flax(problem))
+
+        def apply(x: Any, weight: Any, bias: Any) -> Any:
+            return layer.apply({"params": {"scale": weight, "bias": bias}}, x)
+
+        return apply
+
+
+class Equinox(JaxLayer):
     """`equinox.nn.LayerNorm`, mapped over the rows with jax.vmap as its documentation says."""
 
     name: ClassVar[str] = "equinox"
     distribution: ClassVar[str] = "equinox"
-
-    def __init__(self, threads: int) -> None:
-        super().__init__(threads)
-        import equinox
-
-        self._equinox = equinox
+    layers: ClassVar[str] = "equinox.nn"
 
     def function(self, problem: Problem) -> Function:
         """Return the layer for one row, mapped over the rows."""
         if problem.is_channels_first:
             raise Unsupported("equinox normalizes the last axes only")
-        equinox = self._equinox
-        layer = equinox.nn.LayerNorm(problem.cols, eps=problem.eps)
+        import equinox
+
+        layer = self.layer(problem.cols, eps=problem.eps)
 
         def apply(x: Any, weight: Any, bias: Any) -> Any:
             own = equinox.tree_at(lambda layer: (layer.weight, layer.bias), layer, (weight, bias))
@@ -129,38 +140,14 @@ class Equinox(Jax):
         return apply
 
 
-class Keras(Jax):
-    """`keras.layers.LayerNormalization` on the JAX backend, compiled as keras does it in fit()."""
-
-    name: ClassVar[str] = "keras"
-    distribution: ClassVar[str] = "keras"
-
-    def __init__(self, threads: int) -> None:
-        super().__init__(threads)
-        os.environ.setdefault("KERAS_BACKEND", "jax")
-        import keras
-
-        if keras.backend.backend() != "jax":
-            raise Unsupported(
-                f"keras is set to its {keras.backend.backend()} backend: KERAS_BACKEND=jax"
-            )
-        self._keras = keras
-
-    def layers(self) -> Any:
-        """Return the module of the layers."""
-        return self._keras.layers
-
-    def function(self, problem: Problem) -> Function:
-        """Return the layer's stateless call."""
-        layer = self.layers().LayerNormalization(
-            axis=problem.axis, epsilon=problem.eps, dtype=problem.type_name
-        )
-        layer.build(problem.x.shape)
-
-        def apply(x: Any, weight: Any, bias: Any) -> Any:
-            return layer.stateless_call([weight, bias], [], x)[0]
-
-        return apply
+def _options_of_flax(problem: Problem) -> dict[str, Any]:
+    return {
+        "epsilon": problem.eps,
+        "dtype": problem.type_name,
+        "param_dtype": problem.type_name,
+        "reduction_axes": problem.axis,
+        "feature_axes": problem.axis,
+    }
 
 
 def _layer_norm(x: Any, weight: Any, bias: Any, *, axis: int, eps: float) -> Any:

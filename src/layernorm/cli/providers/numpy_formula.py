@@ -1,5 +1,6 @@
 """The formula as people write it in NumPy: in float32 for 16-bit types, else in the type of x."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import ClassVar
 
@@ -25,6 +26,19 @@ class NumpyFormula(Provider):
         x = _widened(problem.x)
         mean, rstd = _statistics(x, problem)
         return partial(_backward, problem, mean, rstd)
+
+
+class NumpyFunction(Provider):
+    """Some function of x, weight and bias; NumPy has no gradients."""
+
+    def function(self, problem: Problem) -> Callable[[Array, Array, Array], Array]:
+        """Return y = f(x, weight, bias)."""
+        raise NotImplementedError
+
+    def forward(self, problem: Problem, *, reuse_output: bool = False) -> Call:
+        """Call it on the arrays."""
+        self.require(problem, reuse_output=reuse_output, can_reuse=False)
+        return partial(self.function(problem), problem.x, problem.weight, problem.bias)
 
 
 def _forward(problem: Problem) -> Array:

@@ -1,14 +1,18 @@
-"""layernorm.jax as a provider."""
+"""layernorm.jax, layernorm.flax and layernorm.equinox as providers."""
 
 from functools import partial
 from typing import Any, ClassVar
 
 import jax
+import jax.experimental
 
 from layernorm import jax as front_end
 from layernorm.cli.problem import Problem
-from layernorm.cli.providers.jitted import Function, Jax
+from layernorm.cli.providers.jitted import Equinox, Flax, Function, Jax, Linen
 from layernorm.cli.providers.provider import Call
+
+# JAX 0.7 has it elsewhere.
+enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
 
 
 class OursJax(Jax):
@@ -26,20 +30,44 @@ class OursJax(Jax):
         """Compile y = f(x, weight, bias)."""
         if problem.type_name != "float64":
             return super().forward(problem, reuse_output=reuse_output)
-        with jax.enable_x64(True):
+        with enable_x64(True):
             return _with_float64(super().forward(problem, reuse_output=reuse_output))
 
     def backward(self, problem: Problem) -> Call:
         """Compile the second half of jax.vjp: what the forward saved is not computed again."""
         if problem.type_name != "float64":
             return super().backward(problem)
-        with jax.enable_x64(True):
+        with enable_x64(True):
             return _with_float64(super().backward(problem))
+
+
+class OursFlax(Flax):
+    """`layernorm.flax.nnx.LayerNorm`, used as Flax's own."""
+
+    name: ClassVar[str] = "layernorm"
+    distribution: ClassVar[str] = "layernorm"
+    layers: ClassVar[str] = "layernorm.flax.nnx"
+
+
+class OursLinen(Linen):
+    """`layernorm.flax.linen.LayerNorm`, used as Flax's own."""
+
+    name: ClassVar[str] = "layernorm"
+    distribution: ClassVar[str] = "layernorm"
+    layers: ClassVar[str] = "layernorm.flax.linen"
+
+
+class OursEquinox(Equinox):
+    """`layernorm.equinox.LayerNorm`, used as Equinox's own."""
+
+    name: ClassVar[str] = "layernorm"
+    distribution: ClassVar[str] = "layernorm"
+    layers: ClassVar[str] = "layernorm.equinox"
 
 
 def _with_float64(call: Call) -> Call:
     def run() -> Any:
-        with jax.enable_x64(True):
+        with enable_x64(True):
             return call()
 
     return run

@@ -1,5 +1,6 @@
 """PyTorch on the CPU, eager and compiled."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, TypeAlias
 
@@ -75,6 +76,29 @@ class TorchCompiled(Torch):
         """Compile the same operator, which PyTorch takes apart and fuses."""
         self.require(problem, can_reuse=False)
         return partial(torch.compile(_backward, dynamic=False), *_backward_arguments(problem))
+
+
+class TorchFunction(Torch):
+    """Some function of x, weight and bias, and its gradients by autograd."""
+
+    def function(self, problem: Problem) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """Return y = f(x, weight, bias)."""
+        raise NotImplementedError
+
+    def forward(self, problem: Problem, *, reuse_output: bool = False) -> Call:
+        """Call it without a graph."""
+        self.require(problem, reuse_output=reuse_output, can_reuse=False)
+        x, weight, bias, _ = tensors_of(problem)
+        call: Call = torch.no_grad()(partial(self.function(problem), x, weight, bias))
+        return call
+
+    def backward(self, problem: Problem) -> Call:
+        """Run autograd, once the forward has been done."""
+        self.require(problem, can_reuse=False)
+        *given, dy = tensors_of(problem)
+        leaves = [each.detach().requires_grad_() for each in given]
+        y = self.function(problem)(*leaves)
+        return partial(torch.autograd.grad, y, leaves, dy, retain_graph=True)
 
 
 def _plus_one(x: Tensor) -> Tensor:

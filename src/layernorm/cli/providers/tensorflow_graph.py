@@ -62,6 +62,22 @@ class TensorFlow(Provider):
         return tuple(each.numpy() for each in (result if several else [result]))
 
 
+class TensorFlowLayer(TensorFlow):
+    """A layer: y in a graph, gradients by a tape around the layer itself.
+
+    Around a graph, the tape adds zeros to dx, and TensorFlow takes subnormal numbers for zero.
+    """
+
+    def backward(self, problem: Problem) -> Call:
+        """Run what the tape holds."""
+        self.require(problem, can_reuse=False)
+        *inputs, dy = _tensors(problem)
+        with tf.GradientTape(persistent=True) as tape:
+            tape.watch(inputs)
+            y = self.function(problem)(*inputs)
+        return lambda: tape.gradient(y, inputs, dy)
+
+
 class OursTensorFlow(TensorFlow):
     """`layernorm.tensorflow` in a tf.function."""
 

@@ -1,0 +1,152 @@
+"""`layernorm bench`: its cells, timings and summary, and that it times nothing that is wrong."""
+
+import itertools
+import json
+import sys
+
+import numpy as np
+import pytest
+from faults_of_ours import off_by_eight_ulp
+from tiny_cells import CELLS
+
+pytest.importorskip("rich")
+
+from layernorm.cli import bench, cells, main, timing
+from layernorm.cli.bench_summary import summarize
+from layernorm.cli.machine import OtherLoad, kept_to_processors, usable_processors
+from layernorm.cli.providers import ours
+from layernorm.cli.verify import Judge
+
+
+def test_bench_json_parses_and_has_every_cell(tiny_bench, capsys):
+    assert main(["bench", "--quick", "--json", "--peers", "numpy", "--repeats", "3"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["missing_peers"] == {}
+    by_provider = {
+        name: [each for each in found["results"] if each["provider"] == name]
+        for name in ("copy", "layernorm", "numpy")
+    }
+    assert len(by_provider["copy"]) == len(by_provider["layernorm"]) == len(CELLS)
+    assert len(by_provider["numpy"]) == len(CELLS) - 1  # it has no `out`
+    for each in by_provider["layernorm"]:
+        assert each["within_bounds"]
+        assert each["timing"]["repeats"] == 3
+        assert 0 < each["timing"]["lower"] <= each["timing"]["median"] <= each["timing"]["upper"]
+    assert {"section", "geometric_mean", "worst_cell"} <= found["summary"][0].keys()
+
+
+def test_bench_prints_tables_and_draws(tiny_bench, capsys, tmp_path):
+    pytest.importorskip("matplotlib")
+    file = tmp_path / "times.png"
+    arguments = ["bench", "--quick", "--peers", "numpy", "--repeats", "3", "--plot", str(file)]
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    assert "channels first" in text
+    assert "times fastest peer" in text
+    assert file.read_bytes().startswith(b"\x89PNG")
+
+
+def test_bench_refuses_to_time_us_where_we_are_wrong(tiny_bench, replace_in_ours, capsys):
+    replace_in_ours(layer_norm=off_by_eight_ulp)
+    assert main(["bench", "--quick", "--peers", "numpy", "--repeats", "3"]) == 1
+    text = capsys.readouterr().out
+    assert "not timed: layernorm is wrong" in text.replace("\n", " ")
+
+
+def test_bench_marks_a_wrong_peer_and_times_it_all_the_same(tiny_bench, monkeypatch, capsys):
+    from layernorm.cli.providers import numpy_formula
+
+    monkeypatch.setattr(numpy_formula, "_forward", lambda problem: np.zeros_like(problem.x))
+    assert main(["bench", "--quick", "--json", "--peers", "numpy", "--repeats", "3"]) == 0
+    results = json.loads(capsys.readouterr().out)["results"]
+    wrong = [each for each in results if not each["within_bounds"]]
+    assert {each["provider"] for each in wrong} == {"numpy"}
+    assert all(each["timing"]["median"] > 0 for each in wrong)
+
+
+def test_bench_times_one_thread_in_a_process_of_its_own(capsys):
+    only = "forward float32 fresh 1x768"
+    assert main(["bench", "--json", "--peers", "none", "--only", only, "--repeats", "3"]) == 0
+    results = json.loads(capsys.readouterr().out)["results"]
+    assert {each["threads"] for each in results} == {usable_processors(), 1}
+
+
+def test_bench_with_no_cell_left_is_a_usage_error(capsys):
+    assert main(["bench", "--quick", "--only", "sideways"]) == 2
+    assert "sideways" in capsys.readouterr().err
+
+
+def test_every_plan_has_the_part_that_runs_on_one_thread():
+    for plan in cells.PLANS.values():
+        assert any(cell.is_named_by(cells.ONE_THREAD_WORDS) for cell in plan())
+
+
+@pytest.mark.parametrize(
+    "cell", [cells.Cell("forward", (700, 65)), cells.Cell("backward", (3, 5, 2), axis=1)]
+)
+def test_the_judge_finds_one_wrong_row_and_one_wrong_column(cell):
+    """It looks at some rows and columns of large problems: the first and the last among them."""
+    problem = cell.problem()
+    judge, provider = Judge(problem), ours.Ours(1)
+    direction = provider.forward if cell.direction == "forward" else provider.backward
+    right = provider.arrays(direction(problem)())
+    assert judge.within_bounds(judge.errors(right))
+    for place in range(len(right)):
+        wrong = [each.copy() for each in right]
+        wrong[place][-1] *= 1.001
+        assert not judge.within_bounds(judge.errors(tuple(wrong)))
+
+
+def test_calls_are_interleaved_and_each_repeated():
+    made = []
+    calls = {name: lambda name=name: made.append(name) for name in "ab"}
+    timings = timing.interleave(calls, repeats=4, evict=lambda: made.append("evict"))
+    assert {each.repeats for each in timings.values()} == {4}
+    turns = [name for name, following in itertools.pairwise(["", *made]) if following == "evict"]
+    assert len(turns) == 8  # every sample of every call begins with cold caches
+    order = [following for name, following in itertools.pairwise(made) if name == "evict"]
+    assert order == ["a", "b", "b", "a", "a", "b", "b", "a"]
+
+
+def test_long_calls_are_repeated_less_often(monkeypatch):
+    monkeypatch.setattr(timing, "LONG_CALL_SECONDS", 0.0)
+    monkeypatch.setattr(timing, "LONG_WORK_SECONDS", 0.0)
+    assert timing.interleave({"a": lambda: None})["a"].repeats == timing.FEWEST_REPEATS
+
+
+def test_the_summary_is_the_geometric_mean_over_the_fastest_peers():
+    def result(provider, shape, seconds):
+        taken = timing.Timing(seconds, seconds, seconds, 30, 1)
+        return bench.Result(cells.Cell("forward", shape), 2, provider, taken)
+
+    results = [
+        *(result(name, (2, 3), time) for name, time in (("copy", 1), ("layernorm", 2))),
+        *(result(name, (2, 3), time) for name, time in (("numpy", 32), ("torch", 16))),
+        *(result(name, (4, 5), time) for name, time in (("copy", 1), ("layernorm", 1))),
+        *(result(name, (4, 5), time) for name, time in (("numpy", 2), ("torch", 3))),
+    ]
+    (summary,) = summarize(results)
+    assert summary.geometric_mean == pytest.approx(4.0)  # of 8x against torch, 2x against numpy
+    assert (summary.worst, summary.worst_cell, summary.worst_against) == (2.0, "4x5", "numpy")
+
+
+def test_memory_copies_whole_arrays_and_evicts():
+    memory = timing.Memory(2, cache_bytes=2**12)
+    memory.evict()
+    copies = memory.copies(2**20, fresh=False)
+    assert len(copies) == 2
+    for copy in copies.values():
+        copy()
+    memory.close()
+
+
+def test_other_load_is_known_on_linux():
+    load = OtherLoad().processors()
+    assert load is None or load >= 0
+
+
+def test_a_process_is_kept_to_some_processors_for_a_while():
+    before = usable_processors()
+    with kept_to_processors(1):
+        assert usable_processors() == 1 or sys.platform != "linux"
+    assert usable_processors() == before

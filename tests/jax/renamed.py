@@ -1,0 +1,11 @@
+"""What JAX 0.7 has in other places than later versions."""
+
+import jax
+
+if hasattr(jax, "enable_x64"):
+    from jax import enable_x64, set_mesh
+else:
+    from jax.experimental import enable_x64
+    from jax.sharding import use_mesh as set_mesh
+
+__all__ = ["enable_x64", "set_mesh"]

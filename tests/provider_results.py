@@ -1,0 +1,33 @@
+"""What a provider of the command line computes, beside what `layernorm.numpy` does."""
+
+import numpy as np
+
+from layernorm.cli.machine import usable_processors
+from layernorm.cli.problem import make_problem
+from layernorm.cli.providers import Provider, Unsupported, ours
+
+ROWS, CHANNELS_FIRST = ((6, 33), -1), ((2, 33, 3, 5), 1)
+
+
+def assert_results_are_numpys(provider: Provider, layouts=(ROWS, CHANNELS_FIRST)) -> None:
+    """Check y and the gradients, as far as there are any."""
+    done = 0
+    for shape, axis in layouts:
+        x = np.random.default_rng(0).standard_normal(shape)
+        for type_name in provider.types:
+            problem = make_problem(x, type_name, axis=axis, eps=0.5)
+            mine = ours.Ours(usable_processors())
+            tolerance = 0.05 if problem.x.itemsize == 2 else 1e-4
+            for direction in ("forward", "backward"):
+                try:
+                    results = provider.arrays(getattr(provider, direction)(problem)())
+                except Unsupported:
+                    continue
+                expected = mine.arrays(getattr(mine, direction)(problem)())
+                for array, want in zip(results, expected, strict=True):
+                    assert array.dtype == want.dtype
+                    np.testing.assert_allclose(
+                        array.astype(float), want.astype(float), rtol=tolerance, atol=tolerance
+                    )
+                done += 1
+    assert done >= len(provider.types)
