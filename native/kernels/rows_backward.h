@@ -205,18 +205,6 @@ struct RowGradient {
                       has_weight ? load_first(weight + col, count) : Vector<C>{}),
                 count);
   }
-  // Columns [begin, end), begin the start of a pack.
-  template <bool streamed>
-  void write(int64_t begin, int64_t end) const {
-    constexpr int64_t size = pack_size<Stored>;
-    int64_t col = begin;
-    for (; col + 2 * size <= end; col += 2 * size) {
-      pack<streamed>(col);
-      pack<streamed>(col + size);
-    }
-    for (; col + size <= end; col += size) pack<streamed>(col);
-    for (; col < end; col += W) some(col, std::min(W, end - col));
-  }
   RowGradient& to(Stored* row) {
     dx = row;
     return *this;
@@ -293,7 +281,7 @@ struct RowsBackward {
     if (task.stream)
       stream_row(gradient, dx(row), cols, lines);
     else
-      gradient.template write<false>(0, cols);
+      write_columns<false, Stored>(gradient, 0, cols);
   }
 
   template <int64_t R>

@@ -74,18 +74,6 @@ struct NormalizeRows {
               normalizer[r].template normalized<centered>(load_first(x[r] + col, count)), w, b),
           count);
   }
-  // Columns [begin, end), begin the start of a pack.
-  template <bool streamed>
-  void write(int64_t begin, int64_t end) const {
-    constexpr int64_t size = pack_size<Stored>;
-    int64_t col = begin;
-    for (; col + 2 * size <= end; col += 2 * size) {
-      pack<streamed>(col);
-      pack<streamed>(col + size);
-    }
-    for (; col + size <= end; col += size) pack<streamed>(col);
-    for (; col < end; col += W) some(col, std::min(W, end - col));
-  }
   NormalizeRows& to(Stored* row) {
     y[0] = row;
     return *this;
@@ -147,7 +135,7 @@ struct RowsForward {
     if constexpr (R == 1) {
       if (task.stream) return stream_row(rows, y(row), cols, lines);
     }
-    rows.template write<false>(0, cols);
+    write_columns<false, Stored>(rows, 0, cols);
   }
 
   void batch(int64_t first, int64_t count) {

@@ -78,18 +78,30 @@ inline bool is_aligned_for_streaming(const Stored* to) {
   return reinterpret_cast<uintptr_t>(to) % kVectorBytes == 0;
 }
 
-// Writes one row of `to` past the cache. `row.to(y)` is the row's kernel with y as its output, and
-// its write<streamed>(begin, end) does the columns [begin, end), begin a multiple of kMost.
+// Columns [begin, end) of the row's kernel, begin the start of a pack.
+template <bool streamed, class Stored, class Row>
+inline void write_columns(const Row& row, int64_t begin, int64_t end) {
+  constexpr int64_t size = pack_size<Stored>, W = lanes<Compute<Stored>>;
+  int64_t col = begin;
+  for (; col + 2 * size <= end; col += 2 * size) {
+    row.template pack<streamed>(col);
+    row.template pack<streamed>(col + size);
+  }
+  for (; col + size <= end; col += size) row.template pack<streamed>(col);
+  for (; col < end; col += W) row.some(col, std::min(W, end - col));
+}
+
+// Writes one row of `to` past the cache. `row.to(y)` is the row's kernel with y as its output.
 template <class Row, class Stored>
 inline void stream_row(Row row, Stored* to, int64_t cols, LineWriter<Stored>& lines) {
   if (is_aligned_for_streaming(to)) {
-    row.to(to).template write<true>(0, cols);
+    write_columns<true, Stored>(row.to(to), 0, cols);
     return;
   }
   lines.move_to(to);
   for (int64_t col = 0; col < cols; col += LineWriter<Stored>::kMost) {
     const int64_t end = std::min(cols, col + LineWriter<Stored>::kMost);
-    row.to(lines.next() - col).template write<false>(col, end);
+    write_columns<false, Stored>(row.to(lines.next() - col), col, end);
     lines.take(end - col);
   }
 }
