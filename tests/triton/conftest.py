@@ -49,3 +49,4 @@ def small_tiles(monkeypatch):
     monkeypatch.setattr(plan, "_MOST_BACKWARD_ELEMENTS", 128)
     monkeypatch.setattr(plan, "_MOST_ELEMENTS_WITH_SUMS", 64)
     monkeypatch.setattr(plan, "_CHUNK_ELEMENTS", 128)
+    monkeypatch.setattr(plan, "_MOST_PARTIALS", 64)

@@ -9,7 +9,13 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from calls import assert_equal_values, assert_same_bits, backward, forward
+from calls import (
+    assert_equal_values,
+    assert_same_bits,
+    backward,
+    forward,
+    forward_and_backward,
+)
 from cases import (
     KINDS,
     Case,
@@ -84,7 +90,10 @@ WIDE = [
     Case("layer_norm", "bfloat16", cols=16387, rows=1),
     Case("layer_norm", "float64", cols=8200, values="mean_2_to_20", rows=1),
     Case("layer_norm", "float32", cols=300, layout="channels_first"),  # no room for the sums
-    Case("layer_norm", "float32", cols=5000, layout="first_axis"),  # copied to rows
+    # channels first in chunks of several rows
+    Case("layer_norm", "float32", cols=3000, layout="first_axis", values="mean_2_to_20"),
+    Case("rms_norm", "bfloat16", cols=2049, layout="middle_axis", rows=1),
+    Case("layer_norm", "float64", cols=1030, layout="middle_axis", rows=1),
 ]
 # In small ones: 100: no room for the sums; 257, 260, 300: in chunks.
 SMALL = [
@@ -102,6 +111,18 @@ SMALL += [
     Case("layer_norm", dtype, cols, layout=layout)
     for dtype in TYPES
     for cols, layout in ((20, "channels_first"), (13, "axes_apart"), (300, "cols_reversed"))
+]
+# Channels first in chunks; 15 rows side by side: of many kinds of values, and a ragged last tile.
+SMALL += [
+    Case(kind, dtype, 40, values="mixed", layout="channels_first", parameters=given)
+    for kind, dtype, given in (
+        *(("layer_norm", "float32", "weight bias"), ("layer_norm", "float64", "weight bias")),
+        *(("rms_norm", "bfloat16", ""), ("layer_norm", "float16", "weight zero_centered")),
+    )
+]
+SMALL += [
+    Case("layer_norm", "float32", 100, "near_largest", "first_axis"),
+    Case("layer_norm", "bfloat16", 60, "mean_1e4", "middle_two_axes"),
 ]
 SMALL += [
     Case("layer_norm", dtype, 300, dy_values=values, rows=2)
@@ -133,6 +154,11 @@ def test_parameters_of_rows_in_chunks_are_optional(parameters, dtype, small_tile
 @pytest.mark.parametrize("cols", [63, 100, 300])
 def test_a_residual_that_was_not_saved_is_worked_out_again(values, cols, small_tiles) -> None:
     check_backward(Kernels(residual=False), Case(cols=cols, values=values, rows=2))
+
+
+def test_a_residual_is_worked_out_for_the_neighbors_of_rows_measured_again(small_tiles) -> None:
+    case = Case(cols=40, values="mixed", layout="channels_first")
+    check_backward(Kernels(residual=False), case)
 
 
 @pytest.mark.parametrize("values", ["mixed", "near_largest"])
@@ -188,14 +214,16 @@ def test_one_element_gives_exactly_bias(dtype, layout, values) -> None:
 
 @pytest.mark.parametrize("eps", [0.0, 1e-5])
 @pytest.mark.parametrize(
-    ("layout", "cols"),
-    # 3, 67, 300: 1/n is rounded. 300: in chunks.
-    [("contiguous", cols) for cols in (3, 67, 300)] + [("channels_first", 67)],
+    ("layout", "cols", "rows"),
+    [
+        *(("contiguous", 3, 8), ("contiguous", 67, 8), ("channels_first", 13, 2)),  # 1/n is rounded
+        *(("contiguous", 300, 2), ("middle_axis", 67, 1)),  # and in chunks
+    ],
 )
 @pytest.mark.parametrize("dtype", TYPES)
-def test_a_constant_row_gives_exactly_bias(dtype, layout, cols, eps, small_tiles) -> None:
-    case = Case(dtype=dtype, cols=cols, layout=layout, rows=8, eps=eps)
-    check_constant_rows_give_bias(ours, case.but(rows=2) if cols == 300 and INTERPRETED else case)
+def test_a_constant_row_gives_exactly_bias(dtype, layout, cols, rows, eps, small_tiles) -> None:
+    case = Case(dtype=dtype, cols=cols, layout=layout, rows=rows, eps=eps)
+    check_constant_rows_give_bias(ours, case)
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -255,6 +283,21 @@ def test_a_row_in_chunks_with_nan_is_nan_wherever_the_nan_stands(place, small_ti
     assert np.isnan(dx[1]).all()
     assert np.isfinite(y[0]).all()
     assert np.isfinite(dx[0]).all()
+
+
+@pytest.mark.parametrize(("kind", "bad", "place"), [(KINDS[0], np.nan, 39), (KINDS[1], np.inf, 0)])
+def test_a_row_with_nan_changes_none_of_its_neighbors_in_chunks(
+    kind, place, bad, small_tiles
+) -> None:
+    case = Case(kind, cols=40, layout="first_axis")
+    x, dy, weight, bias = case.arrays()
+    expected = forward_and_backward(ours, case, x, dy, weight, bias)
+    x[place, 2] = bad
+    got = forward_and_backward(ours, case, x, dy, weight, bias)
+    others = np.arange(x.shape[1]) != 2
+    for name in ("y", "dx"):
+        assert np.isnan(got[name][:, 2]).all()
+        assert_same_bits(got[name][:, others], expected[name][:, others], name)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_first", "axes_apart"])

@@ -94,10 +94,10 @@ def test_the_sanitizer_finds_nothing() -> None:
     if tool is None:
         pytest.skip("no compute-sanitizer here")
     code = "import torch, layernorm.torch as ours\n"
-    code += "for shape in ((5, 769), (3, 20001), (7, 64)):\n"
+    code += "for shape in ((5, 769), (3, 20001), (7, 64), (2, 48, 5), (2, 3001, 5)):\n"
     code += "    x = torch.randn(shape, device='cuda', requires_grad=True)\n"
     code += "    w = torch.ones(shape[1], device='cuda', requires_grad=True)\n"
-    code += "    ours.layer_norm(x, shape[1:], w, w).sum().backward()\n"
+    code += "    ours.layer_norm(x, shape[1:2], w, w, axis=1).sum().backward()\n"
     command = [tool, "--error-exitcode=9", sys.executable, "-c", code]
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

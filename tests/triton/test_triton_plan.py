@@ -2,13 +2,15 @@
 
 import pytest
 
-from layernorm.triton import plan
-
 torch = pytest.importorskip("torch")
 triton = pytest.importorskip("triton")
 
 from interpreter import INTERPRETED  # noqa: E402
 from machine_code import Launches, run  # noqa: E402
+
+from layernorm.torch import gpu_backward, gpu_forward  # noqa: E402
+from layernorm.torch.arguments import Definition  # noqa: E402
+from layernorm.triton import plan  # noqa: E402
 
 COLS = (1, 2, 3, 5, 16, 17, 64, 257, 768, 769, 1024, 4096, 4097, 8192, 8193, 16384, 16385, 2**20)
 
@@ -31,18 +33,20 @@ def test_a_tile_holds_its_rows(cols, itemsize, backward) -> None:
         if tile.vector:
             assert tile.low * itemsize == 16
             assert cols * itemsize % 16 == 0
-    chunks = plan.chunks_of(cols, itemsize)
-    assert chunks.pieces * chunks.high * chunks.low >= cols
-    assert chunks.most >= chunks.pieces
+    for strided in (False, True):
+        chunks = plan.chunks_of(cols, itemsize, strided=strided)
+        assert chunks.pieces * chunks.high * chunks.low >= cols
+        assert chunks.most >= chunks.pieces
 
 
-def test_the_widest_rows_can_be_numbered_and_merged() -> None:
+@pytest.mark.parametrize("strided", [False, True])
+def test_the_widest_rows_can_be_numbered_and_merged(strided) -> None:
     for itemsize in (2, 4, 8):
-        chunks = plan.chunks_of(plan.MOST_COLS, itemsize)
+        chunks = plan.chunks_of(plan.MOST_COLS, itemsize, strided=strided)
         assert chunks.pieces * chunks.high * chunks.low < 2**31  # columns are int32
-        assert chunks.most <= 2**20  # the largest tile that Triton takes
+        assert chunks.rows * chunks.most <= 2**20  # the largest tile that Triton takes
         for cols in (16385, 2**20, plan.MOST_COLS):
-            warps = plan.warps_for_partials(plan.chunks_of(cols, itemsize))
+            warps = plan.warps_for_partials(plan.chunks_of(cols, itemsize, strided=strided))
             assert 1 <= warps <= 16
             assert warps & (warps - 1) == 0
 
@@ -50,7 +54,7 @@ def test_the_widest_rows_can_be_numbered_and_merged() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
     ("cols", "axis", "kernels"),
-    [(64, -1, 3), (769, -1, 3), (6000, -1, 4), (20000, -1, 10), (48, 1, 3)],
+    [(64, -1, 3), (769, -1, 3), (6000, -1, 4), (20000, -1, 10), (48, 1, 3), (6000, 1, 10)],
 )
 def test_fifty_batch_sizes_compile_each_kernel_once(
     monkeypatch, dtype, cols, axis, kernels
@@ -83,6 +87,25 @@ def test_rows_read_in_pieces_of_16_bytes_start_at_a_multiple_of_them(
                 assert given.data_ptr() % 16 == 0, (kernel.__name__, name)
             if name.endswith("outer_stride"):
                 assert given * dtype.itemsize % 16 == 0, (kernel.__name__, name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("cols", [500, 2000, 3000, 20000])
+def test_channels_first_is_read_and_written_where_it_lies(monkeypatch, dtype, cols) -> None:
+    launches = Launches(monkeypatch)
+    x, dy = (torch.empty(4, cols + 1, 12, dtype=dtype)[::2, 1:, 1:-1] for _ in range(2))
+    definition = Definition((1,), 1e-5)
+    y, *statistics = gpu_forward.forward(x, None, None, definition)
+    given = (dy, x, None, dtype, definition, [True] * 3, statistics)
+    dx, _, _ = gpu_backward.Backward(*given).run()
+    places = {"x_ptr": x, "dy_ptr": dy, "y_ptr": y, "dx_ptr": dx}
+    seen = set()
+    for kernel, arguments, _ in launches.launched:
+        for name, argument in zip(kernel.arg_names, arguments, strict=False):
+            if name in places:
+                assert argument.data_ptr() == places[name].data_ptr(), (kernel.__name__, name)
+                seen.add(name)
+    assert seen == set(places)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="compiles, which the interpreter does not")

@@ -44,9 +44,10 @@ def test_a_batch_of_one_gives_the_bits_of_its_sample_in_a_batch(kind, dtype, lay
     check_batch_of_one(ours, Case(kind, dtype, 48, layout=layout, rows=3, values="mixed"))
 
 
-@each_kind
-def test_the_inner_place_and_the_inner_size_change_no_bit(kind) -> None:
-    case = Case(kind, cols=20, layout="channels_first_67", values="mixed")
+# 20 in one program, 40 in chunks. Mixed: rows that are measured again beside others.
+@pytest.mark.parametrize(("kind", "cols"), [*((kind, 20) for kind in KINDS), ("layer_norm", 40)])
+def test_the_inner_place_and_the_inner_size_change_no_bit(kind, cols, small_tiles) -> None:
+    case = Case(kind, cols=cols, layout="channels_first_67", values="mixed", rows=1)
     x, dy, weight, bias = case.arrays()
     whole = forward_and_backward(ours, case, x, dy, weight, bias)
     part = forward_and_backward(
@@ -56,6 +57,16 @@ def test_the_inner_place_and_the_inner_size_change_no_bit(kind) -> None:
     for name in ROWWISE:
         if name in whole:
             assert_same_bits(part[name], np.ascontiguousarray(whole[name][..., 3:45]), name)
+
+
+def test_the_strides_of_channels_first_change_no_bit(small_tiles) -> None:
+    case = Case("layer_norm", cols=40, layout="middle_axis", values="mixed")
+    x, dy, weight, bias = case.arrays()
+    expected = forward_and_backward(ours, case, x, dy, weight, bias)
+    apart = np.full((6, 43, 7), np.nan, x.dtype)[::2, 1:-2, 2:-1]
+    apart[...] = x
+    for name, result in forward_and_backward(ours, case, apart, dy, weight, bias).items():
+        assert_same_bits(result, expected[name], name)
 
 
 @each_type
@@ -94,10 +105,11 @@ def test_the_number_of_multiprocessors_changes_no_bit_of_dx(monkeypatch) -> None
     assert_same_bits(forward_and_backward(ours, case, *arrays)["dx"], expected["dx"], "dx")
 
 
-def test_rows_that_go_together_change_no_bit(monkeypatch, small_tiles) -> None:
-    case = Case("layer_norm", cols=300, rows=3)
+@pytest.mark.parametrize(("layout", "cols"), [("contiguous", 300), ("middle_axis", 40)])
+def test_rows_that_go_together_change_no_bit(layout, cols, monkeypatch, small_tiles) -> None:
+    case = Case("layer_norm", cols=cols, layout=layout, rows=3)
     arrays = case.arrays()
     expected = forward_and_backward(ours, case, *arrays)
-    monkeypatch.setattr(gpu_wide.plan, "rows_together", lambda cols, itemsize: 2)
+    monkeypatch.setattr(gpu_wide.plan, "tiles_together", lambda cols, itemsize, chunks: 2)
     for name, result in forward_and_backward(ours, case, *arrays).items():
         assert_same_bits(result, expected[name], name)

@@ -28,6 +28,12 @@ class Order:
         """Whether a row's elements lie apart: channels first."""
         return self.layout.inner > 1
 
+    def tiles_of(self, rows: int) -> int:
+        """How many tiles of so many rows there are."""
+        if self.is_strided:
+            return self.layout.outer * -(-self.layout.inner // rows)
+        return -(-self.rows // rows)
+
 
 @dataclass(frozen=True)
 class Walked:
@@ -92,11 +98,10 @@ def _contiguous(tensor: Tensor, order: Order) -> Walked:
     return Walked(tensor, order.layout.cols * order.layout.inner, order.layout.inner)
 
 
-def to_write(tensor: Tensor, order: Order, *, vector: bool, contiguous: bool) -> Walked:
+def to_write(tensor: Tensor, order: Order, *, vector: bool) -> Walked:
     """See the tensor, or a contiguous one that `flush` copies into it."""
     walked = collapse(tensor, order)
-    fits = walked is not None and (not vector or _is_aligned(walked))
-    if walked is not None and fits and (not contiguous or walked.tensor.is_contiguous()):
+    if walked is not None and (not vector or _is_aligned(walked)):
         return walked
     return _contiguous(tensor.new_empty([tensor.shape[axis] for axis in order.axes]), order)
 

@@ -49,13 +49,8 @@ class Backward:
         self.contiguous = contiguous
         self.order = gpu_arrays.order_of(x, axis)
         itemsize = x.element_size()
-        self.tile: plan.Tile | None = None
-        if self.order.is_strided:
-            self.tile = plan.strided_tile(self.cols, itemsize, backward=True)
-            if self.tile is None:
-                self.order = gpu_arrays.rows_order(x, axis)
-        if self.tile is None:
-            self.tile = plan.rows_tile(self.cols, itemsize, backward=True)
+        tile_of = plan.strided_tile if self.order.is_strided else plan.rows_tile
+        self.tile = tile_of(self.cols, itemsize, backward=True)
         self.vector = not self.order.is_strided and plan.is_vector(self.cols, itemsize)
         if x.numel() == 0:
             return
@@ -93,8 +88,7 @@ class Backward:
         order = self.order
         target = None
         if dx is not None:
-            wide = self.tile is None
-            target = gpu_arrays.to_write(dx, order, vector=self.vector, contiguous=wide)
+            target = gpu_arrays.to_write(dx, order, vector=self.vector)
         normalizer = self._empty_normalizer()
         if self.tile is None:
             gpu_wide.backward(
@@ -117,12 +111,6 @@ class Backward:
             return None
         return self.x.new_empty((4, self.order.rows), dtype=operators.compute_type(self.x))
 
-    def _tile_count(self, rows: int) -> int:
-        layout = self.order.layout
-        if self.order.is_strided:
-            return layout.outer * -(-layout.inner // rows)
-        return -(-self.order.rows // rows)
-
     def _empty_sums(self, programs: int) -> list[Tensor | None]:
         return [
             self.x.new_empty((programs, self.cols), dtype=torch.float64) if needed else None
@@ -131,7 +119,7 @@ class Backward:
 
     def _tiles(self, dx: Walked | None, normalizer: Tensor | None, tile: plan.Tile) -> None:
         x, dy, layout = self.walked, self.dy, self.order.layout
-        tiles = programs = self._tile_count(tile.rows)
+        tiles = programs = self.order.tiles_of(tile.rows)
         sums: list[Tensor | None] = [None, None]
         if self.need_sums and tile.has_sums:
             programs = plan.programs_for_sums(tiles, multiprocessors(x.tensor.device), tile)
@@ -175,7 +163,7 @@ class Backward:
         x, dy, layout = self.walked, self.dy, self.order.layout
         strided = self.order.is_strided
         tile = plan.columns_tile(layout.cols, x.tensor.element_size(), strided=strided)
-        tiles = self._tile_count(tile.rows)
+        tiles = self.order.tiles_of(tile.rows)
         blocks = -(-layout.cols // (tile.high * tile.low))
         splits = plan.splits_of_rows(tiles, blocks, multiprocessors(x.tensor.device))
         sums = self._empty_sums(splits)

@@ -43,24 +43,19 @@ def forward(
     axis = definition.axis
     order = gpu_arrays.order_of(x, axis)
     itemsize = x.element_size()
-    tile = None
-    if order.is_strided:
-        tile = plan.strided_tile(order.layout.cols, itemsize)
-        if tile is None:
-            order = gpu_arrays.rows_order(x, axis)
-    if tile is None:
-        tile = plan.rows_tile(order.layout.cols, itemsize)
+    tile_of = plan.strided_tile if order.is_strided else plan.rows_tile
+    tile = tile_of(order.layout.cols, itemsize)
     flat = _empty_statistics(x, order, definition, save)
     if x.numel() > 0:
         vector = not order.is_strided and plan.is_vector(order.layout.cols, itemsize)
         walked = gpu_arrays.to_read(x, order, vector=vector)
-        target = gpu_arrays.to_write(y, order, vector=vector, contiguous=tile is None)
+        target = gpu_arrays.to_write(y, order, vector=vector)
         parameters = [
             gpu_arrays.parameter_to_read(given, x, axis, order, vector=vector)
             for given in (weight, bias)
         ]
         if tile is None:
-            gpu_wide.forward(walked, target.tensor, parameters, flat, order, definition)
+            gpu_wide.forward(walked, target, parameters, flat, order, definition)
         else:
             _tiles(walked, target, parameters, flat, order, definition, tile)
         gpu_arrays.flush(target, y, order)
@@ -96,12 +91,10 @@ def _tiles(
     tile: plan.Tile,
 ) -> None:
     layout = order.layout
-    inner_blocks = -(-layout.inner // tile.rows)
-    tiles = layout.outer * inner_blocks if order.is_strided else -(-order.rows // tile.rows)
     nothing = x.tensor
     launch(
         forward_kernel,
-        tiles,
+        order.tiles_of(tile.rows),
         (
             x.tensor,
             *(nothing if each is None else each for each in parameters),

@@ -17,7 +17,7 @@ from layernorm.triton.wide_forward import wide_forward
 
 
 class Partials(NamedTuple):
-    """What the chunks of each row leave for the next step: (rows, chunks), float64 but for one."""
+    """What the chunks leave for the next step: (tiles, chunks, rows), float64 but for one."""
 
     largest: Tensor
     sum: Tensor
@@ -25,26 +25,41 @@ class Partials(NamedTuple):
     squares: Tensor
 
 
-class Rows(NamedTuple):
-    """Some rows of x that go through all steps before the next begin."""
+class Part(NamedTuple):
+    """Some tiles of rows of x that go through all steps before the next begin."""
 
-    x: Tensor  # (rows, cols)
-    partials: Partials
+    first: int
+    tiles: int
+    x: Walked
+    order: Order
     chunks: plan.Chunks
+    partials: Partials
     definition: Definition
 
     @property
     def programs(self) -> int:
         """One for each chunk."""
-        return len(self.x) * self.chunks.pieces
+        return self.tiles * self.chunks.pieces
+
+    @property
+    def place(self) -> tuple[int, int, int]:
+        """The numbers that tell a kernel which rows these are."""
+        return self.first, self.order.rows, self.order.layout.inner
+
+    @property
+    def place_in_x(self) -> tuple[int, ...]:
+        """The numbers that tell a kernel where in x the rows are."""
+        return *self.place, self.x.outer_stride, self.x.col_stride
 
     @property
     def tile(self) -> dict[str, int]:
         """The constants of a kernel that say which chunk a program has."""
         chunks = self.chunks
         return {
+            "STRIDED": self.order.is_strided,
             "VECTOR": chunks.vector,
             "CHUNKS": chunks.pieces,
+            "ROWS": chunks.rows,
             "HIGH": chunks.high,
             "LOW": chunks.low,
         }
@@ -54,9 +69,9 @@ class Rows(NamedTuple):
         launch(
             wide_squares,
             self.programs,
-            (self.x, mean, rstd, *self.partials, self.x.stride(0)),
+            (self.x.tensor, mean, rstd, *self.partials, *self.place_in_x),
             self.chunks.warps,
-            COLS=self.x.shape[1],
+            COLS=self.order.layout.cols,
             EPS=self.definition.eps,
             CENTERED=self.definition.centered,
             GIVEN_MEAN=given,
@@ -71,12 +86,13 @@ class Rows(NamedTuple):
         `rstd`: only those of rows whose saved rstd the backward cannot use.
         """
         saved = self.partials.largest if rstd is None else rstd
+        sums = (self.partials.largest, self.partials.sum)
         launch(
             wide_sums,
             self.programs,
-            (self.x, saved, self.partials.largest, self.partials.sum, self.x.stride(0)),
+            (self.x.tensor, saved, *sums, *self.place_in_x),
             self.chunks.warps,
-            COLS=self.x.shape[1],
+            COLS=self.order.layout.cols,
             CENTERED=self.definition.centered,
             ONLY_EXTRAORDINARY=rstd is not None,
             **self.tile,
@@ -84,58 +100,52 @@ class Rows(NamedTuple):
         self.squares_of(saved, saved, given=False, only=rstd is not None)
 
 
-def _parts(
-    x: Walked, order: Order, definition: Definition, itemsize: int
-) -> Iterator[tuple[slice, Rows]]:
+def _parts(x: Walked, order: Order, definition: Definition, itemsize: int) -> Iterator[Part]:
     """Cut the rows into parts; `itemsize`: bytes of an element in all that a step reads."""
-    rows, cols = order.rows, order.layout.cols
-    chunks = plan.chunks_of(cols, x.tensor.element_size())
-    together = min(rows, plan.rows_together(cols, itemsize))
-    new = x.tensor.new_empty
-    largest = new((together, chunks.pieces), dtype=operators.compute_type(x.tensor))
-    sums = new((3, together, chunks.pieces), dtype=torch.float64)
-    seen = _rows_of(x, order)
-    for first in range(0, rows, together):
-        part = slice(first, min(rows, first + together))
-        yield part, Rows(seen[part], Partials(largest, *sums.unbind(0)), chunks, definition)
-
-
-def _rows_of(walked: Walked, order: Order) -> Tensor:
-    return walked.tensor.as_strided((order.rows, order.layout.cols), (walked.outer_stride, 1))
+    cols = order.layout.cols
+    chunks = plan.chunks_of(cols, x.tensor.element_size(), strided=order.is_strided)
+    tiles = order.tiles_of(chunks.rows)
+    together = min(tiles, plan.tiles_together(cols, itemsize, chunks))
+    shape = (together, chunks.pieces, chunks.rows)
+    largest = x.tensor.new_empty(shape, dtype=operators.compute_type(x.tensor))
+    sums = x.tensor.new_empty((3, *shape), dtype=torch.float64)
+    partials = Partials(largest, *sums.unbind(0))
+    for first in range(0, tiles, together):
+        yield Part(first, min(together, tiles - first), x, order, chunks, partials, definition)
 
 
 def forward(
     x: Walked,
-    y: Tensor,
+    y: Walked,
     parameters: Sequence[Tensor | None],
     statistics: Sequence[Tensor | None],
     order: Order,
     definition: Definition,
 ) -> None:
-    """Write y, contiguous, and the statistics that are not None."""
-    save = statistics[1] is not None
-    y_rows = y.view(order.rows, order.layout.cols)
-    for part, rows in _parts(x, order, definition, y.element_size()):
-        rows.measure()
-        saved = (each[part] if each is not None else rows.partials.largest for each in statistics)
+    """Write y, and the statistics that are not None."""
+    nothing = x.tensor
+    for part in _parts(x, order, definition, x.tensor.element_size()):
+        part.measure()
         launch(
             wide_forward,
-            rows.programs,
+            part.programs,
             (
-                rows.x,
-                *(rows.x if each is None else each for each in parameters),
-                *(y_rows[part], *saved, *rows.partials, rows.x.stride(0)),
+                x.tensor,
+                *(nothing if each is None else each for each in parameters),
+                y.tensor,
+                *(part.partials.largest if each is None else each for each in statistics),
+                *(*part.partials, *part.place_in_x, y.outer_stride, y.col_stride),
             ),
-            rows.chunks.warps,
+            part.chunks.warps,
             COLS=order.layout.cols,
             EPS=definition.eps,
             CENTERED=definition.centered,
             HAS_WEIGHT=parameters[0] is not None,
             HAS_BIAS=parameters[1] is not None,
             ZERO_CENTERED=definition.zero_centered_weight,
-            SAVE=save,
-            **rows.tile,
-            MOST=rows.chunks.most,
+            SAVE=statistics[1] is not None,
+            **part.tile,
+            MOST=part.chunks.most,
         )
 
 
@@ -151,7 +161,7 @@ def backward(
     dx: Walked | None,
     normalizer: Tensor | None,
 ) -> None:
-    """Write dx, contiguous, and the normalizer (4, rows) that dweight is made with.
+    """Write dx, and the normalizer (4, rows) that dweight is made with.
 
     Args:
         eps: None where rows may not be measured again.
@@ -160,68 +170,68 @@ def backward(
     """
     if normalizer is None:
         normalizer = x.tensor.new_empty((4, order.rows), dtype=operators.compute_type(x.tensor))
-    dy_rows = _rows_of(dy, order)
-    dx_rows = None if dx is None else dx.tensor.view(dy_rows.shape)
-    for part, rows in _parts(x, order, definition, 2 * x.tensor.element_size()):
-        saved = [None if each is None else each[part] for each in statistics]
-        own = normalizer[:, part].contiguous()
-        _normalizer(rows, saved, eps, own)
-        if dx_rows is not None:
-            _dx(rows, dy_rows[part], weight, own, dx_rows[part])
-        normalizer[:, part] = own
+    for part in _parts(x, order, definition, 2 * x.tensor.element_size()):
+        _normalizer(part, statistics, eps, normalizer)
+        if dx is not None:
+            _dx(part, dy, weight, normalizer, dx)
 
 
 def _normalizer(
-    rows: Rows, statistics: Sequence[Tensor | None], eps: float | None, normalizer: Tensor
+    part: Part, statistics: Sequence[Tensor | None], eps: float | None, normalizer: Tensor
 ) -> None:
     mean, rstd, residual = statistics
     assert rstd is not None
     if mean is not None and residual is None:
-        rows.squares_of(mean, rstd, given=True, only=False)
+        part.squares_of(mean, rstd, given=True, only=False)
     if eps is not None:
-        rows.measure(rstd)
+        part.measure(rstd)
     launch(
         wide_normalizer,
-        len(rows.x),
+        part.tiles,
         (
             *(rstd if each is None else each for each in statistics),
-            *(normalizer, *rows.partials, len(rows.x)),
+            *(normalizer, *part.partials, *part.place),
         ),
-        plan.warps_for_partials(rows.chunks),
-        COLS=rows.x.shape[1],
+        plan.warps_for_partials(part.chunks),
+        COLS=part.order.layout.cols,
         EPS=eps,
-        CENTERED=rows.definition.centered,
+        CENTERED=part.definition.centered,
         HAS_RESIDUAL=residual is not None,
-        CHUNKS=rows.chunks.pieces,
-        MOST=rows.chunks.most,
+        STRIDED=part.order.is_strided,
+        CHUNKS=part.chunks.pieces,
+        ROWS=part.chunks.rows,
+        MOST=part.chunks.most,
     )
 
 
-def _dx(rows: Rows, dy: Tensor, weight: Tensor | None, normalizer: Tensor, dx: Tensor) -> None:
-    x, chunks = rows.x, rows.chunks
-    exponents = x.new_empty((len(x), chunks.pieces), dtype=torch.int32)
-    sums = (exponents, rows.partials.rest, rows.partials.squares)
-    sizes = (len(x), x.stride(0), dy.stride(0))
+def _dx(part: Part, dy: Walked, weight: Tensor | None, normalizer: Tensor, dx: Walked) -> None:
+    x, partials = part.x.tensor, part.partials
+    exponents = torch.empty_like(partials.largest, dtype=torch.int32)
+    sums = (exponents, partials.rest, partials.squares)
+    places = (*part.place_in_x, dy.outer_stride, dy.col_stride)
     weight_or_any = x if weight is None else weight
     constants = {
-        "COLS": x.shape[1],
-        "CENTERED": rows.definition.centered,
+        "COLS": part.order.layout.cols,
+        "CENTERED": part.definition.centered,
         "HAS_WEIGHT": weight is not None,
-        "ZERO_CENTERED": rows.definition.zero_centered_weight,
-        **rows.tile,
+        "ZERO_CENTERED": part.definition.zero_centered_weight,
+        **part.tile,
     }
     launch(
         wide_gradient_sums,
-        rows.programs,
-        (x, dy, weight_or_any, normalizer, *sums, *sizes),
-        chunks.warps,
+        part.programs,
+        (x, dy.tensor, weight_or_any, normalizer, *sums, *places),
+        part.chunks.warps,
         **constants,
     )
     launch(
         wide_dx,
-        rows.programs,
-        (x, dy, weight_or_any, dx, normalizer, *sums, *sizes),
-        chunks.warps,
+        part.programs,
+        (
+            *(x, dy.tensor, weight_or_any, dx.tensor, normalizer),
+            *(*sums, *places, dx.outer_stride, dx.col_stride),
+        ),
+        part.chunks.warps,
         **constants,
-        MOST=chunks.most,
+        MOST=part.chunks.most,
     )

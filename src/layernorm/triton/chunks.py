@@ -1,8 +1,9 @@
-"""Rows too wide for one program: a program for each chunk of each row, in steps.
+"""Rows too wide for one program: a program for each chunk of each tile of rows, in steps.
 
-What a chunk adds to its row's sums is stored, and each program of the next step adds up what all
-chunks of its row have stored: in one order, whatever the number of rows. A chunk's numbers are
-scaled by a power of two of its own, so that no sum leaves its range.
+What a chunk adds to its rows' sums is stored, in (tiles, CHUNKS, ROWS), and each program of the
+next step adds up what all chunks of its rows have stored: in one order, whatever the number of
+rows. A row's numbers in a chunk are scaled by a power of two of their own, so that no sum leaves
+its range. Contiguous rows are alone in their tiles; STRIDED ones have their neighbors with them.
 
 Here are the steps that measure the rows, and what the later ones make of it.
 """
@@ -26,36 +27,45 @@ from layernorm.triton.tiles import load_tile, place_of_chunk
 
 
 @triton.jit
-def of_all_chunks(base, row, other, CHUNKS: tl.constexpr, MOST: tl.constexpr):
-    """Load what the chunks of a row have stored: (1, MOST)."""
-    chunk = tl.arange(0, MOST)[None, :]
-    return tl.load(base + row[:, None] * CHUNKS + chunk, mask=chunk < CHUNKS, other=other)
+def of_own_chunk(base, program, ROWS: tl.constexpr):
+    """Return where a program stores what its chunk has: (ROWS,)."""
+    return base + program * ROWS + tl.arange(0, ROWS)
 
 
 @triton.jit
-def is_extraordinary(rstd_ptr, row):
-    """Tell whether the saved rstd of a row is one that the backward cannot use."""
-    return any_row(is_ordinary_rstd(tl.load(rstd_ptr + row)) == 0)
+def of_all_chunks(base, tile, other, CHUNKS: tl.constexpr, ROWS: tl.constexpr, MOST: tl.constexpr):
+    """Load what the chunks of a tile have stored: (ROWS, MOST)."""
+    chunk = tl.arange(0, MOST)[None, :]
+    at = (tile * CHUNKS + chunk) * ROWS + tl.arange(0, ROWS)[:, None]
+    return tl.load(base + at, mask=chunk < CHUNKS, other=other)
+
+
+@triton.jit
+def are_extraordinary(rstd_ptr, place):
+    """Tell which rows have a saved rstd that the backward cannot use."""
+    rstd = tl.load(rstd_ptr + place.row, mask=place.live, other=1.0)
+    return is_ordinary_rstd(rstd) == 0
 
 
 @triton.jit
 def first_mean(
     largest_ptr,
     sum_ptr,
-    row,
+    tile,
     dtype: tl.constexpr,
     COLS: tl.constexpr,
     EPS: tl.constexpr,
     CENTERED: tl.constexpr,
     CHUNKS: tl.constexpr,
+    ROWS: tl.constexpr,
     MOST: tl.constexpr,
 ):
-    """Return exponent, scale and mean of the row times 2^-exponent."""
-    largest = of_all_chunks(largest_ptr, row, 0.0, CHUNKS, MOST)
+    """Return exponent, scale and mean of the rows times 2^-exponent."""
+    largest = of_all_chunks(largest_ptr, tile, 0.0, CHUNKS, ROWS, MOST)
     exponent, scale = scaling_exponents(tl.max(largest, 1), EPS)
-    mean = tl.zeros([1], dtype)
+    mean = tl.zeros([ROWS], dtype)
     if CENTERED:
-        parts = of_all_chunks(sum_ptr, row, 0.0, CHUNKS, MOST)
+        parts = of_all_chunks(sum_ptr, tile, 0.0, CHUNKS, ROWS, MOST)
         # 2^-1000: nothing beside the others, and still a normal number
         shift = tl.maximum(exponent_of(largest) - exponent[:, None], -1000)
         mean = over(tl.sum(parts * power_of_two(shift, tl.float64), 1), COLS).to(dtype)
@@ -68,22 +78,23 @@ def merged_statistics(
     sum_ptr,
     rest_ptr,
     squares_ptr,
-    row,
+    tile,
     dtype: tl.constexpr,
     COLS: tl.constexpr,
     EPS: tl.constexpr,
     CENTERED: tl.constexpr,
     CHUNKS: tl.constexpr,
+    ROWS: tl.constexpr,
     MOST: tl.constexpr,
 ):
-    """Return exponent and normalizer of the row, measured times 2^-exponent."""
+    """Return exponent and normalizer of the rows, measured times 2^-exponent."""
     exponent, scale, mean = first_mean(
-        largest_ptr, sum_ptr, row, dtype, COLS, EPS, CENTERED, CHUNKS, MOST
+        largest_ptr, sum_ptr, tile, dtype, COLS, EPS, CENTERED, CHUNKS, ROWS, MOST
     )
-    variance = over(tl.sum(of_all_chunks(squares_ptr, row, 0.0, CHUNKS, MOST), 1), COLS)
-    residual = tl.zeros([1], dtype)
+    variance = over(tl.sum(of_all_chunks(squares_ptr, tile, 0.0, CHUNKS, ROWS, MOST), 1), COLS)
+    residual = tl.zeros([ROWS], dtype)
     if CENTERED:
-        rest = over(tl.sum(of_all_chunks(rest_ptr, row, 0.0, CHUNKS, MOST), 1), COLS)
+        rest = over(tl.sum(of_all_chunks(rest_ptr, tile, 0.0, CHUNKS, ROWS, MOST), 1), COLS)
         square = rest * rest
         # what is left of a constant row, whose first mean was not exact
         around_mean = variance - square
@@ -105,34 +116,39 @@ def wide_sums(
     rstd_ptr,
     largest_ptr,
     sum_ptr,
+    first: tl.int64,
+    rows: tl.int64,
+    inner: tl.int64,
     x_outer_stride: tl.int64,
+    x_col_stride: tl.int64,
     COLS: tl.constexpr,
     CENTERED: tl.constexpr,
     ONLY_EXTRAORDINARY: tl.constexpr,
+    STRIDED: tl.constexpr,
     VECTOR: tl.constexpr,
     CHUNKS: tl.constexpr,
+    ROWS: tl.constexpr,
     HIGH: tl.constexpr,
     LOW: tl.constexpr,
 ):
-    """Store the largest magnitude of a chunk of x, and its sum over a power of two near that.
+    """Store each row's largest magnitude in a chunk, and its sum over a power of two near that.
 
     ONLY_EXTRAORDINARY: where the saved rstd is one that the backward cannot use.
     """
     dtype: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     program = tl.program_id(0).to(tl.int64)
-    place = place_of_chunk(program, COLS, CHUNKS, HIGH, LOW)
-    wanted = True
+    place = place_of_chunk(first, program, rows, inner, COLS, STRIDED, CHUNKS, ROWS, HIGH, LOW)
+    wanted = place.live
     if ONLY_EXTRAORDINARY:
-        wanted = is_extraordinary(rstd_ptr, place.row)
-    if wanted:
-        x = load_tile(x_ptr, place, x_outer_stride, 1, False, VECTOR, dtype)
+        wanted = are_extraordinary(rstd_ptr, place)
+    if any_row(wanted):
+        x = load_tile(x_ptr, place, x_outer_stride, x_col_stride, STRIDED, VECTOR, dtype)
         largest = largest_of_rows(x)
-        at = place.within + program
-        tl.store(largest_ptr + at, largest)
+        tl.store(of_own_chunk(largest_ptr, program, ROWS), largest, mask=wanted)
         if CENTERED:
             scale = power_of_two(-exponent_of(largest), dtype)
             total = row_sums(x * scale[:, None, None], False, VECTOR)
-            tl.store(sum_ptr + at, total)
+            tl.store(of_own_chunk(sum_ptr, program, ROWS), total, mask=wanted)
 
 
 @kernel
@@ -144,39 +160,47 @@ def wide_squares(
     sum_ptr,
     rest_ptr,
     squares_ptr,
+    first: tl.int64,
+    rows: tl.int64,
+    inner: tl.int64,
     x_outer_stride: tl.int64,
+    x_col_stride: tl.int64,
     COLS: tl.constexpr,
     EPS: tl.constexpr,
     CENTERED: tl.constexpr,
     GIVEN_MEAN: tl.constexpr,
     ONLY_EXTRAORDINARY: tl.constexpr,
+    STRIDED: tl.constexpr,
     VECTOR: tl.constexpr,
     CHUNKS: tl.constexpr,
+    ROWS: tl.constexpr,
     HIGH: tl.constexpr,
     LOW: tl.constexpr,
     MOST: tl.constexpr,
 ):
-    """Store a chunk's sums of x - mean and of its square, the mean being the first one.
+    """Store each row's sums of x - mean and of its square in a chunk, the mean being the first one.
 
     GIVEN_MEAN: a saved one, whose residual is wanted.
     """
     dtype: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     program = tl.program_id(0).to(tl.int64)
-    place = place_of_chunk(program, COLS, CHUNKS, HIGH, LOW)
-    wanted = True
+    place = place_of_chunk(first, program, rows, inner, COLS, STRIDED, CHUNKS, ROWS, HIGH, LOW)
+    wanted = place.live
     if ONLY_EXTRAORDINARY:
-        wanted = is_extraordinary(rstd_ptr, place.row)
-    if wanted:
-        scale = tl.full([1], 1.0, dtype)
+        wanted = are_extraordinary(rstd_ptr, place)
+    if any_row(wanted):
+        scale = tl.full([ROWS], 1.0, dtype)
         if GIVEN_MEAN:
-            mean = tl.load(mean_ptr + place.row)
+            mean = tl.load(mean_ptr + place.row, mask=place.live, other=0.0)
         else:
             _, scale, mean = first_mean(
-                largest_ptr, sum_ptr, place.row, dtype, COLS, EPS, CENTERED, CHUNKS, MOST
+                *(largest_ptr, sum_ptr, program // CHUNKS, dtype),
+                *(COLS, EPS, CENTERED, CHUNKS, ROWS, MOST),
             )
-        x = load_tile(x_ptr, place, x_outer_stride, 1, False, VECTOR, dtype)
+        x = load_tile(x_ptr, place, x_outer_stride, x_col_stride, STRIDED, VECTOR, dtype)
         d = tl.where(place.inside, x * scale[:, None, None] - mean[:, None, None], 0.0)
-        at = place.within + program
         if CENTERED:
-            tl.store(rest_ptr + at, row_sums(d, True, VECTOR))
-        tl.store(squares_ptr + at, row_sums(d * d, True, VECTOR))
+            rest = row_sums(d, True, VECTOR)
+            tl.store(of_own_chunk(rest_ptr, program, ROWS), rest, mask=wanted)
+        squares = row_sums(d * d, True, VECTOR)
+        tl.store(of_own_chunk(squares_ptr, program, ROWS), squares, mask=wanted)

@@ -18,6 +18,7 @@ _MOST_ELEMENTS = 16384
 _MOST_BACKWARD_ELEMENTS = 8192
 _MOST_ELEMENTS_WITH_SUMS = 4096  # dweight and dbias take four registers an element more
 _CHUNK_ELEMENTS = 8192
+_MOST_PARTIALS = 4096  # that the chunks of a tile of several rows leave
 
 # Columns are numbered in 32 bits, and a program has what all chunks of its row left in registers.
 MOST_COLS = 2**28
@@ -41,10 +42,11 @@ class Tile(NamedTuple):
 
 
 class Chunks(NamedTuple):
-    """A row too wide for one program: `pieces` of high * low columns."""
+    """Rows too wide for one program: `pieces` of high * low columns, of `rows` at a time."""
 
     pieces: int
     most: int  # a power of two, not below pieces
+    rows: int
     high: int
     low: int
     warps: int
@@ -99,27 +101,35 @@ def strided_tile(cols: int, itemsize: int, *, backward: bool = False) -> Tile | 
     return Tile(rows, 4, block // 4, rows, warps, False, has_sums=rows == WARP)
 
 
-def chunks_of(cols: int, itemsize: int) -> Chunks:
-    """Plan for rows of any width, a program for each piece of a row."""
-    block = _CHUNK_ELEMENTS // max(itemsize // 4, 1)
-    vector = is_vector(cols, itemsize)
+def chunks_of(cols: int, itemsize: int, *, strided: bool = False) -> Chunks:
+    """Plan for rows of any width, a program for each piece of a row, or of neighboring rows.
+
+    Neighbors are read next to each other, and every program reads what all pieces of its rows have
+    left: the wider the rows, the fewer of them go together.
+    """
+    elements = _CHUNK_ELEMENTS // max(itemsize // 4, 1)
+    rows = WARP if strided else 1
+    while rows > 1 and rows * power_of_two_from(-(-cols * rows // elements)) > _MOST_PARTIALS:
+        rows //= 2
+    block = elements // rows
+    vector = not strided and is_vector(cols, itemsize)
     wide = VECTOR_BYTES // itemsize
     high, low = (block // wide, wide) if vector else (4, block // 4)
     pieces = -(-cols // block)
-    return Chunks(pieces, power_of_two_from(pieces), high, low, 16, vector)
+    return Chunks(pieces, power_of_two_from(pieces), rows, high, low, 16, vector)
 
 
 def warps_for_partials(chunks: Chunks) -> int:
-    """Say how many warps add up what the chunks of a row left."""
-    return max(1, min(16, chunks.most // 512))
+    """Say how many warps add up what the chunks of a tile left."""
+    return max(1, min(16, chunks.rows * chunks.most // 512))
 
 
-def rows_together(cols: int, itemsize: int) -> int:
-    """Say how many rows too wide for one program go through all steps before the next begin.
+def tiles_together(cols: int, itemsize: int, chunks: Chunks) -> int:
+    """Say how many tiles too wide for one program go through all steps before the next begin.
 
     What one step has read should still be in the second-level cache for the next one.
     """
-    return max(1, 16 * 2**20 // (cols * itemsize))
+    return max(1, 16 * 2**20 // (cols * itemsize * chunks.rows))
 
 
 class Columns(NamedTuple):

@@ -224,6 +224,17 @@ def scaled_statistics(
 
 
 @triton.jit
+def chosen(which, new, old):
+    """Return the new normalizer for the rows of `which`, the old one for others."""
+    return Normalizer(
+        tl.where(which, new.scale, old.scale),
+        tl.where(which, new.mean, old.mean),
+        tl.where(which, new.residual, old.residual),
+        tl.where(which, new.rstd, old.rstd),
+    )
+
+
+@triton.jit
 def measured_again(
     x,
     inside,
@@ -240,12 +251,7 @@ def measured_again(
     if any_row(which):
         new_exponent, new = scaled_statistics(x, inside, EPS, COLS, GROUP_X, VECTOR, CENTERED)
         exponent = tl.where(which, new_exponent, exponent)
-        normalizer = Normalizer(
-            tl.where(which, new.scale, normalizer.scale),
-            tl.where(which, new.mean, normalizer.mean),
-            tl.where(which, new.residual, normalizer.residual),
-            tl.where(which, new.rstd, normalizer.rstd),
-        )
+        normalizer = chosen(which, new, normalizer)
     return exponent, normalizer
 
 

@@ -52,13 +52,20 @@ def place_of_tile(
 
 @triton.jit
 def place_of_chunk(
-    program, COLS: tl.constexpr, CHUNKS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr
+    first,
+    program,
+    rows,
+    inner,
+    COLS: tl.constexpr,
+    STRIDED: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    ROWS: tl.constexpr,
+    HIGH: tl.constexpr,
+    LOW: tl.constexpr,
 ):
-    """Return the place of a piece of one row, where each row has CHUNKS pieces."""
-    within = tl.zeros([1], tl.int64)
-    row = within + program // CHUNKS
+    """Return the place of one of the CHUNKS pieces of a tile; program 0 has tile `first`."""
     cols = cols_of_tile(HIGH, LOW) + (program % CHUNKS).to(tl.int32) * (HIGH * LOW)
-    return Place(row, row, within, within == 0, cols, (cols < COLS)[None, :, :])
+    return place_of_tile(first + program // CHUNKS, rows, inner, cols, COLS, ROWS, STRIDED)
 
 
 @triton.jit
