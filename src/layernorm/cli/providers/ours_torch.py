@@ -3,6 +3,9 @@
 from functools import partial
 from typing import ClassVar
 
+import torch
+
+from layernorm import _native
 from layernorm import torch as front_end
 from layernorm.cli.problem import Problem
 from layernorm.cli.providers.provider import Call
@@ -29,7 +32,13 @@ class OursTorch(Torch):
         """Run what autograd runs, without autograd around it."""
         self.require(problem, can_reuse=False)
         x, weight, bias, dy = tensors_of(problem)
-        definition = Definition(named_axes(x, weight.shape, problem.axis), problem.eps)
-        _, *statistics = operators.forward(x, weight, bias, definition)
-        need = (True, True, True)
-        return partial(operators.backward, dy, x, weight, bias, definition, need, statistics)
+        if problem.is_channels_first:
+            definition = Definition(named_axes(x, weight.shape, problem.axis), problem.eps)
+            _, *statistics = operators.forward(x, weight, bias, definition)
+            need = (True, True, True)
+            return partial(operators.backward, dy, x, weight, bias, definition, need, statistics)
+        call = (x, weight, bias, (problem.cols,), problem.eps, True, False)
+        _, statistics = _native.torch_forward_with_statistics(*call)
+        backward = partial(_native.torch_backward, *call, dy, statistics, True, True, True)
+        without_graph: Call = torch.no_grad()(backward)
+        return without_graph
