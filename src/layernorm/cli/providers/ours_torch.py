@@ -32,13 +32,15 @@ class OursTorch(Torch):
         """Run what autograd runs, without autograd around it."""
         self.require(problem, can_reuse=False)
         x, weight, bias, dy = tensors_of(problem)
-        if problem.is_channels_first:
+        call = (x, weight, bias, (problem.cols,), problem.eps, True, False)
+        plain = None
+        if not problem.is_channels_first:
+            plain = _native.torch_forward_with_statistics(*call)
+        if plain is None:
             definition = Definition(named_axes(x, weight.shape, problem.axis), problem.eps)
             _, *statistics = operators.forward(x, weight, bias, definition)
             need = (True, True, True)
             return partial(operators.backward, dy, x, weight, bias, definition, need, statistics)
-        call = (x, weight, bias, (problem.cols,), problem.eps, True, False)
-        _, statistics = _native.torch_forward_with_statistics(*call)
-        backward = partial(_native.torch_backward, *call, dy, statistics, True, True, True)
+        backward = partial(_native.torch_backward, *call, dy, plain[1], True, True, True)
         without_graph: Call = torch.no_grad()(backward)
         return without_graph
