@@ -80,6 +80,9 @@ struct Threads {
   int count;
   void* pool;
   void (*run)(void* pool, int64_t tasks, Body body, void* context);
+  // Below this many bytes read and written, a second thread costs more than it brings: as long as
+  // it takes to wake one that has gone to sleep.
+  int64_t bytes_per_thread = 192 * 1024;
 };
 
 enum class Status : int32_t { ok, out_of_memory };

@@ -13,9 +13,6 @@
 namespace layernorm {
 namespace {
 
-// Below this many bytes read and written, a second thread costs more than it brings.
-constexpr int64_t kBytesPerThread = 192 * 1024;
-
 // Where the arrays together have more, the output will not be found in the cache by whoever reads
 // it next, so it is written past the cache. Measured with a reader: docs/performance.md.
 constexpr int64_t kStreamBytes = 24 * 1024 * 1024;
@@ -67,6 +64,26 @@ Memory allocate(int64_t bytes) {
   return Memory(std::aligned_alloc(kLine, size));
 #endif
 }
+
+// Working memory of one call at a time. Each thread keeps a little of it, since malloc cuts off and
+// joins such pieces anew in every call.
+class Scratch {
+ public:
+  // Null where there is no memory.
+  void* take(int64_t bytes) {
+    if (bytes > kKept) return (own_ = allocate(bytes)).get();
+    thread_local Memory kept = allocate(kKept);
+    return kept.get();
+  }
+
+ private:
+#if defined(__SANITIZE_ADDRESS__)
+  static constexpr int64_t kKept = 0;  // so that it sees where each call's memory ends
+#else
+  static constexpr int64_t kKept = 64 * 1024;
+#endif
+  Memory own_;
+};
 
 // A parameter as the kernels read it: in the compute type, with the 1 of a zero-centered weight
 // added, aligned, and in the order they walk a row. Copies only where that differs from what the
@@ -132,8 +149,8 @@ int64_t bytes_of(const Problem& problem) {
   return rows_of(problem.shape) * problem.shape.cols * size_of(problem.type);
 }
 
-bool is_small(const Problem& problem, int64_t arrays) {
-  return bytes_of(problem) * arrays < 2 * kBytesPerThread;
+bool is_small(const Problem& problem, int64_t arrays, const Threads& threads) {
+  return bytes_of(problem) * arrays < 2 * threads.bytes_per_thread;
 }
 
 bool is_far(const Problem& problem) { return bytes_of(problem) >= kFarBytes; }
@@ -157,7 +174,7 @@ Status forward(const Forward& job, const Threads& threads) {
   const bool stream = is_streamed(problem, 2) && job.y.data != problem.x.data;
   const ForwardTask task = {&job,         weight.ordered(), bias.ordered(), weight.plain(),
                             bias.plain(), is_far(problem),  stream};
-  run(threads, is_small(problem, 2), units_of(problem.shape), task, kernels.forward);
+  run(threads, is_small(problem, 2, threads), units_of(problem.shape), task, kernels.forward);
   return Status::ok;
 }
 
@@ -187,16 +204,17 @@ Status backward(const Backward& job, const Threads& threads) {
   const int64_t blocks =
       std::max(int64_t{1}, divide_up(units, std::max(int64_t{1}, units_per_block)));
   const bool parameters = job.dweight || job.dbias;
-  Memory partials;
+  Scratch scratch;
+  void* partials = nullptr;
   if (parameters) {
-    partials = allocate(blocks * 4 * cols * size_of(compute_type(problem.type)));
+    partials = scratch.take(blocks * 4 * cols * size_of(compute_type(problem.type)));
     if (!partials) return Status::out_of_memory;
   }
   const bool stream =
       is_streamed(problem, 3) && job.dx.data != job.dy.data && job.dx.data != problem.x.data;
   const BackwardTask task = {&job,  weight.ordered(), weight.plain(), is_far(problem), stream,
-                             units, units_per_block,  blocks,         partials.get()};
-  const bool small = is_small(problem, 3);
+                             units, units_per_block,  blocks,         partials};
+  const bool small = is_small(problem, 3, threads);
   if (cols > 0) run(threads, small, blocks, task, kernels.backward);
   if (parameters) {
     if (small || threads.count <= 1 || blocks * cols < (1 << 17)) {

@@ -6,7 +6,7 @@
 
 namespace layernorm {
 
-// NumPy's arrays of fewer bytes are better served by malloc, which keeps theirs as well. From about
+// Arrays of fewer bytes are better served by malloc, which keeps theirs as well. From about
 // here on it may give back the end of its heap each time, and take it again.
 constexpr size_t kKeptFrom = size_t{1} << 20;
 

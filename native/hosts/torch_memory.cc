@@ -1,8 +1,7 @@
 #include "torch_memory.h"
 
-#include <memory>
-#include <new>
-#include <vector>
+#include <algorithm>
+#include <cstdlib>
 
 #include "huge_pages.h"
 #include "kept_memory.h"
@@ -10,43 +9,53 @@
 namespace layernorm::torch {
 namespace {
 
+constexpr size_t kLine = 64;
+
+// Its sizes and strides follow it, and the memory of a tensor that is not large.
 struct Managed : dlpack::ManagedTensor {
   size_t bytes;
-  std::vector<int64_t> shape, strides;
+
+  int64_t* sizes() { return reinterpret_cast<int64_t*>(this + 1); }
+  void* memory_behind() {
+    const auto end = reinterpret_cast<uintptr_t>(sizes() + 2 * tensor.ndim);
+    return reinterpret_cast<void*>((end + kLine - 1) / kLine * kLine);
+  }
 };
 
 void release(dlpack::ManagedTensor* given) {
   auto* managed = static_cast<Managed*>(given);
-  keep_memory(managed->tensor.data, managed->bytes);
-  delete managed;
+  if (managed->tensor.data != managed->memory_behind())
+    keep_memory(managed->tensor.data, managed->bytes);
+  std::free(managed);
 }
 
 void release_data(void* data, void* bytes) { keep_memory(data, reinterpret_cast<size_t>(bytes)); }
 
 }  // namespace
 
-dlpack::ManagedTensor* large_managed_like(const dlpack::Tensor& like, int64_t bytes) {
-  void* data = take_memory(static_cast<size_t>(bytes));
-  if (!data) return nullptr;
-  try {
-    auto managed = std::make_unique<Managed>();
-    managed->bytes = static_cast<size_t>(bytes);
-    managed->shape.assign(like.shape, like.shape + like.ndim);
-    managed->strides.assign(like.strides, like.strides + like.ndim);
-    managed->version = {dlpack::kMajor, 0};
-    managed->context = nullptr;
-    managed->deleter = release;
-    managed->flags = 0;
-    managed->tensor = like;
-    managed->tensor.data = data;
-    managed->tensor.byte_offset = 0;
-    managed->tensor.shape = managed->shape.data();
-    managed->tensor.strides = managed->strides.data();
-    return managed.release();
-  } catch (const std::bad_alloc&) {
-    keep_memory(data, static_cast<size_t>(bytes));
+dlpack::ManagedTensor* managed_like(const dlpack::Tensor& like, int64_t bytes) {
+  const auto size = static_cast<size_t>(bytes);
+  const size_t header = sizeof(Managed) + 2 * sizeof(int64_t) * static_cast<size_t>(like.ndim);
+  void* memory = is_large(bytes) ? take_memory(size) : nullptr;
+  if (is_large(bytes) && !memory) return nullptr;
+  auto* managed = static_cast<Managed*>(std::malloc(header + (memory ? 0 : kLine + size)));
+  if (!managed) {
+    if (memory) keep_memory(memory, size);
     return nullptr;
   }
+  managed->version = {dlpack::kMajor, 0};
+  managed->context = nullptr;
+  managed->deleter = release;
+  managed->flags = 0;
+  managed->bytes = size;
+  managed->tensor = like;
+  managed->tensor.data = memory ? memory : managed->memory_behind();
+  managed->tensor.byte_offset = 0;
+  managed->tensor.shape = managed->sizes();
+  managed->tensor.strides = managed->sizes() + like.ndim;
+  std::copy(like.shape, like.shape + like.ndim, managed->tensor.shape);
+  std::copy(like.strides, like.strides + like.ndim, managed->tensor.strides);
+  return managed;
 }
 
 Tensor large_empty(int64_t axes, const int64_t* sizes, const int64_t* strides, DataType type,

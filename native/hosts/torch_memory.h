@@ -1,24 +1,21 @@
-// Memory of large outputs, which outlives them and serves the next of their size (kept_memory.h).
+// Memory of fresh tensors. That of large ones outlives them, and serves the next of their size
+// (kept_memory.h). Where it is ours, PyTorch cannot resize their storage.
 #pragma once
 
 #include "dlpack.h"
+#include "kept_memory.h"
 #include "torch_tensor.h"
 
 namespace layernorm::torch {
 
-// From here on malloc gives the memory of an output back to the system, or the system's pages for
-// it cost more than the kernel's own work.
-constexpr int64_t kLargeBytes = int64_t{1} << 20;
+inline bool is_large(int64_t bytes) { return static_cast<size_t>(bytes) >= kKeptFrom; }
 
-inline bool is_large(int64_t bytes) { return bytes >= kLargeBytes; }
+// A tensor's sizes and type with fresh memory of that many bytes, for PyTorch to take over; null
+// where there is no memory.
+dlpack::ManagedTensor* managed_like(const dlpack::Tensor& like, int64_t bytes);
 
-// Fresh tensors of at least kLargeBytes whose memory is kept when they are gone. Their storage
-// cannot be resized.
-
-// For PyTorch to take over; null where there is no memory.
-dlpack::ManagedTensor* large_managed_like(const dlpack::Tensor& like, int64_t bytes);
-
-// PyTorch's own memory, with a request for huge pages, where it takes no other (before 2.11).
+// Of at least kKeptFrom bytes. PyTorch's own memory, with a request for huge pages, where it takes
+// no other (before 2.11).
 Tensor large_empty(int64_t axes, const int64_t* sizes, const int64_t* strides, DataType type,
                    int64_t bytes);
 

@@ -13,7 +13,6 @@ bool open_plain_way(PyObject* parts);
 
 PyObject* plain_forward(PyObject*, PyObject* const* arguments, Py_ssize_t count);
 PyObject* plain_forward_into(PyObject*, PyObject* const* arguments, Py_ssize_t count);
-PyObject* plain_forward_with_statistics(PyObject*, PyObject* const* arguments, Py_ssize_t count);
 PyObject* plain_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count);
 
 }  // namespace layernorm::torch

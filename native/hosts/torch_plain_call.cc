@@ -20,8 +20,7 @@ using python::Owned;
 struct Parts {
   PyObject* tensor_type = nullptr;
   PyObject* parameter_type = nullptr;
-  PyObject* empty_like = nullptr;
-  PyObject* is_neg = nullptr;    // Tensor.is_neg: DLPack would give such a view's memory as it is
+  PyObject* is_neg = nullptr;    // Tensor.is_neg
   PyObject* watchers = nullptr;  // a tuple of functions: each returns False or 0, or else watches
   PyObject* forward_mode = nullptr;  // a dict, in which _current_level is -1 outside of a level
   PyObject* profiler = nullptr;      // a dict, in which _is_profiler_enabled is True or False
@@ -29,12 +28,6 @@ struct Parts {
 
 Parts parts;
 PyObject *current_level_name, *profiler_name, *requires_grad_name;
-
-bool is_neg(PyObject* object) {
-  const Owned answer(PyObject_CallOneArg(parts.is_neg, object));
-  if (!answer) PyErr_Clear();
-  return answer.get() != Py_False;
-}
 
 bool requires_grad(PyObject* tensor) {
   if (tensor == Py_None) return false;
@@ -111,8 +104,7 @@ bool Plain::take(PyObject* object) {
     PyErr_Clear();
     return false;
   }
-  return view.device.type == dlpack::kCpu && view.data && take_type() && is_contiguous() &&
-         !is_neg(object);
+  return view.device.type == dlpack::kCpu && view.data && take_type() && is_contiguous();
 }
 
 int64_t Plain::elements() const {
@@ -189,6 +181,17 @@ bool PlainCall::wants_gradient() const {
          (requires_grad(x_object) || requires_grad(weight_object) || requires_grad(bias_object));
 }
 
+bool PlainCall::has_negated() const {
+  return is_negated(x_object) || is_negated(weight_object) || is_negated(bias_object);
+}
+
+bool is_negated(PyObject* tensor) {
+  if (tensor == Py_None) return false;
+  const Owned answer(PyObject_CallOneArg(parts.is_neg, tensor));
+  if (!answer) PyErr_Clear();
+  return answer.get() != Py_False;
+}
+
 bool wants_gradient(PyObject* tensor) {
   return shim.aoti_torch_grad_mode_is_enabled() && requires_grad(tensor);
 }
@@ -201,9 +204,8 @@ bool open_plain_way(PyObject* given) {
   Parts found;
   for (const Named& each :
        {Named{"tensor_type", &found.tensor_type}, Named{"parameter_type", &found.parameter_type},
-        Named{"empty_like", &found.empty_like}, Named{"is_neg", &found.is_neg},
-        Named{"watchers", &found.watchers}, Named{"forward_mode", &found.forward_mode},
-        Named{"profiler", &found.profiler}}) {
+        Named{"is_neg", &found.is_neg}, Named{"watchers", &found.watchers},
+        Named{"forward_mode", &found.forward_mode}, Named{"profiler", &found.profiler}}) {
     *each.part = PyDict_GetItemString(given, each.name);
     if (!*each.part) return PyErr_Format(PyExc_ValueError, "%s is missing", each.name), false;
   }
@@ -216,17 +218,14 @@ bool open_plain_way(PyObject* given) {
     const auto* given_exchange =
         static_cast<const dlpack::Exchange*>(PyCapsule_GetPointer(capsule, dlpack::kCapsule));
     if (given_exchange->header.version.major == dlpack::kMajor &&
-        given_exchange->tensor_from_object && given_exchange->allocate &&
-        given_exchange->managed_to_object)
+        given_exchange->tensor_from_object && given_exchange->managed_to_object)
       exchange = given_exchange;
   }
-  for (PyObject* each : {found.tensor_type, found.parameter_type, found.empty_like, found.is_neg,
-                         found.watchers, found.forward_mode, found.profiler})
+  for (PyObject* each : {found.tensor_type, found.parameter_type, found.is_neg, found.watchers,
+                         found.forward_mode, found.profiler})
     Py_INCREF(each);
   parts = found;
   return true;
 }
-
-PyObject* empty_like(PyObject* tensor) { return PyObject_CallOneArg(parts.empty_like, tensor); }
 
 }  // namespace layernorm::torch

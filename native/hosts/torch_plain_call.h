@@ -21,7 +21,7 @@ struct Plain {
   DataType type = DataType::float32;
 
   // False for anything but a contiguous torch.Tensor or Parameter on the CPU, of our types, not
-  // empty.
+  // empty. Takes negated views, which are for is_negated() to find: that costs more.
   bool take(PyObject* object);
   explicit operator bool() const { return view.data != nullptr; }
   void* data() const { return static_cast<char*>(view.data) + view.byte_offset; }
@@ -48,12 +48,13 @@ struct PlainCall {
   bool take(PyObject* const* arguments, Problem& problem);
   int64_t rows() const { return x.elements() / cols; }
   bool wants_gradient() const;
+  bool has_negated() const;
 };
+
+// Whether the tensor (or None) is a negated view. DLPack gives the memory of one as it is.
+bool is_negated(PyObject* tensor);
 
 // Whether grad mode is on, and the tensor (or None) asks for its gradient.
 bool wants_gradient(PyObject* tensor);
-
-// torch.empty_like(tensor), or null with Python's error set.
-PyObject* empty_like(PyObject* tensor);
 
 }  // namespace layernorm::torch

@@ -49,8 +49,6 @@ PyMethodDef methods[] = {
     {"torch_override_aten", override, METH_O, nullptr},
     {"torch_forward", as_method(plain_forward), METH_FASTCALL, nullptr},
     {"torch_forward_into", as_method(plain_forward_into), METH_FASTCALL, nullptr},
-    {"torch_forward_with_statistics", as_method(plain_forward_with_statistics), METH_FASTCALL,
-     nullptr},
     {"torch_backward", as_method(plain_backward), METH_FASTCALL, nullptr},
     {nullptr, nullptr, 0, nullptr},
 };

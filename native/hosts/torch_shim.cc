@@ -34,7 +34,8 @@ const char* Shim::find(const LoadedLibrary& library) {
 Threads parallel_for() {
   uint32_t count = 1;
   if (shim.torch_get_num_threads(&count) != 0) count = 1;
-  return {static_cast<int>(count), nullptr, run_tasks};
+  constexpr int64_t kBytesPerThread = 96 * 1024;  // OpenMP's threads stay awake for milliseconds
+  return {static_cast<int>(count), nullptr, run_tasks, kBytesPerThread};
 }
 
 }  // namespace layernorm::torch

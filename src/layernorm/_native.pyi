@@ -134,7 +134,7 @@ def torch_forward(
     zero_centered_weight: bool,
     /,
 ) -> Any:
-    """Return y for plain tensors; True if they need a gradient; None for anything else."""
+    """Return y for plain tensors; (y, rest) if they need a gradient; None for anything else."""
 
 def torch_forward_into(
     x: object,
@@ -149,34 +149,13 @@ def torch_forward_into(
 ) -> bool:
     """Write y into `out` and return True; False, with nothing done, where not all are plain."""
 
-def torch_forward_with_statistics(
-    x: object,
-    weight: object,
-    bias: object,
-    normalized_shape: object,
-    eps: object,
-    centered: bool,
-    zero_centered_weight: bool,
-    /,
-) -> tuple[Any, Any]:
-    """Return (y, statistics) where torch_forward has returned True."""
-
 def torch_backward(
-    x: object,
-    weight: object,
-    bias: object,
-    normalized_shape: object,
-    eps: object,
-    centered: bool,
-    zero_centered_weight: bool,
-    dy: object,
-    statistics: object,
-    need_dx: bool,
-    need_dweight: bool,
-    need_dbias: bool,
-    /,
-) -> tuple[Any, Any, Any] | None:
-    """Return (dx, dweight, dbias) for plain tensors; None for anything else."""
+    x: object, weight: object, rest: tuple[Any, ...], dy: object, need: tuple[bool, ...], /
+) -> Any:
+    """Return (dx, dweight, dbias, None) for plain tensors; None for anything else.
+
+    `rest` is what `torch_forward` has returned beside y; `need` says which are wanted.
+    """
 
 def xla_handlers() -> dict[str, object]:
     """Return a capsule for each call that XLA may make, by name."""

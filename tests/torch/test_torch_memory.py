@@ -1,4 +1,4 @@
-"""Large outputs: their memory outlives them, and they are tensors like any other."""
+"""Outputs are tensors like any other, and the memory of large ones outlives them."""
 
 import copy
 import pickle
@@ -74,12 +74,14 @@ def test_views_keep_the_memory() -> None:
     assert all(torch.equal(each, others[0]) for each in others)
 
 
-def test_large_outputs_are_tensors_like_any_other() -> None:
-    y = plain(X)
+@pytest.mark.parametrize("rows", [3, 512])
+def test_outputs_are_tensors_like_any_other(rows) -> None:
+    x = X[:rows]
+    y = plain(x)
     assert type(y) is torch.Tensor
-    assert y.device == X.device
+    assert y.device == x.device
     assert y.is_contiguous()
-    assert torch.equal(y, by_operators(X))
+    assert torch.equal(y, by_operators(x))
     for other in (copy.deepcopy(y), pickle.loads(pickle.dumps(y)), torch.from_numpy(y.numpy())):
         assert torch.equal(other, y)
     expected = y.clone()
@@ -98,9 +100,21 @@ def test_the_layout_of_a_large_output_is_that_of_x() -> None:
     assert torch.equal(y, expected)
 
 
-def test_the_storage_of_a_large_output_cannot_be_resized() -> None:
-    y = plain(X)
+@pytest.mark.parametrize("rows", [8, 512])
+def test_the_storage_of_an_output_cannot_be_resized(rows) -> None:
+    y = plain(X[:rows])
     assert not y.untyped_storage().resizable()
     with pytest.raises(RuntimeError, match="not resizable"):
         y.resize_(4096, 1024)
-    assert plain(X[:8]).untyped_storage().resizable()
+    y.resize_(rows // 2, 1024)  # within what there is
+
+
+def test_small_outputs_of_any_number_of_axes_are_aligned_to_cache_lines() -> None:
+    for axes in (1, 2, 3, 7, 64):
+        x = torch.randn(*[1] * (axes - 1), 5, requires_grad=True)
+        y = ours.layer_norm(x, (5,))
+        (dx,) = torch.autograd.grad(y, x, torch.ones_like(y))
+        for each in (y, dx):
+            assert each.shape == x.shape
+            assert each.is_contiguous()
+            assert each.data_ptr() % 64 == 0

@@ -31,7 +31,37 @@ def test_plain_tensors_take_the_short_way() -> None:
     assert is_plain(x, shape=x.shape)
     assert is_plain(x.bfloat16(), weight.float(), None)
     assert is_plain(x[1:])
-    assert _native.torch_forward(x, weight, None, SHAPE, 1e-5, True, False) is True
+    y, rest = _native.torch_forward(x, weight, None, SHAPE, 1e-5, True, False)
+    with torch.no_grad():
+        dx, dweight, *others = _native.torch_backward(
+            x, weight, rest, y, (True, True, False, False)
+        )
+    assert dx.shape == x.shape
+    assert dweight.shape == weight.shape
+    assert others == [None, None]
+
+
+@pytest.mark.parametrize("dy", ["a subclass", "transposed", "integers", "negated", "too short"])
+def test_a_backward_of_another_dy_is_not_plain(dy) -> None:
+    x = torch.randn(3, 5, requires_grad=True)
+    _, rest = _native.torch_forward(x, None, None, SHAPE, 1e-5, True, False)
+    with torch.no_grad():
+        assert _native.torch_backward(x, None, rest, x.detach(), (True,) * 4) is not None
+        other = NOT_PLAIN[dy](torch.randn(3, 5))
+        assert _native.torch_backward(x, None, rest, other, (True,) * 4) is None
+
+
+def test_a_backward_without_the_rest_of_its_call_is_an_error() -> None:
+    x = torch.randn(3, 5)
+    for rest, need in (((), (True,) * 3), (None, (True,) * 3), ((None,) * 6, ()), ((None,) * 6, 1)):
+        with pytest.raises(TypeError, match="what torch_forward returned"):
+            _native.torch_backward(x, None, rest, x, need)
+    # Statistics of other rows are refused before they are read.
+    _, rest = _native.torch_forward(x.requires_grad_(), None, None, SHAPE, 1e-5, True, False)
+    for statistics in (rest[-1][:-4], b"", None):
+        with torch.no_grad():
+            changed = (*rest[:-1], statistics)
+            assert _native.torch_backward(x, None, changed, x.detach(), (True,) * 3) is None
 
 
 class Other(torch.Tensor):
@@ -132,7 +162,7 @@ def test_a_transform_closes_the_short_way() -> None:
 
 @pytest.mark.parametrize("arguments", [(), (1,), tuple(range(20))], ids=len)
 def test_a_wrong_number_of_arguments_is_an_error(arguments) -> None:
-    for name in ("torch_forward", "torch_forward_with_statistics", "torch_backward"):
+    for name in ("torch_forward", "torch_forward_into", "torch_backward"):
         with pytest.raises(TypeError, match="arguments"):
             getattr(_native, name)(*arguments)
 
@@ -149,6 +179,28 @@ def test_several_threads_may_call_at_once() -> None:
     with ThreadPoolExecutor(4) as pool:
         for got in pool.map(call, range(40)):
             assert all(map(torch.equal, got, expected))
+
+
+@pytest.mark.parametrize("axis", [None, -1], ids=["plain", "operators"])
+def test_subnormal_numbers_are_kept_where_pytorch_flushes_them(axis) -> None:
+    weight = torch.full((5,), 1e-41)
+
+    def call():
+        x = torch.arange(15.0).reshape(3, 5).requires_grad_()
+        y = ours.layer_norm(x, SHAPE, weight, axis=axis)
+        return y.detach(), *torch.autograd.grad(y, x, torch.arange(15.0).reshape(3, 5) ** 2)
+
+    expected = call()
+    assert all(0 < each.abs().max() < torch.finfo(torch.float32).tiny for each in expected)
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot flush subnormal numbers")
+    try:
+        flushed = call()
+    finally:
+        torch.set_flush_denormal(False)
+    assert [each.numpy().tobytes() for each in flushed] == [
+        each.numpy().tobytes() for each in expected
+    ]
 
 
 # out, of the top level's functions

@@ -13,10 +13,10 @@ from layernorm.torch.arguments import Definition
 
 
 class PlainNorm(torch.autograd.Function):
-    """The node of a call that `_native.torch_forward` has found plain.
+    """The node of a call that `_native.torch_forward` has found plain, and worked out.
 
-    Its forward and backward are the compiled module's, past the dispatcher; where the backward is
-    watched or transformed, or differentiated again, it goes through `NormBackward`.
+    Its backward is the compiled module's, past the dispatcher; where that is watched or
+    transformed, or differentiated again, it goes through `NormBackward`.
     """
 
     @staticmethod
@@ -25,41 +25,19 @@ class PlainNorm(torch.autograd.Function):
         x: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
-        normalized_shape: Sequence[int],
-        eps: float,
-        centered: bool,
-        zero_centered_weight: bool,
+        result: tuple[Tensor, tuple[Any, ...]],
     ) -> Tensor:
         """Return y."""
-        options = (normalized_shape, eps, centered, zero_centered_weight)
-        y, statistics = _native.torch_forward_with_statistics(x, weight, bias, *options)
+        y, ctx.rest = result  # the rest holds bias too: the backward needs its shape and type alone
         ctx.save_for_backward(x, weight)
-        ctx.rest = (bias, statistics, options)  # of bias the backward needs shape and type alone
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
         """Return dx, dweight, dbias."""
         x, weight = ctx.saved_tensors
-        bias, statistics, (normalized_shape, eps, centered, zero_centered_weight) = ctx.rest
-        need = ctx.needs_input_grad
-        gradients: Sequence[Tensor | None] | None = _native.torch_backward(
-            x,
-            weight,
-            bias,
-            normalized_shape,
-            eps,
-            centered,
-            zero_centered_weight,
-            dy,
-            statistics,
-            need[0],
-            need[1],
-            need[2],
-        )
-        if gradients is None:
-            gradients = _watched_backward(ctx, dy, x, weight, bias, statistics)
-        return *gradients, None, None, None, None
+        gradients = _native.torch_backward(x, weight, ctx.rest, dy, ctx.needs_input_grad)
+        return _watched_backward(ctx, dy, x, weight) if gradients is None else gradients
 
 
 # Function.apply asks about transforms before it calls this; torch_forward has asked already.
@@ -67,15 +45,17 @@ apply_plain_norm = super(torch.autograd.Function, PlainNorm).apply
 
 
 def _watched_backward(
-    ctx: Any, dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, statistics: Tensor
-) -> Sequence[Tensor | None]:
-    normalized_shape, eps, centered, zero_centered_weight = ctx.rest[-1]
+    ctx: Any, dy: Tensor, x: Tensor, weight: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    bias, normalized_shape, eps, centered, zero_centered_weight, statistics = ctx.rest
     count = 1 if isinstance(normalized_shape, int) else len(normalized_shape)
     sizes = (*x.shape[:-count], *(1,) * count)
-    parts = [each.reshape(sizes) for each in statistics.unbind(0)]
+    compute = torch.float64 if x.dtype == torch.float64 else torch.float32
+    kinds = torch.frombuffer(bytearray(statistics), dtype=compute).chunk(3 if centered else 1)
     eps = arguments.machine_epsilon(x.dtype) if eps is None else eps
     definition = Definition(tuple(range(-count, 0)), eps, centered, zero_centered_weight)
-    return _gradients(ctx, dy, x, weight, bias, definition, parts)
+    parts = [each.reshape(sizes) for each in kinds]
+    return *_gradients(ctx, dy, x, weight, bias, definition, parts), None
 
 
 def _gradients(

@@ -42,8 +42,8 @@ def layer_norm(
     """
     if axis is None and not torch.compiler.is_compiling():
         y = _native.torch_forward(input, weight, bias, normalized_shape, eps, True, False)
-        if y is True:
-            return apply_plain_norm(input, weight, bias, normalized_shape, eps, True, False)
+        if type(y) is tuple:  # a gradient is wanted
+            return apply_plain_norm(input, weight, bias, y)
         if y is not None:
             return y
     if has_torch_function_variadic(input, weight, bias):
@@ -83,10 +83,11 @@ def rms_norm(
     Source: Zhang and Sennrich 2019, arXiv:1910.07467.
     """
     if axis is None and not torch.compiler.is_compiling():
-        options = (normalized_shape, eps, False, zero_centered_weight)
-        y = _native.torch_forward(input, weight, None, *options)
-        if y is True:
-            return apply_plain_norm(input, weight, None, *options)
+        y = _native.torch_forward(
+            input, weight, None, normalized_shape, eps, False, zero_centered_weight
+        )
+        if type(y) is tuple:  # a gradient is wanted
+            return apply_plain_norm(input, weight, None, y)
         if y is not None:
             return y
     if has_torch_function_variadic(input, weight):

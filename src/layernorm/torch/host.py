@@ -20,7 +20,6 @@ def load() -> None:
         {
             "tensor_type": torch.Tensor,
             "parameter_type": torch.nn.Parameter,
-            "empty_like": torch.empty_like,
             "is_neg": torch.Tensor.is_neg,
             # Each says whether something wants to see the operators that run.
             "watchers": (
