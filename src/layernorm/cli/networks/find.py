@@ -42,7 +42,7 @@ def build_network(framework: str, weights: Weights, recipe: Recipe) -> Network:
     Raises: ImportError for one that is not installed.
     """
     import_triton_before_tensorflow()
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's greetings
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # all but two of TensorFlow's greetings
     with warnings.catch_warnings():
         # What a library warns of while it is imported is no news about layer norm.
         warnings.simplefilter("ignore")
