@@ -13,11 +13,9 @@
 namespace layernorm {
 namespace {
 
-// Where the arrays together have more, the output will not be found in the cache by whoever reads
-// it next, so it is written past the cache. Rows that do not begin with a cache line are put
-// together from pieces for that, which pays later. Measured with a reader: docs/performance.md.
+// Where the arrays together have as much, the output will not be found in the cache by whoever reads
+// it next, so it is written past the cache. Measured with a reader: docs/performance.md.
 constexpr int64_t kStreamBytes = 24 * 1024 * 1024;
-constexpr int64_t kStreamPiecesBytes = 64 * 1024 * 1024;
 
 // x larger than this is fetched ahead of its use.
 constexpr int64_t kFarBytes = 2 * 1024 * 1024;
@@ -157,12 +155,15 @@ bool is_small(const Problem& problem, int64_t arrays, const Threads& threads) {
 
 bool is_far(const Problem& problem) { return bytes_of(problem) >= kFarBytes; }
 
-bool is_streamed(const Problem& problem, const Array& output, int64_t arrays) {
-  const auto begin = reinterpret_cast<uintptr_t>(output.data);
-  const bool in_lines =
-      (begin | static_cast<uintptr_t>(output.outer_stride * size_of(problem.type))) % kLine == 0;
-  return problem.shape.inner == 1 &&
-         bytes_of(problem) * arrays > (in_lines ? kStreamBytes : kStreamPiecesBytes);
+bool is_streamed(const Problem& problem, int64_t arrays) {
+  return problem.shape.inner == 1 && bytes_of(problem) * arrays >= kStreamBytes;
+}
+
+// Other rows have to be put together from pieces first, which takes the forward as long as streaming
+// saves it.
+bool begin_with_lines(const Array& rows, DataType type) {
+  const auto begin = reinterpret_cast<uintptr_t>(rows.data);
+  return (begin | static_cast<uintptr_t>(rows.outer_stride * size_of(type))) % kLine == 0;
 }
 
 }  // namespace
@@ -177,7 +178,8 @@ Status forward(const Forward& job, const Threads& threads) {
       !bias.prepare(problem, job.bias, false, kernels))
     return Status::out_of_memory;
   // An output that replaces its input is in the cache anyway.
-  const bool stream = is_streamed(problem, job.y, 2) && job.y.data != problem.x.data;
+  const bool stream = is_streamed(problem, 2) && begin_with_lines(job.y, problem.type) &&
+                      job.y.data != problem.x.data;
   const ForwardTask task = {&job,         weight.ordered(), bias.ordered(), weight.plain(),
                             bias.plain(), is_far(problem),  stream};
   run(threads, is_small(problem, 2, threads), units_of(problem.shape), task, kernels.forward);
@@ -216,8 +218,8 @@ Status backward(const Backward& job, const Threads& threads) {
     partials = scratch.take(blocks * 4 * cols * size_of(compute_type(problem.type)));
     if (!partials) return Status::out_of_memory;
   }
-  const bool stream = is_streamed(problem, job.dx, 3) && job.dx.data != job.dy.data &&
-                      job.dx.data != problem.x.data;
+  const bool stream =
+      is_streamed(problem, 3) && job.dx.data != job.dy.data && job.dx.data != problem.x.data;
   const BackwardTask task = {&job,  weight.ordered(), weight.plain(), is_far(problem), stream,
                              units, units_per_block,  blocks,         partials};
   const bool small = is_small(problem, 3, threads);

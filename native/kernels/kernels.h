@@ -20,7 +20,7 @@ struct ForwardTask {
   const void* plain_weight;
   const void* plain_bias;
   bool far;     // x is too large for a processor's own cache
-  bool stream;  // write y past the cache
+  bool stream;  // write y, whose rows begin with cache lines, past the cache
 };
 
 // The gradients of the parameters are summed in blocks of consecutive units, each into its own

@@ -74,10 +74,6 @@ struct NormalizeRows {
               normalizer[r].template normalized<centered>(load_first(x[r] + col, count)), w, b),
           count);
   }
-  NormalizeRows& to(Stored* row) {
-    y[0] = row;
-    return *this;
-  }
 };
 
 template <class C>
@@ -112,7 +108,6 @@ struct RowsForward {
   const C* const weight = static_cast<const C*>(task.weight);
   const C* const bias = static_cast<const C*>(task.bias);
   int64_t ahead = 0;
-  LineWriter<Stored> lines = {};
 
   const Stored* x(int64_t row) const {
     return static_cast<const Stored*>(problem.x.data) + row * problem.x.outer_stride;
@@ -133,7 +128,7 @@ struct RowsForward {
       rows.y[r] = y(row + r);
     }
     if constexpr (R == 1) {
-      if (task.stream) return stream_row(rows, y(row), cols, lines);
+      if (task.stream) return write_columns<true, Stored>(rows, 0, cols);
     }
     write_columns<false, Stored>(rows, 0, cols);
   }

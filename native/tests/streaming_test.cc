@@ -1,4 +1,4 @@
-// Outputs of 33 MiB and more, which are written past the cache: the bits of smaller ones, and no
+// Outputs of 16 MiB and more, which are written past the cache: the bits of smaller ones, and no
 // byte beside the rows.
 #include <thread>
 #include <vector>
@@ -12,7 +12,7 @@ using namespace layernorm;
 using namespace layernorm::test;
 
 // More than enough for schedule.cc.
-constexpr int64_t kStreamBytes = 33 * 1024 * 1024;
+constexpr int64_t kStreamBytes = 16 * 1024 * 1024;
 
 void run_on_two(void*, int64_t tasks, Threads::Body body, void* context) {
   std::thread other(body, context, tasks / 2, tasks);
