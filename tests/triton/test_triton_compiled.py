@@ -18,7 +18,8 @@ from machine_code import codes  # noqa: E402
 PLANS = [
     *((torch.bfloat16, cols, -1) for cols in (256, 4096, 16384)),
     *((torch.float32, cols, -1) for cols in (769, 1024, 8192, 65536)),
-    *((torch.float32, 96, 1), (torch.bfloat16, 512, 1), (torch.float64, 1024, -1)),
+    *((torch.float32, 128, 1), (torch.bfloat16, 512, 1), (torch.bfloat16, 2048, 1)),
+    *((torch.float64, 1024, -1), (torch.float64, 8192, -1)),
     *((torch.bfloat16, 64, 1), (torch.float32, 7, -1)),  # their sums take the most registers
     (torch.bfloat16, 32768, 1),  # the most partial sums of a tile
 ]
