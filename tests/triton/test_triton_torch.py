@@ -12,7 +12,7 @@ import torch.nn.functional as F  # noqa: E402
 from kernels_as_numpy import DEVICE  # noqa: E402
 
 import layernorm.torch as ours  # noqa: E402
-from layernorm.torch import gpu  # noqa: E402
+from layernorm.torch import gpu, gpu_launch  # noqa: E402
 
 operators = SimpleNamespace(**gpu.OPERATORS)
 TYPES = (torch.float32, torch.bfloat16)
@@ -131,6 +131,8 @@ def test_other_types_and_shapes_are_errors_that_say_what_to_do() -> None:
         operators.layer_norm(x, torch.ones(2, device=DEVICE), None, [-1], 1e-5)
     with pytest.raises(RuntimeError, match="one device"):
         operators.layer_norm(x, torch.ones(3, device="meta"), None, [-1], 1e-5)
+    with pytest.raises(RuntimeError, match=r"pass dy\.to\("):
+        operators.rms_norm_backward(x.to("meta"), x, x[:, :1], None, [-1], 1e-5, False, [True] * 2)
     with pytest.raises(RuntimeError, match=r"pass dy\.to\(x\.dtype\)"):
         operators.rms_norm_backward(x.half(), x, x[:, :1], None, [-1], 1e-5, False, [True, False])
 
@@ -139,6 +141,32 @@ def test_rows_wider_than_the_kernels_number_their_columns_are_an_error() -> None
     x = torch.ones(1, device=DEVICE).expand(1, 2**31)
     with pytest.raises(RuntimeError, match=r"at most 268435456 on a GPU: normalize x\.cpu\(\)"):
         operators.layer_norm(x, None, None, [-1], 1e-5)
+
+
+def test_the_compiler_traces_what_a_tensor_on_a_gpu_is_asked() -> None:
+    def ask(x):
+        x, _, _ = gpu.as_under_autocast(x, None, None, centered=False)
+        return x + 1 if gpu.arguments.has_triton() else x
+
+    x = torch.zeros(2)
+    assert torch.equal(torch.compile(ask, fullgraph=True, backend="eager")(x), x + 1)
+
+
+@pytest.mark.parametrize("centered", [False, True])
+def test_autocast_widens_what_pytorchs_own_does(monkeypatch, centered) -> None:
+    x = SimpleNamespace(is_cuda=True, dtype=torch.bfloat16, float=lambda: "wide")
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: True)
+    for widens in (False, True):
+        monkeypatch.setattr(gpu, "WIDENS_RMS_NORM", widens)
+        got, _, _ = gpu.as_under_autocast(x, None, None, centered=centered)
+        assert (got == "wide") is (centered or widens)
+
+
+def test_a_first_launch_into_a_graph_says_what_to_do(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    monkeypatch.setattr(torch.Tensor, "device", torch.device("cuda", 0))
+    with pytest.raises(RuntimeError, match="make the call once before"):
+        gpu_launch.launch(None, 1, (torch.ones(2, device=DEVICE),), 4)
 
 
 def test_without_triton_the_error_says_what_to_install(monkeypatch) -> None:

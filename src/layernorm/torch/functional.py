@@ -133,7 +133,7 @@ def norm(
         return _pytorch(
             x, normalized_shape, weight, bias, eps, axis, centered, zero_centered_weight
         )
-    x, weight, bias = gpu.as_under_autocast(x, weight, bias)
+    x, weight, bias = gpu.as_under_autocast(x, weight, bias, centered=centered)
     if torch.jit.is_tracing():  # sizes are tensors there, and the operator checks them anyway
         axes = arguments.named_axes(x, normalized_shape, axis)
     else:

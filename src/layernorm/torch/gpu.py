@@ -16,12 +16,17 @@ from layernorm.torch.arguments import Definition
 from layernorm.torch.signatures import backward_operators, forward_operators
 from layernorm.triton import plan
 
+# Whether autocast has a rule for it: from PyTorch 2.12 on.
+WIDENS_RMS_NORM = torch._C._dispatch_has_kernel_for_dispatch_key("aten::rms_norm", "AutocastCUDA")
+
 
 def as_under_autocast(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, *, centered: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Widen 16-bit tensors where PyTorch's autocast does that for its own layer norm."""
+    """Widen 16-bit tensors where PyTorch's autocast does that for its own function."""
     if not (x.is_cuda and torch.is_autocast_enabled("cuda")):
+        return x, weight, bias
+    if not (centered or WIDENS_RMS_NORM):
         return x, weight, bias
     return _wide(x), *(None if each is None else _wide(each) for each in (weight, bias))
 
@@ -130,6 +135,11 @@ def _backward(
         raise RuntimeError(
             f"layernorm: dy has shape {list(dy.shape)} and type {dy.dtype}, expected those of x, "
             f"{list(x.shape)} and {x.dtype}: pass dy.to(x.dtype)"
+        )
+    if dy.device != x.device:
+        raise RuntimeError(
+            f"layernorm: dy is on {dy.device} and x on {x.device}, expected one device for both: "
+            f"pass dy.to({str(x.device)!r})"
         )
     kind = operators.parameter_type(x, weight, bias)
     with _on_device_of(x):
