@@ -71,10 +71,10 @@ def test_a_cuda_graph_of_forward_and_backward_replays(cols) -> None:
 
 def test_a_first_call_inside_of_a_cuda_graph_says_what_to_do() -> None:
     x = torch.randn(3, 771, device="cuda")
-    graph = torch.cuda.CUDAGraph()
-    with pytest.raises(RuntimeError, match="make the call once before"), torch.cuda.graph(graph):
+    with torch.cuda.graph(torch.cuda.CUDAGraph()):
         x += 1  # PyTorch warns of an empty graph
-        ours.layer_norm(x, (771,), eps=0.25)  # of which nobody else has a kernel
+        with pytest.raises(RuntimeError, match="make the call once before"):
+            ours.layer_norm(x, (771,), eps=0.25)  # of which nobody else has a kernel
     torch.cuda.synchronize()
 
 
