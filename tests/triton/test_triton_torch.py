@@ -10,6 +10,7 @@ pytest.importorskip("triton")
 
 import torch.nn.functional as F  # noqa: E402
 from kernels_as_numpy import DEVICE  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 import layernorm.torch as ours  # noqa: E402
 from layernorm.torch import gpu, gpu_launch  # noqa: E402
@@ -109,7 +110,43 @@ def gpu_free(wide):
     return centered / (centered.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight + bias
 
 
-def test_the_front_end_reaches_the_kernels_through_its_operators(in_place_of_the_cpu) -> None:
+@pytest.mark.parametrize("kind", ["layer_norm", "rms_norm"])
+def test_a_call_past_the_dispatcher_has_the_bits_of_its_operator(
+    kind, in_place_of_the_cpu, monkeypatch
+) -> None:
+    given, dy = a_problem(torch.float32, shape=(2, 16, 5))
+    given = given if kind == "layer_norm" else given[:2]
+    results = []
+    for devices in ((), ("cpu",)):
+        monkeypatch.setattr(gpu, "UNWATCHED", devices)
+        y = getattr(ours, kind)(given[0], (16,), *given[1:], axis=1)
+        results.append([y, *torch.autograd.grad(y, given, dy)])
+        assert y.grad_fn is not None
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_call_that_somebody_watches_goes_through_the_dispatcher(monkeypatch) -> None:
+    monkeypatch.setattr(gpu, "UNWATCHED", (DEVICE,))
+    x = torch.ones(3, device=DEVICE)
+    assert gpu.is_unwatched(x, None, torch.nn.Parameter(x))
+    assert not gpu.is_unwatched(x, x.to("meta"))
+    assert not gpu.is_unwatched(x, torch._efficientzerotensor(3, device=DEVICE))
+    assert not gpu.is_unwatched(torch.complex(x, x).conj().imag)
+    with torch.autograd.profiler.profile():
+        assert not gpu.is_unwatched(x)
+    with TorchDispatchMode():
+        assert not gpu.is_unwatched(x)
+    seen = []
+    torch.func.vmap(lambda each: seen.append(gpu.is_unwatched(each)) or each)(x)
+    assert seen == [False]
+
+
+@pytest.mark.parametrize("past_the_dispatcher", [False, True])
+def test_the_front_end_reaches_the_kernels(
+    past_the_dispatcher, in_place_of_the_cpu, monkeypatch
+) -> None:
+    monkeypatch.setattr(gpu, "UNWATCHED", ("cpu",) if past_the_dispatcher else ())
     (x, weight, bias), dy = a_problem(torch.float32, shape=(2, 16, 5))
     y = ours.layer_norm(x, (16,), weight, bias, axis=1)
     got = torch.autograd.grad(y, (x, weight, bias), dy, create_graph=True)

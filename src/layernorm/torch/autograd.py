@@ -9,7 +9,7 @@ from torch import Tensor
 from torch._functorch.utils import unwrap_dead_wrappers
 
 from layernorm import _native
-from layernorm.torch import arguments, derivatives, operators
+from layernorm.torch import arguments, derivatives, gpu, operators
 from layernorm.torch.arguments import Definition
 
 
@@ -77,7 +77,10 @@ def _gradients(
 ) -> list[Tensor | None]:
     """Return dx, dweight and dbias, differentiable again; None for what is not needed."""
     need = operators.needed(ctx.needs_input_grad, weight, bias)
-    results = apply(NormBackward, dy, x, weight, bias, definition, _Need(need), *statistics)
+    if not torch.is_grad_enabled() and gpu.is_unwatched(dy, x, weight, bias):
+        results = gpu.backward(dy, x, weight, bias, definition, need, statistics)
+    else:
+        results = apply(NormBackward, dy, x, weight, bias, definition, _Need(need), *statistics)
     gradients = [g if n else None for g, n in zip(results, need, strict=False)]
     return [*gradients, None][:3]
 
@@ -92,6 +95,8 @@ class Norm(torch.autograd.Function):
         x: Tensor, weight: Tensor | None, bias: Tensor | None, definition: Definition
     ) -> tuple[Tensor, ...]:
         """Return y and the statistics."""
+        if gpu.is_unwatched(x, weight, bias):
+            return gpu.forward(x, weight, bias, definition)
         return operators.forward(x, weight, bias, definition)
 
     @staticmethod
