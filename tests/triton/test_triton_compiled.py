@@ -33,6 +33,14 @@ def test_no_kernel_spills(dtype, cols, axis) -> None:
         assert code.stack <= allowed, (name, code.usage)
 
 
+# A tile that does takes 8 KB and more: where weight lay otherwise than x, it took 64.
+@pytest.mark.parametrize(("dtype", "cols", "axis"), PLANS)
+def test_no_tile_goes_through_shared_memory(dtype, cols, axis) -> None:
+    for name, code in codes(dtype, cols, axis).items():
+        if name in ("forward", "wide_forward", "wide_squares", "wide_gradient_sums", "wide_dx"):
+            assert code.shared <= 4096, name
+
+
 @pytest.mark.parametrize(
     ("dtype", "cols", "axis"), [p for p in PLANS if p[1] not in (7, 769) and p[2] == -1]
 )
