@@ -327,8 +327,9 @@ def _commit() -> str:
 
 def _versions() -> dict[str, str]:
     names = ("layernorm", "torch", "triton", "numpy", "liger-kernel", "quack-kernels")
-    found = {name: _version(name) for name in names}
-    return {"python": sys.version.split()[0], **found}
+    found = {"python": sys.version.split()[0]} | {name: _version(name) for name in names}
+    print(", ".join(f"{name} {version}" for name, version in found.items()), flush=True)
+    return found
 
 
 def _version(name: str) -> str:

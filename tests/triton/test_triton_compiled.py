@@ -18,7 +18,8 @@ from machine_code import codes  # noqa: E402
 PLANS = [
     *((torch.bfloat16, cols, -1) for cols in (256, 4096, 16384)),
     *((torch.float32, cols, -1) for cols in (769, 1024, 8192, 65536)),
-    *((torch.float32, 96, 1), (torch.bfloat16, 512, 1), (torch.float64, 1024, -1)),
+    *((torch.float32, 128, 1), (torch.bfloat16, 512, 1), (torch.bfloat16, 2048, 1)),
+    *((torch.float64, 1024, -1), (torch.float64, 8192, -1)),
     *((torch.bfloat16, 64, 1), (torch.float32, 7, -1)),  # their sums take the most registers
     (torch.bfloat16, 32768, 1),  # the most partial sums of a tile
 ]
@@ -30,6 +31,14 @@ def test_no_kernel_spills(dtype, cols, axis) -> None:
         # float64: its division calls a subroutine, for which 8 bytes are put aside
         allowed = 8 if dtype == torch.float64 else 0
         assert code.stack <= allowed, (name, code.usage)
+
+
+# A tile that does takes 8 KB and more: where weight lay otherwise than x, it took 64.
+@pytest.mark.parametrize(("dtype", "cols", "axis"), PLANS)
+def test_no_tile_goes_through_shared_memory(dtype, cols, axis) -> None:
+    for name, code in codes(dtype, cols, axis).items():
+        if name in ("forward", "wide_forward", "wide_squares", "wide_gradient_sums", "wide_dx"):
+            assert code.shared <= 4096, name
 
 
 @pytest.mark.parametrize(

@@ -236,6 +236,16 @@ def test_a_constant_row_with_eps_0_has_rstd_0_and_dx_0(dtype, small_tiles) -> No
         assert (backward(ours, case, dy, x, stats, weight)[0] == 0).all()
 
 
+@pytest.mark.parametrize("eps", [0.0, 1e-60])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_constant_row_of_subnormals_has_its_element_as_the_mean(dtype, eps, small_tiles) -> None:
+    for cols in (19, 300):
+        x = np.full((2, cols), 1e-39, dtype_of(dtype))
+        y, stats = ours.layer_norm_forward(x, eps=eps)
+        assert_equal_values(y, np.zeros_like(x), "y")
+        assert (stats.mean == x[0, 0].astype(np.float32)).all()
+
+
 # 19, 100, 257: behind the last column of each is some padding, where x - mean overflows times rstd.
 @pytest.mark.parametrize("cols", [19, 100, 257])
 def test_a_constant_row_of_large_numbers_has_a_finite_dx(cols, small_tiles) -> None:

@@ -51,6 +51,61 @@ def test_a_cuda_graph_replays() -> None:
         assert torch.equal(y, layer(x))
 
 
+@pytest.mark.parametrize("cols", [769, 6000, 20000])
+def test_a_cuda_graph_of_forward_and_backward_replays(cols) -> None:
+    layer = a_layer(cols)
+    x = torch.randn(37, cols, device="cuda", dtype=torch.bfloat16)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        gradients(layer, x)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        results = gradients(layer, x)
+    x.normal_()
+    graph.replay()
+    for got, expected in zip(results, gradients(layer, x), strict=True):
+        assert torch.equal(got, expected)
+
+
+def test_a_first_call_inside_of_a_cuda_graph_says_what_to_do() -> None:
+    x = torch.randn(3, 771, device="cuda")
+    with torch.cuda.graph(torch.cuda.CUDAGraph()):
+        x += 1  # PyTorch warns of an empty graph
+        with pytest.raises(RuntimeError, match="make the call once before"):
+            ours.layer_norm(x, (771,), eps=0.25)  # of which nobody else has a kernel
+    torch.cuda.synchronize()
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU here")
+def test_the_device_of_x_is_used_whatever_the_current_one_is() -> None:
+    layer = a_layer()
+    x = torch.randn(37, 769, device="cuda", dtype=torch.bfloat16)
+    there = [each.cpu() for each in gradients(layer.to("cuda:1"), x.to("cuda:1"))]
+    for got, expected in zip(there, gradients(layer.to("cuda:0"), x), strict=True):
+        assert torch.equal(got, expected.cpu())
+
+
+def test_a_tensor_on_another_device_is_an_error() -> None:
+    x = torch.randn(3, 16, device="cuda")
+    with pytest.raises(RuntimeError, match="expected one device"):
+        ours.layer_norm(x, (16,), torch.ones(16), torch.ones(16))
+    with pytest.raises(RuntimeError, match="expected one device"):
+        ours.layer_norm(x.cpu(), (16,), torch.ones(16, device="cuda"))
+
+
+@pytest.mark.parametrize("cols", [64, 6000, 20000])
+@pytest.mark.parametrize("offset", [1, 4])
+def test_a_misaligned_slice_has_the_bits_of_an_aligned_one(cols, offset) -> None:
+    layer = a_layer(cols)
+    memory = torch.randn(5 * cols + offset, device="cuda", dtype=torch.bfloat16)
+    x = memory[offset:].view(5, cols)
+    assert x.data_ptr() % 16
+    for got, expected in zip(gradients(layer, x), gradients(layer, x.clone()), strict=True):
+        assert torch.equal(got, expected)
+
+
 def test_another_stream_is_used() -> None:
     layer = a_layer()
     x = torch.randn(4096, 769, device="cuda", dtype=torch.bfloat16)
@@ -89,6 +144,25 @@ def test_more_than_2_to_the_32_elements_give_the_right_answer(shape) -> None:
         assert torch.equal(y[place].reshape(-1, shape[-1])[-1:], ours.layer_norm(row, shape[-1:]))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("axis", [1, -1])
+def test_a_backward_of_more_than_2_to_the_32_elements_gives_the_right_dx(axis) -> None:
+    shape = (2**20 + 1, 64, 64)
+    x = torch.randn(shape, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.randn(64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    dy = torch.randn(shape, device="cuda", dtype=torch.bfloat16)
+
+    def run(place):
+        part = x[place].detach().requires_grad_()
+        y = ours.layer_norm(part, (64,), weight, axis=axis)
+        return torch.autograd.grad(y, (part, weight), dy[place])
+
+    dx, dweight = run(slice(None))
+    for place in (slice(0, 1), slice(2**20, 2**20 + 1)):
+        assert torch.equal(dx[place], run(place)[0])
+    assert torch.isfinite(dweight).all()
+
+
 def test_the_sanitizer_finds_nothing() -> None:
     tool = shutil.which("compute-sanitizer")
     if tool is None:
@@ -101,4 +175,6 @@ def test_the_sanitizer_finds_nothing() -> None:
     command = [tool, "--error-exitcode=9", sys.executable, "-c", code]
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-4000:]
+    if "Device not supported" in done.stdout:  # under some virtual machines
+        pytest.skip("compute-sanitizer does not know this device")
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]

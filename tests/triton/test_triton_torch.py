@@ -10,9 +10,10 @@ pytest.importorskip("triton")
 
 import torch.nn.functional as F  # noqa: E402
 from kernels_as_numpy import DEVICE  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 import layernorm.torch as ours  # noqa: E402
-from layernorm.torch import gpu  # noqa: E402
+from layernorm.torch import gpu, gpu_launch  # noqa: E402
 
 operators = SimpleNamespace(**gpu.OPERATORS)
 TYPES = (torch.float32, torch.bfloat16)
@@ -109,7 +110,43 @@ def gpu_free(wide):
     return centered / (centered.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight + bias
 
 
-def test_the_front_end_reaches_the_kernels_through_its_operators(in_place_of_the_cpu) -> None:
+@pytest.mark.parametrize("kind", ["layer_norm", "rms_norm"])
+def test_a_call_past_the_dispatcher_has_the_bits_of_its_operator(
+    kind, in_place_of_the_cpu, monkeypatch
+) -> None:
+    given, dy = a_problem(torch.float32, shape=(2, 16, 5))
+    given = given if kind == "layer_norm" else given[:2]
+    results = []
+    for devices in ((), ("cpu",)):
+        monkeypatch.setattr(gpu, "UNWATCHED", devices)
+        y = getattr(ours, kind)(given[0], (16,), *given[1:], axis=1)
+        results.append([y, *torch.autograd.grad(y, given, dy)])
+        assert y.grad_fn is not None
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_call_that_somebody_watches_goes_through_the_dispatcher(monkeypatch) -> None:
+    monkeypatch.setattr(gpu, "UNWATCHED", (DEVICE,))
+    x = torch.ones(3, device=DEVICE)
+    assert gpu.is_unwatched(x, None, torch.nn.Parameter(x))
+    assert not gpu.is_unwatched(x, x.to("meta"))
+    assert not gpu.is_unwatched(x, torch._efficientzerotensor(3, device=DEVICE))
+    assert not gpu.is_unwatched(torch.complex(x, x).conj().imag)
+    with torch.autograd.profiler.profile():
+        assert not gpu.is_unwatched(x)
+    with TorchDispatchMode():
+        assert not gpu.is_unwatched(x)
+    seen = []
+    torch.func.vmap(lambda each: seen.append(gpu.is_unwatched(each)) or each)(x)
+    assert seen == [False]
+
+
+@pytest.mark.parametrize("past_the_dispatcher", [False, True])
+def test_the_front_end_reaches_the_kernels(
+    past_the_dispatcher, in_place_of_the_cpu, monkeypatch
+) -> None:
+    monkeypatch.setattr(gpu, "UNWATCHED", ("cpu",) if past_the_dispatcher else ())
     (x, weight, bias), dy = a_problem(torch.float32, shape=(2, 16, 5))
     y = ours.layer_norm(x, (16,), weight, bias, axis=1)
     got = torch.autograd.grad(y, (x, weight, bias), dy, create_graph=True)
@@ -131,6 +168,8 @@ def test_other_types_and_shapes_are_errors_that_say_what_to_do() -> None:
         operators.layer_norm(x, torch.ones(2, device=DEVICE), None, [-1], 1e-5)
     with pytest.raises(RuntimeError, match="one device"):
         operators.layer_norm(x, torch.ones(3, device="meta"), None, [-1], 1e-5)
+    with pytest.raises(RuntimeError, match=r"pass dy\.to\("):
+        operators.rms_norm_backward(x.to("meta"), x, x[:, :1], None, [-1], 1e-5, False, [True] * 2)
     with pytest.raises(RuntimeError, match=r"pass dy\.to\(x\.dtype\)"):
         operators.rms_norm_backward(x.half(), x, x[:, :1], None, [-1], 1e-5, False, [True, False])
 
@@ -139,6 +178,32 @@ def test_rows_wider_than_the_kernels_number_their_columns_are_an_error() -> None
     x = torch.ones(1, device=DEVICE).expand(1, 2**31)
     with pytest.raises(RuntimeError, match=r"at most 268435456 on a GPU: normalize x\.cpu\(\)"):
         operators.layer_norm(x, None, None, [-1], 1e-5)
+
+
+def test_the_compiler_traces_what_a_tensor_on_a_gpu_is_asked() -> None:
+    def ask(x):
+        x, _, _ = gpu.as_under_autocast(x, None, None, centered=False)
+        return x + 1 if gpu.arguments.has_triton() else x
+
+    x = torch.zeros(2)
+    assert torch.equal(torch.compile(ask, fullgraph=True, backend="eager")(x), x + 1)
+
+
+@pytest.mark.parametrize("centered", [False, True])
+def test_autocast_widens_what_pytorchs_own_does(monkeypatch, centered) -> None:
+    x = SimpleNamespace(is_cuda=True, dtype=torch.bfloat16, float=lambda: "wide")
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: True)
+    for widens in (False, True):
+        monkeypatch.setattr(gpu, "WIDENS_RMS_NORM", widens)
+        got, _, _ = gpu.as_under_autocast(x, None, None, centered=centered)
+        assert (got == "wide") is (centered or widens)
+
+
+def test_a_first_launch_into_a_graph_says_what_to_do(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    monkeypatch.setattr(torch.Tensor, "device", torch.device("cuda", 0))
+    with pytest.raises(RuntimeError, match="make the call once before"):
+        gpu_launch.launch(None, 1, (torch.ones(2, device=DEVICE),), 4)
 
 
 def test_without_triton_the_error_says_what_to_install(monkeypatch) -> None:

@@ -1,6 +1,5 @@
 """Checks arguments as PyTorch does: its exception types, its words, and what to do about it."""
 
-import functools
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,10 +61,12 @@ def _is_served(given: object) -> bool:
     )
 
 
-@functools.cache
+_HAS_TRITON = importlib.util.find_spec("triton") is not None  # the compiler cannot trace this
+
+
 def has_triton() -> bool:
     """Tell whether tensors on a GPU can be served: our kernels there need Triton."""
-    return importlib.util.find_spec("triton") is not None
+    return _HAS_TRITON
 
 
 def axes_of(x: Tensor, normalized_shape: Sequence[int], axis: spec.Axis | None) -> Axes:

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import unwrap_dead_wrappers
 
 from layernorm import _native
-from layernorm.torch import arguments, derivatives, operators
+from layernorm.torch import arguments, derivatives, gpu, operators
 from layernorm.torch.arguments import Definition
 
 
@@ -44,6 +45,13 @@ class PlainNorm(torch.autograd.Function):
 apply_plain_norm = super(torch.autograd.Function, PlainNorm).apply
 
 
+def apply(node: type[torch.autograd.Function], *arguments: Any) -> Any:
+    """Apply a node; its own `apply` also reads its signature, for transforms and for defaults."""
+    if torch._C._are_functorch_transforms_active():
+        return node.apply(*arguments)
+    return super(torch.autograd.Function, node).apply(*unwrap_dead_wrappers(arguments))
+
+
 def _watched_backward(
     ctx: Any, dy: Tensor, x: Tensor, weight: Tensor | None
 ) -> tuple[Tensor | None, ...]:
@@ -69,7 +77,10 @@ def _gradients(
 ) -> list[Tensor | None]:
     """Return dx, dweight and dbias, differentiable again; None for what is not needed."""
     need = operators.needed(ctx.needs_input_grad, weight, bias)
-    results = NormBackward.apply(dy, x, weight, bias, definition, _Need(need), *statistics)
+    if not torch.is_grad_enabled() and gpu.is_unwatched(dy, x, weight, bias):
+        results = gpu.backward(dy, x, weight, bias, definition, need, statistics)
+    else:
+        results = apply(NormBackward, dy, x, weight, bias, definition, _Need(need), *statistics)
     gradients = [g if n else None for g, n in zip(results, need, strict=False)]
     return [*gradients, None][:3]
 
@@ -84,6 +95,8 @@ class Norm(torch.autograd.Function):
         x: Tensor, weight: Tensor | None, bias: Tensor | None, definition: Definition
     ) -> tuple[Tensor, ...]:
         """Return y and the statistics."""
+        if gpu.is_unwatched(x, weight, bias):
+            return gpu.forward(x, weight, bias, definition)
         return operators.forward(x, weight, bias, definition)
 
     @staticmethod

@@ -9,7 +9,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from layernorm import _native, spec
 from layernorm.torch import arguments, decompositions, gpu, operators, sharding
 from layernorm.torch.arguments import Definition
-from layernorm.torch.autograd import Norm, apply_plain_norm
+from layernorm.torch.autograd import Norm, apply, apply_plain_norm
 
 
 def layer_norm(
@@ -133,7 +133,7 @@ def norm(
         return _pytorch(
             x, normalized_shape, weight, bias, eps, axis, centered, zero_centered_weight
         )
-    x, weight, bias = gpu.as_under_autocast(x, weight, bias)
+    x, weight, bias = gpu.as_under_autocast(x, weight, bias, centered=centered)
     if torch.jit.is_tracing():  # sizes are tensors there, and the operator checks them anyway
         axes = arguments.named_axes(x, normalized_shape, axis)
     else:
@@ -147,7 +147,7 @@ def norm(
     # The compiler and the tracer see an operator; a node of ours would hide it from them.
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return operators.forward(x, weight, bias, definition)[0]
-    return Norm.apply(x, weight, bias, definition)[0]
+    return apply(Norm, x, weight, bias, definition)[0]
 
 
 def _is_left_to_pytorch() -> bool:

@@ -10,18 +10,26 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import profiler
 
 from layernorm.torch import arguments, operators
 from layernorm.torch.arguments import Definition
 from layernorm.torch.signatures import backward_operators, forward_operators
 from layernorm.triton import plan
 
+# Whether autocast has a rule for it: from PyTorch 2.12 on.
+WIDENS_RMS_NORM = torch._C._dispatch_has_kernel_for_dispatch_key("aten::rms_norm", "AutocastCUDA")
+
+UNWATCHED = ("cuda",)  # devices that have no other kernels of ours
+
 
 def as_under_autocast(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, *, centered: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Widen 16-bit tensors where PyTorch's autocast does that for its own layer norm."""
+    """Widen 16-bit tensors where PyTorch's autocast does that for its own function."""
     if not (x.is_cuda and torch.is_autocast_enabled("cuda")):
+        return x, weight, bias
+    if not (centered or WIDENS_RMS_NORM):
         return x, weight, bias
     return _wide(x), *(None if each is None else _wide(each) for each in (weight, bias))
 
@@ -103,6 +111,54 @@ def _on_device_of(x: Tensor) -> AbstractContextManager[Any]:
     return torch.cuda.device_of(x) if x.is_cuda else nullcontext()
 
 
+def is_unwatched(*tensors: Tensor | None) -> bool:
+    """Tell whether an eager call may go past the dispatcher: nobody would see its operator there.
+
+    It takes as much time as the rest of a small call.
+    """
+    return (
+        all(each is None or _is_ordinary(each) for each in tensors)
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and not torch.jit.is_tracing()
+        and not profiler._is_profiler_enabled
+    )
+
+
+def _is_ordinary(given: Tensor) -> bool:
+    return (
+        type(given) in (Tensor, torch.nn.Parameter)
+        and given.device.type in UNWATCHED
+        and not given.is_neg()
+        and not given._is_zerotensor()
+    )
+
+
+def forward(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, definition: Definition
+) -> tuple[Tensor, ...]:
+    """Return y and the statistics, as `operators.forward` does, past the dispatcher."""
+    with torch._C._AutoDispatchBelowAutograd():
+        return _forward(x, weight, bias, definition)
+
+
+def backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    definition: Definition,
+    need: Sequence[bool],
+    statistics: Sequence[Tensor],
+) -> tuple[Tensor, ...]:
+    """Return the gradients, as `operators.backward` does, past the dispatcher."""
+    saved = statistics if definition.centered else (None, *statistics, None)
+    with torch._C._AutoDispatchBelowAutograd():
+        return _backward(
+            dy, x, weight, bias, definition, need if definition.centered else need[:2], saved
+        )
+
+
 def _forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, definition: Definition
 ) -> tuple[Tensor, ...]:
@@ -130,6 +186,11 @@ def _backward(
         raise RuntimeError(
             f"layernorm: dy has shape {list(dy.shape)} and type {dy.dtype}, expected those of x, "
             f"{list(x.shape)} and {x.dtype}: pass dy.to(x.dtype)"
+        )
+    if dy.device != x.device:
+        raise RuntimeError(
+            f"layernorm: dy is on {dy.device} and x on {x.device}, expected one device for both: "
+            f"pass dy.to({str(x.device)!r})"
         )
     kind = operators.parameter_type(x, weight, bias)
     with _on_device_of(x):

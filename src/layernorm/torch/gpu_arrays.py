@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 from torch import Tensor
 
@@ -28,6 +29,11 @@ class Order:
         """Whether a row's elements lie apart: channels first."""
         return self.layout.inner > 1
 
+    @cached_property
+    def is_as_given(self) -> bool:
+        """Whether the axes are in the order that x has them in."""
+        return self.axes == tuple(range(len(self.axes)))
+
     def tiles_of(self, rows: int) -> int:
         """How many tiles of so many rows there are."""
         if self.is_strided:
@@ -46,37 +52,42 @@ class Walked:
 
 def order_of(x: Tensor, normalized: Axes) -> Order:
     """Choose the order that x has in memory; else the kept axes, then the normalized ones."""
-    dims = x.dim()
+    return _order_of(tuple(x.shape), x.stride(), normalized)
+
+
+# Calls repeat themselves, and small ones take less time than these numbers.
+@lru_cache(maxsize=4096)
+def _order_of(shape: Axes, strides: Axes, normalized: Axes) -> Order:
+    dims = len(shape)
     axes = [axis % dims for axis in normalized]
-    strides = x.stride()
-    in_memory = sorted(range(dims), key=lambda axis: -strides[axis] if x.shape[axis] != 1 else 0)
+    in_memory = sorted(range(dims), key=lambda axis: -strides[axis] if shape[axis] != 1 else 0)
     for candidate in (range(dims), in_memory):
-        order = _order(x, tuple(candidate), axes)
-        if order is not None and collapse(x, order) is not None:
+        order = _order(shape, tuple(candidate), axes)
+        if order is not None and _strides_in(shape, strides, order) is not None:
             return order
-    return rows_order(x, normalized)
-
-
-def rows_order(x: Tensor, normalized: Axes) -> Order:
-    """The kept axes, then the normalized ones."""
-    axes = [axis % x.dim() for axis in normalized]
-    kept = [axis for axis in range(x.dim()) if axis not in axes]
-    order = _order(x, (*kept, *sorted(axes)), axes)
+    kept = [axis for axis in range(dims) if axis not in axes]
+    order = _order(shape, (*kept, *sorted(axes)), axes)
     assert order is not None
     return order
 
 
-def _order(x: Tensor, candidate: tuple[int, ...], axes: Sequence[int]) -> Order | None:
+def _order(shape: Axes, candidate: Axes, axes: Sequence[int]) -> Order | None:
     normalized = tuple(sorted(candidate.index(axis) for axis in axes))
-    layout = spec.layout_of([x.shape[axis] for axis in candidate], normalized)
+    layout = spec.layout_of([shape[axis] for axis in candidate], normalized)
     return None if layout is None else Order(candidate, normalized, layout)
 
 
 def collapse(tensor: Tensor, order: Order) -> Walked | None:
     """See the tensor as it lies, or None where that takes a copy."""
-    seen = tensor.permute(order.axes)
-    found = spec.collapse(seen.shape, seen.stride(), order.normalized)
-    return None if found is None else Walked(seen, found[1], found[2])
+    found = _strides_in(tuple(tensor.shape), tensor.stride(), order)
+    return None if found is None else Walked(tensor, *found)
+
+
+@lru_cache(maxsize=4096)
+def _strides_in(shape: Axes, strides: Axes, order: Order) -> tuple[int, int] | None:
+    sizes, steps = ([given[axis] for axis in order.axes] for given in (shape, strides))
+    found = spec.collapse(sizes, steps, order.normalized)
+    return None if found is None else found[1:]
 
 
 def to_read(tensor: Tensor, order: Order, *, vector: bool) -> Walked:
@@ -118,13 +129,16 @@ def parameter_to_read(
     """Flatten weight or bias in the order of the columns."""
     if parameter is None:
         return None
-    flat = parameter.permute(_parameter_axes(x, normalized, order)).reshape(-1)
-    flat = flat.contiguous()
+    if parameter.dim() > 1:
+        parameter = parameter.permute(_parameter_axes(x, normalized, order)).reshape(-1)
+    flat = parameter.contiguous()
     return flat.clone() if vector and flat.data_ptr() % 16 else flat
 
 
 def parameter_gradient(flat: Tensor, x: Tensor, normalized: Axes, order: Order) -> Tensor:
     """Give the flat gradient of a parameter the parameter's shape."""
+    if len(normalized) == 1:
+        return flat
     axes = _parameter_axes(x, normalized, order)
     ascending = sorted(axis % x.dim() for axis in normalized)
     sizes = [x.shape[ascending[axis]] for axis in axes]
@@ -141,6 +155,8 @@ def statistics_to_read(saved: Tensor | None, order: Order) -> Tensor | None:
     """Lay out mean, rstd or residual as the rows are numbered."""
     if saved is None:
         return None
+    if order.is_as_given:
+        return saved.contiguous().view(-1)
     return saved.permute(order.axes).reshape(-1).contiguous()
 
 
@@ -149,5 +165,7 @@ def statistics_to_give(flat: Tensor, x: Tensor, normalized: Axes, order: Order) 
     axes = {axis % x.dim() for axis in normalized}
     sizes = [1 if axis in axes else x.shape[axis] for axis in order.axes]
     assert math.prod(sizes) == flat.numel()
+    if order.is_as_given:
+        return flat.view(sizes)
     inverse = sorted(range(x.dim()), key=order.axes.__getitem__)
     return flat.reshape(sizes).permute(inverse).contiguous()

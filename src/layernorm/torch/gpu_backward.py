@@ -72,9 +72,10 @@ class Backward:
         dx = None
         if self.need_dx:
             dx = x.new_empty(x.shape) if self.contiguous else operators.empty_as(x)
+        empty = x.new_zeros if x.numel() == 0 else x.new_empty
         flat = {"dtype": self.parameter_type}
-        self.dweight = x.new_zeros(self.cols, **flat) if self.need_dweight else None
-        self.dbias = x.new_zeros(self.cols, **flat) if self.need_dbias else None
+        self.dweight = empty(self.cols, **flat) if self.need_dweight else None
+        self.dbias = empty(self.cols, **flat) if self.need_dbias else None
         if x.numel() > 0 and (dx is not None or self.need_sums):
             self._launch(dx)
         return dx, self._shaped(self.dweight), self._shaped(self.dbias)

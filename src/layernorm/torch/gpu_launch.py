@@ -22,6 +22,8 @@ def launch(
         arguments: tensors and ints, in the kernel's order.
         warps: of each program.
         constants: the rest of the kernel's arguments, in the kernel's order.
+
+    Raises: RuntimeError for the first launch of a kernel while a CUDA graph is captured.
     """
     if programs == 0:
         return
@@ -32,6 +34,11 @@ def launch(
     if compiled is not None:
         compiled[programs, 1, 1](*arguments, *constants.values())
         return
+    if device is not None and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "layernorm: the first call with these sizes, types and options was made while a CUDA "
+            "graph is captured, where no kernel can be loaded: make the call once before"
+        )
     # Without fusion: the kernels say themselves where a multiplication and an addition are one.
     compiled = kernel[programs, 1, 1](
         *arguments, **constants, num_warps=warps, enable_fp_fusion=False

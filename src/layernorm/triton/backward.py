@@ -51,7 +51,7 @@ def saved_normalizer(
     HAS_RESIDUAL: tl.constexpr,
     COLS: tl.constexpr,
     GROUP_X: tl.constexpr,
-    VECTOR: tl.constexpr,
+    LOW_FIRST: tl.constexpr,
     dtype: tl.constexpr,
 ):
     """Return the normalizer of the saved statistics; a residual not saved is worked out again."""
@@ -64,7 +64,7 @@ def saved_normalizer(
             residual = tl.load(residual_ptr + place.row, mask=place.live, other=0.0)
         else:
             rest = tl.where(place.inside, x - mean[:, None, None], 0.0)
-            residual = over(row_sums(rest, GROUP_X, VECTOR), COLS).to(dtype)
+            residual = over(row_sums(rest, GROUP_X, LOW_FIRST), COLS).to(dtype)
     rstd = tl.load(rstd_ptr + place.row, mask=place.live, other=1.0)
     return Normalizer(tl.full(place.row.shape, 1.0, dtype), mean, residual, rstd)
 
@@ -78,7 +78,7 @@ def gradient_of_rows(
     exponent,
     live,
     COLS: tl.constexpr,
-    VECTOR: tl.constexpr,
+    LOW_FIRST: tl.constexpr,
     CENTERED: tl.constexpr,
 ):
     """Return dx = rstd * (g - mean(g) - xhat * mean(g * xhat)) / 2^exponent, with g = dy * weight.
@@ -88,10 +88,10 @@ def gradient_of_rows(
     """
     dtype: tl.constexpr = dy.dtype
     g = dy * weight
-    sum_g_xhat = row_sums(g * xhat, True, VECTOR)
+    sum_g_xhat = row_sums(g * xhat, True, LOW_FIRST)
     sum_g = sum_g_xhat
     if CENTERED:
-        sum_g = row_sums(g, True, VECTOR)
+        sum_g = row_sums(g, True, LOW_FIRST)
     ones = tl.full(rstd.shape, 1.0, dtype)
     dy_scale = ones
     weight_scale = ones
@@ -106,9 +106,9 @@ def gradient_of_rows(
         weight_scale = tl.where(again, power_of_two(-weight_exponent, dtype), 1.0)
         back = tl.where(again, dy_exponent + weight_exponent - exponent, 0)
         g = (dy * dy_scale[:, None, None]) * (weight * weight_scale[:, None, None])
-        sum_g_xhat = tl.where(again, row_sums(g * xhat, True, VECTOR), sum_g_xhat)
+        sum_g_xhat = tl.where(again, row_sums(g * xhat, True, LOW_FIRST), sum_g_xhat)
         if CENTERED:
-            sum_g = tl.where(again, row_sums(g, True, VECTOR), sum_g)
+            sum_g = tl.where(again, row_sums(g, True, LOW_FIRST), sum_g)
     dx = (dy * dy_scale[:, None, None]) * (weight * weight_scale[:, None, None])
     mean_g_xhat = over(sum_g_xhat, COLS).to(dtype)
     if CENTERED:
@@ -163,6 +163,7 @@ def backward(
     to (4, rows). EPS None: the statistics are used as given, whatever they are.
     """
     dtype: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
+    LOW_FIRST: tl.constexpr = VECTOR or STRIDED
     program = tl.program_id(0).to(tl.int64)
     cols = cols_of_tile(HIGH, LOW)
     weight = load_parameter(weight_ptr, cols, HAS_WEIGHT, 1.0, ZERO_CENTERED, COLS, VECTOR, dtype)
@@ -175,13 +176,13 @@ def backward(
         dy = load_tile(dy_ptr, place, dy_outer_stride, dy_col_stride, STRIDED, VECTOR, dtype)
         normalizer = saved_normalizer(
             *(x, place, mean_ptr, rstd_ptr, residual_ptr),
-            *(CENTERED, HAS_RESIDUAL, COLS, GROUP_X, VECTOR, dtype),
+            *(CENTERED, HAS_RESIDUAL, COLS, GROUP_X, LOW_FIRST, dtype),
         )
         exponent = tl.zeros([ROWS], tl.int32)
         if EPS is not None:
             again = is_ordinary_rstd(normalizer.rstd) == 0
             exponent, normalizer = measured_again(
-                x, place.inside, again, normalizer, EPS, COLS, GROUP_X, VECTOR, CENTERED
+                x, place.inside, again, normalizer, EPS, COLS, GROUP_X, LOW_FIRST, CENTERED
             )
         if KEEP_NORMALIZER:
             store_normalizer(normalizer_ptr, normalizer, rows, place.row, place.live)
@@ -195,7 +196,7 @@ def backward(
             dbias = add_values(dbias, dy, ROWS, KEPT)
         if NEED_DX:
             dx = gradient_of_rows(
-                dy, weight, xhat, normalizer.rstd, exponent, place.live, COLS, VECTOR, CENTERED
+                dy, weight, xhat, normalizer.rstd, exponent, place.live, COLS, LOW_FIRST, CENTERED
             )
             store_tile(dx_ptr, dx, place, dx_outer_stride, dx_col_stride, STRIDED, VECTOR)
 

@@ -147,7 +147,7 @@ def wide_sums(
         tl.store(of_own_chunk(largest_ptr, program, ROWS), largest, mask=wanted)
         if CENTERED:
             scale = power_of_two(-exponent_of(largest), dtype)
-            total = row_sums(x * scale[:, None, None], False, VECTOR)
+            total = row_sums(x * scale[:, None, None], False, VECTOR or STRIDED)
             tl.store(of_own_chunk(sum_ptr, program, ROWS), total, mask=wanted)
 
 
@@ -200,7 +200,7 @@ def wide_squares(
         x = load_tile(x_ptr, place, x_outer_stride, x_col_stride, STRIDED, VECTOR, dtype)
         d = tl.where(place.inside, x * scale[:, None, None] - mean[:, None, None], 0.0)
         if CENTERED:
-            rest = row_sums(d, True, VECTOR)
+            rest = row_sums(d, True, VECTOR or STRIDED)
             tl.store(of_own_chunk(rest_ptr, program, ROWS), rest, mask=wanted)
-        squares = row_sums(d * d, True, VECTOR)
+        squares = row_sums(d * d, True, VECTOR or STRIDED)
         tl.store(of_own_chunk(squares_ptr, program, ROWS), squares, mask=wanted)

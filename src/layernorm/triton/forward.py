@@ -100,22 +100,23 @@ def forward(
 ):
     """Write y of one tile, and (SAVE) mean, rstd and residual."""
     dtype: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
+    LOW_FIRST: tl.constexpr = VECTOR or STRIDED
     tile = tl.program_id(0).to(tl.int64)
     cols = cols_of_tile(HIGH, LOW)
     place = place_of_tile(tile, rows, inner, cols, COLS, ROWS, STRIDED)
-    x = load_tile(x_ptr, place, x_outer_stride, x_col_stride, STRIDED, VECTOR, dtype)
     if not LATE_PARAMETERS:
         weight, bias = load_parameters(
             *(weight_ptr, bias_ptr, cols, HAS_WEIGHT, HAS_BIAS, ZERO_CENTERED),
             *(COLS, VECTOR, dtype),
         )
+    x = load_tile(x_ptr, place, x_outer_stride, x_col_stride, STRIDED, VECTOR, dtype)
 
-    mean, residual, variance = moments(x, place.inside, COLS, GROUP_X, VECTOR, CENTERED)
+    mean, residual, variance = moments(x, place.inside, COLS, GROUP_X, LOW_FIRST, CENTERED)
     total = variance + EPS
     normalizer = Normalizer(tl.full([ROWS], 1.0, dtype), mean, residual, rstd_of(total, dtype))
     again = place.live & (is_ordinary_total(total, dtype) == 0)
     exponent, normalizer = measured_again(
-        x, place.inside, again, normalizer, EPS, COLS, GROUP_X, VECTOR, CENTERED
+        x, place.inside, again, normalizer, EPS, COLS, GROUP_X, LOW_FIRST, CENTERED
     )
 
     if LATE_PARAMETERS:

@@ -34,11 +34,7 @@ class Tile(NamedTuple):
     warps: int
     vector: bool  # each row is read in pieces of 16 bytes, and must start at a multiple of them
     has_sums: bool  # the backward sums dweight and dbias beside dx; else they take a kernel more
-
-    @property
-    def late_parameters(self) -> bool:
-        """Tell whether weight and bias must wait for the statistics: registers are short."""
-        return self.rows * self.high * self.low >= 32 * WARP * self.warps
+    late_parameters: bool  # weight and bias wait for the statistics: registers are short
 
 
 class Chunks(NamedTuple):
@@ -83,7 +79,12 @@ def rows_tile(cols: int, itemsize: int, *, backward: bool = False) -> Tile | Non
     high, low = (block // wide, wide) if vector else (4, block // 4)
     lanes_of_a_row = min(high if vector else block, WARP * warps)
     kept = min(rows, WARP * warps // lanes_of_a_row)
-    return Tile(rows, high, low, kept, warps, vector, elements <= _MOST_ELEMENTS_WITH_SUMS)
+    has_sums = elements <= _MOST_ELEMENTS_WITH_SUMS
+    return Tile(rows, high, low, kept, warps, vector, has_sums, _is_full(elements, warps))
+
+
+def _is_full(elements: int, warps: int) -> bool:
+    return elements >= 32 * WARP * warps
 
 
 def strided_tile(cols: int, itemsize: int, *, backward: bool = False) -> Tile | None:
@@ -94,11 +95,14 @@ def strided_tile(cols: int, itemsize: int, *, backward: bool = False) -> Tile | 
     rows = min(WARP, most // elements_of_a_row)
     if rows < 8:  # less than 32 bytes next to each other
         return None
+    has_sums = rows == WARP
+    if backward and has_sums:  # beside 32 rows the sums of 128 channels spill
+        rows = min(rows, most // 2 // elements_of_a_row)
     elements = rows * elements_of_a_row
     per_thread = 16 if backward or elements <= 4096 else 32
     least = 8 if backward and elements >= 2048 else 4  # with 4, the sums of 64 channels spill
     warps = max(least, elements // (WARP * per_thread))
-    return Tile(rows, 4, block // 4, rows, warps, False, has_sums=rows == WARP)
+    return Tile(rows, block // 4, 4, rows, warps, False, has_sums, False)
 
 
 def chunks_of(cols: int, itemsize: int, *, strided: bool = False) -> Chunks:
@@ -115,6 +119,8 @@ def chunks_of(cols: int, itemsize: int, *, strided: bool = False) -> Chunks:
     vector = not strided and is_vector(cols, itemsize)
     wide = VECTOR_BYTES // itemsize
     high, low = (block // wide, wide) if vector else (4, block // 4)
+    if strided:
+        high, low = low, high
     pieces = -(-cols // block)
     return Chunks(pieces, power_of_two_from(pieces), rows, high, low, 16, vector)
 

@@ -35,14 +35,14 @@ class Normalizer(NamedTuple):
 
 
 @triton.jit
-def row_sums(v, GROUPED: tl.constexpr, VECTOR: tl.constexpr):
+def row_sums(v, GROUPED: tl.constexpr, LOW_FIRST: tl.constexpr):
     """Sum each row in float64; GROUPED: the first few elements that meet, in their own type.
 
-    Those are the elements of one vector, or what else one thread has of the row.
+    Those are what one thread has of the row: LOW_FIRST, along the last axis.
     """
     if not GROUPED:
         v = v.to(tl.float64)
-    return tl.sum(tl.sum(v, 2 if VECTOR else 1).to(tl.float64), 1)
+    return tl.sum(tl.sum(v, 2 if LOW_FIRST else 1).to(tl.float64), 1)
 
 
 @triton.jit
@@ -60,7 +60,7 @@ def moments(
     inside,
     COLS: tl.constexpr,
     GROUP_X: tl.constexpr,
-    VECTOR: tl.constexpr,
+    LOW_FIRST: tl.constexpr,
     CENTERED: tl.constexpr,
 ):
     """Return mean, residual and variance of the rows; mean + residual, unevaluated, is the mean.
@@ -69,11 +69,11 @@ def moments(
     have few digits to lose.
     """
     if CENTERED:
-        exact = over(row_sums(x, GROUP_X, VECTOR), COLS)
+        exact = over(row_sums(x, GROUP_X, LOW_FIRST), COLS)
         mean = exact.to(x.dtype)
         if x.dtype == tl.float64:  # no wider type: the mean of what the first one leaves
             rest = tl.where(inside, x - mean[:, None, None], 0.0)
-            rest = over(row_sums(rest, True, VECTOR), COLS)
+            rest = over(row_sums(rest, True, LOW_FIRST), COLS)
             exact = mean + rest
             part = exact - mean
             residual = (mean - (exact - part)) + (rest - part)
@@ -86,7 +86,7 @@ def moments(
         mean = tl.zeros([x.shape[0]], x.dtype)
         residual = mean
         d = x
-    return mean, residual, over(row_sums(d * d, True, VECTOR), COLS)
+    return mean, residual, over(row_sums(d * d, True, LOW_FIRST), COLS)
 
 
 @triton.jit
@@ -147,13 +147,13 @@ def largest_of_rows(v):
 
 @triton.jit
 def exponent_of(magnitude):
-    """Return e with magnitude about 2^e, so that 2^-e is a normal number."""
+    """Return e with magnitude about 2^e, so that 2^e and 2^-e are normal numbers."""
     if magnitude.dtype == tl.float64:
         exponent = ((magnitude.to(tl.int64, bitcast=True) >> 52) & 2047).to(tl.int32) - 1023
-        return tl.minimum(exponent, 1022)
+        return tl.minimum(tl.maximum(exponent, -1022), 1022)
     else:
         exponent = ((magnitude.to(tl.int32, bitcast=True) >> 23) & 255) - 127
-        return tl.minimum(exponent, 126)
+        return tl.minimum(tl.maximum(exponent, -126), 126)
 
 
 @triton.jit
@@ -209,7 +209,7 @@ def scaled_statistics(
     EPS: tl.constexpr,
     COLS: tl.constexpr,
     GROUP_X: tl.constexpr,
-    VECTOR: tl.constexpr,
+    LOW_FIRST: tl.constexpr,
     CENTERED: tl.constexpr,
 ):
     """Return exponent and normalizer of rows, measured times 2^-exponent.
@@ -218,7 +218,7 @@ def scaled_statistics(
     """
     exponent, scale = scaling_exponents(largest_of_rows(x), EPS)
     mean, residual, variance = moments(
-        x * scale[:, None, None], inside, COLS, GROUP_X, VECTOR, CENTERED
+        x * scale[:, None, None], inside, COLS, GROUP_X, LOW_FIRST, CENTERED
     )
     return scaled_rstd(variance, exponent, scale, mean, residual, EPS)
 
@@ -243,13 +243,13 @@ def measured_again(
     EPS: tl.constexpr,
     COLS: tl.constexpr,
     GROUP_X: tl.constexpr,
-    VECTOR: tl.constexpr,
+    LOW_FIRST: tl.constexpr,
     CENTERED: tl.constexpr,
 ):
     """Return exponent and normalizer: scaled for the rows of `which`, for others 0 and as given."""
     exponent = tl.zeros([x.shape[0]], tl.int32)
     if any_row(which):
-        new_exponent, new = scaled_statistics(x, inside, EPS, COLS, GROUP_X, VECTOR, CENTERED)
+        new_exponent, new = scaled_statistics(x, inside, EPS, COLS, GROUP_X, LOW_FIRST, CENTERED)
         exponent = tl.where(which, new_exponent, exponent)
         normalizer = chosen(which, new, normalizer)
     return exponent, normalizer

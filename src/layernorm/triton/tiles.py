@@ -70,16 +70,27 @@ def place_of_chunk(
 
 @triton.jit
 def pointers_to(base, place, outer_stride, col_stride, STRIDED: tl.constexpr, VECTOR: tl.constexpr):
-    """Return the pointers to a tile. VECTOR: each row starts at a multiple of 16 bytes."""
+    """Return the pointers to a tile. VECTOR: each row starts at a multiple of 16 bytes.
+
+    The compiler hands out the axes to threads by how much of each it takes to be contiguous, and of
+    the innermost one alone it reads more than one element at a time. Of the two others one comes
+    first in Triton 3.6 and the other in 3.9: the 2s say which it shall be.
+    """
+    ROWS: tl.constexpr = place.row.shape[0]
+    LOW: tl.constexpr = place.cols.shape[1]
     if STRIDED:
         rows = place.outer * outer_stride + place.within
-        return base + rows[:, None, None] + place.cols[None, :, :] * col_stride
+        pointers = base + rows[:, None, None] + place.cols[None, :, :] * col_stride
+        if ROWS > 2:
+            pointers = tl.max_contiguous(pointers, (ROWS, 2, 1))
+        return pointers
     else:
         pointers = base + (place.outer * outer_stride)[:, None, None] + place.cols[None, :, :]
         if VECTOR:
-            return tl.multiple_of(pointers, (1, 1, 16))
-        else:
-            return pointers
+            pointers = tl.multiple_of(pointers, (1, 1, 16))
+            if LOW > 2:
+                pointers = tl.max_contiguous(pointers, (1, 2, LOW))
+        return pointers
 
 
 @triton.jit
@@ -122,6 +133,8 @@ def load_parameter(
         pointers = base + cols[None, :, :]
         if VECTOR:
             pointers = tl.multiple_of(pointers, (1, 1, 16))
+            if cols.shape[1] > 2:
+                pointers = tl.max_contiguous(pointers, (1, 2, cols.shape[1]))
         value = tl.load(pointers, mask=(cols < COLS)[None, :, :], other=0.0).to(dtype)
         if ADD_ONE:
             value += 1.0

@@ -99,11 +99,11 @@ def xhat_and_g(
     dtype: tl.constexpr,
 ):
     """Return a chunk of xhat, the chunk of g = dy * weight times 2^-exponent, and exponents."""
-    x = load_tile(x_ptr, place, x_outer_stride, x_col_stride, STRIDED, VECTOR, dtype)
-    dy = load_tile(dy_ptr, place, dy_outer_stride, dy_col_stride, STRIDED, VECTOR, dtype)
     weight = load_parameter(
         weight_ptr, place.cols, HAS_WEIGHT, 1.0, ZERO_CENTERED, COLS, VECTOR, dtype
     )
+    x = load_tile(x_ptr, place, x_outer_stride, x_col_stride, STRIDED, VECTOR, dtype)
+    dy = load_tile(dy_ptr, place, dy_outer_stride, dy_col_stride, STRIDED, VECTOR, dtype)
     xhat = normalized(x, normalizer, CENTERED)
     xhat = tl.where(place.inside, xhat, 0.0)  # the padding lanes may have overflowed
     largest = largest_of_rows(dy)
@@ -153,9 +153,11 @@ def wide_gradient_sums(
         *(COLS, CENTERED, HAS_WEIGHT, ZERO_CENTERED, STRIDED, VECTOR, dtype),
     )
     tl.store(of_own_chunk(exponent_ptr, program, ROWS), exponent)
-    tl.store(of_own_chunk(sum_g_xhat_ptr, program, ROWS), row_sums(g * xhat, True, VECTOR))
+    tl.store(
+        of_own_chunk(sum_g_xhat_ptr, program, ROWS), row_sums(g * xhat, True, VECTOR or STRIDED)
+    )
     if CENTERED:
-        tl.store(of_own_chunk(sum_g_ptr, program, ROWS), row_sums(g, True, VECTOR))
+        tl.store(of_own_chunk(sum_g_ptr, program, ROWS), row_sums(g, True, VECTOR or STRIDED))
 
 
 @kernel

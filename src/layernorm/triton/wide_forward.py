@@ -52,11 +52,11 @@ def wide_forward(
         *(largest_ptr, sum_ptr, rest_ptr, squares_ptr, program // CHUNKS, dtype),
         *(COLS, EPS, CENTERED, CHUNKS, ROWS, MOST),
     )
-    x = load_tile(x_ptr, place, x_outer_stride, x_col_stride, STRIDED, VECTOR, dtype)
     weight, bias = load_parameters(
         *(weight_ptr, bias_ptr, place.cols, HAS_WEIGHT, HAS_BIAS, ZERO_CENTERED),
         *(COLS, VECTOR, dtype),
     )
+    x = load_tile(x_ptr, place, x_outer_stride, x_col_stride, STRIDED, VECTOR, dtype)
     xhat = normalized(x, normalizer, CENTERED)
     y = scale_and_shift(xhat, weight, bias, HAS_WEIGHT, HAS_BIAS)
     store_tile(y_ptr, y, place, y_outer_stride, y_col_stride, STRIDED, VECTOR)
