@@ -16,7 +16,7 @@ constexpr size_t kRooms[] = {kKeptFrom, kKeptFrom + 64, kKeptFrom + kKeptFrom / 
 constexpr int kThreads = 4;
 std::atomic<int> started{0};
 
-// Writes to both ends of its memory, so that the sanitizers see one that is too short, or another's.
+// Writes to both ends of its memory, so that one that is too short, or another's, is seen.
 void take_and_keep(int thread) {
   ++started;
   while (started < kThreads) std::this_thread::yield();
