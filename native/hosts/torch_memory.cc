@@ -24,7 +24,8 @@ struct Managed : dlpack::ManagedTensor {
 
 void release(dlpack::ManagedTensor* given) {
   auto* managed = static_cast<Managed*>(given);
-  if (managed->tensor.data != managed->memory_behind())
+  // Not where the data lies: malloc may put a large tensor's own memory right behind this one's.
+  if (is_large(static_cast<int64_t>(managed->bytes)))
     keep_memory(managed->tensor.data, managed->bytes);
   std::free(managed);
 }

@@ -83,8 +83,13 @@ PyObject* plain_forward(PyObject*, PyObject* const* arguments, Py_ssize_t count)
   const Owned y = run_forward(call, problem);
   const Owned rest(y ? PyTuple_New(kRest) : nullptr);
   if (!rest) return nullptr;
-  for (Py_ssize_t at = 0; at < kRest - 1; ++at)
-    PyTuple_SET_ITEM(rest.get(), at, Py_NewRef(arguments[kRestFrom + at]));
+  for (Py_ssize_t at = 0; at < kRest - 1; ++at) {
+    PyObject* given = arguments[kRestFrom + at];
+    // A list, of sizes, may change before the backward.
+    PyObject* kept = PyList_Check(given) ? PyList_AsTuple(given) : Py_NewRef(given);
+    if (!kept) return nullptr;
+    PyTuple_SET_ITEM(rest.get(), at, kept);
+  }
   PyTuple_SET_ITEM(rest.get(), kRest - 1, statistics.release());
   return PyTuple_Pack(2, y.get(), rest.get());
 }

@@ -1,6 +1,8 @@
 """Section 3 of the contract: accuracy, in ulp of the definition."""
 
+import numpy as np
 import pytest
+from calls import backward, forward
 from cases import (
     KINDS,
     Case,
@@ -12,7 +14,7 @@ from cases import (
     value_cases,
     width_cases,
 )
-from checkers import check_backward, check_forward
+from checkers import check_backward, check_forward, judge_gradients
 
 import layernorm.numpy as ours
 
@@ -82,3 +84,20 @@ def test_gradients_are_within_their_bounds_for_every_set_of_parameters(case: Cas
 def test_dweight_and_dbias_are_within_their_bounds_for_a_million_rows(kind, dtype, layout) -> None:
     rows = 10**6 if layout == "contiguous" else 10**6 // 15
     check_backward(ours, Case(kind, dtype, cols=5, layout=layout, rows=rows))
+
+
+# Where the terms of a sum are equal, so are the roundings of its additions, and they add up.
+@pytest.mark.parametrize("layout", ["contiguous", "channels_first"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_dweight_and_dbias_are_within_their_bounds_for_many_equal_rows(kind, dtype, layout) -> None:
+    rows = 150_000 if layout == "contiguous" else 150_000 // 15
+    case = Case(  # 21: vectors, and a tail
+        kind, dtype, cols=21, layout=layout, rows=rows, parameter_dtype="float32"
+    )
+    x, dy, weight, bias = case.arrays()
+    for each in (x, dy):
+        one_row = np.moveaxis(each, case.axis, -1).reshape(-1, case.cols)[0].copy()
+        np.moveaxis(each, case.axis, -1)[...] = one_row
+    _, stats = forward(ours, case, x, weight, bias)
+    judge_gradients(case, backward(ours, case, dy, x, stats, weight), dy, x, weight)

@@ -1,5 +1,7 @@
 """Section 7 of the contract: derivatives of every kind, and the transforms that ask for them."""
 
+from contextlib import nullcontext
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -130,6 +132,27 @@ def test_checkpointing_gives_the_same_bits(reentrant) -> None:
     got = x.detach().clone().requires_grad_()
     checkpoint(layer, got, use_reentrant=reentrant).sin().sum().backward()
     assert torch.equal(got.grad, expected[0])
+
+
+@pytest.mark.parametrize("profiled", ["the forward", "the backward"])
+def test_checkpointing_of_what_is_profiled_in_part(profiled) -> None:
+    # The profiler closes the short way: then the other one has to save as many tensors.
+    layers = torch.nn.Sequential(ours.LayerNorm(5), torch.nn.Linear(5, 5), ours.LayerNorm(5))
+    x = torch.randn(3, 5, requires_grad=True)
+    expected = torch.autograd.grad(layers(x).sin().sum(), x)
+    with torch.profiler.profile() if profiled == "the forward" else nullcontext():
+        y = checkpoint(layers, x, use_reentrant=False).sin().sum()
+    with torch.profiler.profile() if profiled == "the backward" else nullcontext():
+        got = torch.autograd.grad(y, x)
+    assert torch.equal(got[0], expected[0])
+
+
+def test_a_list_of_sizes_that_changes_before_the_backward_changes_nothing() -> None:
+    x, sizes = torch.randn(3, 5, requires_grad=True), [5]
+    y = ours.layer_norm(x, sizes)
+    expected = torch.autograd.grad(y.sin().sum(), x, retain_graph=True)
+    sizes.insert(0, 3)
+    assert torch.equal(torch.autograd.grad(y.sin().sum(), x)[0], expected[0])
 
 
 def weighted(x, weight, bias):

@@ -151,6 +151,23 @@ def test_convert_keeps_hooks_and_modes_of_pytorchs_modules() -> None:
     assert (calls, model[0].training, model[0] is first) == ([1], False, True)
 
 
+@pytest.mark.parametrize(
+    "register",
+    [
+        lambda each: each.register_forward_hook(print),
+        lambda each: each.register_forward_pre_hook(print),
+        lambda each: each.register_full_backward_hook(print),
+        lambda each: each.register_full_backward_pre_hook(print),
+        lambda each: each.register_state_dict_pre_hook(print),
+        lambda each: each.register_load_state_dict_pre_hook(print),
+    ],
+)
+def test_convert_leaves_modules_of_other_classes_that_have_hooks(register) -> None:
+    model = nn.Sequential(LlamaNorm(5))
+    register(model[0])
+    assert "hooks" in ours.convert(model).left["0"]
+
+
 def test_convert_swaps_a_model_that_is_a_norm() -> None:
     model = nn.LayerNorm(5)
     ours.convert(model)

@@ -41,13 +41,15 @@ def test_plain_tensors_take_the_short_way() -> None:
     assert others == [None, None]
 
 
-@pytest.mark.parametrize("dy", ["a subclass", "transposed", "integers", "negated", "too short"])
+@pytest.mark.parametrize(
+    "dy", ["a subclass", "transposed", "integers", "negated", "too short", "another type"]
+)
 def test_a_backward_of_another_dy_is_not_plain(dy) -> None:
     x = torch.randn(3, 5, requires_grad=True)
     _, rest = _native.torch_forward(x, None, None, SHAPE, 1e-5, True, False)
     with torch.no_grad():
         assert _native.torch_backward(x, None, rest, x.detach(), (True,) * 4) is not None
-        other = NOT_PLAIN[dy](torch.randn(3, 5))
+        other = {**NOT_PLAIN, "another type": torch.Tensor.double}[dy](torch.randn(3, 5))
         assert _native.torch_backward(x, None, rest, other, (True,) * 4) is None
 
 
@@ -83,7 +85,7 @@ NOT_PLAIN = {
     "zeros without memory": lambda x: torch._efficientzerotensor((3, 5)),
     "a list": lambda x: x.tolist(),
     "None": lambda x: None,
-    "too short": lambda x: x[:, :4],
+    "too short": lambda x: x[:, :4].contiguous(),
     "a number": lambda x: torch.tensor(1.0),
 }
 
@@ -121,9 +123,9 @@ def test_a_dispatch_mode_sees_our_operators() -> None:
 
 def test_a_dispatch_mode_around_the_backward_alone_sees_it() -> None:
     x = torch.randn(3, 5, requires_grad=True)
-    y = ours.layer_norm(x, SHAPE).sum()
+    y = ours.layer_norm(x, SHAPE)
     with Recorder() as recorder:
-        y.backward()
+        y.backward(torch.randn(3, 5))  # plain, but for the mode
     assert "layernorm.layer_norm_backward.default" in recorder.names
 
 
@@ -231,6 +233,7 @@ def test_a_plain_out_takes_no_second_tensor() -> None:
         "another type": out.double(),
         "another shape": out[:2],
         "strided": torch.empty(5, 3).t(),
+        "negated": torch._neg_view(torch.empty(3, 5)),
         "a gradient": out.clone().requires_grad_(),
         "no tensor": None,
     }
@@ -247,11 +250,14 @@ def test_an_out_that_overlaps_x_has_the_right_y(start) -> None:
     assert torch.equal(out, expected)
 
 
-def test_an_out_that_is_the_weight_has_the_right_y() -> None:
-    x, weight = torch.randn(1, 5), torch.randn(1, 5)
-    expected = layernorm.layer_norm(x, weight[0])
-    layernorm.layer_norm(x, weight[0], out=weight)
-    assert torch.equal(weight, expected)
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_an_out_that_overlaps_a_parameter_has_the_right_y(name) -> None:
+    x, memory = torch.randn(3, 5), torch.randn(15)
+    parameters = {"weight": torch.randn(5)} | {name: memory[:5]}  # read again for the last row
+    expected = layernorm.layer_norm(x, **parameters)
+    out = memory.view(3, 5)
+    layernorm.layer_norm(x, **parameters, out=out)
+    assert torch.equal(out, expected)
 
 
 def test_out_and_a_gradient_exclude_each_other() -> None:

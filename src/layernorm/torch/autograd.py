@@ -104,13 +104,19 @@ class Norm(torch.autograd.Function):
         """Keep what the derivatives need."""
         x, weight, bias, ctx.definition = inputs
         ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(x, weight, bias, *output[1:])
+        ctx.rest = None
+        if torch._C._are_functorch_transforms_active():  # only what is saved is unwrapped
+            ctx.save_for_backward(x, weight, bias, *output[1:])
+        else:  # as PlainNorm, whose place it may take where a checkpoint runs the forward again
+            ctx.save_for_backward(x, weight)
+            ctx.rest = bias, *output[1:]
         ctx.save_for_forward(x, weight)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Any, ...]:
         """Return dx, dweight, dbias."""
-        x, weight, bias, *statistics = ctx.saved_tensors
+        x, weight, *rest = ctx.saved_tensors
+        bias, *statistics = ctx.rest or rest
         return *_gradients(ctx, dy, x, weight, bias, ctx.definition, statistics), None
 
     @staticmethod

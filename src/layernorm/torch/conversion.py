@@ -97,7 +97,7 @@ def _recognize(module: nn.Module) -> nn.Module | str:
         return "whose parameters are not a weight and a bias"
     if weight.dim() != 1:
         return f"whose weight has {weight.dim()} axes"
-    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+    if any(name.endswith("_hooks") and hooks for name, hooks in vars(module).items()):
         return "which has hooks"
     eps = next((getattr(module, name) for name in _EPS_NAMES if hasattr(module, name)), None)
     if not isinstance(eps, float):
