@@ -19,6 +19,7 @@ struct ForwardTask {
   const void* bias;
   const void* plain_weight;
   const void* plain_bias;
+  bool fetch;   // fetch x ahead of its use
   bool far;     // x is too large for a processor's own cache
   bool stream;  // write y, whose rows begin with cache lines, past the cache
 };
@@ -29,7 +30,7 @@ struct BackwardTask {
   const Backward* job;
   const void* weight;
   const void* plain_weight;
-  bool far;
+  bool fetch;  // fetch x, dy and dx ahead of their use
   bool stream;
   int64_t units;
   int64_t units_per_block;

@@ -267,7 +267,7 @@ struct RowsBackward {
       return wide_row(
           wide_from_saved<Stored, centered>(row_statistics, {x(row), 1}, cols, problem.eps), row);
     const double n = static_cast<double>(cols);
-    const bool fetch = task.far && row + 2 * group_rows <= last_row;
+    const bool fetch = task.fetch && row + 2 * group_rows <= last_row;
     const RowGradient<Stored, centered, has_weight> gradient = {
         normalizer,
         broadcast(static_cast<C>(sum_g / n)),
@@ -292,7 +292,7 @@ struct RowsBackward {
       group.x[r] = x(row + r);
       group.dy[r] = dy(row + r);
     }
-    if (task.far && !task.stream && job.dx.data)
+    if (task.fetch && !task.stream && job.dx.data)
       for (int64_t r = 0; r < R; ++r) prefetch_for_writing(dx(row + r), cols);
     group.walk(cols, weight, sums.dweight_low, sums.dbias_low);
     if (!job.dx.data) return;

@@ -165,7 +165,7 @@ void forward_rows(const ForwardTask& task, int64_t begin, int64_t end) {
   RowsForward<Stored, centered, A> rows{task};
   const int64_t batch_rows = rows_per_batch<Stored>(rows.cols, task.far);
   for (int64_t first = begin; first < end; first += batch_rows) {
-    const bool fetch = task.far && end - first >= 2 * batch_rows;
+    const bool fetch = task.fetch && end - first >= 2 * batch_rows;
     rows.ahead = fetch ? batch_rows * rows.problem.x.outer_stride : 0;
     rows.batch(first, std::min(batch_rows, end - first));
   }

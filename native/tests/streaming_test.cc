@@ -13,7 +13,7 @@ using namespace layernorm::test;
 
 // Of x: more than enough for schedule.cc, and just enough.
 constexpr int64_t kStreamBytes = 16 * 1024 * 1024;
-constexpr int64_t kFarBytes = 2 * 1024 * 1024;
+constexpr int64_t kFarBytes = 2 * 1024 * 1024, kFetchBytes = 1024 * 1024;
 
 void run_on_two(void*, int64_t tasks, Threads::Body body, void* context) {
   std::thread other(body, context, tasks / 2, tasks);
@@ -107,11 +107,11 @@ void test_streamed_rows(uint64_t seed) {
 }
 
 // 61, 100: several rows, and fewer in the last batch, are normalized together.
-void test_rows_fetched_ahead(uint64_t seed) {
+void test_rows_fetched_ahead(int64_t bytes, uint64_t seed) {
   for (const int64_t cols : {61, 100, 1027, 2053})
     for (const DataType type : {DataType::float32, DataType::bfloat16})
       for (const bool in_place : {false, true}) {
-        Case given = case_of({cols, {type, type}, true}, kFarBytes, ++seed);
+        Case given = case_of({cols, {type, type}, true}, bytes, ++seed);
         given.in_place = in_place;
         given.x_values = Values::ordinary;
         check_same_bits_as_in_parts(given);
@@ -122,6 +122,7 @@ void test_rows_fetched_ahead(uint64_t seed) {
 
 int main() {
   test_streamed_rows(1000000);
-  test_rows_fetched_ahead(2000000);
+  test_rows_fetched_ahead(kFetchBytes, 2000000);
+  test_rows_fetched_ahead(kFarBytes, 3000000);
   return finish();
 }
