@@ -10,10 +10,11 @@ pytest.importorskip("triton")
 
 import torch.nn.functional as F  # noqa: E402
 from kernels_as_numpy import DEVICE  # noqa: E402
+from torch.autograd import forward_ad  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 import layernorm.torch as ours  # noqa: E402
-from layernorm.torch import gpu, gpu_launch  # noqa: E402
+from layernorm.torch import gpu, gpu_forward, gpu_launch  # noqa: E402
 
 operators = SimpleNamespace(**gpu.OPERATORS)
 TYPES = (torch.float32, torch.bfloat16)
@@ -124,6 +125,31 @@ def test_a_call_past_the_dispatcher_has_the_bits_of_its_operator(
         assert y.grad_fn is not None
     for one, other in zip(*results, strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("shape", [(3, 16), (2, 20_000), (2, 16, 5), (1, 0), (0, 16)])
+@pytest.mark.parametrize("kind", ["layer_norm", "rms_norm"])
+def test_y_has_the_same_bits_where_nobody_asks_for_a_gradient(
+    kind, shape, in_place_of_the_cpu, monkeypatch
+) -> None:
+    monkeypatch.setattr(gpu, "UNWATCHED", ("cpu",))
+    kept = []
+    forward = gpu_forward.forward
+
+    def seen(*arguments, save=True, **options):
+        kept.append(save)
+        return forward(*arguments, save=save, **options)
+
+    monkeypatch.setattr(gpu_forward, "forward", seen)
+    x = torch.randn(shape, requires_grad=True)
+    expected = getattr(ours, kind)(x, (shape[1],), axis=1)
+    with torch.no_grad():
+        y = getattr(ours, kind)(x, (shape[1],), axis=1)
+    assert torch.equal(y, expected)
+    assert not y.requires_grad
+    with forward_ad.dual_level():
+        getattr(ours, kind)(x.detach(), (shape[1],), axis=1)
+    assert kept == [True, False, True]
 
 
 def test_a_call_that_somebody_watches_goes_through_the_dispatcher(monkeypatch) -> None:

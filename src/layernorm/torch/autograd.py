@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._functorch.utils import unwrap_dead_wrappers
+from torch.autograd import forward_ad
 
 from layernorm import _native
 from layernorm.torch import arguments, derivatives, gpu, operators
@@ -43,6 +44,15 @@ class PlainNorm(torch.autograd.Function):
 
 # Function.apply asks about transforms before it calls this; torch_forward has asked already.
 apply_plain_norm = super(torch.autograd.Function, PlainNorm).apply
+
+
+def is_differentiated(*tensors: Tensor | None) -> bool:
+    """Tell whether somebody may ask for a derivative of what is made of these."""
+    if forward_ad._current_level >= 0:
+        return True
+    return torch.is_grad_enabled() and any(
+        each is not None and each.requires_grad for each in tensors
+    )
 
 
 def apply(node: type[torch.autograd.Function], *arguments: Any) -> Any:

@@ -162,10 +162,15 @@ def statistics_to_read(saved: Tensor | None, order: Order) -> Tensor | None:
 
 def statistics_to_give(flat: Tensor, x: Tensor, normalized: Axes, order: Order) -> Tensor:
     """Give a statistic of each row x's axes, the normalized ones of size 1."""
-    axes = {axis % x.dim() for axis in normalized}
-    sizes = [1 if axis in axes else x.shape[axis] for axis in order.axes]
+    sizes = _sizes_of_statistics(tuple(x.shape), normalized, order.axes)
     assert math.prod(sizes) == flat.numel()
     if order.is_as_given:
         return flat.view(sizes)
     inverse = sorted(range(x.dim()), key=order.axes.__getitem__)
     return flat.reshape(sizes).permute(inverse).contiguous()
+
+
+@lru_cache(maxsize=4096)
+def _sizes_of_statistics(shape: Axes, normalized: Axes, order: Axes) -> Axes:
+    axes = {axis % len(shape) for axis in normalized}
+    return tuple(1 if axis in axes else shape[axis] for axis in order)

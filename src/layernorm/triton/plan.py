@@ -7,6 +7,7 @@ of dweight and dbias depends on the rows, and on the device.
 The numbers were reasoned from registers and bytes in flight, and have not been measured on a GPU.
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 WARP = 32
@@ -63,6 +64,7 @@ def is_vector(cols: int, itemsize: int) -> bool:
     return cols * itemsize % VECTOR_BYTES == 0
 
 
+@lru_cache(maxsize=1024)
 def rows_tile(cols: int, itemsize: int, *, backward: bool = False) -> Tile | None:
     """Plan for contiguous rows; None where a row is too wide for one program."""
     block = max(16, power_of_two_from(cols))
@@ -87,6 +89,7 @@ def _is_full(elements: int, warps: int) -> bool:
     return elements >= 32 * WARP * warps
 
 
+@lru_cache(maxsize=1024)
 def strided_tile(cols: int, itemsize: int, *, backward: bool = False) -> Tile | None:
     """Plan for channels first: neighboring rows in neighboring lanes; None where too wide."""
     block = max(4, power_of_two_from(cols))
@@ -105,6 +108,7 @@ def strided_tile(cols: int, itemsize: int, *, backward: bool = False) -> Tile | 
     return Tile(rows, block // 4, 4, rows, warps, False, has_sums, False)
 
 
+@lru_cache(maxsize=1024)
 def chunks_of(cols: int, itemsize: int, *, strided: bool = False) -> Chunks:
     """Plan for rows of any width, a program for each piece of a row, or of neighboring rows.
 

@@ -1,0 +1,68 @@
+"""Time what the host does for an eager call on a GPU, without a GPU: the launches are left out.
+
+    python benchmarks/gpu_host.py
+
+float32, 64 rows of 768, on CPU tensors that are taken for a GPU's; medians in microseconds. A
+launch of a compiled kernel comes on top: one in the forward, two or three in the backward.
+"""
+
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from unittest import mock
+
+import torch
+
+import layernorm.torch
+from layernorm.torch import functional, gpu, gpu_backward, gpu_forward
+
+ROUNDS = 30
+CALLS = 300
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")  # that a CPU kernel is overridden
+    torch.set_num_threads(1)
+    x = torch.randn(64, 768, requires_grad=True)
+    weight, bias = (torch.randn(768, requires_grad=True) for _ in range(2))
+    dy = torch.randn(64, 768)
+
+    def forward() -> torch.Tensor:
+        return layernorm.torch.layer_norm(x, (768,), weight, bias)
+
+    def without_gradient() -> torch.Tensor:
+        with torch.no_grad():
+            return forward()
+
+    def both() -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(forward(), (x, weight, bias), dy)
+
+    native = mock.Mock(torch_forward=lambda *_: None)  # it declines a GPU's tensors
+    with (
+        mock.patch.object(functional, "_native", native),
+        mock.patch.object(gpu, "UNWATCHED", ("cpu",)),
+        mock.patch.object(gpu_forward, "launch", nothing),
+        mock.patch.object(gpu_backward, "launch", nothing),
+    ):
+        for name, call in (("forward", without_gradient), ("forward and backward", both)):
+            print(f"{name}: {median(call):.0f}")
+
+
+def nothing(*arguments: object, **constants: object) -> None:
+    """In place of a launch."""
+
+
+def median(call: Callable[[], object]) -> float:
+    """Microseconds a call."""
+    times = []
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        for _ in range(CALLS):
+            call()
+        times.append((time.perf_counter() - start) / CALLS)
+    return 1e6 * statistics.median(times)
+
+
+if __name__ == "__main__":
+    main()
