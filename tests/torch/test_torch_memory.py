@@ -50,6 +50,8 @@ each_way = pytest.mark.parametrize("way", [plain, by_operators, accelerated, pla
 @each_way
 @pytest.mark.filterwarnings("ignore:.*Warning only once for all operators.*")
 def test_the_next_output_takes_the_memory_of_one_that_is_gone(way) -> None:
+    if torch.__version__ < "2.11" and way in (by_operators, accelerated):
+        pytest.skip("the operators' outputs are PyTorch's memory before 2.11")
     x = torch.randn(9 * 1024, 1024)  # 36 MiB: malloc gives that much back each time
     for _ in range(8):
         way(x)

@@ -142,6 +142,7 @@ def test_a_function_mode_sees_the_call() -> None:
     assert functional.layer_norm in seen
 
 
+@pytest.mark.filterwarnings("ignore:.*Profiler clears events")  # before 2.12
 def test_the_profiler_sees_our_operators() -> None:
     x = torch.randn(3, 5, requires_grad=True)
     with torch.profiler.profile() as profile:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._prims_common import is_non_overlapping_and_dense_or_false
+from torch._prims_common import _is_non_overlapping_and_dense_or_false as _is_dense
 
 from layernorm.torch import derivatives, host
 from layernorm.torch.arguments import Definition
@@ -58,7 +58,7 @@ def compute_type(x: Tensor) -> torch.dtype:
 
 def empty_as(x: Tensor) -> Tensor:
     """Allocate y or dx: contiguous, or as x lies in memory where it is dense."""
-    if x.is_contiguous() or x.numel() == 0 or not is_non_overlapping_and_dense_or_false(x):
+    if x.is_contiguous() or x.numel() == 0 or not _is_dense(x.shape, x.stride()):
         return x.new_empty(x.shape)
     return x.new_empty_strided(x.shape, x.stride())
 
