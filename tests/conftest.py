@@ -1,7 +1,10 @@
 """Rules for every test: markers, profiles of hypothesis, and what counts as a failure in CI."""
 
+import importlib.util
 import os
+import sys
 from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -13,9 +16,18 @@ IN_CI = os.environ.get("CI", "").lower() in ("1", "true")
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: gigabytes of memory or tens of seconds; CI runs it")
     config.addinivalue_line("markers", "gpu: runs GPU kernels; in the interpreter without a GPU")
+    _hide_folders_of_tests()
     import_triton_before_tensorflow()
     _load_hypothesis_profile()
     _require_the_forced_isa()
+
+
+def _hide_folders_of_tests() -> None:
+    """Keep tests/torch and its like from being imported where the framework is not installed."""
+    for folder in Path(__file__).parent.iterdir():
+        spec = importlib.util.find_spec(folder.name) if folder.is_dir() else None
+        if spec is not None and spec.origin is None:
+            sys.modules[folder.name] = None  # type: ignore[assignment]
 
 
 def _load_hypothesis_profile() -> None:
