@@ -141,6 +141,8 @@ def eight_threads_at_once() -> None:
 
 def ctrl_c() -> None:
     """Works until it is interrupted, then once more."""
+    # A shell has its background jobs ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     expected = forward_and_backward()
     try:
         print("working", flush=True)
