@@ -13,8 +13,8 @@
 namespace layernorm {
 namespace {
 
-// Where the arrays together have as much, the output will not be found in the cache by whoever reads
-// it next, so it is written past the cache. Measured with a reader: docs/performance.md.
+// Where the arrays together have as much, the output will not be found in the cache by whoever
+// reads it next, so it is written past the cache. Measured with a reader: docs/performance.md.
 constexpr int64_t kStreamBytes = 24 * 1024 * 1024;
 
 // x of as much is fetched ahead of its use. Where all is in the cache that costs the backward a
@@ -76,7 +76,8 @@ class Scratch {
   // Null where there is no memory.
   void* take(int64_t bytes) {
     if (bytes > kKept) return (own_ = allocate(bytes)).get();
-    thread_local Memory kept = allocate(kKept);
+    thread_local Memory kept;
+    if (!kept) kept = allocate(kKept);
     return kept.get();
   }
 
@@ -161,8 +162,8 @@ bool is_streamed(const Problem& problem, int64_t arrays) {
   return problem.shape.inner == 1 && bytes_of(problem) * arrays >= kStreamBytes;
 }
 
-// Other rows have to be put together from pieces first, which takes the forward as long as streaming
-// saves it.
+// Other rows have to be put together from pieces first, which takes the forward as long as
+// streaming saves it.
 bool begin_with_lines(const Array& rows, DataType type) {
   const auto begin = reinterpret_cast<uintptr_t>(rows.data);
   return (begin | static_cast<uintptr_t>(rows.outer_stride * size_of(type))) % kLine == 0;

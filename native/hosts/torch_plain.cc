@@ -67,8 +67,8 @@ bool has_count(const char* name, Py_ssize_t count, Py_ssize_t expected) {
 
 }  // namespace
 
-// (x, weight, bias, normalized_shape, eps, centered, zero_centered_weight) -> y; (y, rest) where the
-// call asks for a gradient; None where it is not plain, with nothing touched. `rest` is for
+// (x, weight, bias, normalized_shape, eps, centered, zero_centered_weight) -> y; (y, rest) where
+// the call asks for a gradient; None where it is not plain, with nothing touched. `rest` is for
 // torch_backward.
 PyObject* plain_forward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   if (!has_count("torch_forward", count, kPlainArguments)) return nullptr;
@@ -113,9 +113,11 @@ PyObject* plain_forward_into(PyObject*, PyObject* const* arguments, Py_ssize_t c
   Py_RETURN_TRUE;
 }
 
+PyObject* is_unwatched(PyObject*, PyObject*) { return PyBool_FromLong(is_unwatched()); }
+
 // (x, weight, rest, dy, need) -> (dx, dweight, dbias, None), the gradients of torch_forward's x,
-// weight and bias that `need` asks for. None alone where the call is not plain. Torch_forward has seen
-// that x, weight and bias are no negated views.
+// weight and bias that `need` asks for. None alone where the call is not plain. torch_forward has
+// seen that x, weight and bias are no negated views.
 PyObject* plain_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   if (!has_count("torch_backward", count, 5)) return nullptr;
   PyObject *rest = arguments[2], *need = arguments[4];

@@ -13,6 +13,9 @@ bool open_plain_way(PyObject* parts);
 
 PyObject* plain_forward(PyObject*, PyObject* const* arguments, Py_ssize_t count);
 PyObject* plain_forward_into(PyObject*, PyObject* const* arguments, Py_ssize_t count);
+// () -> whether no mode, transform, tracer, profiler or forward-mode level needs to see operators.
+PyObject* is_unwatched(PyObject*, PyObject*);
+
 PyObject* plain_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count);
 
 }  // namespace layernorm::torch

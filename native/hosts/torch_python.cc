@@ -50,6 +50,7 @@ PyMethodDef methods[] = {
     {"torch_forward", as_method(plain_forward), METH_FASTCALL, nullptr},
     {"torch_forward_into", as_method(plain_forward_into), METH_FASTCALL, nullptr},
     {"torch_backward", as_method(plain_backward), METH_FASTCALL, nullptr},
+    {"torch_is_unwatched", is_unwatched, METH_NOARGS, nullptr},
     {nullptr, nullptr, 0, nullptr},
 };
 

@@ -149,6 +149,9 @@ def torch_forward_into(
 ) -> bool:
     """Write y into `out` and return True; False, with nothing done, where not all are plain."""
 
+def torch_is_unwatched() -> bool:
+    """Tell whether no mode, transform, tracer, profiler or forward-mode level sees operators."""
+
 def torch_backward(
     x: object, weight: object, rest: tuple[Any, ...], dy: object, need: tuple[bool, ...], /
 ) -> Any:

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._functorch.utils import unwrap_dead_wrappers
-from torch.autograd import forward_ad
 
 from layernorm import _native
 from layernorm.torch import arguments, derivatives, gpu, operators
@@ -46,10 +45,8 @@ class PlainNorm(torch.autograd.Function):
 apply_plain_norm = super(torch.autograd.Function, PlainNorm).apply
 
 
-def is_differentiated(*tensors: Tensor | None) -> bool:
-    """Tell whether somebody may ask for a derivative of what is made of these."""
-    if forward_ad._current_level >= 0:
-        return True
+def has_gradient(*tensors: Tensor | None) -> bool:
+    """Tell whether what is made of these has a gradient with respect to one of them."""
     return torch.is_grad_enabled() and any(
         each is not None and each.requires_grad for each in tensors
     )

@@ -9,7 +9,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from layernorm import _native, spec
 from layernorm.torch import arguments, decompositions, gpu, operators, sharding
 from layernorm.torch.arguments import Definition
-from layernorm.torch.autograd import Norm, apply, apply_plain_norm, is_differentiated
+from layernorm.torch.autograd import Norm, apply, apply_plain_norm, has_gradient
 
 
 def layer_norm(
@@ -147,8 +147,8 @@ def norm(
     # The compiler and the tracer see an operator; a node of ours would hide it from them.
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return operators.forward(x, weight, bias, definition)[0]
-    if gpu.is_unwatched(x, weight, bias) and not is_differentiated(x, weight, bias):
-        return gpu.y_alone(x, weight, bias, definition)
+    if not has_gradient(x, weight, bias) and gpu.is_unwatched(x, weight, bias):
+        return gpu.forward(x, weight, bias, definition, save=False)[0]
     return apply(Norm, x, weight, bias, definition)[0]
 
 

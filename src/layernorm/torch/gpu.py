@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import profiler
 
+from layernorm import _native
 from layernorm.torch import arguments, operators
 from layernorm.torch.arguments import Definition
 from layernorm.torch.signatures import backward_operators, forward_operators
@@ -117,11 +117,7 @@ def is_unwatched(*tensors: Tensor | None) -> bool:
     It takes as much time as the rest of a small call.
     """
     return (
-        all(each is None or _is_ordinary(each) for each in tensors)
-        and not torch._C._are_functorch_transforms_active()
-        and torch._C._len_torch_dispatch_stack() == 0
-        and not torch.jit.is_tracing()
-        and not profiler._is_profiler_enabled
+        all(each is None or _is_ordinary(each) for each in tensors) and _native.torch_is_unwatched()
     )
 
 
@@ -135,22 +131,16 @@ def _is_ordinary(given: Tensor) -> bool:
 
 
 def forward(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, definition: Definition
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    definition: Definition,
+    *,
+    save: bool = True,
 ) -> tuple[Tensor, ...]:
-    """Return y and the statistics, as `operators.forward` does, past the dispatcher."""
+    """Return y and (save) the statistics, as `operators.forward` does, past the dispatcher."""
     with torch._C._AutoDispatchBelowAutograd():
-        return _forward(x, weight, bias, definition)
-
-
-def y_alone(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, definition: Definition
-) -> Tensor:
-    """Return y, past the dispatcher and for no backward: the statistics are not kept."""
-    from layernorm.torch import gpu_forward
-
-    _check(x, weight, bias, definition)
-    with torch._C._AutoDispatchBelowAutograd(), _on_device_of(x):
-        return gpu_forward.forward(x, weight, bias, definition, save=False).y
+        return _forward(x, weight, bias, definition, save=save)
 
 
 def backward(
@@ -171,13 +161,18 @@ def backward(
 
 
 def _forward(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, definition: Definition
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    definition: Definition,
+    *,
+    save: bool = True,
 ) -> tuple[Tensor, ...]:
     from layernorm.torch import gpu_forward
 
     _check(x, weight, bias, definition)
     with _on_device_of(x):
-        results = gpu_forward.forward(x, weight, bias, definition)
+        results = gpu_forward.forward(x, weight, bias, definition, save=save)
     return tuple(each for each in results if each is not None)
 
 
