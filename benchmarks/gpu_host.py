@@ -6,19 +6,14 @@ float32, 64 rows of 768, on CPU tensors that are taken for a GPU's; medians in m
 launch of a compiled kernel comes on top: one in the forward, two or three in the backward.
 """
 
-import statistics
-import time
 import warnings
-from collections.abc import Callable
 from unittest import mock
 
 import torch
 
 import layernorm.torch
+from layernorm.cli.timing import interleave
 from layernorm.torch import functional, gpu, gpu_backward, gpu_forward
-
-ROUNDS = 30
-CALLS = 300
 
 
 def main() -> None:
@@ -45,23 +40,13 @@ def main() -> None:
         mock.patch.object(gpu_forward, "launch", nothing),
         mock.patch.object(gpu_backward, "launch", nothing),
     ):
-        for name, call in (("forward", without_gradient), ("forward and backward", both)):
-            print(f"{name}: {median(call):.0f}")
+        timings = interleave({"forward": without_gradient, "forward and backward": both})
+    for name, timing in timings.items():
+        print(f"{name}: {1e6 * timing.median:.0f}")
 
 
 def nothing(*arguments: object, **constants: object) -> None:
     """In place of a launch."""
-
-
-def median(call: Callable[[], object]) -> float:
-    """Microseconds a call."""
-    times = []
-    for _ in range(ROUNDS):
-        start = time.perf_counter()
-        for _ in range(CALLS):
-            call()
-        times.append((time.perf_counter() - start) / CALLS)
-    return 1e6 * statistics.median(times)
 
 
 if __name__ == "__main__":

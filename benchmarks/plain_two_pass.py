@@ -3,30 +3,24 @@
     python benchmarks/plain_two_pass.py [--threads 1,2] [--shapes 512x768,4096x768]
 
 float32, layernorm.numpy; the forward makes a new y, or writes into `out=`; the plain kernel writes
-where it wrote before. Medians in microseconds, of samples of about 4 ms. Needs g++ with OpenMP.
+where it wrote before. Medians in microseconds. Needs g++ with OpenMP.
 """
 
 import argparse
 import ctypes
-import statistics
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 import layernorm
+from layernorm.cli.timing import Call, interleave
 from layernorm.numpy import layer_norm, layer_norm_backward, layer_norm_forward
 
 SOURCE = Path(__file__).with_suffix(".cc")
 FLAGS = ("-O3", "-march=native", "-mprefer-vector-width=512", "-ffast-math", "-fopenmp")
-ROUNDS = 15
-SECONDS = 0.004
 EPS = 1e-5
-
-Call = Callable[[], object]
 
 
 def main() -> None:
@@ -43,8 +37,9 @@ def main() -> None:
         layernorm.set_num_threads(threads)
         for shape in options.shapes.split(","):
             rows, cols = map(int, shape.split("x"))
-            times = medians(calls(plain, rows, cols, threads))
-            print(f"| {threads} | {shape} | {' | '.join(f'{each:,.0f}' for each in times)} |")
+            timings = interleave(calls(plain, rows, cols, threads)).values()
+            times = [f"{1e6 * each.median:,.0f}" for each in timings]
+            print(f"| {threads} | {shape} | {' | '.join(times)} |")
 
 
 def compiled() -> ctypes.CDLL:
@@ -54,7 +49,7 @@ def compiled() -> ctypes.CDLL:
         return ctypes.CDLL(str(library))
 
 
-def calls(plain: ctypes.CDLL, rows: int, cols: int, threads: int) -> list[Call]:
+def calls(plain: ctypes.CDLL, rows: int, cols: int, threads: int) -> dict[str, Call]:
     rng = np.random.default_rng(0)
     x, dy = (rng.standard_normal((rows, cols), np.float32) for _ in range(2))
     weight, bias = np.full(cols, 1.5, np.float32), np.full(cols, 0.1, np.float32)
@@ -78,41 +73,18 @@ def calls(plain: ctypes.CDLL, rows: int, cols: int, threads: int) -> list[Call]:
     np.testing.assert_allclose(
         dx, layer_norm_backward(dy, x, stats, weight)[0], rtol=1e-3, atol=1e-4
     )
-    return [
-        forward,
-        lambda: layer_norm(x, weight, bias),
-        lambda: layer_norm(x, weight, bias, out=out),
-        backward,
-        lambda: layer_norm_backward(dy, x, stats, weight),
-        lambda: np.copyto(copy, x),
-    ]
+    return {
+        "forward, plain": forward,
+        "new y": lambda: layer_norm(x, weight, bias),
+        "out=": lambda: layer_norm(x, weight, bias, out=out),
+        "backward, plain": backward,
+        "ours": lambda: layer_norm_backward(dy, x, stats, weight),
+        "copy": lambda: np.copyto(copy, x),
+    }
 
 
 def address(array: np.ndarray) -> ctypes.c_void_p:
     return ctypes.c_void_p(array.ctypes.data)
-
-
-def medians(functions: list[Call]) -> list[float]:
-    """Microseconds a call."""
-    counts = [max(2, int(SECONDS / time_of(function, 3))) for function in functions]
-    samples: list[list[float]] = [[] for _ in functions]
-    for _ in range(ROUNDS):
-        for function, count, times in zip(functions, counts, samples, strict=True):
-            time.sleep(0.03)  # until the threads of the one before sleep
-            time_of(function, max(3, count // 4))  # its own cache
-            times.append(time_of(function, count))
-    return [1e6 * statistics.median(times) for times in samples]
-
-
-def time_of(function: Call, count: int) -> float:
-    """Seconds a call, of so many; a result lives until the next, as in a loop of a user's."""
-    result = function()
-    start = time.perf_counter()
-    for _ in range(count):
-        result = function()
-    seconds = (time.perf_counter() - start) / count
-    del result
-    return seconds
 
 
 if __name__ == "__main__":

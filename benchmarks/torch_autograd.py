@@ -7,19 +7,14 @@ these are times of autograd itself.
 """
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
 
 import layernorm.torch
+from layernorm.cli.timing import Call, interleave
 
 COLS = 768
-ROUNDS = 60
-SECONDS = 0.004  # of calls in one sample
-
-Call = Callable[[], object]
 
 
 def main() -> None:
@@ -56,25 +51,10 @@ def calls(norm: Callable[..., torch.Tensor], rows: int) -> tuple[Call, Call]:
     return forward, lambda: torch.autograd.grad(forward(), (x, weight, bias), dy)
 
 
-def medians(*functions: Call) -> list[float]:
+def medians(own: Call, ours: Call) -> tuple[float, float]:
     """Microseconds a call."""
-    for function in functions:
-        time_of(function, 20)
-    counts = [max(1, int(SECONDS / time_of(function, 20))) for function in functions]
-    samples: list[list[float]] = [[] for _ in functions]
-    for _ in range(ROUNDS):
-        for function, count, times in zip(functions, counts, samples, strict=True):
-            time_of(function, max(1, count // 8))  # its own cache
-            times.append(time_of(function, count))
-    return [1e6 * statistics.median(times) for times in samples]
-
-
-def time_of(function: Call, count: int) -> float:
-    """Seconds a call, of so many."""
-    start = time.perf_counter()
-    for _ in range(count):
-        function()
-    return (time.perf_counter() - start) / count
+    times = interleave({"own": own, "ours": ours})
+    return 1e6 * times["own"].median, 1e6 * times["ours"].median
 
 
 if __name__ == "__main__":

@@ -9,16 +9,12 @@ and the other, several times in turns.
 """
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable
 
 import numpy as np
 
 import layernorm
+from layernorm.cli.timing import Call, interleave
 from layernorm.numpy import layer_norm, layer_norm_backward, layer_norm_forward
-
-ROUNDS = 7
 
 
 def main() -> None:
@@ -33,33 +29,27 @@ def main() -> None:
         layernorm.set_num_threads(threads)
         for mib in map(int, options.mib.split(",")):
             for cols in map(int, options.cols.split(",")):
-                times = [f"{1e3 * each:.2f}" for each in medians((mib << 18) // cols, cols)]
+                timings = interleave(calls((mib << 18) // cols, cols)).values()
+                times = [f"{1e3 * each.median:.2f}" for each in timings]
                 print(f"| {threads} | {mib} MiB | {cols} | {' | '.join(times)} |", flush=True)
 
 
-def medians(rows: int, cols: int) -> list[float]:
-    """Seconds of forward with a new y, forward into out=, backward; each with its reader."""
+def calls(rows: int, cols: int) -> dict[str, Call]:
+    """Forward with a new y, forward into out=, backward; each with its reader."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((rows, cols), np.float32)
     weight, bias = np.ones(cols, np.float32), np.zeros(cols, np.float32)
     dy, out = x[::-1].copy(), np.empty_like(x)
     _, stats = layer_norm_forward(x, weight, bias)
-    writers: list[Callable[[], np.ndarray]] = [
-        lambda: layer_norm(x, weight, bias),
-        lambda: layer_norm(x, weight, bias, out=out),
-        lambda: layer_norm_backward(dy, x, stats, weight)[0],
-    ]
-    samples: list[list[float]] = [[] for _ in writers]
-    for _ in range(ROUNDS):
-        for writer, times in zip(writers, samples, strict=True):
-            times += [time_of(writer) for _ in range(7)][3:]  # the first ones fill the cache
-    return [statistics.median(times) for times in samples]
+    return {
+        "forward": lambda: read(layer_norm(x, weight, bias)),
+        "out=": lambda: read(layer_norm(x, weight, bias, out=out)),
+        "backward": lambda: read(layer_norm_backward(dy, x, stats, weight)[0]),
+    }
 
 
-def time_of(writer: Callable[[], np.ndarray]) -> float:
-    start = time.perf_counter()
-    np.add.reduce(writer(), axis=1)
-    return time.perf_counter() - start
+def read(written: np.ndarray) -> None:
+    np.add.reduce(written, axis=1)
 
 
 if __name__ == "__main__":
