@@ -13,7 +13,10 @@ import torch
 
 import layernorm.torch
 from layernorm.cli.timing import interleave
-from layernorm.torch import functional, gpu, gpu_backward, gpu_forward
+from layernorm.torch import functional
+from layernorm.torch.gpu import backward as gpu_backward
+from layernorm.torch.gpu import forward as gpu_forward
+from layernorm.torch.gpu import operators as gpu
 
 
 def main() -> None:
@@ -33,7 +36,7 @@ def main() -> None:
     def both() -> tuple[torch.Tensor, ...]:
         return torch.autograd.grad(forward(), (x, weight, bias), dy)
 
-    native = mock.Mock(torch_forward=lambda *_: None)  # it declines a GPU's tensors
+    native = mock.Mock(torch_try_forward=lambda *_: None)  # it declines a GPU's tensors
     with (
         mock.patch.object(functional, "_native", native),
         mock.patch.object(gpu, "UNWATCHED", ("cpu",)),

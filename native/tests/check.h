@@ -6,7 +6,7 @@
 #include <cstdarg>
 #include <cstdio>
 
-#include "../layer_norm.h"
+#include "layer_norm.h"
 
 namespace layernorm::test {
 

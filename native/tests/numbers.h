@@ -9,7 +9,7 @@
 #include <cstring>
 #include <limits>
 
-#include "../layer_norm.h"
+#include "layer_norm.h"
 
 namespace layernorm::test {
 

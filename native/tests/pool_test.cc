@@ -3,9 +3,9 @@
 #include <thread>
 #include <vector>
 
-#include "../hosts/thread_pool.h"
 #include "judge.h"
 #include "memory.h"
+#include "runtime/thread_pool.h"
 #include "variations.h"
 
 #if defined(__unix__) || defined(__APPLE__)

@@ -1,11 +1,10 @@
 // TensorFlow's kernels as TensorFlow makes and runs them, behind a TensorFlow that is only as much
 // of one as they ask for: what it does not see in ordinary use is a process without memory.
-#include "../hosts/tensorflow_kernels.h"
-
 #include <initializer_list>
 #include <vector>
 
-#include "../hosts/tensorflow_layout.h"
+#include "bindings/tensorflow/kernels.h"
+#include "bindings/tensorflow/layout.h"
 #include "check.h"
 #include "memory.h"
 
@@ -27,35 +26,35 @@ struct FakeNode {
 };
 FakeNode* of(tf::KernelConstruction* node) { return reinterpret_cast<FakeNode*>(node); }
 
-tf::Shim fake_shim() {
-  tf::Shim shim;
-  shim.TF_NewStatus = [] {
+tf::CApi fake_c_api() {
+  tf::CApi c_api;
+  c_api.TF_NewStatus = [] {
     static FakeStatus status;
     status = {};
     return reinterpret_cast<tf::Status*>(&status);
   };
-  shim.TF_DeleteStatus = [](tf::Status*) {};
-  shim.TF_SetStatus = [](tf::Status* status, int code, const char*) { of(status)->code = code; };
-  shim.TF_GetCode = [](const tf::Status* status) {
+  c_api.TF_DeleteStatus = [](tf::Status*) {};
+  c_api.TF_SetStatus = [](tf::Status* status, int code, const char*) { of(status)->code = code; };
+  c_api.TF_GetCode = [](const tf::Status* status) {
     return of(const_cast<tf::Status*>(status))->code;
   };
-  shim.TF_OpKernelConstruction_GetAttrSize = [](tf::KernelConstruction* node, const char*,
-                                                int32_t* size, int32_t* total,
-                                                tf::Status*) { *size = *total = of(node)->axes; };
-  shim.TF_OpKernelConstruction_GetAttrInt64 = [](tf::KernelConstruction*, const char*,
-                                                 int64_t* value, tf::Status*) { *value = 0; };
-  shim.TF_OpKernelConstruction_GetAttrInt64List = [](tf::KernelConstruction*, const char*,
-                                                     int64_t* values, int count, tf::Status*) {
+  c_api.TF_OpKernelConstruction_GetAttrSize = [](tf::KernelConstruction* node, const char*,
+                                                 int32_t* size, int32_t* total,
+                                                 tf::Status*) { *size = *total = of(node)->axes; };
+  c_api.TF_OpKernelConstruction_GetAttrInt64 = [](tf::KernelConstruction*, const char*,
+                                                  int64_t* value, tf::Status*) { *value = 0; };
+  c_api.TF_OpKernelConstruction_GetAttrInt64List = [](tf::KernelConstruction*, const char*,
+                                                      int64_t* values, int count, tf::Status*) {
     for (int at = 0; at < count; ++at) values[at] = -1;
   };
-  shim.TF_OpKernelConstruction_GetAttrBool = [](tf::KernelConstruction*, const char*,
-                                                unsigned char* value, tf::Status*) { *value = 1; };
-  shim.TF_OpKernelConstruction_GetAttrType = [](tf::KernelConstruction*, const char*,
-                                                int32_t* value, tf::Status*) { *value = 1; };
-  shim.TF_OpKernelConstruction_Failure = [](tf::KernelConstruction* node, tf::Status* status) {
+  c_api.TF_OpKernelConstruction_GetAttrBool = [](tf::KernelConstruction*, const char*,
+                                                 unsigned char* value, tf::Status*) { *value = 1; };
+  c_api.TF_OpKernelConstruction_GetAttrType = [](tf::KernelConstruction*, const char*,
+                                                 int32_t* value, tf::Status*) { *value = 1; };
+  c_api.TF_OpKernelConstruction_Failure = [](tf::KernelConstruction* node, tf::Status* status) {
     of(node)->failure = of(status)->code;
   };
-  return shim;
+  return c_api;
 }
 
 // A call with one input, x; TensorFlow has no outputs to give.
@@ -66,17 +65,17 @@ struct FakeCall {
 FakeCall* of(tf::KernelContext* call) { return reinterpret_cast<FakeCall*>(call); }
 const FakeCall* of(const tf::Tensor* x) { return reinterpret_cast<const FakeCall*>(x); }
 
-void add_calls(tf::Shim* shim) {
-  shim->TF_GetInput = [](tf::KernelContext* call, int, tf::Tensor** x, tf::Status*) {
+void add_calls(tf::CApi* c_api) {
+  c_api->TF_GetInput = [](tf::KernelContext* call, int, tf::Tensor** x, tf::Status*) {
     *x = reinterpret_cast<tf::Tensor*>(call);
   };
-  shim->TF_DeleteTensor = [](tf::Tensor*) {};
-  shim->TF_TensorType = [](const tf::Tensor*) { return int32_t{1}; };
-  shim->TF_NumDims = [](const tf::Tensor* x) { return static_cast<int>(of(x)->sizes.size()); };
-  shim->TF_Dim = [](const tf::Tensor* x, int axis) {
+  c_api->TF_DeleteTensor = [](tf::Tensor*) {};
+  c_api->TF_TensorType = [](const tf::Tensor*) { return int32_t{1}; };
+  c_api->TF_NumDims = [](const tf::Tensor* x) { return static_cast<int>(of(x)->sizes.size()); };
+  c_api->TF_Dim = [](const tf::Tensor* x, int axis) {
     return of(x)->sizes[static_cast<size_t>(axis)];
   };
-  shim->TF_OpKernelContext_Failure = [](tf::KernelContext* call, tf::Status* status) {
+  c_api->TF_OpKernelContext_Failure = [](tf::KernelContext* call, tf::Status* status) {
     of(call)->failure = of(status)->code;
   };
 }
@@ -123,8 +122,8 @@ void test_rows_beyond_number_are_a_failure() {
 }  // namespace
 
 int main() {
-  tf::shim = fake_shim();
-  add_calls(&tf::shim);
+  tf::c_api = fake_c_api();
+  add_calls(&tf::c_api);
   test_a_kernel_is_made();
   test_a_kernel_without_memory_is_a_failure();
   test_more_axes_than_the_kernels_know_are_a_failure();

@@ -1,7 +1,5 @@
 // The operators as PyTorch calls them, behind a PyTorch that is only as much of one as they ask
 // for: it counts what is given back, and refuses what PyTorch would not.
-#include "../hosts/torch_operators.h"
-
 #include <cstring>
 #include <initializer_list>
 #include <map>
@@ -10,7 +8,8 @@
 #include <string>
 #include <vector>
 
-#include "../hosts/torch_shim.h"
+#include "bindings/torch/c_api.h"
+#include "bindings/torch/operators.h"
 #include "check.h"
 
 namespace {
@@ -65,72 +64,72 @@ Error give(Given value, To* to) {
   return 0;
 }
 
-torch::Shim fake_shim() {
-  torch::Shim shim;
-  shim.aoti_torch_device_type_cpu = [] { return 0; };
-  shim.aoti_torch_dtype_float16 = [] { return 5; };
-  shim.aoti_torch_dtype_bfloat16 = [] { return 15; };
-  shim.aoti_torch_dtype_float32 = [] { return kFloat32; };
-  shim.aoti_torch_dtype_float64 = [] { return kFloat64; };
-  shim.aoti_torch_layout_strided = [] { return 0; };
-  shim.aoti_torch_check = [](bool holds, const char*, const char*, uint32_t, const char* message) {
+torch::CApi fake_c_api() {
+  torch::CApi c_api;
+  c_api.aoti_torch_device_type_cpu = [] { return 0; };
+  c_api.aoti_torch_dtype_float16 = [] { return 5; };
+  c_api.aoti_torch_dtype_bfloat16 = [] { return 15; };
+  c_api.aoti_torch_dtype_float32 = [] { return kFloat32; };
+  c_api.aoti_torch_dtype_float64 = [] { return kFloat64; };
+  c_api.aoti_torch_layout_strided = [] { return 0; };
+  c_api.aoti_torch_check = [](bool holds, const char*, const char*, uint32_t, const char* message) {
     if (!holds) throw std::runtime_error(message);
   };
-  shim.aoti_torch_is_defined = [](TensorHandle, bool* is) { return give(true, is); };
-  shim.aoti_torch_get_dim = [](TensorHandle tensor, int64_t* axes) {
+  c_api.aoti_torch_is_defined = [](TensorHandle, bool* is) { return give(true, is); };
+  c_api.aoti_torch_get_dim = [](TensorHandle tensor, int64_t* axes) {
     return give(static_cast<int64_t>(of(tensor)->sizes.size()), axes);
   };
-  shim.aoti_torch_get_sizes = [](TensorHandle tensor, int64_t** sizes) {
+  c_api.aoti_torch_get_sizes = [](TensorHandle tensor, int64_t** sizes) {
     return give(of(tensor)->sizes.data(), sizes);
   };
-  shim.aoti_torch_get_strides = [](TensorHandle tensor, int64_t** strides) {
+  c_api.aoti_torch_get_strides = [](TensorHandle tensor, int64_t** strides) {
     return give(of(tensor)->strides.data(), strides);
   };
-  shim.aoti_torch_get_dtype = [](TensorHandle tensor, int32_t* type) {
+  c_api.aoti_torch_get_dtype = [](TensorHandle tensor, int32_t* type) {
     return give(of(tensor)->type, type);
   };
-  shim.aoti_torch_get_layout = [](TensorHandle, int32_t* layout) { return give(0, layout); };
-  shim.aoti_torch_get_device_type = [](TensorHandle, int32_t* device) { return give(0, device); };
-  shim.aoti_torch_empty_strided = [](int64_t axes, const int64_t* sizes, const int64_t*,
-                                     int32_t type, int32_t, int32_t, TensorHandle* tensor) {
+  c_api.aoti_torch_get_layout = [](TensorHandle, int32_t* layout) { return give(0, layout); };
+  c_api.aoti_torch_get_device_type = [](TensorHandle, int32_t* device) { return give(0, device); };
+  c_api.aoti_torch_empty_strided = [](int64_t axes, const int64_t* sizes, const int64_t*,
+                                      int32_t type, int32_t, int32_t, TensorHandle* tensor) {
     auto* made = new FakeTensor(std::vector<int64_t>(sizes, sizes + axes), type);
     return give(reinterpret_cast<TensorHandle>(made), tensor);
   };
-  shim.aoti_torch_delete_tensor_object = [](TensorHandle tensor) {
+  c_api.aoti_torch_delete_tensor_object = [](TensorHandle tensor) {
     delete of(tensor);
     return Error{0};
   };
-  shim.torch_get_const_data_ptr = [](TensorHandle tensor, const void** data) {
+  c_api.torch_get_const_data_ptr = [](TensorHandle tensor, const void** data) {
     return give(of(tensor)->data.data(), data);
   };
-  shim.torch_get_mutable_data_ptr = [](TensorHandle tensor, void** data) {
+  c_api.torch_get_mutable_data_ptr = [](TensorHandle tensor, void** data) {
     return give(of(tensor)->data.data(), data);
   };
-  shim.torch_list_size = [](ListHandle list, size_t* size) {
+  c_api.torch_list_size = [](ListHandle list, size_t* size) {
     return give(of(list)->values.size(), size);
   };
-  shim.torch_list_get_item = [](ListHandle list, size_t at, Value* value) {
+  c_api.torch_list_get_item = [](ListHandle list, size_t at, Value* value) {
     return give(of(list)->values[at], value);
   };
-  shim.torch_delete_list = [](ListHandle list) {
+  c_api.torch_delete_list = [](ListHandle list) {
     delete of(list);
     return Error{0};
   };
-  shim.torch_get_num_threads = [](uint32_t* count) { return give(1u, count); };
-  shim.aoti_torch_library_init_fragment = [](const char*, const char*, uint32_t,
-                                             LibraryHandle* library) {
+  c_api.torch_get_num_threads = [](uint32_t* count) { return give(1u, count); };
+  c_api.aoti_torch_library_init_fragment = [](const char*, const char*, uint32_t,
+                                              LibraryHandle* library) {
     return new_library(library);
   };
-  shim.aoti_torch_library_init_impl = [](const char*, const char*, const char*, uint32_t,
-                                         LibraryHandle* library) { return new_library(library); };
-  shim.aoti_torch_library_def = [](LibraryHandle, const char*) { return Error{0}; };
-  shim.aoti_torch_delete_library_object = [](LibraryHandle) { return Error{--held < 0}; };
-  shim.torch_library_impl = [](LibraryHandle, const char* name, torch::Kernel kernel, uint64_t) {
+  c_api.aoti_torch_library_init_impl = [](const char*, const char*, const char*, uint32_t,
+                                          LibraryHandle* library) { return new_library(library); };
+  c_api.aoti_torch_library_def = [](LibraryHandle, const char*) { return Error{0}; };
+  c_api.aoti_torch_delete_library_object = [](LibraryHandle) { return Error{--held < 0}; };
+  c_api.torch_library_impl = [](LibraryHandle, const char* name, torch::Kernel kernel, uint64_t) {
     if (name == refused) return Error{1};
     kernels[name] = kernel;
     return Error{0};
   };
-  return shim;
+  return c_api;
 }
 
 Value tensor(std::vector<int64_t> sizes, int32_t type = kFloat32) {
@@ -228,7 +227,7 @@ void test_more_axes_than_the_kernels_know_are_an_error() {
 }  // namespace
 
 int main() {
-  torch::shim = fake_shim();
+  torch::c_api = fake_c_api();
   test_the_operators_are_defined();
   test_a_call_gives_back_all_but_its_results();
   test_an_error_gives_back_every_argument();

@@ -1,11 +1,10 @@
 // XLA's threads as the kernels use them, on pools that XLA might have: one that works, one that
 // begins its tasks when the call is long over, one that never does, one that takes none.
-#include "../hosts/xla_threads.h"
-
 #include <chrono>
 #include <thread>
 #include <vector>
 
+#include "bindings/xla/threads.h"
 #include "check.h"
 
 namespace {

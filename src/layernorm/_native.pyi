@@ -10,7 +10,7 @@ from layernorm.spec import Layout
 _Array = npt.NDArray[Any]
 _Strides = tuple[int, int]  # of outer and of cols, in elements
 
-def fast_forward(
+def try_forward(
     x: object,
     weight: object,
     bias: object,
@@ -23,7 +23,7 @@ def fast_forward(
 ) -> _Array | None:
     """Return y for plain contiguous arrays; None, with nothing touched, for anything else."""
 
-def fast_forward_with_statistics(
+def try_forward_with_statistics(
     x: object,
     weight: object,
     bias: object,
@@ -34,9 +34,9 @@ def fast_forward_with_statistics(
     zero_centered_weight: bool,
     /,
 ) -> tuple[_Array, _Array | None, _Array, _Array | None] | None:
-    """Return (y, mean, rstd, residual) where fast_forward returns y."""
+    """Return (y, mean, rstd, residual) where try_forward returns y."""
 
-def fast_backward(
+def try_backward(
     dy: object,
     x: object,
     mean: object,
@@ -124,7 +124,7 @@ def torch_load(library: str, parts: dict[str, object], /) -> None:
 def torch_override_aten(on: bool, /) -> None:
     """Put the kernels under PyTorch's native_layer_norm, or take them away again."""
 
-def torch_forward(
+def torch_try_forward(
     x: object,
     weight: object,
     bias: object,
@@ -136,7 +136,7 @@ def torch_forward(
 ) -> Any:
     """Return y for plain tensors; (y, rest) if they need a gradient; None for anything else."""
 
-def torch_forward_into(
+def torch_try_forward_into(
     x: object,
     weight: object,
     bias: object,
@@ -152,12 +152,12 @@ def torch_forward_into(
 def torch_is_unwatched() -> bool:
     """Tell whether no mode, transform, tracer, profiler or forward-mode level sees operators."""
 
-def torch_backward(
+def torch_try_backward(
     x: object, weight: object, rest: tuple[Any, ...], dy: object, need: tuple[bool, ...], /
 ) -> Any:
     """Return (dx, dweight, dbias, None) for plain tensors; None for anything else.
 
-    `rest` is what `torch_forward` has returned beside y; `need` says which are wanted.
+    `rest` is what `torch_try_forward` has returned beside y; `need` says which are wanted.
     """
 
 def xla_handlers() -> dict[str, object]:

@@ -15,7 +15,7 @@ from cases import Case
 import layernorm
 import layernorm.numpy as numpy_front_end
 import layernorm.tensorflow as ours
-from layernorm.tensorflow import formula, host, operators
+from layernorm.tensorflow import c_api, formula, operators
 from layernorm.tensorflow.arguments import Definition
 
 KINDS = ("layer_norm", "rms_norm")
@@ -26,8 +26,8 @@ each_way = pytest.mark.parametrize("way", WAYS)
 
 
 def test_the_kernels_are_served() -> None:
-    assert host.missing is None
-    assert host.serves()
+    assert c_api.missing is None
+    assert c_api.serves()
     graph = tf.function(ours.layer_norm).get_concrete_function(tf.TensorSpec((2, 3))).graph
     types = {op.type for op in graph.get_operations()}
     assert "LayerNorm__import_layernorm_tensorflow" in types

@@ -20,7 +20,7 @@ SHAPE = (5,)
 
 
 def is_plain(x, weight=None, bias=None, shape=SHAPE, eps=1e-5) -> bool:
-    return _native.torch_forward(x, weight, bias, shape, eps, True, False) is not None
+    return _native.torch_try_forward(x, weight, bias, shape, eps, True, False) is not None
 
 
 def test_plain_tensors_take_the_short_way() -> None:
@@ -31,9 +31,9 @@ def test_plain_tensors_take_the_short_way() -> None:
     assert is_plain(x, shape=x.shape)
     assert is_plain(x.bfloat16(), weight.float(), None)
     assert is_plain(x[1:])
-    y, rest = _native.torch_forward(x, weight, None, SHAPE, 1e-5, True, False)
+    y, rest = _native.torch_try_forward(x, weight, None, SHAPE, 1e-5, True, False)
     with torch.no_grad():
-        dx, dweight, *others = _native.torch_backward(
+        dx, dweight, *others = _native.torch_try_backward(
             x, weight, rest, y, (True, True, False, False)
         )
     assert dx.shape == x.shape
@@ -46,24 +46,24 @@ def test_plain_tensors_take_the_short_way() -> None:
 )
 def test_a_backward_of_another_dy_is_not_plain(dy) -> None:
     x = torch.randn(3, 5, requires_grad=True)
-    _, rest = _native.torch_forward(x, None, None, SHAPE, 1e-5, True, False)
+    _, rest = _native.torch_try_forward(x, None, None, SHAPE, 1e-5, True, False)
     with torch.no_grad():
-        assert _native.torch_backward(x, None, rest, x.detach(), (True,) * 4) is not None
+        assert _native.torch_try_backward(x, None, rest, x.detach(), (True,) * 4) is not None
         other = {**NOT_PLAIN, "another type": torch.Tensor.double}[dy](torch.randn(3, 5))
-        assert _native.torch_backward(x, None, rest, other, (True,) * 4) is None
+        assert _native.torch_try_backward(x, None, rest, other, (True,) * 4) is None
 
 
 def test_a_backward_without_the_rest_of_its_call_is_an_error() -> None:
     x = torch.randn(3, 5)
     for rest, need in (((), (True,) * 3), (None, (True,) * 3), ((None,) * 6, ()), ((None,) * 6, 1)):
-        with pytest.raises(TypeError, match="what torch_forward returned"):
-            _native.torch_backward(x, None, rest, x, need)
+        with pytest.raises(TypeError, match="what torch_try_forward returned"):
+            _native.torch_try_backward(x, None, rest, x, need)
     # Statistics of other rows are refused before they are read.
-    _, rest = _native.torch_forward(x.requires_grad_(), None, None, SHAPE, 1e-5, True, False)
+    _, rest = _native.torch_try_forward(x.requires_grad_(), None, None, SHAPE, 1e-5, True, False)
     for statistics in (rest[-1][:-4], b"", None):
         with torch.no_grad():
             changed = (*rest[:-1], statistics)
-            assert _native.torch_backward(x, None, changed, x.detach(), (True,) * 3) is None
+            assert _native.torch_try_backward(x, None, changed, x.detach(), (True,) * 3) is None
 
 
 class Other(torch.Tensor):
@@ -165,7 +165,7 @@ def test_a_transform_closes_the_short_way() -> None:
 
 @pytest.mark.parametrize("arguments", [(), (1,), tuple(range(20))], ids=len)
 def test_a_wrong_number_of_arguments_is_an_error(arguments) -> None:
-    for name in ("torch_forward", "torch_forward_into", "torch_backward"):
+    for name in ("torch_try_forward", "torch_try_forward_into", "torch_try_backward"):
         with pytest.raises(TypeError, match="arguments"):
             getattr(_native, name)(*arguments)
 
@@ -229,7 +229,7 @@ def test_y_is_written_straight_into_out(dtype) -> None:
 def test_a_plain_out_takes_no_second_tensor() -> None:
     x, out = torch.randn(3, 5), torch.empty(3, 5)
     arguments = (x, None, None, SHAPE, 1e-5, True, False)
-    assert _native.torch_forward_into(*arguments, out)
+    assert _native.torch_try_forward_into(*arguments, out)
     refused = {
         "another type": out.double(),
         "another shape": out[:2],
@@ -239,7 +239,7 @@ def test_a_plain_out_takes_no_second_tensor() -> None:
         "no tensor": None,
     }
     for name, each in refused.items():
-        assert not _native.torch_forward_into(*arguments, each), name
+        assert not _native.torch_try_forward_into(*arguments, each), name
 
 
 @pytest.mark.parametrize("start", [0, 3, 5])

@@ -12,8 +12,9 @@ import torch
 from interpreter import INTERPRETED, mend
 from layouts import Array, axes_of
 
-from layernorm.torch import gpu_backward, gpu_forward
 from layernorm.torch.arguments import Definition
+from layernorm.torch.gpu import backward as gpu_backward
+from layernorm.torch.gpu import forward as gpu_forward
 
 if INTERPRETED:
     mend()

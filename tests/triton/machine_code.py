@@ -18,8 +18,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from layernorm.torch import gpu_backward, gpu_forward, gpu_wide
 from layernorm.torch.arguments import Definition
+from layernorm.torch.gpu import backward as gpu_backward
+from layernorm.torch.gpu import forward as gpu_forward
+from layernorm.torch.gpu import long_rows as gpu_wide
 
 NAMES = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16"}
 NAMES |= {torch.float16: "fp16", torch.int32: "i32"}

@@ -8,8 +8,9 @@ triton = pytest.importorskip("triton")
 from interpreter import INTERPRETED  # noqa: E402
 from machine_code import Launches, run  # noqa: E402
 
-from layernorm.torch import gpu_backward, gpu_forward  # noqa: E402
 from layernorm.torch.arguments import Definition  # noqa: E402
+from layernorm.torch.gpu import backward as gpu_backward  # noqa: E402
+from layernorm.torch.gpu import forward as gpu_forward  # noqa: E402
 from layernorm.triton import plan  # noqa: E402
 
 COLS = (1, 2, 3, 5, 16, 17, 64, 257, 768, 769, 1024, 4096, 4097, 8192, 8193, 16384, 16385, 2**20)

@@ -13,7 +13,8 @@ from kernels_as_numpy import Kernels
 from layouts import at_offset, sliced
 from values import TYPES
 
-from layernorm.torch import gpu_backward, gpu_wide
+from layernorm.torch.gpu import backward as gpu_backward
+from layernorm.torch.gpu import long_rows as gpu_wide
 
 ours = Kernels()
 

@@ -14,7 +14,9 @@ from torch.autograd import forward_ad  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 import layernorm.torch as ours  # noqa: E402
-from layernorm.torch import gpu, gpu_forward, gpu_launch  # noqa: E402
+from layernorm.torch.gpu import forward as gpu_forward  # noqa: E402
+from layernorm.torch.gpu import launch as gpu_launch  # noqa: E402
+from layernorm.torch.gpu import operators as gpu  # noqa: E402
 
 operators = SimpleNamespace(**gpu.OPERATORS)
 TYPES = (torch.float32, torch.bfloat16)

@@ -5,7 +5,7 @@ from typing import SupportsFloat
 import numpy.typing as npt
 
 from layernorm import spec
-from layernorm._native import fast_backward, fast_forward, fast_forward_with_statistics
+from layernorm._native import try_backward, try_forward, try_forward_with_statistics
 from layernorm.numpy.arrays import Array
 from layernorm.numpy.backward import backward
 from layernorm.numpy.forward import forward
@@ -39,7 +39,7 @@ def layer_norm(
         in part; TypeError for types. Nothing has been written then.
     Source: Ba, Kiros and Hinton 2016, arXiv:1607.06450.
     """
-    y = fast_forward(x, weight, bias, axis, eps, out, True, zero_centered_weight)
+    y = try_forward(x, weight, bias, axis, eps, out, True, zero_centered_weight)
     if y is not None:
         return y
     return forward(
@@ -75,7 +75,7 @@ def rms_norm(
     Raises: as `layer_norm` does.
     Source: Zhang and Sennrich 2019, arXiv:1910.07467.
     """
-    y = fast_forward(x, weight, None, axis, eps, out, False, zero_centered_weight)
+    y = try_forward(x, weight, None, axis, eps, out, False, zero_centered_weight)
     if y is not None:
         return y
     return forward(
@@ -107,9 +107,7 @@ def layer_norm_forward(
     Returns: (y, stats): y has the bits that `layer_norm` returns, and stats are those of x's rows.
     Raises: as `layer_norm` does.
     """
-    plain = fast_forward_with_statistics(
-        x, weight, bias, axis, eps, out, True, zero_centered_weight
-    )
+    plain = try_forward_with_statistics(x, weight, bias, axis, eps, out, True, zero_centered_weight)
     if plain is not None:
         y, mean, rstd, residual = plain
         parameter = bias if weight is None else weight
@@ -144,7 +142,7 @@ def rms_norm_forward(
     Returns: (y, stats): y has the bits that `rms_norm` returns; stats.mean is None.
     Raises: as `rms_norm` does.
     """
-    plain = fast_forward_with_statistics(
+    plain = try_forward_with_statistics(
         x, weight, None, axis, eps, out, False, zero_centered_weight
     )
     if plain is not None:
@@ -193,7 +191,7 @@ def layer_norm_backward(
     Raises: ValueError for shapes, TypeError for types, also where stats do not fit x.
     """
     if type(stats) is Stats:
-        plain = fast_backward(
+        plain = try_backward(
             dy,
             x,
             stats.mean,
@@ -249,7 +247,7 @@ def rms_norm_backward(
     Raises: ValueError for shapes, TypeError for types, also where stats do not fit x.
     """
     if type(stats) is Stats and stats.mean is None:
-        plain = fast_backward(
+        plain = try_backward(
             dy,
             x,
             None,

@@ -7,7 +7,7 @@ from tensorflow.python.framework import ops
 from tensorflow.python.ops import control_flow_util
 
 from layernorm import spec
-from layernorm.tensorflow import arguments, formula, host, operators
+from layernorm.tensorflow import arguments, c_api, formula, operators
 
 
 def layer_norm(
@@ -72,7 +72,7 @@ def _norm(
 ) -> tf.Tensor:
     if not isinstance(x, tf.Tensor):
         x = tf.convert_to_tensor(x)
-    if tf.executing_eagerly() and host.serves() and type(axis) is int and type(eps) is float:
+    if tf.executing_eagerly() and c_api.serves() and type(axis) is int and type(eps) is float:
         # The kernel checks everything; what it refuses is checked again below, for the words.
         definition = arguments.plain_definition(axis, eps, centered, zero_centered_weight)
         try:
@@ -83,7 +83,7 @@ def _norm(
     weight = None if weight is None else tf.convert_to_tensor(weight)
     bias = None if bias is None else tf.convert_to_tensor(bias)
     arguments.check(x, weight, bias, definition)
-    if host.serves() and not _is_for_xla():
+    if c_api.serves() and not _is_for_xla():
         return operators.forward(x, _listed(weight), _listed(bias), definition)[0]
     return formula.y_of(x, weight, bias, definition)
 

@@ -3,7 +3,7 @@
     LayerNorm          x, weight, bias            -> y, statistics
     LayerNormBackward  dy, x, statistics, weight  -> dx, dweight, dbias
 
-The kernels and the definitions are the compiled module's (native/hosts/tensorflow_operators.cc).
+The kernels and the definitions are the compiled module's (native/bindings/tensorflow/operators.cc).
 Weight and bias are lists of one tensor or none, and so are their gradients.
 """
 

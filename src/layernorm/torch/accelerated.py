@@ -4,9 +4,10 @@ import threading
 from types import TracebackType
 
 from layernorm import _native
-from layernorm.torch import gpu, host
+from layernorm.torch import c_api
+from layernorm.torch.gpu import operators as gpu
 
-assert host, "importing it looks up PyTorch's functions"
+assert c_api, "importing it looks up PyTorch's functions"
 
 _lock = threading.Lock()
 _holders = 0

@@ -9,12 +9,13 @@ from torch import Tensor
 from torch._functorch.utils import unwrap_dead_wrappers
 
 from layernorm import _native
-from layernorm.torch import arguments, derivatives, gpu, operators
+from layernorm.torch import arguments, derivatives, operators
 from layernorm.torch.arguments import Definition
+from layernorm.torch.gpu import operators as gpu
 
 
 class PlainNorm(torch.autograd.Function):
-    """The node of a call that `_native.torch_forward` has found plain, and worked out.
+    """The node of a call that `_native.torch_try_forward` has found plain, and worked out.
 
     Its backward is the compiled module's, past the dispatcher; where that is watched or
     transformed, or differentiated again, it goes through `NormBackward`.
@@ -37,11 +38,11 @@ class PlainNorm(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
         """Return dx, dweight, dbias."""
         x, weight = ctx.saved_tensors
-        gradients = _native.torch_backward(x, weight, ctx.rest, dy, ctx.needs_input_grad)
+        gradients = _native.torch_try_backward(x, weight, ctx.rest, dy, ctx.needs_input_grad)
         return _watched_backward(ctx, dy, x, weight) if gradients is None else gradients
 
 
-# Function.apply asks about transforms before it calls this; torch_forward has asked already.
+# Function.apply asks about transforms before it calls this; torch_try_forward has asked already.
 apply_plain_norm = super(torch.autograd.Function, PlainNorm).apply
 
 

@@ -7,9 +7,10 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from layernorm import _native, spec
-from layernorm.torch import arguments, decompositions, gpu, operators, sharding
+from layernorm.torch import arguments, decompositions, operators, sharding
 from layernorm.torch.arguments import Definition
 from layernorm.torch.autograd import Norm, apply, apply_plain_norm, has_gradient
+from layernorm.torch.gpu import operators as gpu
 
 
 def layer_norm(
@@ -41,7 +42,7 @@ def layer_norm(
     Source: Ba, Kiros and Hinton 2016, arXiv:1607.06450.
     """
     if axis is None and not torch.compiler.is_compiling():
-        y = _native.torch_forward(input, weight, bias, normalized_shape, eps, True, False)
+        y = _native.torch_try_forward(input, weight, bias, normalized_shape, eps, True, False)
         if type(y) is tuple:  # a gradient is wanted
             return apply_plain_norm(input, weight, bias, y)
         if y is not None:
@@ -83,7 +84,7 @@ def rms_norm(
     Source: Zhang and Sennrich 2019, arXiv:1910.07467.
     """
     if axis is None and not torch.compiler.is_compiling():
-        y = _native.torch_forward(
+        y = _native.torch_try_forward(
             input, weight, None, normalized_shape, eps, False, zero_centered_weight
         )
         if type(y) is tuple:  # a gradient is wanted

@@ -3,7 +3,8 @@
     layer_norm, rms_norm                     -> y and the statistics
     layer_norm_backward, rms_norm_backward   -> dx, dweight, dbias; without elements if not needed
 
-The kernels for the CPU and the schemas are the compiled module's (native/hosts/torch_operators.cc).
+The CPU kernels and the schemas are defined by the compiled module
+(native/bindings/torch/operators.cc).
 """
 
 from collections.abc import Callable, Sequence
@@ -13,11 +14,11 @@ import torch
 from torch import Tensor
 from torch._prims_common import _is_non_overlapping_and_dense_or_false as _is_dense
 
-from layernorm.torch import derivatives, host
+from layernorm.torch import c_api, derivatives
 from layernorm.torch.arguments import Definition
 from layernorm.torch.signatures import backward_operators, forward_operators, negative
 
-assert host, "importing it defines the operators"
+assert c_api, "importing it defines the operators"
 
 
 def forward(

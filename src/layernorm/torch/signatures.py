@@ -1,6 +1,6 @@
 """The operators' arguments: as PyTorch hands them over, and as the rest of the front end has them.
 
-The schemas are the compiled module's (native/hosts/torch_operators.cc).
+The schemas are the compiled module's (native/bindings/torch/operators.cc).
 """
 
 from collections.abc import Callable, Sequence

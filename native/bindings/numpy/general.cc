@@ -1,0 +1,212 @@
+// The general path for NumPy arrays: layernorm.spec has checked the arguments; here they become a
+// Problem.
+#define NO_IMPORT_ARRAY
+#include <cstring>
+#include <initializer_list>
+
+#include "arrays.h"
+#include "methods.h"
+#include "runtime/thread_pool.h"
+
+namespace layernorm::python {
+namespace {
+
+// ml_dtypes registers bfloat16 with NumPy when it is imported; its number is known from then on.
+bool is_bfloat16(PyArray_Descr* descr) {
+  static int number = -1;
+  if (descr->type_num == number) return true;
+  if (descr->type_num < NPY_USERDEF || PyDataType_ELSIZE(descr) != 2) return false;
+  if (std::strstr(descr->typeobj->tp_name, "bfloat16") == nullptr) return false;
+  number = descr->type_num;
+  return true;
+}
+
+}  // namespace
+
+bool data_type(PyArray_Descr* descr, DataType* type) {
+  switch (descr->type_num) {
+    case NPY_FLOAT: *type = DataType::float32; return true;
+    case NPY_DOUBLE: *type = DataType::float64; return true;
+    case NPY_HALF: *type = DataType::float16; return true;
+    default: *type = DataType::bfloat16; return is_bfloat16(descr);
+  }
+}
+
+namespace {
+
+// The arguments of forward() and backward(), taken one by one; the first mistake is kept.
+class Arguments {
+ public:
+  Arguments(PyObject* const* arguments, Py_ssize_t count, Py_ssize_t expected)
+      : next_(arguments), ok_(count == expected) {
+    if (!ok_) PyErr_Format(PyExc_TypeError, "takes %zd arguments, got %zd", expected, count);
+  }
+  bool ok() const { return ok_; }
+
+  bool flag() {
+    const int value = ok_ ? PyObject_IsTrue(*next_++) : 0;
+    ok_ = ok_ && value >= 0;
+    return value == 1;
+  }
+  double number() {
+    const double value = ok_ ? PyFloat_AsDouble(*next_++) : 0;
+    ok_ = ok_ && !PyErr_Occurred();
+    return value;
+  }
+  Shape shape() {
+    Shape shape = {};
+    PyObject* tuple = ok_ ? *next_++ : nullptr;
+    ok_ = ok_ && PyArg_ParseTuple(tuple, "LLL", as_long_long(&shape.outer),
+                                  as_long_long(&shape.cols), as_long_long(&shape.inner));
+    return shape;
+  }
+  // The data of an ndarray of `type`; null for None.
+  void* array(DataType type) {
+    if (!ok_) return nullptr;
+    PyObject* object = *next_++;
+    if (object == Py_None) return nullptr;
+    DataType found;
+    if (!PyArray_Check(object) || !data_type(reinterpret_cast<PyArrayObject*>(object), &found) ||
+        found != type) {
+      PyErr_Format(PyExc_TypeError, "an array has another type than the kernels were promised: %R",
+                   object);
+      ok_ = false;
+      return nullptr;
+    }
+    return PyArray_DATA(reinterpret_cast<PyArrayObject*>(object));
+  }
+  Array strided(DataType type) {
+    Array result = {array(type), 0, 0};
+    PyObject* tuple = ok_ ? *next_++ : nullptr;
+    if (tuple == Py_None) return result;
+    ok_ = ok_ && PyArg_ParseTuple(tuple, "LL", as_long_long(&result.outer_stride),
+                                  as_long_long(&result.col_stride));
+    return result;
+  }
+  // What every call begins with: centered, zero_centered_weight, eps, layout, x, x_strides.
+  Problem problem() {
+    Problem problem = {};
+    problem.centered = flag();
+    problem.zero_centered_weight = flag();
+    problem.eps = number();
+    problem.shape = shape();
+    problem.type = peek_type(DataType::float32);
+    problem.x = strided(problem.type);
+    return problem;
+  }
+  // mean, rstd, residual
+  Statistics statistics(DataType type) {
+    const DataType compute = compute_type(type);
+    Statistics result;
+    result.mean = array(compute);
+    result.rstd = array(compute);
+    result.residual = array(compute);
+    return result;
+  }
+  DataType peek_type(DataType otherwise) {
+    DataType found = otherwise;
+    if (ok_ && PyArray_Check(*next_) &&
+        !data_type(reinterpret_cast<PyArrayObject*>(*next_), &found)) {
+      PyErr_Format(PyExc_TypeError, "the kernels know no arrays of this type: %R", *next_);
+      ok_ = false;
+    }
+    return found;
+  }
+  // The type of the first of `ahead` arguments that is an array.
+  DataType peek_types(std::initializer_list<int> ahead, DataType otherwise) {
+    for (const int offset : ahead) {
+      if (!ok_ || !PyArray_Check(next_[offset])) continue;
+      next_ += offset;
+      const DataType found = peek_type(otherwise);
+      next_ -= offset;
+      return found;
+    }
+    return otherwise;
+  }
+
+ private:
+  static long long* as_long_long(int64_t* value) {
+    static_assert(sizeof(long long) == sizeof(int64_t), "strides are 64 bits");
+    return reinterpret_cast<long long*>(value);
+  }
+
+  PyObject* const* next_;
+  bool ok_;
+};
+
+int64_t bytes_of(const Problem& problem) {
+  return problem.shape.outer * problem.shape.cols * problem.shape.inner * size_of(problem.type);
+}
+
+template <class Job>
+PyObject* run(const Job& job, Status (*kernels)(const Job&, const Threads&)) {
+  Status status;
+  {
+    const WithoutGil released(bytes_of(job.problem));
+    status = kernels(job, pool_threads());
+  }
+  if (status != Status::ok) return PyErr_NoMemory();
+  Py_RETURN_NONE;
+}
+
+// forward(centered, zero_centered_weight, eps, layout, x, x_strides, weight, bias, y, y_strides,
+//         mean, rstd, residual)
+PyObject* general_forward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  Arguments take(arguments, count, 13);
+  Forward job = {};
+  Problem& problem = job.problem = take.problem();
+  problem.parameter_type = take.peek_types({0, 1}, problem.type);
+  problem.weight = take.array(problem.parameter_type);
+  job.bias = take.array(problem.parameter_type);
+  job.y = take.strided(problem.type);
+  problem.statistics = take.statistics(problem.type);
+  return take.ok() ? run(job, layernorm::forward) : nullptr;
+}
+
+// backward(centered, zero_centered_weight, eps, layout, x, x_strides, dy, dy_strides, weight,
+//          mean, rstd, residual, dx, dx_strides, dweight, dbias)
+PyObject* general_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  Arguments take(arguments, count, 16);
+  Backward job = {};
+  Problem& problem = job.problem = take.problem();
+  job.dy = take.strided(problem.type);
+  problem.parameter_type = take.peek_types({0, 6, 7}, problem.type);
+  problem.weight = take.array(problem.parameter_type);
+  problem.statistics = take.statistics(problem.type);
+  job.dx = take.strided(problem.type);
+  job.dweight = take.array(problem.parameter_type);
+  job.dbias = take.array(problem.parameter_type);
+  return take.ok() ? run(job, layernorm::backward) : nullptr;
+}
+
+// empty(shape, dtype)
+PyObject* empty(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  if (count != 2) return PyErr_Format(PyExc_TypeError, "takes 2 arguments, got %zd", count);
+  PyArray_Descr* descr = nullptr;
+  if (!PyArray_DescrConverter(arguments[1], &descr)) return nullptr;
+  const Owned held(reinterpret_cast<PyObject*>(descr));
+  PyArray_Dims shape = {nullptr, 0};
+  if (!PyArray_IntpConverter(arguments[0], &shape)) return nullptr;
+  OwnedArray array = new_array(descr, shape.len, shape.ptr);
+  PyDimMem_FREE(shape.ptr);
+  return array.release();
+}
+
+template <class F>
+PyCFunction as_method(F* function) {
+  return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
+}
+
+}  // namespace
+
+PyMethodDef methods[] = {
+    {"try_forward", as_method(try_forward), METH_FASTCALL, nullptr},
+    {"try_forward_with_statistics", as_method(try_forward_with_statistics), METH_FASTCALL, nullptr},
+    {"try_backward", as_method(try_backward), METH_FASTCALL, nullptr},
+    {"forward", as_method(general_forward), METH_FASTCALL, nullptr},
+    {"backward", as_method(general_backward), METH_FASTCALL, nullptr},
+    {"empty", as_method(empty), METH_FASTCALL, nullptr},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+}  // namespace layernorm::python

@@ -1,0 +1,11 @@
+// NumPy's functions in the module _native.
+#pragma once
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+namespace layernorm::python {
+
+extern PyMethodDef methods[];
+
+}  // namespace layernorm::python

@@ -1,0 +1,20 @@
+// What TensorFlow runs for our two operations: a kernel made for each node, and its work.
+#pragma once
+
+#include "c_api.h"
+
+namespace layernorm::tensorflow {
+
+void* create_kernel(KernelConstruction* construction);
+void delete_kernel(void* kernel);
+
+// Inputs: x, weight, bias. Outputs: y, statistics.
+void compute_norm(void* kernel, KernelContext* context);
+
+// Inputs: dy, x, statistics, weight. Outputs: dx, dweight, dbias.
+void compute_backward(void* kernel, KernelContext* context);
+
+// TensorFlow's own bound on the threads within one operation; 0 for none.
+void bound_threads(int most);
+
+}  // namespace layernorm::tensorflow

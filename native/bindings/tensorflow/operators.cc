@@ -1,0 +1,95 @@
+#include "operators.h"
+
+#include <initializer_list>
+#include <string>
+
+#include "c_api.h"
+#include "kernels.h"
+
+namespace layernorm::tensorflow {
+namespace {
+
+// y and dx are shaped like x, dweight like weight; the rest is not known before the axes are.
+void infer_norm(ShapeContext* context, Status* status) {
+  c_api.TF_ShapeInferenceContextSetUnknownShape(context, status);
+  ShapeHandle* shape = c_api.TF_NewShapeHandle();
+  c_api.TF_ShapeInferenceContextGetInput(context, 0, shape, status);
+  if (c_api.TF_GetCode(status) == kOk)
+    c_api.TF_ShapeInferenceContextSetOutput(context, 0, shape, status);
+  c_api.TF_DeleteShapeHandle(shape);
+}
+
+void infer_backward(ShapeContext* context, Status* status) {
+  infer_norm(context, status);
+  if (c_api.TF_GetCode(status) != kOk || c_api.TF_ShapeInferenceContextNumInputs(context) < 4)
+    return;
+  ShapeHandle* shape = c_api.TF_NewShapeHandle();
+  c_api.TF_ShapeInferenceContextGetInput(context, 3, shape, status);
+  if (c_api.TF_GetCode(status) == kOk)
+    c_api.TF_ShapeInferenceContextSetOutput(context, 1, shape, status);
+  c_api.TF_DeleteShapeHandle(shape);
+}
+
+struct Operation {
+  const char* name;
+  ShapeFunction infer;
+  Compute compute;
+  std::initializer_list<const char*> inputs, outputs;
+};
+
+constexpr const char* kAttributes[] = {
+    "T: {half, bfloat16, float, double}",
+    "P: {half, bfloat16, float, double} = DT_FLOAT",
+    "S: {float, double} = DT_FLOAT",
+    "weights: int >= 0",
+    "biases: int >= 0",
+    "axis: list(int)",
+    "eps_bits: int",
+    "centered: bool",
+    "zero_centered_weight: bool",
+};
+
+bool define(const Operation& operation, const OwnedStatus& status) {
+  OpDefinition* definition = c_api.TF_NewOpDefinitionBuilder(operation.name);
+  for (const char* each : operation.inputs) c_api.TF_OpDefinitionBuilderAddInput(definition, each);
+  for (const char* each : operation.outputs)
+    c_api.TF_OpDefinitionBuilderAddOutput(definition, each);
+  for (const char* each : kAttributes) c_api.TF_OpDefinitionBuilderAddAttr(definition, each);
+  c_api.TF_OpDefinitionBuilderSetShapeInferenceFunction(definition, operation.infer);
+  c_api.TF_RegisterOpDefinition(definition, status);
+  if (!status.ok()) return false;
+  KernelBuilder* kernel = c_api.TF_NewKernelBuilder(operation.name, "CPU", create_kernel,
+                                                    operation.compute, delete_kernel);
+  c_api.TF_RegisterKernelBuilder(operation.name, kernel, status);
+  return status.ok();
+}
+
+}  // namespace
+
+const char* define_operators() {
+  static std::string reason;
+  // Where a graph names an operation that is not registered, TensorFlow's error repeats the name:
+  // it says what to do.
+  const Operation operations[] = {
+      {"LayerNorm__import_layernorm_tensorflow",
+       infer_norm,
+       compute_norm,
+       {"x: T", "weight: weights * P", "bias: biases * P"},
+       {"y: T", "statistics: S"}},
+      {"LayerNormBackward__import_layernorm_tensorflow",
+       infer_backward,
+       compute_backward,
+       {"dy: T", "x: T", "statistics: S", "weight: weights * P"},
+       {"dx: T", "dweight: weights * P", "dbias: biases * P"}},
+  };
+  for (const Operation& each : operations) {
+    const OwnedStatus status;
+    if (!define(each, status)) {
+      reason = status.message();
+      return reason.c_str();
+    }
+  }
+  return nullptr;
+}
+
+}  // namespace layernorm::tensorflow

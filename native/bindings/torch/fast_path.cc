@@ -1,0 +1,163 @@
+#include "fast_path.h"
+
+#include <utility>
+
+#include "bindings/gil.h"
+#include "bindings/owned.h"
+#include "fast_path_call.h"
+#include "memory.h"
+#include "tensor.h"
+
+namespace layernorm::torch {
+namespace {
+
+using python::Owned;
+using python::WithoutGil;
+
+// A fresh tensor of the same sizes and type, and its memory.
+Owned empty_like(const Plain& like, void** data) {
+  dlpack::ManagedTensor* managed = managed_like(like.view, like.bytes());
+  if (!managed) return Owned(PyErr_NoMemory());
+  *data = managed->tensor.data;
+  void* object = nullptr;
+  if (exchange->managed_to_object(managed, &object) != 0) return Owned();
+  return Owned(static_cast<PyObject*>(object));
+}
+
+// Of each row mean, rstd and residual, or, of RMS normalization, rstd.
+Py_ssize_t statistics_bytes(const Problem& problem, int64_t rows) {
+  return (problem.centered ? 3 : 1) * rows * size_of(compute_type(problem.type));
+}
+
+Statistics statistics_in(PyObject* bytes, const Problem& problem, int64_t rows) {
+  char* first = PyBytes_AS_STRING(bytes);
+  if (!problem.centered) return {nullptr, first, nullptr};
+  const int64_t size = rows * size_of(compute_type(problem.type));
+  return {first, first + size, first + 2 * size};
+}
+
+// False with Python's error set.
+bool run_forward(const FastCall& call, const Problem& problem, void* y) {
+  const Forward job = {problem, call.bias ? call.bias.data() : nullptr, {y, call.cols, 1}};
+  Status status;
+  {
+    const WithoutGil released(call.x.bytes());
+    status = forward(job, parallel_for());
+  }
+  if (status != Status::ok) PyErr_NoMemory();
+  return status == Status::ok;
+}
+
+// y, or nothing with Python's error set.
+Owned run_forward(const FastCall& call, const Problem& problem) {
+  void* data = nullptr;
+  Owned y = empty_like(call.x, &data);
+  return y && run_forward(call, problem, data) ? std::move(y) : Owned();
+}
+
+// What torch_try_backward needs beside x and weight: the arguments after them, and the statistics.
+constexpr Py_ssize_t kRestFrom = 2;
+constexpr Py_ssize_t kRest = kFastPathArguments - kRestFrom + 1;
+
+bool has_count(const char* name, Py_ssize_t count, Py_ssize_t expected) {
+  if (count == expected) return true;
+  PyErr_Format(PyExc_TypeError, "%s takes %zd arguments, got %zd", name, expected, count);
+  return false;
+}
+
+}  // namespace
+
+// (x, weight, bias, normalized_shape, eps, centered, zero_centered_weight) -> y; (y, rest) where
+// the call asks for a gradient; None where it is not plain, with nothing touched. `rest` is for
+// torch_try_backward.
+PyObject* try_forward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  if (!has_count("torch_try_forward", count, kFastPathArguments)) return nullptr;
+  FastCall call;
+  Problem problem = {};
+  if (!exchange || !is_unwatched() || !call.take(arguments, problem) || call.has_negated())
+    Py_RETURN_NONE;
+  if (!call.wants_gradient()) return run_forward(call, problem).release();
+  Owned statistics(PyBytes_FromStringAndSize(nullptr, statistics_bytes(problem, call.rows())));
+  if (!statistics) return nullptr;
+  problem.statistics = statistics_in(statistics.get(), problem, call.rows());
+  const Owned y = run_forward(call, problem);
+  const Owned rest(y ? PyTuple_New(kRest) : nullptr);
+  if (!rest) return nullptr;
+  for (Py_ssize_t at = 0; at < kRest - 1; ++at) {
+    PyObject* given = arguments[kRestFrom + at];
+    // A list, of sizes, may change before the backward.
+    PyObject* kept = PyList_Check(given) ? PyList_AsTuple(given) : Py_NewRef(given);
+    if (!kept) return nullptr;
+    PyTuple_SET_ITEM(rest.get(), at, kept);
+  }
+  PyTuple_SET_ITEM(rest.get(), kRest - 1, statistics.release());
+  return PyTuple_Pack(2, y.get(), rest.get());
+}
+
+// The arguments of torch_try_forward, and out -> True, and y is in out; False where the call is not
+// plain, or asks for a gradient, with nothing touched. `out` may be x itself, and else overlaps
+// nothing.
+PyObject* try_forward_into(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  if (!has_count("torch_try_forward_into", count, kFastPathArguments + 1)) return nullptr;
+  FastCall call;
+  Plain out;
+  Problem problem = {};
+  PyObject* out_object = arguments[kFastPathArguments];
+  if (!exchange || !is_unwatched() || !call.take(arguments, problem) || !out.take(out_object) ||
+      out.type != call.x.type || !out.has_sizes(call.x.view.shape, call.x.view.ndim) ||
+      (out.data() != call.x.data() && out.overlaps(call.x)) || out.overlaps(call.weight) ||
+      out.overlaps(call.bias) || call.has_negated() || is_negated(out_object) ||
+      call.wants_gradient() || wants_gradient(out_object))
+    Py_RETURN_FALSE;
+  if (!run_forward(call, problem, out.data())) return nullptr;
+  Py_RETURN_TRUE;
+}
+
+PyObject* is_unwatched(PyObject*, PyObject*) { return PyBool_FromLong(is_unwatched()); }
+
+// (x, weight, rest, dy, need) -> (dx, dweight, dbias, None), the gradients of torch_try_forward's x,
+// weight and bias that `need` asks for. None alone where the call is not plain. torch_try_forward has
+// seen that x, weight and bias are no negated views.
+PyObject* try_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  if (!has_count("torch_try_backward", count, 5)) return nullptr;
+  PyObject *rest = arguments[2], *need = arguments[4];
+  if (!PyTuple_Check(rest) || PyTuple_GET_SIZE(rest) != kRest || !PyTuple_Check(need) ||
+      PyTuple_GET_SIZE(need) < 3)
+    return PyErr_Format(PyExc_TypeError,
+                        "torch_try_backward takes what torch_try_forward returned");
+  PyObject* given[kFastPathArguments] = {arguments[0], arguments[1]};
+  for (Py_ssize_t at = 0; at < kRest - 1; ++at) given[kRestFrom + at] = PyTuple_GET_ITEM(rest, at);
+  PyObject* statistics = PyTuple_GET_ITEM(rest, kRest - 1);
+  FastCall call;
+  Plain dy;
+  Backward job = {};
+  Problem& problem = job.problem;
+  if (!exchange || !is_unwatched() || !call.take(given, problem) || !dy.take(arguments[3]) ||
+      is_negated(arguments[3]) || dy.type != problem.type ||
+      !dy.has_sizes(call.x.view.shape, call.x.view.ndim) || !PyBytes_Check(statistics) ||
+      PyBytes_GET_SIZE(statistics) != statistics_bytes(problem, call.rows()) ||
+      c_api.aoti_torch_grad_mode_is_enabled())
+    Py_RETURN_NONE;
+  problem.statistics = statistics_in(statistics, problem, call.rows());
+  job.dy = {dy.data(), call.cols, 1};
+  job.dx = {nullptr, call.cols, 1};
+  const Owned gradients(PyTuple_New(4));
+  if (!gradients) return nullptr;
+  const Plain* of[3] = {&call.x, &call.weight, &call.bias};
+  void** data[3] = {&job.dx.data, &job.dweight, &job.dbias};
+  for (Py_ssize_t at = 0; at < 4; ++at) {
+    Owned gradient(Py_NewRef(Py_None));
+    if (at < 3 && *of[at] && PyTuple_GET_ITEM(need, at) == Py_True)
+      gradient = empty_like(*of[at], data[at]);
+    if (!gradient) return nullptr;
+    PyTuple_SET_ITEM(gradients.get(), at, gradient.release());
+  }
+  Status status;
+  {
+    const WithoutGil released(call.x.bytes());
+    status = backward(job, parallel_for());
+  }
+  return status == Status::ok ? Py_NewRef(gradients.get()) : PyErr_NoMemory();
+}
+
+}  // namespace layernorm::torch

@@ -1,0 +1,105 @@
+// An operator's arguments as PyTorch's stable interface hands them over, and what they say of axes.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+#include <string>
+
+#include "tensor.h"
+
+namespace layernorm::torch {
+
+// The arguments of an operator, taken one by one; each belongs to us from then on.
+class Arguments {
+ public:
+  explicit Arguments(const Value* stack) : next_(stack) {}
+
+  Tensor tensor() { return Tensor(reinterpret_cast<TensorHandle>(*next_++)); }
+  Tensor optional_tensor() {
+    auto* held = reinterpret_cast<Value*>(*next_++);
+    if (!held) return Tensor();
+    Tensor result(reinterpret_cast<TensorHandle>(*held));
+    delete held;
+    bool is_defined = false;  // autograd passes an undefined tensor for an absent one
+    check(c_api.aoti_torch_is_defined(result.handle(), &is_defined));
+    return is_defined ? std::move(result) : Tensor();
+  }
+  double number() {
+    double value;
+    std::memcpy(&value, next_++, sizeof(value));
+    return value;
+  }
+  bool flag() { return as_flag(*next_++); }
+  // At most kMostAxes integers or flags; returns how many there are.
+  int64_t list(int64_t* values) {
+    auto* handle = reinterpret_cast<ListHandle>(*next_++);
+    size_t size = 0;
+    Error error = c_api.torch_list_size(handle, &size);
+    for (size_t at = 0; error == 0 && at < size && at < kMostAxes; ++at) {
+      Value value = 0;
+      error = c_api.torch_list_get_item(handle, at, &value);
+      values[at] = static_cast<int64_t>(value);
+    }
+    c_api.torch_delete_list(handle);
+    check(error);
+    return static_cast<int64_t>(size);
+  }
+  void flags(bool* values, int64_t count) {
+    int64_t given[kMostAxes] = {};
+    check(list(given) == count, "layernorm: a list of flags has the wrong length");
+    for (int64_t at = 0; at < count; ++at) values[at] = as_flag(static_cast<Value>(given[at]));
+  }
+
+ private:
+  static bool as_flag(Value value) {
+    bool flag;
+    std::memcpy(&flag, &value, sizeof(flag));
+    return flag;
+  }
+  const Value* next_;
+};
+
+inline Value result(Tensor tensor) { return reinterpret_cast<Value>(tensor.release()); }
+
+inline Axes axes_of(const int64_t* given, int64_t count, int64_t axes) {
+  Axes result;
+  result.count = axes;
+  check(axes <= kMostAxes, "layernorm: x has more than 64 axes");
+  check(count >= 1 && count <= axes, "layernorm: axis names no axis of x, or more than there are");
+  for (int64_t at = 0; at < count; ++at) {
+    const int64_t axis = given[at] < 0 ? given[at] + axes : given[at];
+    check(axis >= 0 && axis < axes, "layernorm: axis is out of range for x");
+    check(!result.normalized[axis], "layernorm: axis names an axis of x twice");
+    result.normalized[axis] = true;
+  }
+  return result;
+}
+
+// Sizes as PyTorch writes them: [2, 3].
+inline std::string words(const int64_t* sizes, int64_t count) {
+  std::string text = "[";
+  for (int64_t at = 0; at < count; ++at) text += (at ? ", " : "") + std::to_string(sizes[at]);
+  return text + "]";
+}
+
+// PyTorch's normalized_shape: the last sizes of x.
+inline Axes trailing_axes(const int64_t* normalized_shape, int64_t count, const Tensor& x) {
+  const int64_t axes = x.axes();
+  check(axes <= kMostAxes, "layernorm: x has more than 64 axes");
+  check(count >= 1,
+        "Expected normalized_shape to be at least 1-dimensional, i.e., containing at least one "
+        "element, but got normalized_shape = []");
+  const std::string shape = words(normalized_shape, std::min(count, kMostAxes));
+  const std::string message = "Given normalized_shape=" + shape +
+                              ", expected input with shape [*, " + shape.substr(1) +
+                              ", but got input of size" + words(x.sizes(), axes);
+  bool fits = count <= axes;
+  for (int64_t at = 0; fits && at < count; ++at)
+    fits = x.sizes()[axes - count + at] == normalized_shape[at];
+  check(fits, message.c_str());
+  int64_t given[kMostAxes];
+  for (int64_t at = 0; at < count; ++at) given[at] = at - count;
+  return axes_of(given, count, axes);
+}
+
+}  // namespace layernorm::torch

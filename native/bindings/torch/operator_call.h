@@ -1,0 +1,54 @@
+// What runs behind every operator: a call's tensors checked, its results allocated, the kernels
+// run.
+#pragma once
+
+#include "saved_statistics.h"
+#include "tensor.h"
+
+namespace layernorm::torch {
+
+// What the forward and the backward of each operator have in common.
+struct Call {
+  Tensor x, weight, bias;  // weight, bias: may be absent
+  Axes axes;
+  Problem problem = {};
+  Order order;
+
+  // Fills in the types, the order of the axes and the shape. Raises PyTorch's RuntimeError.
+  void take_types();
+  bool is_empty() const { return x.elements() == 0; }
+  DataType compute() const { return compute_type(problem.type); }
+  int64_t rows() const { return axes.rows(x.sizes()); }
+
+  // y or dx: with x's strides where no element is missing between them, else contiguous, as
+  // PyTorch's own are whatever x is.
+  Tensor empty_as_x(bool contiguous) const;
+  Tensor empty_parameter() const;
+  Tensor empty_statistics(DataType type) const;
+  SavedRows saved_rows(bool for_aten);
+  // A mean, rstd or residual that was saved, as the kernels read it.
+  Tensor statistics(Tensor given) const;
+
+ private:
+  int64_t statistics_sizes_[kMostAxes];
+
+  void check_parameter(const char* name, const Tensor& parameter, DataType* type) const;
+  int64_t normalized_sizes(int64_t* sizes) const;
+};
+
+struct ForwardResults {
+  Tensor y, mean, rstd, residual;
+};
+
+// `for_aten`: with a contiguous y, and mean and rstd as PyTorch's own autograd saves them.
+ForwardResults run_forward(Call& call, bool for_aten);
+
+struct BackwardResults {
+  Tensor dx, dweight, dbias;  // absent: not wanted
+};
+
+// `saved` are mean, rstd and residual; without the residual it is worked out again.
+BackwardResults run_backward(Call& call, const Tensor& dy, Tensor (&saved)[3],
+                             const bool (&need)[3], bool for_aten);
+
+}  // namespace layernorm::torch

@@ -1,0 +1,208 @@
+#include "operators.h"
+
+#include <memory>
+
+#include "operator_arguments.h"
+#include "operator_call.h"
+
+namespace layernorm::torch {
+namespace {
+
+// A gradient that was not asked for is a tensor without elements: an operator returns tensors.
+Tensor or_nothing(Tensor given) {
+  const int64_t none = 0;
+  return given ? std::move(given) : empty_contiguous(1, &none, DataType::float32);
+}
+
+// axis, eps, zero_centered_weight, and for a backward the flags `need`. Looked at when all of them
+// are ours: an error leaves nothing on the stack.
+void take_definition(Arguments& take, bool centered, Call& call, bool* need = nullptr,
+                     int64_t needs = 0) {
+  int64_t given[kMostAxes];
+  const int64_t count = take.list(given);
+  call.problem.centered = centered;
+  call.problem.eps = take.number();
+  call.problem.zero_centered_weight = take.flag();
+  if (need) take.flags(need, needs);
+  call.axes = axes_of(given, count, call.x.axes());
+}
+
+constexpr char kLayerNorm[] =
+    "layer_norm(Tensor x, Tensor? weight, Tensor? bias, int[] axis, float eps, "
+    "bool zero_centered_weight=False) -> (Tensor y, Tensor mean, Tensor rstd, Tensor residual)";
+
+void layer_norm(Value* stack, uint64_t, uint64_t) {
+  Arguments take(stack);
+  Call call;
+  call.x = take.tensor();
+  call.weight = take.optional_tensor();
+  call.bias = take.optional_tensor();
+  take_definition(take, true, call);
+  ForwardResults results = run_forward(call, false);
+  stack[0] = result(std::move(results.y));
+  stack[1] = result(std::move(results.mean));
+  stack[2] = result(std::move(results.rstd));
+  stack[3] = result(std::move(results.residual));
+}
+
+constexpr char kRmsNorm[] =
+    "rms_norm(Tensor x, Tensor? weight, int[] axis, float eps, bool zero_centered_weight=False) "
+    "-> (Tensor y, Tensor rstd)";
+
+void rms_norm(Value* stack, uint64_t, uint64_t) {
+  Arguments take(stack);
+  Call call;
+  call.x = take.tensor();
+  call.weight = take.optional_tensor();
+  take_definition(take, false, call);
+  ForwardResults results = run_forward(call, false);
+  stack[0] = result(std::move(results.y));
+  stack[1] = result(std::move(results.rstd));
+}
+
+constexpr char kLayerNormBackward[] =
+    "layer_norm_backward(Tensor dy, Tensor x, Tensor mean, Tensor rstd, Tensor residual, "
+    "Tensor? weight, Tensor? bias, int[] axis, float eps, bool zero_centered_weight, bool[3] need) "
+    "-> (Tensor dx, Tensor dweight, Tensor dbias)";
+
+void layer_norm_backward(Value* stack, uint64_t, uint64_t) {
+  Arguments take(stack);
+  Call call;
+  const Tensor dy = take.tensor();
+  call.x = take.tensor();
+  Tensor mean = take.tensor(), rstd = take.tensor(), residual = take.tensor();
+  Tensor saved[3] = {std::move(mean), std::move(rstd), std::move(residual)};
+  call.weight = take.optional_tensor();
+  call.bias = take.optional_tensor();
+  bool need[3];
+  take_definition(take, true, call, need, 3);
+  BackwardResults results = run_backward(call, dy, saved, need, false);
+  stack[0] = result(or_nothing(std::move(results.dx)));
+  stack[1] = result(or_nothing(std::move(results.dweight)));
+  stack[2] = result(or_nothing(std::move(results.dbias)));
+}
+
+constexpr char kRmsNormBackward[] =
+    "rms_norm_backward(Tensor dy, Tensor x, Tensor rstd, Tensor? weight, int[] axis, float eps, "
+    "bool zero_centered_weight, bool[2] need) -> (Tensor dx, Tensor dweight)";
+
+void rms_norm_backward(Value* stack, uint64_t, uint64_t) {
+  Arguments take(stack);
+  Call call;
+  const Tensor dy = take.tensor();
+  call.x = take.tensor();
+  Tensor rstd = take.tensor();
+  Tensor saved[3] = {Tensor(), std::move(rstd), Tensor()};
+  call.weight = take.optional_tensor();
+  bool wanted[2];
+  take_definition(take, false, call, wanted, 2);
+  BackwardResults results = run_backward(call, dy, saved, {wanted[0], wanted[1], false}, false);
+  stack[0] = result(or_nothing(std::move(results.dx)));
+  stack[1] = result(or_nothing(std::move(results.dweight)));
+}
+
+// aten::native_layer_norm(Tensor input, SymInt[] normalized_shape, Tensor? weight, Tensor? bias,
+//                         float eps) -> (Tensor, Tensor, Tensor)
+void native_layer_norm(Value* stack, uint64_t, uint64_t) {
+  Arguments take(stack);
+  Call call;
+  int64_t normalized_shape[kMostAxes];
+  call.x = take.tensor();
+  const int64_t count = take.list(normalized_shape);
+  call.weight = take.optional_tensor();
+  call.bias = take.optional_tensor();
+  call.axes = trailing_axes(normalized_shape, count, call.x);
+  call.problem.centered = true;
+  call.problem.eps = take.number();
+  ForwardResults results = run_forward(call, true);
+  stack[0] = result(std::move(results.y));
+  stack[1] = result(std::move(results.mean));
+  stack[2] = result(std::move(results.rstd));
+}
+
+// aten::native_layer_norm_backward(Tensor grad_out, Tensor input, SymInt[] normalized_shape,
+//                                  Tensor mean, Tensor rstd, Tensor? weight, Tensor? bias,
+//                                  bool[3] output_mask) -> (Tensor, Tensor, Tensor)
+void native_layer_norm_backward(Value* stack, uint64_t, uint64_t) {
+  Arguments take(stack);
+  Call call;
+  int64_t normalized_shape[kMostAxes];
+  const Tensor dy = take.tensor();
+  call.x = take.tensor();
+  const int64_t count = take.list(normalized_shape);
+  Tensor mean = take.tensor(), rstd = take.tensor();
+  Tensor saved[3] = {std::move(mean), std::move(rstd), Tensor()};
+  call.weight = take.optional_tensor();
+  call.bias = take.optional_tensor();
+  bool need[3];
+  take.flags(need, 3);
+  call.axes = trailing_axes(normalized_shape, count, call.x);
+  call.problem.centered = true;
+  BackwardResults results = run_backward(call, dy, saved, need, true);
+  stack[0] = result(need[0] ? std::move(results.dx) : undefined());
+  stack[1] = result(need[1] ? std::move(results.dweight) : undefined());
+  stack[2] = result(need[2] ? std::move(results.dbias) : undefined());
+}
+
+constexpr char kSource[] = "layernorm/native/bindings/torch/operators.cc";
+
+bool implement(LibraryHandle library, const char* name, Kernel kernel) {
+  return c_api.torch_library_impl(library, name, kernel, kCApiVersion) == 0;
+}
+
+struct DeleteLibrary {
+  void operator()(LibraryHandle library) const { c_api.aoti_torch_delete_library_object(library); }
+};
+
+// What is registered in it goes with it.
+using Library = std::unique_ptr<LibraryOpaque, DeleteLibrary>;
+
+// Kernels for the CPU; null where PyTorch refuses.
+Library kernels_of(const char* name_space) {
+  LibraryHandle library = nullptr;
+  const Error error =
+      c_api.aoti_torch_library_init_impl(name_space, "CPU", kSource, __LINE__, &library);
+  return Library(error == 0 ? library : nullptr);
+}
+
+// Never deleted: PyTorch may be gone when the process ends.
+LibraryHandle aten_override = nullptr;
+
+}  // namespace
+
+bool define_operators() {
+  LibraryHandle fragment = nullptr;
+  if (c_api.aoti_torch_library_init_fragment("layernorm", kSource, __LINE__, &fragment) != 0)
+    return false;
+  Library definitions(fragment), kernels = kernels_of("layernorm");
+  if (!kernels) return false;
+  for (const char* schema : {kLayerNorm, kLayerNormBackward, kRmsNorm, kRmsNormBackward})
+    if (c_api.aoti_torch_library_def(definitions.get(), schema) != 0) return false;
+  if (!implement(kernels.get(), "layer_norm", layer_norm) ||
+      !implement(kernels.get(), "layer_norm_backward", layer_norm_backward) ||
+      !implement(kernels.get(), "rms_norm", rms_norm) ||
+      !implement(kernels.get(), "rms_norm_backward", rms_norm_backward))
+    return false;
+  definitions.release();
+  kernels.release();
+  return true;
+}
+
+bool override_aten() {
+  if (aten_override) return true;
+  Library kernels = kernels_of("aten");
+  if (!kernels || !implement(kernels.get(), "native_layer_norm", native_layer_norm) ||
+      !implement(kernels.get(), "native_layer_norm_backward", native_layer_norm_backward))
+    return false;
+  aten_override = kernels.release();
+  return true;
+}
+
+bool restore_aten() {
+  if (!aten_override) return true;
+  const Error error = c_api.aoti_torch_delete_library_object(aten_override);
+  aten_override = nullptr;
+  return error == 0;
+}
+
+}  // namespace layernorm::torch

@@ -1,0 +1,13 @@
+// XLA's threads as a kernel's callback.
+#pragma once
+
+#include "ffi.h"
+#include "layer_norm.h"
+
+namespace layernorm::xla {
+
+// The threads of the execution that this frame belongs to; the caller's alone where XLA has none.
+// The frame must outlive what is run on them.
+Threads threads_of(const Frame& frame);
+
+}  // namespace layernorm::xla

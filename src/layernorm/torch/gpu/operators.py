@@ -1,0 +1,234 @@
+"""The operators' kernels for GPUs, in Triton, and their place under PyTorch's own operator.
+
+Triton is imported with the first tensor that needs it. NVIDIA's and AMD's GPUs are both "cuda".
+"""
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from layernorm import _native
+from layernorm.torch import arguments, operators
+from layernorm.torch.arguments import Definition
+from layernorm.torch.signatures import backward_operators, forward_operators
+from layernorm.triton import plan
+
+# Whether autocast has a rule for it: from PyTorch 2.12 on.
+WIDENS_RMS_NORM = torch._C._dispatch_has_kernel_for_dispatch_key("aten::rms_norm", "AutocastCUDA")
+
+UNWATCHED = ("cuda",)  # devices that have no other kernels of ours
+
+
+def as_under_autocast(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, *, centered: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Widen 16-bit tensors where PyTorch's autocast does that for its own function."""
+    if not (x.is_cuda and torch.is_autocast_enabled("cuda")):
+        return x, weight, bias
+    if not (centered or WIDENS_RMS_NORM):
+        return x, weight, bias
+    return _wide(x), *(None if each is None else _wide(each) for each in (weight, bias))
+
+
+def _wide(given: Tensor) -> Tensor:
+    return given.float() if given.dtype in (torch.float16, torch.bfloat16) else given
+
+
+def native_layer_norm(
+    x: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, ...]:
+    """Run `aten::native_layer_norm`: y, mean and rstd."""
+    from layernorm.torch.gpu import forward
+
+    definition = Definition(arguments.axes_of(x, normalized_shape, None), eps)
+    _check(x, weight, bias, definition)
+    with _on_device_of(x):
+        y, mean, rstd, _ = forward.forward(x, weight, bias, definition, contiguous=True)
+    assert mean is not None
+    assert rstd is not None
+    return y, mean, rstd
+
+
+def native_layer_norm_backward(
+    dy: Tensor,
+    x: Tensor,
+    normalized_shape: Sequence[int],
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    need: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
+    """Run `aten::native_layer_norm_backward`: dx, dweight and dbias, None where not needed.
+
+    It is told neither the mean's residual, which is worked out again, nor eps.
+    """
+    from layernorm.torch.gpu import backward
+
+    definition = Definition(arguments.axes_of(x, normalized_shape, None), eps=0.0)
+    _check(x, weight, bias, definition)
+    kind = operators.parameter_type(x, weight, bias)
+    given = (dy, x, weight, kind, definition, need, (mean, rstd, None))
+    with _on_device_of(x):
+        return backward.Backward(*given, knows_eps=False, contiguous=True).run()
+
+
+def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None, definition: Definition) -> None:
+    if x.dtype not in arguments.TYPES:
+        raise RuntimeError(
+            f"layernorm: x has type {x.dtype}, expected float16, bfloat16, float32 or float64: "
+            "call it with x.float()"
+        )
+    if not arguments.has_triton():
+        raise RuntimeError(
+            "layernorm: x is on a GPU, whose kernels need Triton, which is not installed: "
+            "pip install 'layernorm[triton]'"
+        )
+    sizes = [x.shape[each] for each in definition.axis]
+    arguments.check_parameters(x, sizes, weight, bias)
+    if math.prod(sizes) > plan.MOST_COLS:
+        raise RuntimeError(
+            f"layernorm: rows of x have {math.prod(sizes)} elements, expected at most "
+            f"{plan.MOST_COLS} on a GPU: normalize x.cpu()"
+        )
+    for name, given in (("weight", weight), ("bias", bias)):
+        if given is not None and given.device != x.device:
+            raise RuntimeError(
+                f"layernorm: {name} is on {given.device} and x on {x.device}, expected one device "
+                f"for both: pass {name}.to({str(x.device)!r})"
+            )
+
+
+def _on_device_of(x: Tensor) -> AbstractContextManager[Any]:
+    return torch.cuda.device_of(x) if x.is_cuda else nullcontext()
+
+
+def is_unwatched(*tensors: Tensor | None) -> bool:
+    """Tell whether an eager call may go past the dispatcher: nobody would see its operator there.
+
+    It takes as much time as the rest of a small call.
+    """
+    return (
+        all(each is None or _is_ordinary(each) for each in tensors) and _native.torch_is_unwatched()
+    )
+
+
+def _is_ordinary(given: Tensor) -> bool:
+    return (
+        type(given) in (Tensor, torch.nn.Parameter)
+        and given.device.type in UNWATCHED
+        and not given.is_neg()
+        and not given._is_zerotensor()
+    )
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    definition: Definition,
+    *,
+    save: bool = True,
+) -> tuple[Tensor, ...]:
+    """Return y and (save) the statistics, as `operators.forward` does, past the dispatcher."""
+    with torch._C._AutoDispatchBelowAutograd():
+        return _forward(x, weight, bias, definition, save=save)
+
+
+def backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    definition: Definition,
+    need: Sequence[bool],
+    statistics: Sequence[Tensor],
+) -> tuple[Tensor, ...]:
+    """Return the gradients, as `operators.backward` does, past the dispatcher."""
+    saved = statistics if definition.centered else (None, *statistics, None)
+    with torch._C._AutoDispatchBelowAutograd():
+        return _backward(
+            dy, x, weight, bias, definition, need if definition.centered else need[:2], saved
+        )
+
+
+def _forward(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    definition: Definition,
+    *,
+    save: bool = True,
+) -> tuple[Tensor, ...]:
+    from layernorm.torch.gpu import forward
+
+    _check(x, weight, bias, definition)
+    with _on_device_of(x):
+        results = forward.forward(x, weight, bias, definition, save=save)
+    return tuple(each for each in results if each is not None)
+
+
+def _backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    definition: Definition,
+    need: Sequence[bool],
+    statistics: Sequence[Tensor | None],
+) -> tuple[Tensor, ...]:
+    from layernorm.torch.gpu import backward
+
+    _check(x, weight, bias, definition)
+    if dy.shape != x.shape or dy.dtype != x.dtype:
+        raise RuntimeError(
+            f"layernorm: dy has shape {list(dy.shape)} and type {dy.dtype}, expected those of x, "
+            f"{list(x.shape)} and {x.dtype}: pass dy.to(x.dtype)"
+        )
+    if dy.device != x.device:
+        raise RuntimeError(
+            f"layernorm: dy is on {dy.device} and x on {x.device}, expected one device for both: "
+            f"pass dy.to({str(x.device)!r})"
+        )
+    kind = operators.parameter_type(x, weight, bias)
+    with _on_device_of(x):
+        results = backward.Backward(dy, x, weight, kind, definition, need, statistics).run()
+    given = results[: len(need)]
+    return tuple(operators.nothing(x) if each is None else each for each in given)
+
+
+OPERATORS = forward_operators(_forward) | backward_operators(_backward)
+_ATEN = {
+    "native_layer_norm": native_layer_norm,
+    "native_layer_norm_backward": native_layer_norm_backward,
+}
+
+
+def implement(namespace: str, device: str) -> torch.library.Library:
+    """Register the kernels of `layernorm` or `aten` for a device, while the result lasts."""
+    library = torch.library.Library(namespace, "IMPL")
+    for name, function in (OPERATORS if namespace == "layernorm" else _ATEN).items():
+        library.impl(name, function, device.upper())
+    return library
+
+
+_library = implement("layernorm", "cuda")
+_override: torch.library.Library | None = None
+
+
+def override_aten(active: bool) -> None:
+    """Put our kernels under PyTorch's own operator on GPUs, if there are any, or take them away."""
+    global _override
+    if active and _override is None and torch.cuda.is_available() and arguments.has_triton():
+        _override = implement("aten", "cuda")
+    elif not active and _override is not None:
+        _override._destroy()
+        _override = None
