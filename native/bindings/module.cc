@@ -1,4 +1,6 @@
 // The module `layernorm._native`: the functions of each framework's bindings, and what they share.
+#include <initializer_list>
+
 #include "bindings/numpy/arrays.h"
 #include "bindings/numpy/methods.h"
 #include "bindings/tensorflow/methods.h"
