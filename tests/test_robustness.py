@@ -12,7 +12,7 @@ import pytest
 
 import layernorm
 
-TESTS = Path(__file__).parent
+SUPPORT = Path(__file__).with_name("support")
 DEADLOCK = 120  # seconds; the slowest probe takes two
 FRAMEWORKS = {
     *("torch", "jax", "jaxlib", "flax", "equinox", "keras", "tensorflow", "onnxruntime", "triton"),
@@ -26,7 +26,7 @@ def probe(name: str, prelude: list[str] | None = None, **environment: str) -> st
     environment = {
         k: v for k, v in os.environ.items() if k != "LAYERNORM_NUM_THREADS"
     } | environment
-    command = [*(prelude or [sys.executable]), str(TESTS / "process_probes.py"), name]
+    command = [*(prelude or [sys.executable]), str(SUPPORT / "process_probes.py"), name]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=DEADLOCK, env=environment, check=False
     )
@@ -55,7 +55,7 @@ def test_several_python_threads_at_once_give_no_wrong_bits() -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT to one process")
 def test_ctrl_c_during_a_call_raises_keyboard_interrupt_after_it() -> None:
-    command = [sys.executable, str(TESTS / "process_probes.py"), "ctrl_c"]
+    command = [sys.executable, str(SUPPORT / "process_probes.py"), "ctrl_c"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, **pipes) as process:
         try:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from large_probes import run_alone
 
-PROBE = Path(__file__).parents[1] / "many_elements.py"
+PROBE = Path(__file__).parents[1] / "support" / "many_elements.py"
 GIB = 10  # 2^32 elements take 8 in 16 bits; as much again would be too much
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from own_process import run_script
 
-PROBE = Path(__file__).parents[1] / "peak_memory.py"
+PROBE = Path(__file__).parents[1] / "support" / "peak_memory.py"
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux's /proc"

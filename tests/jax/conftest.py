@@ -21,7 +21,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def x64() -> Iterator[None]:
     """Let JAX have float64 for one test."""
-    from renamed import enable_x64
+    from jax_renamed import enable_x64
 
     with enable_x64(True):
         yield

@@ -108,7 +108,7 @@ def test_constant_rows_give_exactly_bias_in_the_formulas() -> None:
 @pytest.mark.parametrize("threads", [1, 2, 16])
 def test_the_bits_do_not_depend_on_the_number_of_threads(threads) -> None:
     """XLA has as many threads as there are processors, or as PJRT is told before it starts."""
-    script = Path(__file__).with_name("digest_of_results.py")
+    script = Path(__file__).parents[1] / "support" / "digest_of_results.py"
     digest = run_script(script, NPROC=str(threads)).split()
     if jax.__version_info__ >= (0, 8):  # before, the threads have no names to be counted by
         assert int(digest[0]) == threads

@@ -26,7 +26,7 @@ COLLECTIVES = {
 
 
 def reports() -> list[dict]:
-    script = Path(__file__).with_name("sharded_calls.py")
+    script = Path(__file__).parents[1] / "support" / "sharded_calls.py"
     eight_devices = "--xla_force_host_platform_device_count=8"
     return [json.loads(line) for line in run_script(script, XLA_FLAGS=eight_devices).splitlines()]
 

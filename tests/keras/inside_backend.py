@@ -5,8 +5,8 @@ import inspect
 from pathlib import Path
 
 import cases
-import foreign_suite
 import keras
+import keras_foreign_suite as foreign_suite
 import layouts
 import numpy as np
 import provider_results

@@ -3,11 +3,11 @@
 import cases
 import pytest
 import tensorflow as tf
+from as_numpy_tensorflow import AsNumpy
 from calls import assert_same_bits, forward_and_backward
 from cases import Case
 from checkers import check_batch_of_one
 from layouts import dense
-from tensors_as_numpy import AsNumpy
 from values import TYPES
 
 import layernorm

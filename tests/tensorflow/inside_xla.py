@@ -2,9 +2,9 @@
 
 import pytest
 import tensorflow as tf
+from as_numpy_tensorflow import AsNumpy
 from cases import Case
 from checkers import check_backward, check_forward
-from tensors_as_numpy import AsNumpy
 from values import TYPES
 
 import layernorm.tensorflow as ours

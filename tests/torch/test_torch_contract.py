@@ -5,7 +5,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from as_numpy import AsNumpy, to_array, to_tensor  # noqa: E402
+from as_numpy_torch import AsNumpy, to_array, to_tensor  # noqa: E402
 from calls import assert_same_bits, forward_and_backward  # noqa: E402
 from cases import KINDS, Case, layout_cases, of_each_kind, parameter_cases, value_cases  # noqa: E402
 from checkers import check_backward, check_batch_of_one, check_forward  # noqa: E402

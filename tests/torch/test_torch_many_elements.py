@@ -7,7 +7,7 @@ from large_probes import run_alone
 
 pytest.importorskip("torch")
 
-PROBE = Path(__file__).with_name("many_elements_of_torch.py")
+PROBE = Path(__file__).parents[1] / "support" / "many_elements_torch.py"
 GIB = 11  # x and y, or x and dx, take 4 each in 16 bits, and what PyTorch itself has
 
 

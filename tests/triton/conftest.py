@@ -1,7 +1,7 @@
 """Where the kernels run: in Triton's interpreter if TRITON_INTERPRET=1, else on a GPU, if any.
 
 The interpreter is switched on where Triton is imported, for the whole process: so those tests have
-a process of their own, which tests/test_triton_interpreted.py starts.
+a process of their own, which tests/triton/test_triton_interpreted.py starts.
 """
 
 import importlib.util

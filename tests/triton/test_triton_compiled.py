@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from interpreter import INTERPRETED  # noqa: E402
+from triton_interpreter import INTERPRETED  # noqa: E402
 
 if INTERPRETED:
     pytest.skip("compiles, which the interpreter does not", allow_module_level=True)

@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("triton")
 
+from as_numpy_triton import Kernels
 from calls import (
     assert_equal_values,
     assert_same_bits,
@@ -35,8 +36,7 @@ from checkers import (
     check_statistics,
     check_zero_strides,
 )
-from interpreter import INTERPRETED
-from kernels_as_numpy import Kernels
+from triton_interpreter import INTERPRETED
 from values import TYPES, dtype_of
 
 ours = Kernels()

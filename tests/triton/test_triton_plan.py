@@ -5,8 +5,8 @@ import pytest
 torch = pytest.importorskip("torch")
 triton = pytest.importorskip("triton")
 
-from interpreter import INTERPRETED  # noqa: E402
 from machine_code import Launches, run  # noqa: E402
+from triton_interpreter import INTERPRETED  # noqa: E402
 
 from layernorm.torch.arguments import Definition  # noqa: E402
 from layernorm.torch.gpu import backward as gpu_backward  # noqa: E402

@@ -6,10 +6,10 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("triton")
 
+from as_numpy_triton import Kernels
 from calls import assert_same_bits, forward_and_backward
 from cases import KINDS, Case
 from checkers import ROWWISE, check_batch_of_one, check_place_of_a_row
-from kernels_as_numpy import Kernels
 from layouts import at_offset, sliced
 from values import TYPES
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from renamed import set_mesh
+from jax_renamed import set_mesh
 
 import layernorm.jax as ours
 

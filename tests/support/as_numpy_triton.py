@@ -9,8 +9,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import torch
-from interpreter import INTERPRETED, mend
 from layouts import Array, axes_of
+from triton_interpreter import INTERPRETED, mend
 
 from layernorm.torch.arguments import Definition
 from layernorm.torch.gpu import backward as gpu_backward

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from adapter import Adapter, Stats, parameters
 from cases import Case
+from jax_renamed import enable_x64
 from layouts import Array, axes_of, dense
-from renamed import enable_x64
 
 import layernorm.jax as ours
 from layernorm.jax import arguments, formulas, primitives

@@ -11,7 +11,7 @@ from layernorm import numpy as front
 from layernorm import reference
 from layernorm.numpy import LayerNorm, Parameter, RMSNorm
 
-PAGE = Path(__file__).parents[1] / "docs" / "numpy.md"
+PAGE = Path(__file__).parents[2] / "docs" / "numpy.md"
 
 
 def a_layer_and_batches(layer_type, normalized_shape=(3, 4), dtype=np.float64, **options):

@@ -1,6 +1,6 @@
 """The kernels as machine code for sm_90, without a GPU.
 
-    python tests/triton/machine_code.py [COLS ...]
+    python tests/support/machine_code.py [COLS ...]
 
 prints warps, registers, stack (spills) and shared memory of each kernel, and its widest load.
 """
