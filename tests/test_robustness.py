@@ -1,4 +1,4 @@
-"""Processes, threads, signals and imports: the last line of section 5 of the contract."""
+"""Processes, threads, signals and imports: docs/specification.md, "Edges"."""
 
 import json
 import os

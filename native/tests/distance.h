@@ -1,4 +1,4 @@
-// How far a result is from the exact one, in ulp: section 3 of docs/specification.md.
+// How far a result is from the exact one, in ulp: docs/specification.md, "Accuracy".
 #pragma once
 
 #include <algorithm>

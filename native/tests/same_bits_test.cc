@@ -1,4 +1,4 @@
-// What may not change a bit of the results: docs/specification.md, section 4.
+// What may not change a bit of the results: docs/specification.md, "The same bits".
 #include <thread>
 #include <vector>
 

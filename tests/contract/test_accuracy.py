@@ -1,4 +1,4 @@
-"""Section 3 of the contract: accuracy, in ulp of the definition."""
+"""docs/specification.md, "Accuracy", in ulp of the definition."""
 
 import numpy as np
 import pytest

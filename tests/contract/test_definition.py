@@ -1,4 +1,4 @@
-"""Sections 1, 7 and 8 of the contract: the formulas, what the backward uses, the defaults."""
+"""docs/specification.md, "Definition": formulas, what the backward uses, defaults."""
 
 import inspect
 import math

@@ -1,5 +1,5 @@
-"""Section 5 of the contract: each line of its table. The last, processes and threads, is in
-test_robustness.py; more than 2^32 elements, in test_many_elements.py."""
+"""docs/specification.md, "Edges": each line of its table but more than 2^32 elements, which is in
+test_many_elements.py."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Section 6 of the contract: errors. What came, what was expected, what to do; nothing written."""
+"""docs/specification.md, "Errors": what came, what was expected, what to do; nothing written."""
 
 import numpy as np
 import pytest

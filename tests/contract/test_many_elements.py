@@ -1,4 +1,4 @@
-"""Section 6 of the contract: more than 2^31, and more than 2^32, elements.
+"""docs/specification.md, "Edges": more than 2^31, and more than 2^32, elements.
 
 In a process whose memory is limited: one copy of x too many fails there, instead of starving the
 machine.

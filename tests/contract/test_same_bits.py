@@ -1,4 +1,4 @@
-"""Section 4 of the contract: what may decide the bits of a result, and what may not."""
+"""docs/specification.md, "The same bits": what may decide the bits of a result."""
 
 import numpy as np
 import pytest

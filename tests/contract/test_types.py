@@ -1,4 +1,4 @@
-"""Section 2 of the contract: types of inputs, outputs, statistics and sums."""
+"""docs/specification.md, "Types": of inputs, outputs, statistics and sums."""
 
 import numpy as np
 import pytest

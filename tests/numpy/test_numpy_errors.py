@@ -49,7 +49,6 @@ BAD_CALLS = {
 
 @pytest.mark.parametrize("name", BAD_CALLS)
 def test_a_failing_call_says_why_and_leaves_everything_as_it_was(name):
-    """Contract, section 6."""
     arguments, options, error, message = BAD_CALLS[name]
     out = np.full(X.shape, 7, X.dtype)
     inputs = [np.copy(each) for each in arguments]
@@ -93,7 +92,6 @@ def test_an_out_that_cannot_take_y_is_rejected(out, error, message):
     ],
 )
 def test_an_out_that_overlaps_x_in_part_is_rejected(out_of):
-    """Contract, section 5: partial overlap is an error."""
     whole = RNG.normal(size=(8, 20))
     before = whole.copy()
     with pytest.raises(ValueError, match=r"out overlaps x in part.*pass out=x"):

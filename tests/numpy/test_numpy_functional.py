@@ -19,7 +19,6 @@ TYPES = [
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_types_of_results(dtype):
-    """Contract, section 2."""
     statistics_type = np.float64 if dtype == np.float64 else np.float32
     for parameter_type in {dtype, np.dtype(np.float32)} if dtype.itemsize == 2 else {dtype}:
         x, _, _, dy = a_problem(dtype=dtype)
@@ -100,7 +99,6 @@ def test_a_zero_centered_weight_stands_for_one_more():
 @pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0), (2, 0, 3)])
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_empty_arrays(shape, dtype):
-    """Contract, section 5: zero rows, zero-size normalized axis."""
     x = np.empty(shape, dtype)
     weight, bias = np.ones(shape[-1:], dtype), np.ones(shape[-1:], dtype)
     y, stats = front.layer_norm_forward(x, weight, bias)

@@ -157,7 +157,6 @@ def from_torch(tensor):
 @pytest.mark.parametrize("name", ["LayerNorm", "RMSNorm"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_checkpoints_go_both_ways(name, dtype):
-    """Contract, section 8: existing checkpoints load both ways."""
     torch = pytest.importorskip("torch")
     ours, x, dy = a_layer_and_batches(getattr(front, name), dtype=dtype)
     theirs = getattr(torch.nn, name)((3, 4), eps=ours.eps, dtype=getattr(torch, dtype))

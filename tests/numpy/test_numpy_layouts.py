@@ -64,7 +64,6 @@ LAYOUTS = {
 def test_any_strides_give_the_right_answer_and_leave_the_inputs(
     manner, layout, small_blocks, monkeypatch
 ):
-    """Contract, section 5: any strides, unaligned, read-only."""
     if small_blocks:  # a few rows each, so that the blocks' edges are crossed
         monkeypatch.setattr(blocks, "BLOCK_BYTES", 200)
     shape, axis = LAYOUTS[layout]
@@ -101,7 +100,6 @@ def reference_rstd(x, axis):
 @pytest.mark.parametrize("layout", ["rows", "channels_first", "apart"])
 @pytest.mark.parametrize("kept", [0, -1])
 def test_broadcast_inputs(layout, kept):
-    """Contract, section 5: zero strides."""
     shape, axis = LAYOUTS[layout]
     single = list(shape)
     single[kept] = 1
@@ -146,7 +144,6 @@ def test_out_inside_a_larger_array_leaves_what_surrounds_it():
 @pytest.mark.parametrize("manner", [m for m in MANNERS if m != "read_only"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_out_may_be_x_itself(manner, layout):
-    """Contract, section 5: in place."""
     shape, axis = LAYOUTS[layout]
     plain, weight, bias, _ = a_problem(shape, axis)
     expected = reference.layer_norm(plain, weight, bias, axis=axis)

@@ -1,4 +1,4 @@
-"""Section 7 of the contract: derivatives of every kind, and the transforms that ask for them."""
+"""docs/specification.md, "Derivatives", of every kind, and the transforms that ask for them."""
 
 from contextlib import nullcontext
 

@@ -1,4 +1,4 @@
-"""Section 6 of the contract: more than 2^31 elements of tensors."""
+"""docs/specification.md, "Edges": more than 2^31 elements of tensors."""
 
 from pathlib import Path
 

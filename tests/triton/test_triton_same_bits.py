@@ -1,4 +1,4 @@
-"""Section 5 of the specification, kept by the GPU kernels: what may decide the bits."""
+"""docs/specification.md, "The same bits", kept by the GPU kernels."""
 
 import numpy as np
 import pytest

@@ -3,8 +3,8 @@
 A row is summed along one of the tile's two axes of columns in the type of the arithmetic, where
 that is in the registers of a thread, and along the other in float64. (A tile that is reshaped for
 that changes its place in the registers at every sum.) Fused multiply-adds are those written here:
-the kernels are compiled with enable_fp_fusion=False. docs/derivation.md, sections 6 and 8, has the
-reasons.
+the kernels are compiled with enable_fp_fusion=False. The reasons are
+in docs/derivation.md, "Why a rounded mean is not enough" and "Rows at the ends of the range".
 """
 
 from typing import NamedTuple
