@@ -9,7 +9,7 @@ from layernorm._native import try_backward, try_forward, try_forward_with_statis
 from layernorm.numpy.arrays import Array
 from layernorm.numpy.backward import backward
 from layernorm.numpy.forward import forward
-from layernorm.numpy.statistics import Stats, stats_of_rows
+from layernorm.numpy.statistics import Stats
 
 
 def layer_norm(
@@ -109,9 +109,8 @@ def layer_norm_forward(
     """
     plain = try_forward_with_statistics(x, weight, bias, axis, eps, out, True, zero_centered_weight)
     if plain is not None:
-        y, mean, rstd, residual = plain
-        parameter = bias if weight is None else weight
-        return y, stats_of_rows(mean, rstd, residual, eps, parameter)  # type: ignore[arg-type]
+        y, fields = plain
+        return y, Stats(*fields)
     y, stats = forward(
         x,
         weight,
@@ -146,8 +145,8 @@ def rms_norm_forward(
         x, weight, None, axis, eps, out, False, zero_centered_weight
     )
     if plain is not None:
-        y, mean, rstd, residual = plain
-        return y, stats_of_rows(mean, rstd, residual, eps, weight)  # type: ignore[arg-type]
+        y, fields = plain
+        return y, Stats(*fields)
     y, stats = forward(
         x,
         weight,

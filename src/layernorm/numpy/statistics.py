@@ -32,15 +32,3 @@ class Stats:
     axis: tuple[int, ...]
     eps: float
     parameter_type: np.dtype[Any] | None = None
-
-
-def stats_of_rows(
-    mean: Array | None,
-    rstd: Array,
-    residual: Array | None,
-    eps: float,
-    parameter: Array | None,
-) -> Stats:
-    """Return the Stats of an x normalized over its last axis, `parameter` its weight or bias."""
-    parameter_type = None if parameter is None else parameter.dtype
-    return Stats(mean, rstd, residual, (rstd.ndim - 1,), eps, parameter_type)
