@@ -10,7 +10,7 @@ from layernorm import _native, reference, spec
 from layernorm import numpy as front
 from layernorm.numpy import Stats
 from layernorm.numpy.backward import backward
-from layernorm.numpy.forward import forward
+from layernorm.numpy.forward import forward_with_statistics
 
 TYPES = [
     np.dtype(np.float16),
@@ -141,9 +141,9 @@ def test_the_fast_path_serves_the_last_axes(axis, centered):
     axes = spec.normalize_axes(axis, 3)
     x, weight, bias, dy = a_problem((4, 6, 13), axes)
     bias = bias if centered else None
-    options = {"axis": axis, "eps": 1e-5, "centered": centered, "zero_centered_weight": False}
     call = (axis, 1e-5, None, centered, False)
-    y, stats = forward(x, weight, bias, out=None, with_stats=True, **options)
+    y, general_fields = forward_with_statistics(x, weight, bias, *call)
+    stats = Stats(*general_fields)
     fast_y, fields = _native.try_forward_with_statistics(x, weight, bias, *call)
     fast = Stats(*fields)
     assert _native.try_forward(x, weight, bias, *call).tobytes() == y.tobytes() == fast_y.tobytes()
@@ -156,10 +156,10 @@ def test_the_fast_path_serves_the_last_axes(axis, centered):
             theirs.dtype,
             theirs.tobytes(),
         ), name
-    need = {"need_dx": True, "need_dweight": None, "need_dbias": centered}
-    expected = backward(dy, x, stats, weight, **need, centered=centered, zero_centered_weight=False)
+    call = (True, None, centered, centered, False)  # need_dx, need_dweight, need_dbias
+    expected = backward(dy, x, stats, weight, *call)
     rows = (fast.mean, fast.rstd, fast.residual, weight, fast.axis, fast.eps, fast.parameter_type)
-    got = _native.try_backward(dy, x, *rows, *need.values(), centered, False)
+    got = _native.try_backward(dy, x, *rows, *call)
     for mine, theirs in zip(got, expected, strict=True):
         assert mine is theirs is None or mine.tobytes() == theirs.tobytes()
         assert mine is None or mine.shape == theirs.shape
