@@ -4,6 +4,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include <initializer_list>
 #include <memory>
 
 namespace layernorm::python {
@@ -17,5 +18,15 @@ struct Owned : std::unique_ptr<PyObject, GiveUpReference> {
   using unique_ptr::unique_ptr;
   PyObject* release_or_none() { return *this ? release() : Py_NewRef(Py_None); }
 };
+
+// A tuple of these references, which it takes over; null where one is null, with Python's error set.
+inline PyObject* tuple_of(std::initializer_list<PyObject*> items) {
+  bool complete = true;
+  for (PyObject* item : items) complete &= item != nullptr;
+  PyObject* tuple = complete ? PyTuple_New(static_cast<Py_ssize_t>(items.size())) : nullptr;
+  Py_ssize_t at = 0;
+  for (PyObject* item : items) tuple ? PyTuple_SET_ITEM(tuple, at++, item) : Py_XDECREF(item);
+  return tuple;
+}
 
 }  // namespace layernorm::python

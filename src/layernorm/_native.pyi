@@ -8,6 +8,8 @@ import numpy.typing as npt
 from layernorm.spec import Layout
 
 _Array = npt.NDArray[Any]
+# Of Stats: mean, rstd, residual, axis, eps, parameter_type.
+_Fields = tuple[_Array | None, _Array, _Array | None, tuple[int, ...], float, np.dtype[Any] | None]
 _Strides = tuple[int, int]  # of outer and of cols, in elements
 
 def try_forward(
@@ -21,7 +23,11 @@ def try_forward(
     zero_centered_weight: bool,
     /,
 ) -> _Array | None:
-    """Return y for plain contiguous arrays; None, with nothing touched, for anything else."""
+    """Return y for contiguous arrays, normalized over their last axes.
+
+    `axis` is an int or a tuple or a list of ints, in any order; negative ones count from the end.
+    None, with nothing touched, for anything else.
+    """
 
 def try_forward_with_statistics(
     x: object,
@@ -33,8 +39,8 @@ def try_forward_with_statistics(
     centered: bool,
     zero_centered_weight: bool,
     /,
-) -> tuple[_Array, _Array | None, _Array, _Array | None] | None:
-    """Return (y, mean, rstd, residual) where try_forward returns y."""
+) -> tuple[_Array, _Fields] | None:
+    """Return (y, fields), where try_forward returns y: `Stats(*fields)` is what it keeps."""
 
 def try_backward(
     dy: object,
@@ -43,7 +49,7 @@ def try_backward(
     rstd: object,
     residual: object,
     weight: object,
-    axis: object,
+    axes: object,
     eps: object,
     parameter_type: object,
     need_dx: bool,
@@ -53,7 +59,10 @@ def try_backward(
     zero_centered_weight: bool,
     /,
 ) -> tuple[_Array | None, _Array | None, _Array | None] | None:
-    """Return (dx, dweight, dbias) for plain contiguous arrays; None for anything else."""
+    """Return (dx, dweight, dbias) for contiguous arrays; None for anything else.
+
+    `axes` are the last of x, sorted, none negative, as `Stats` holds them.
+    """
 
 def forward(
     centered: bool,
@@ -134,20 +143,39 @@ def torch_try_forward(
     zero_centered_weight: bool,
     /,
 ) -> Any:
-    """Return y for plain tensors; (y, rest) if they need a gradient; None for anything else."""
+    """Return y for contiguous tensors on the CPU, normalized over their last axes.
+
+    (y, rest) where a gradient is wanted; None, with nothing done, for anything else. eps is a
+    float, or for RMS normalization None.
+    """
+
+def torch_try_forward_over_axes(
+    x: object,
+    weight: object,
+    bias: object,
+    axis: object,
+    eps: object,
+    centered: bool,
+    zero_centered_weight: bool,
+    /,
+) -> Any:
+    """Do what `torch_try_forward` does, with `axis` and `eps` as `try_forward` takes them."""
 
 def torch_try_forward_into(
     x: object,
     weight: object,
     bias: object,
-    normalized_shape: object,
+    axis: object,
     eps: object,
     centered: bool,
     zero_centered_weight: bool,
     out: object,
     /,
 ) -> bool:
-    """Write y into `out` and return True; False, with nothing done, where not all are plain."""
+    """Write y into `out` and return True where `torch_try_forward_over_axes` would return it.
+
+    False, with nothing done, for anything else, and where a gradient is wanted.
+    """
 
 def torch_is_unwatched() -> bool:
     """Tell whether no mode, transform, tracer, profiler or forward-mode level sees operators."""
@@ -155,9 +183,9 @@ def torch_is_unwatched() -> bool:
 def torch_try_backward(
     x: object, weight: object, rest: tuple[Any, ...], dy: object, need: tuple[bool, ...], /
 ) -> Any:
-    """Return (dx, dweight, dbias, None) for plain tensors; None for anything else.
+    """Return (dx, dweight, dbias, None) for contiguous tensors; None for anything else.
 
-    `rest` is what `torch_try_forward` has returned beside y; `need` says which are wanted.
+    `rest` is what the forward returned beside y; `need` says which are wanted.
     """
 
 def xla_handlers() -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""The measure of the contract: how far a result is from the definition, in ulp.
+"""The contract's measure: how far a result is from the definition, in ulp.
 
     error = |result - exact| / ulp(scale)
 
@@ -11,14 +11,14 @@ type's smallest subnormal. The scale, in each element, is
     dweight           sum over rows of |dy| * max(1, |xhat|)
     dbias             sum over rows of |dy|
 
-For 16-bit y the type is the 16-bit one. For 16-bit dx, and for dweight and dbias of any type, the
-type is the one the kernels compute in (float32; float64 for float64), and the last rounding, to the
+For 16-bit y the ulp is that of the 16-bit type. For 16-bit dx, and for dweight and dbias of any
+type, it is that of the compute type (float32; float64 for float64), and the last rounding, to the
 result's own type, is forgiven: the error is that of the number nearest to `exact` that rounds to
-the result. BOUNDS has the largest error that the contract allows.
+the result. BOUNDS has the largest errors that the contract allows.
 
-Each function returns the worst error over all elements as a float, 0.0 if there are none. It is inf
+Each function returns the largest error of all elements as a float, 0.0 if there are none. It is inf
 where the result is NaN and the reference is not, or the reverse. A result of inf is right where the
-exact value rounds to inf. bfloat16 arrays are those of ml_dtypes, needed only by who has them.
+exact value rounds to inf. bfloat16 is ml_dtypes', which only bfloat16 results need.
 """
 
 from __future__ import annotations
@@ -112,8 +112,8 @@ def dx_error(
     """Return the worst error of dx, in ulp of float32 (of float64 if dx is float64).
 
     For 16-bit dx the rounding from float32 is forgiven. Rows where the function has no derivative
-    are not judged: those of equal elements (RMS norm: of zeros) if eps = 0. In a row where dy is
-    not finite, any NaN or infinity is right.
+    are not judged: rows of equal elements (RMS norm: of zeros) if eps = 0. Where a row of dy is not
+    finite, any NaN or infinity is right.
     """
     dx = np.asarray(dx)
     name = _type_name(dx)
@@ -151,15 +151,15 @@ def dweight_error(
 ) -> float:
     """Return the worst error of dweight = sum over rows of dy * xhat: see `parameter_error`.
 
-    The scale of a term is |dy| * max(1, |xhat|), as it is for y and dx: xhat is known to a few ulp
-    at 1, however small it is in a column.
+    The scale of a term is |dy| * max(1, |xhat|), as for y and dx: xhat is accurate to a few ulp of
+    1, however small it is in a column.
     """
     exact = _type_name(np.asarray(dweight)) == "float64"
     xhat = reference.normalize(x, axis=axis, eps=eps, centered=_is_centered(kind), exact=exact)
     with np.errstate(all="ignore"):
-        wide_dy = np.asarray(dy).astype(np.float64)
-        scales = np.abs(wide_dy) * np.maximum(1, np.abs(xhat))
-        return parameter_error(dweight, wide_dy * xhat, scales, axis=axis)
+        widened_dy = np.asarray(dy).astype(np.float64)
+        scales = np.abs(widened_dy) * np.maximum(1, np.abs(xhat))
+        return parameter_error(dweight, widened_dy * xhat, scales, axis=axis)
 
 
 def dbias_error(dbias: npt.ArrayLike, dy: npt.ArrayLike, *, axis: Axis = -1) -> float:
@@ -182,7 +182,7 @@ def parameter_error(
     Args:
         gradient: array of the normalized shape.
         terms: array with the shape of x, exact or nearly so: float64, np.longdouble for float64.
-        scales: array with the shape of x, the magnitudes that errors are measured against.
+        scales: array with the shape of x: the magnitudes to measure errors against.
         axis: the normalized axes of x.
     """
     gradient, terms = np.asarray(gradient), np.asarray(terms)
@@ -210,7 +210,7 @@ def parameter_error(
 
 
 def ulp(scale: Array, name: str) -> Array:
-    """Return the spacing of the numbers of type `name` at |scale|, as if they had no largest.
+    """Return the spacing of the numbers of type `name` at |scale|, without an upper limit.
 
     2**(floor(log2(|scale|)) + 1 - precision), and at least the smallest subnormal.
     """
@@ -227,19 +227,19 @@ def _distance(result: Array, expected: Array, *, forgive_rounding: bool = False)
     If `forgive_rounding`, the distance from expected to the nearest number that rounds to result.
     """
     kind = _FORMATS[_type_name(result)]
-    wide = result.astype(np.float64).astype(expected.dtype)
+    widened = result.astype(np.float64).astype(expected.dtype)
     with np.errstate(all="ignore"):
-        # an infinite result stands for the number that would follow the largest
+        # count an infinite result as the number that would follow the largest
         overflow = np.ldexp(expected.dtype.type(1), kind.max_exponent)
         overflow = np.maximum(overflow, np.where(np.isfinite(expected), np.abs(expected), np.inf))
-        stands_for = np.where(np.isinf(wide), np.copysign(overflow, wide), wide)
+        stands_for = np.where(np.isinf(widened), np.copysign(overflow, widened), widened)
         distance = np.abs(stands_for - expected)
         if forgive_rounding:
             toward_zero = (expected < stands_for) == (stands_for > 0)
             magnitude = np.abs(stands_for)
             magnitude = np.where(toward_zero, np.nextafter(magnitude, 0), magnitude)
             distance = np.maximum(distance - ulp(magnitude, _type_name(result)) / 2, 0)
-    same = (wide == expected) | (np.isnan(wide) & np.isnan(expected))
+    same = (widened == expected) | (np.isnan(widened) & np.isnan(expected))
     return np.where(same, 0, np.where(np.isnan(distance), np.inf, distance))
 
 

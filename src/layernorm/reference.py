@@ -14,19 +14,19 @@ RMS normalization is the same with mean = 0 and no bias. With g = dy * weight, t
     dweight = sum over rows of dy * xhat
     dbias   = sum over rows of dy
 
-docs/derivation.md derives them. The code below is these lines, and three cares that make them right
-for every finite float64 as well as for ordinary data:
+docs/derivation.md derives them. The code below is these lines, with three precautions that make
+them right for every finite float64:
 
-- Each row is divided by a power of two first, which is exact, and multiplied back last. So 1e308
-  does not overflow when squared, and 1e-320 does not vanish.
-- The mean is taken twice: a rounded mean m, then the mean of x - m, which is what rounding lost.
-  docs/derivation.md says why a row far from zero needs it. It also makes the mean of a row of
-  equal elements exact, so that such a row gives bias.
+- Each row is first divided by a power of two, which is exact, and the result multiplied by it. So
+  1e308 does not overflow when squared, and 1e-320 does not vanish.
+- The mean is computed in two steps: a rounded mean m, then the mean of x - m, which corrects the
+  rounding. docs/derivation.md explains why a row far from zero needs this. It also makes the mean
+  of a row of equal elements exact, so that such a row gives bias.
 - Where var + eps = 0 (a row of equal elements, with eps = 0), xhat is 0.
 
-A row with a NaN or an infinity is NaN throughout. Arguments may have any real type. The answer is
-float64; with `exact=True` everything is computed and returned in np.longdouble, whose eleven more
-bits make it a judge of float64. This module favors clarity; `layernorm.numpy` is the fast one.
+A row with a NaN or an infinity is NaN throughout. Arguments may have any real type. The result is
+float64; with `exact=True` everything is computed and returned in np.longdouble, whose eleven extra
+bits suffice to judge float64. This module favors clarity; `layernorm.numpy` is the fast one.
 
 Source: Ba, Kiros and Hinton 2016, arXiv:1607.06450; Zhang and Sennrich 2019, arXiv:1910.07467.
 """
@@ -65,7 +65,7 @@ def layer_norm(
         weight, bias: arrays of the normalized shape, (x.shape[a] for a in sorted axes), or None.
         axis: int or ints, in any order; need not be the last.
         eps: added to the variance, in units of x squared; at least 0.
-        zero_centered_weight: `weight` stands for 1 + weight.
+        zero_centered_weight: multiply by 1 + weight.
         exact: compute and return np.longdouble.
     Returns: y, with x's shape, float64 (np.longdouble if `exact`).
     """
@@ -106,9 +106,9 @@ def layer_norm_backward(
 ) -> tuple[Array, Array, Array]:
     """Return the gradients (dx, dweight, dbias) of sum(dy * layer_norm(x, weight, bias)).
 
-    The statistics are computed anew from `x`. dweight and dbias have the normalized shape and are
-    returned whether or not there is a weight. dx is NaN in a row of equal elements if eps = 0:
-    the function jumps there and has no derivative; and in a row where dy is not finite.
+    The statistics are recomputed from `x`. dweight and dbias have the normalized shape and are
+    returned whether or not there is a weight. dx is NaN in a row of equal elements if eps = 0,
+    where the function is discontinuous, and in a row where dy is not finite.
     """
     return _backward(dy, x, weight, axis, eps, zero_centered_weight, exact, centered=True)
 
@@ -151,7 +151,7 @@ def layer_norm_jvp(
 
     dy = rstd * (dx - mean(dx) - xhat * mean(dx * xhat)) * weight + xhat * dweight + dbias
 
-    A tangent that is None is zero. `dweight` may be given where `weight` is None (which is 1).
+    A tangent of None is zero. `dweight` may be given without a `weight`, which is then 1.
     """
     y, dy = _jvp(x, dx, weight, dweight, axis, eps, zero_centered_weight, exact, centered=True)
     y = scale_and_shift(y, None, bias, axis=axis, exact=exact)
@@ -201,7 +201,7 @@ def scale_and_shift(
     zero_centered_weight: bool = False,
     exact: bool = False,
 ) -> Array:
-    """Return xhat * weight + bias, the parameters laid along `axis`."""
+    """Return xhat * weight + bias, with the parameters along `axis`."""
     y = _real(xhat, exact)
     layout = _Layout.of(y, axis)
     with np.errstate(all="ignore"):
@@ -247,9 +247,9 @@ def layer_norm_eps_on_std(
 ) -> Array:
     """Return (x - mean) / (std + eps) * weight + bias: a variant, not layer norm.
 
-    eps is in units of x here. Many hand-written layer norms do this; The Annotated Transformer's
-    does it with `unbiased=True`, the divisor of the variance being n - 1. A row of equal elements
-    gives bias. docs/numerics.md shows how far the answers are from `layer_norm`.
+    Here eps is in units of x. Many hand-written layer norms do this; The Annotated Transformer's
+    does, with `unbiased=True`, which divides the variance by n - 1. A row of equal elements gives
+    bias. docs/numerics.md shows how far the results are from `layer_norm`.
     """
     # (x - mean) / (s * std + eps) = xhat / (s + eps / std), with xhat of eps = 0
     s = math.sqrt(_bessel(x, axis)) if unbiased else 1.0
@@ -268,7 +268,7 @@ def layer_norm_unbiased(
 ) -> Array:
     """Return (x - mean) / sqrt(n / (n - 1) * var + eps) * weight + bias: a variant, not layer norm.
 
-    For n = 1 the unbiased variance does not exist and the answer is NaN.
+    For n = 1 the unbiased variance is undefined and the result is NaN.
     """
     # sqrt(c * var + eps) = sqrt(c) * sqrt(var + eps / c), with c = n / (n - 1)
     c = _bessel(x, axis)
@@ -390,7 +390,7 @@ def _mean(rows: Array) -> Array:
 
 
 def _row_exponent(x: Array, eps: float) -> Array:
-    """Return e with |x| < 2**e in each row, but never so small that sqrt(eps) / 2**e overflows."""
+    """Return e with |x| < 2**e in each row, large enough that sqrt(eps) / 2**e is finite."""
     largest = np.abs(x).max(axis=-1, keepdims=True, initial=0)
     exponent = np.where((largest > 0) & np.isfinite(largest), np.frexp(largest)[1], 0)
     if eps > 0:
@@ -429,15 +429,15 @@ def _real(a: npt.ArrayLike, exact: bool) -> Array:
         return array.astype(np.float64)
     if np.finfo(np.longdouble).nmant < 63:
         raise NotImplementedError(
-            "exact=True needs an np.longdouble wider than float64, which this platform has not: "
-            "use exact=False, or judge float64 elsewhere"
+            "exact=True needs an np.longdouble wider than float64, which this platform lacks: "
+            "use exact=False, or judge float64 on another platform"
         )
     # bfloat16 converts to float64 only
     return array if array.dtype == np.longdouble else array.astype(np.float64).astype(np.longdouble)
 
 
 class _Layout(NamedTuple):
-    """How an array is seen as rows: `axes` moved last, in order, and flattened."""
+    """An array as rows: `axes` moved last, in order, and flattened."""
 
     shape: tuple[int, ...]
     axes: tuple[int, ...]

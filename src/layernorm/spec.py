@@ -1,7 +1,7 @@
-"""What every front end agrees on: axes, shapes, types, layouts, and the text of every error.
+"""The rules that all front ends share: axes, shapes, types, layouts, and the errors' text.
 
-Standard library only: shapes are tuples of ints, types are names ("float32"). Nothing is allocated
-or written before these checks have passed, so a failing call leaves its arrays as they were.
+Standard library only: shapes are tuples of ints, types are names ("float32"). Front ends run these
+checks before they allocate or write anything, so a failing call leaves its arrays unchanged.
 """
 
 import itertools
@@ -18,20 +18,23 @@ TYPES = ("float16", "bfloat16", "float32", "float64")
 
 
 def compute_type(x_type: str) -> str:
-    """Name the type of the statistics of `x`: float64 for float64, float32 for the others."""
+    """Return the type of the statistics of `x`: float64 for float64, else float32."""
     return "float64" if x_type == "float64" else "float32"
 
 
 def parameter_types(x_type: str) -> tuple[str, ...]:
-    """Name the types that weight and bias may have beside `x`."""
+    """Return the types that weight and bias may have for an `x` of this type."""
     return (x_type,) if x_type in ("float32", "float64") else (x_type, "float32")
 
 
 def normalize_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
-    """Turn `axis`, an int or ints, negative ones counting from the end, into sorted axes.
+    """Return the axes sorted and not negative; in `axis`, negative ones count from the end.
 
-    Raises: TypeError for what is not an int; ValueError for none, out of range, or repeated.
+    Raises: TypeError if they are not ints; ValueError if there are none, or one is out of range or
+        repeated.
     """
+    if type(axis) is int and -ndim <= axis < ndim:
+        return (axis % ndim,)
     given = _integers(axis)
     if given is None:
         raise TypeError(
@@ -60,7 +63,7 @@ def normalize_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
 
 
 def _integers(given: object) -> tuple[int, ...] | None:
-    """Take an int or an iterable of ints; None for anything else. A bool is not an int here."""
+    """Return an int or an iterable of ints as a tuple, None for anything else, such as a bool."""
     if isinstance(given, str | bytes):
         return None
     many = isinstance(given, Iterable) and getattr(given, "ndim", 1) > 0
@@ -74,17 +77,20 @@ def _integers(given: object) -> tuple[int, ...] | None:
 
 
 def normalized_shape(shape: Sequence[int], axes: Sequence[int]) -> Shape:
-    """Shape of weight and bias: the sizes of the (sorted) normalized axes."""
+    """Return the shape of weight and bias: the sizes of the sorted, normalized axes."""
     return tuple(shape[axis] for axis in axes)
 
 
 def statistics_shape(shape: Sequence[int], axes: Sequence[int]) -> Shape:
-    """Shape of mean and rstd: that of x, with the normalized axes kept as size 1."""
+    """Return the shape of mean and rstd: that of x, with the normalized axes kept as size 1."""
     return tuple(1 if axis in axes else size for axis, size in enumerate(shape))
 
 
 def check_eps(eps: SupportsFloat) -> float:
-    """Return `eps` as a float. ValueError if negative, infinite or NaN; TypeError if no number."""
+    """Return `eps` as a float.
+
+    Raises: ValueError if it is negative, infinite or NaN; TypeError if it is not a number.
+    """
     is_number = hasattr(type(eps), "__float__") and not getattr(eps, "ndim", 0)
     if isinstance(eps, bool) or not is_number:
         raise TypeError(
@@ -94,8 +100,7 @@ def check_eps(eps: SupportsFloat) -> float:
     value = float(eps)
     if not (math.isfinite(value) and value >= 0.0):
         raise ValueError(
-            f"eps is {value}, expected a finite number that is not negative: "
-            "pass for example eps=1e-5"
+            f"eps is {value}, expected a finite, non-negative number: pass for example eps=1e-5"
         )
     return value
 
@@ -111,9 +116,9 @@ def check_types(
     *,
     convert: Convert = _convert,
 ) -> None:
-    """Check that the types go together: parameters have x's type, or float32 for 16-bit x.
+    """Check x's type, and that weight and bias share one of `parameter_types`.
 
-    `convert(name, type)` writes how the front end's users convert an array: the error's last words.
+    `convert(name, type)` returns the code that converts an array, for the end of the message.
     Raises: TypeError.
     """
     if x_type not in TYPES:
@@ -136,7 +141,7 @@ def check_types(
 
 
 def check_parameter_type(given: str) -> None:
-    """Check the type of a layer's parameters, before any x is known. Raises: TypeError."""
+    """Check the type of a layer's parameters, when there is no x yet. Raises: TypeError."""
     if given not in TYPES:
         raise TypeError(f"dtype is {given}, expected {_either(TYPES)}: pass dtype=np.float32")
 
@@ -144,7 +149,7 @@ def check_parameter_type(given: str) -> None:
 def check_same_type(
     name: str, given: str, expected: str, *, of: str = "x", convert: Convert = _convert
 ) -> None:
-    """Check that the array `name` has the type `expected`, that of the array `of`: TypeError."""
+    """Check that the array `name` has the type of the array `of`. Raises: TypeError."""
     if given != expected:
         raise TypeError(
             f"{name} has type {given}, but {of} has type {expected} and both must agree: "
@@ -193,7 +198,7 @@ def check_out(
     writeable: bool = True,
     overlaps: str | None = None,
 ) -> None:
-    """Check that `out` can take y; `overlaps` names an input it shares part of its memory with.
+    """Check that `out` can take y; `overlaps` names an input that shares memory with it.
 
     Raises: ValueError; TypeError for the type.
     """
@@ -211,17 +216,17 @@ def check_out(
     if overlaps is not None:
         raise ValueError(
             f"out overlaps {overlaps} in part of its memory, expected x itself or memory of its "
-            "own: pass out=x, another array, or no out"
+            "own: pass out=x or another array, or omit out"
         )
 
 
 def check_normalized_shape(normalized_shape: Axis) -> Shape:
-    """Turn a layer's `normalized_shape`, an int or ints, into a tuple.
+    """Return a layer's `normalized_shape`, an int or ints, as a tuple.
 
-    Raises: TypeError for what is not an int; ValueError for none, or a negative size.
+    Raises: TypeError if they are not ints; ValueError if there are none, or one is negative.
     """
     message = (
-        f"normalized_shape is {normalized_shape!r}, expected an int or a sequence of ints, none "
+        f"normalized_shape is {normalized_shape!r}, expected an int or a sequence of ints, not "
         "negative: pass for example 768 or (3, 4)"
     )
     sizes = _integers(normalized_shape)
@@ -232,19 +237,15 @@ def check_normalized_shape(normalized_shape: Axis) -> Shape:
     return sizes
 
 
-def check_trailing(layer: str, normalized_shape: Shape, x_shape: Shape) -> tuple[int, ...]:
-    """Check that x's last sizes are the layer's normalized shape; return those axes.
-
-    Raises: ValueError.
-    """
+def check_trailing(layer: str, normalized_shape: Shape, x_shape: Shape) -> None:
+    """Check that x's last sizes are the layer's normalized shape. Raises: ValueError."""
     first = len(x_shape) - len(normalized_shape)
     if first < 0 or tuple(x_shape[first:]) != normalized_shape:
         sizes = ", ".join(map(str, normalized_shape))
         raise ValueError(
             f"x has shape {tuple(x_shape)}, but {layer} needs (..., {sizes}): "
-            f"pass an x that ends so, or make the layer for another shape"
+            "pass an x whose shape ends so, or create the layer with another normalized_shape"
         )
-    return tuple(range(first, len(x_shape)))
 
 
 class Layout(NamedTuple):
@@ -256,7 +257,7 @@ class Layout(NamedTuple):
 
 
 def layout_of(shape: Sequence[int], axes: Sequence[int]) -> Layout | None:
-    """See `shape` as (outer, cols, inner), or None where a kept axis parts the normalized ones."""
+    """Return `shape` as (outer, cols, inner); None if a kept axis separates normalized ones."""
     sections = _sections(shape, axes)
     if sections is None:
         return None
@@ -266,16 +267,16 @@ def layout_of(shape: Sequence[int], axes: Sequence[int]) -> Layout | None:
 def collapse(
     shape: Sequence[int], strides: Sequence[int], axes: Sequence[int]
 ) -> tuple[Layout, int, int] | None:
-    """See an array as (outer, cols, inner) without moving it, or None where that takes a copy.
+    """Return the array's layout and two strides with which it can be read in place.
 
     Element (o, c, i) is at o * outer_stride + c * col_stride + i; with inner == 1, col_stride is 1.
-    The layout follows from shape and axes alone; the strides say only whether it fits.
+    The layout follows from shape and axes alone; the strides decide whether it fits.
 
     Args:
-        shape: sizes. Axes of size 1 are of no account.
-        strides: in elements, all positive (of no account for an axis of size 1).
-        axes: sorted, not negative.
-    Returns: (layout, outer_stride, col_stride), or None.
+        shape: sizes; axes of size 1 are ignored.
+        strides: in elements; ignored for axes of size 1.
+        axes: sorted and not negative.
+    Returns: (layout, outer_stride, col_stride); None if the array does not fit without a copy.
     """
     sections = _sections(shape, axes)
     if sections is None:
@@ -315,7 +316,7 @@ def _sections(
 def _merged_stride(
     shape: Sequence[int], strides: Sequence[int], section: Sequence[int]
 ) -> int | None:
-    """Return the one stride (that of the last axis) which the axes can be walked with, or None."""
+    """Return the stride of the axes merged into one, or None if they do not merge."""
     if not section:
         return None
     for axis, following in itertools.pairwise(section):

@@ -122,7 +122,7 @@ def test_a_backward_that_does_not_fit_the_forward_says_why():
         backward(DY.astype(np.float64), X, stats, WEIGHT)
     with pytest.raises(ValueError, match=r"stats\.mean has shape \(6, 1\).*needs \(5, 1\)"):
         backward(DY[:5], X[:5], stats, WEIGHT)
-    with pytest.raises(ValueError, match="pass the x that the forward had"):
+    with pytest.raises(ValueError, match="pass the x given to the forward"):
         backward(DY[0], X[0], stats, WEIGHT)
     with pytest.raises(TypeError, match=r"stats\.mean has type float32"):
         backward(DY.astype(np.float64), X.astype(np.float64), stats)

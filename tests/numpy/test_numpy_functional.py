@@ -6,8 +6,11 @@ import pytest
 from problems import a_problem, assert_close
 
 import layernorm
+from layernorm import _native, reference, spec
 from layernorm import numpy as front
-from layernorm import reference
+from layernorm.numpy import Stats
+from layernorm.numpy.backward import backward
+from layernorm.numpy.forward import forward_with_statistics
 
 TYPES = [
     np.dtype(np.float16),
@@ -111,6 +114,101 @@ def test_empty_arrays(shape, dtype):
         np.testing.assert_array_equal(gradient, np.zeros(shape[-1:], dtype))
     out = np.empty(shape, dtype)
     assert front.layer_norm(x, weight, bias, out=out) is out
+
+
+class Index:
+    """An integer of its own kind."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __index__(self):
+        return self.value
+
+
+LAST_AXES = [-1, 2, np.int64(2), Index(-1), (-1,), [2], (np.int8(-1),)]
+LAST_TWO_AXES = [(-2, -1), (1, 2), [-1, 1], (Index(2), -2)]
+ALL_AXES = [(0, 1, 2), [-1, 0, -2]]
+OTHER_AXES = [0, 1, -3, 3, 2**70, (0, 2), (2, 2), (1, -1, -2), (), (0, 1, 2, 3), True, (True,)]
+OTHER_AXES += ["2", None, 2.0, (2.0,), np.array(2), np.array([2]), iter((2,)), range(2, 3)]
+
+
+@pytest.mark.parametrize("axis", LAST_AXES + LAST_TWO_AXES + ALL_AXES, ids=repr)
+@pytest.mark.parametrize("centered", [True, False], ids=["layer", "rms"])
+def test_the_fast_path_serves_the_last_axes(axis, centered):
+    axes = spec.normalize_axes(axis, 3)
+    x, weight, bias, dy = a_problem((4, 6, 13), axes)
+    bias = bias if centered else None
+    call = (axis, 1e-5, None, centered, False)
+    y, general_fields = forward_with_statistics(x, weight, bias, *call)
+    stats = Stats(*general_fields)
+    fast_y, fields = _native.try_forward_with_statistics(x, weight, bias, *call)
+    fast = Stats(*fields)
+    assert _native.try_forward(x, weight, bias, *call).tobytes() == y.tobytes() == fast_y.tobytes()
+    assert (fast.axis, fast.eps, fast.parameter_type) == (axes, 1e-5, x.dtype)
+    for name in ("mean", "rstd", "residual"):
+        mine, theirs = getattr(fast, name), getattr(stats, name)
+        assert (mine is None) == (theirs is None), name
+        assert mine is None or (mine.shape, mine.dtype, mine.tobytes()) == (
+            theirs.shape,
+            theirs.dtype,
+            theirs.tobytes(),
+        ), name
+    call = (True, None, centered, centered, False)  # need_dx, need_dweight, need_dbias
+    expected = backward(dy, x, stats, weight, *call)
+    rows = (fast.mean, fast.rstd, fast.residual, weight, fast.axis, fast.eps, fast.parameter_type)
+    got = _native.try_backward(dy, x, *rows, *call)
+    for mine, theirs in zip(got, expected, strict=True):
+        assert mine is theirs is None or mine.tobytes() == theirs.tobytes()
+        assert mine is None or mine.shape == theirs.shape
+
+
+@pytest.mark.parametrize("axis", OTHER_AXES, ids=repr)
+def test_the_fast_path_leaves_other_axes_to_the_general_one(axis):
+    x, *_ = a_problem((4, 6, 13))
+    for each in (_native.try_forward, _native.try_forward_with_statistics):
+        assert each(x, None, None, axis, 1e-5, None, True, False) is None
+
+
+@pytest.mark.parametrize("axes", [(-1,), (1, 0), (0,), (0, 1, 2), (0, 2), (), [1], None])
+def test_the_fast_backward_takes_the_axes_of_stats_alone(axes):
+    x, weight, _, dy = a_problem((4, 6))
+    _, (mean, rstd, residual, last, eps, parameter_type) = _native.try_forward_with_statistics(
+        x, weight, None, -1, 1e-5, None, True, False
+    )
+    for given, served in ((last, True), (axes, False)):
+        result = _native.try_backward(
+            dy,
+            x,
+            mean,
+            rstd,
+            residual,
+            weight,
+            given,
+            eps,
+            parameter_type,
+            True,
+            None,
+            True,
+            True,
+            False,
+        )
+        assert (result is not None) == served
+
+
+@pytest.mark.parametrize("eps", [0, 1, 1.5, np.float16(0.25), np.float32(1e-5), np.float64(1e-6)])
+def test_the_fast_path_takes_any_number_as_eps(eps):
+    x, *_ = a_problem()
+    y, fields = _native.try_forward_with_statistics(x, None, None, -1, eps, None, True, False)
+    assert type(Stats(*fields).eps) is float
+    assert Stats(*fields).eps == float(eps)
+    np.testing.assert_array_equal(y, front.layer_norm(x, eps=float(eps)))
+
+
+@pytest.mark.parametrize("eps", [True, -1, -1e-9, np.nan, np.inf, np.float32("inf"), 10**400, "1"])
+def test_the_fast_path_leaves_another_eps_to_the_general_one(eps):
+    x, *_ = a_problem()
+    assert _native.try_forward(x, None, None, -1, eps, None, True, False) is None
 
 
 def test_array_likes():

@@ -1,4 +1,4 @@
-"""The layers: their manners, gradients that add up, and checkpoints exchanged with PyTorch."""
+"""The layers: arguments, accumulated gradients, and checkpoints exchanged with PyTorch."""
 
 import doctest
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 
 from layernorm import numpy as front
 from layernorm import reference
-from layernorm.numpy import LayerNorm, Parameter, RMSNorm
+from layernorm.numpy import LayerNorm, Parameter, RMSNorm, functional
 
 PAGE = Path(__file__).parents[2] / "docs" / "numpy.md"
 
@@ -51,6 +51,29 @@ def test_rms_norm_and_its_backward_are_the_definition(affine):
     np.testing.assert_allclose(layer.backward(dy), expected[0])
     if affine:
         np.testing.assert_allclose(layer.weight.grad, expected[1])
+
+
+@pytest.mark.parametrize("normalized_shape", [12, (3, 4)])
+@pytest.mark.parametrize("options", [{}, {"elementwise_affine": False}], ids=repr)
+@pytest.mark.parametrize("layer_type", [LayerNorm, RMSNorm])
+def test_a_layer_takes_the_fast_path_to_the_bits_of_the_general_one(
+    layer_type, options, normalized_shape, monkeypatch
+):
+    layer, x, dy = a_layer_and_batches(layer_type, normalized_shape, **options)
+
+    def results():
+        layer.zero_grad()
+        y, dx = layer(x), layer.backward(dy)
+        gradients = [each.grad for each in layer.parameters()]
+        return [each.tobytes() for each in (y, dx, *gradients)]
+
+    with monkeypatch.context() as without_general_path:
+        for name in ("forward_with_statistics", "backward"):
+            without_general_path.delattr(functional, name)
+        fast = results()
+    for name in ("try_forward_with_statistics", "try_backward"):
+        monkeypatch.setattr(functional, name, lambda *_: None)
+    assert results() == fast
 
 
 @pytest.mark.parametrize("layer_type", [LayerNorm, RMSNorm])
@@ -101,7 +124,7 @@ def test_arguments_are_checked():
 @pytest.mark.parametrize("layer_type", [LayerNorm, RMSNorm])
 def test_a_wrong_x_or_order_of_calls_says_why(layer_type):
     layer = layer_type((3, 4))
-    with pytest.raises(ValueError, match="backward came before any call"):
+    with pytest.raises(ValueError, match="backward was called before any forward"):
         layer.backward(np.zeros((3, 4), np.float32))
     with pytest.raises(ValueError, match=r"x has shape \(4, 3\).*needs \(\.\.\., 3, 4\)"):
         layer(np.zeros((4, 3), np.float32))

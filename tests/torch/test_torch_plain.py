@@ -41,6 +41,41 @@ def test_plain_tensors_take_the_short_way() -> None:
     assert others == [None, None]
 
 
+@pytest.mark.parametrize("axis", [-1, 2, (-1,), [1, 2], (0, -2, -1)], ids=repr)
+@pytest.mark.parametrize("eps", [1e-5, 1])
+def test_the_last_axes_take_the_fast_path(axis, eps) -> None:
+    axes = (axis,) if isinstance(axis, int) else axis
+    sizes = (2, 3, 5)[-len(axes) :]
+    x, weight, dy = torch.randn(2, 3, 5), torch.randn(sizes), torch.randn(2, 3, 5)
+    call = (eps, True, False)
+    expected = _native.torch_try_forward(x, weight, None, sizes, float(eps), True, False)
+    assert torch.equal(_native.torch_try_forward_over_axes(x, weight, None, axis, *call), expected)
+    x.requires_grad_()
+    results = (
+        _native.torch_try_forward(x, weight, None, sizes, float(eps), True, False),
+        _native.torch_try_forward_over_axes(x, weight, None, axis, *call),
+    )
+    with torch.no_grad():
+        need = (True, True, False, False)
+        right, got = (
+            _native.torch_try_backward(x, weight, rest, dy, need)[:2] for _, rest in results
+        )
+    assert torch.equal(results[1][0], expected)
+    assert all(map(torch.equal, got, right))
+
+
+@pytest.mark.parametrize(
+    ("axis", "eps"),
+    [(0, 1e-5), (3, 1e-5), ((0, 2), 1e-5), ((2, -1), 1e-5), ((), 1e-5), (-1, None), (-1, -1.0)],
+    ids=repr,
+)
+def test_other_axes_and_eps_take_the_general_path(axis, eps) -> None:
+    x = torch.randn(2, 3, 5)
+    for centered in (True, False):
+        call = (x, None, None, axis, eps, centered, False)
+        assert _native.torch_try_forward_over_axes(*call) is None
+
+
 @pytest.mark.parametrize(
     "dy", ["a subclass", "transposed", "integers", "negated", "too short", "another type"]
 )
@@ -228,7 +263,7 @@ def test_y_is_written_straight_into_out(dtype) -> None:
 
 def test_a_plain_out_takes_no_second_tensor() -> None:
     x, out = torch.randn(3, 5), torch.empty(3, 5)
-    arguments = (x, None, None, SHAPE, 1e-5, True, False)
+    arguments = (x, None, None, -1, 1e-5, True, False)
     assert _native.torch_try_forward_into(*arguments, out)
     refused = {
         "another type": out.double(),

@@ -1,22 +1,23 @@
-// The short way for plain arrays: contiguous, aligned, normalized over the last axis. One look at
-// each argument, no Python in between; whatever is not plain is left to the general way.
+// The fast path for NumPy arrays that are contiguous, aligned and normalized over their last axes:
+// no Python between the call and the kernels.
 #define NO_IMPORT_ARRAY
 #include <algorithm>
-#include <cmath>
 #include <initializer_list>
 
 #include "arrays.h"
+#include "bindings/arguments.h"
 #include "runtime/thread_pool.h"
 
 namespace layernorm::python {
 namespace {
 
-PyArrayObject* plain(PyObject* object, DataType* type) {
+// Null for anything but a contiguous, aligned ndarray of a type that the kernels know.
+PyArrayObject* ordinary(PyObject* object, DataType* type) {
   if (!PyArray_CheckExact(object)) return nullptr;
   auto* array = reinterpret_cast<PyArrayObject*>(object);
-  const bool is_plain =
+  const bool is_ordinary =
       PyArray_IS_C_CONTIGUOUS(array) && PyArray_ISALIGNED(array) && PyArray_ISNOTSWAPPED(array);
-  return is_plain && data_type(array, type) ? array : nullptr;
+  return is_ordinary && data_type(array, type) ? array : nullptr;
 }
 
 bool same_shape(PyArrayObject* a, PyArrayObject* b) {
@@ -29,114 +30,126 @@ bool overlap(PyArrayObject* a, PyArrayObject* b) {
   return a_begin < b_begin + PyArray_NBYTES(b) && b_begin < a_begin + PyArray_NBYTES(a);
 }
 
-// x, and the problem as far as x tells.
-struct PlainX {
-  PyArrayObject* array = nullptr;
-  int64_t cols = 0;
+// x, and the number of its last axes that are normalized.
+struct Rows {
+  PyArrayObject* x = nullptr;
+  int axes = 0;
+  int64_t cols = 1;
 
-  bool take(PyObject* object, Problem& problem) {
-    array = plain(object, &problem.type);
-    if (!array || PyArray_NDIM(array) < 1 || PyArray_SIZE(array) == 0) return false;
-    cols = PyArray_DIM(array, PyArray_NDIM(array) - 1);
-    problem.shape = {PyArray_SIZE(array) / cols, cols, 1};
-    problem.x = {PyArray_DATA(array), cols, 1};
+  bool take(PyObject* object, int trailing_axes, Problem& problem) {
+    x = ordinary(object, &problem.type);
+    axes = trailing_axes;
+    if (!x || axes < 1 || axes > PyArray_NDIM(x) || PyArray_SIZE(x) == 0) return false;
+    for (int at = 0; at < axes; ++at) cols *= normalized_shape()[at];
+    problem.shape = {PyArray_SIZE(x) / cols, cols, 1};
+    problem.x = {PyArray_DATA(x), cols, 1};
     problem.parameter_type = problem.type;
     return true;
   }
 
-  // A weight or bias: absent, or (cols,) and of a type that x takes.
+  int kept_axes() const { return PyArray_NDIM(x) - axes; }
+  const npy_intp* normalized_shape() const { return PyArray_DIMS(x) + kept_axes(); }
+
+  // A weight or bias: None, or of the normalized shape and a type that goes with x's.
   bool take_parameter(PyObject* object, DataType type, PyArrayObject** parameter,
                       DataType* parameter_type) const {
     if (object == Py_None) return true;
-    PyArrayObject* given = plain(object, parameter_type);
-    if (!given || PyArray_NDIM(given) != 1 || PyArray_DIM(given, 0) != cols ||
+    PyArrayObject* given = ordinary(object, parameter_type);
+    if (!given || PyArray_NDIM(given) != axes ||
+        !PyArray_CompareLists(PyArray_DIMS(given), normalized_shape(), axes) ||
         !accepts_parameter(type, *parameter_type))
       return false;
     *parameter = given;
     return true;
   }
 
-  // Fresh statistics: x's shape with the last axis kept as 1.
+  // Statistics have x's shape with the normalized axes kept as 1.
   OwnedArray new_statistics(DataType type) const {
     npy_intp shape[NPY_MAXDIMS];
-    const int dimensions = PyArray_NDIM(array);
-    std::copy_n(PyArray_DIMS(array), dimensions, shape);
-    shape[dimensions - 1] = 1;
+    std::copy_n(PyArray_DIMS(x), kept_axes(), shape);
+    std::fill_n(shape + kept_axes(), axes, 1);
     return OwnedArray(PyArray_SimpleNew(
-        dimensions, shape, compute_type(type) == DataType::float64 ? NPY_DOUBLE : NPY_FLOAT));
+        PyArray_NDIM(x), shape, compute_type(type) == DataType::float64 ? NPY_DOUBLE : NPY_FLOAT));
   }
   bool take_statistics(PyObject* object, DataType type, void** statistics) const {
     if (object == Py_None) return true;
     DataType found;
-    PyArrayObject* given = plain(object, &found);
-    const int dimensions = PyArray_NDIM(array);
-    if (!given || found != compute_type(type) || PyArray_NDIM(given) != dimensions ||
-        PyArray_DIM(given, dimensions - 1) != 1 ||
-        !PyArray_CompareLists(PyArray_DIMS(given), PyArray_DIMS(array), dimensions - 1))
+    PyArrayObject* given = ordinary(object, &found);
+    if (!given || found != compute_type(type) || PyArray_NDIM(given) != PyArray_NDIM(x) ||
+        !PyArray_CompareLists(PyArray_DIMS(given), PyArray_DIMS(x), kept_axes()))
       return false;
+    for (int axis = kept_axes(); axis < PyArray_NDIM(x); ++axis)
+      if (PyArray_DIM(given, axis) != 1) return false;
     *statistics = PyArray_DATA(given);
     return true;
   }
+
+  // The normalized axes as Stats holds them: sorted, none negative.
+  PyObject* new_axes() const {
+    PyObject* tuple = PyTuple_New(axes);
+    for (int at = 0; tuple && at < axes; ++at)
+      PyTuple_SET_ITEM(tuple, at, PyLong_FromLong(kept_axes() + at));
+    return tuple;
+  }
 };
 
-bool take_flags(PyObject* centered, PyObject* zero_centered_weight, Problem& problem) {
-  if (!PyBool_Check(centered) || !PyBool_Check(zero_centered_weight)) return false;
-  problem.centered = centered == Py_True;
-  problem.zero_centered_weight = zero_centered_weight == Py_True;
+// Whether a tuple holds the last of `ndim` axes as Stats does.
+bool are_last_axes(PyObject* tuple, Py_ssize_t ndim) {
+  const Py_ssize_t count = PyTuple_GET_SIZE(tuple);
+  for (Py_ssize_t at = 0; at < count; ++at) {
+    PyObject* axis = PyTuple_GET_ITEM(tuple, at);
+    int overflow = 0;
+    if (!PyLong_CheckExact(axis) ||
+        PyLong_AsLongAndOverflow(axis, &overflow) != ndim - count + at || overflow)
+      return false;
+  }
   return true;
 }
 
-bool take_eps(PyObject* object, Problem& problem) {
-  if (!PyFloat_CheckExact(object)) return false;
-  problem.eps = PyFloat_AS_DOUBLE(object);
-  return problem.eps >= 0 && std::isfinite(problem.eps);
-}
-
-bool is_axis(PyObject* object, long axis) {
-  int overflow = 0;
-  return PyLong_CheckExact(object) && PyLong_AsLongAndOverflow(object, &overflow) == axis &&
-         !overflow;
-}
-
-// A plain forward: everything but the outputs' memory.
-struct PlainForward {
+// All of a forward but the memory of its results.
+struct ForwardCall {
   Forward job = {};
-  PlainX x;
+  Rows rows;
   PyArrayObject* out = nullptr;
+  PyArray_Descr* parameter_descr = nullptr;  // borrowed; null without a parameter
 
   // arguments: x, weight, bias, axis, eps, out, centered, zero_centered_weight
   bool take(PyObject* const* arguments) {
     Problem& problem = job.problem;
-    if (!x.take(arguments[0], problem) || !is_axis(arguments[3], -1) ||
+    Integers axes;
+    if (!PyArray_CheckExact(arguments[0]) || !axes.take(arguments[3]) ||
         !take_eps(arguments[4], problem) || !take_flags(arguments[6], arguments[7], problem))
       return false;
+    const int ndim = PyArray_NDIM(reinterpret_cast<PyArrayObject*>(arguments[0]));
     PyArrayObject *weight = nullptr, *bias = nullptr;
+    if (!rows.take(arguments[0], axes.trailing(ndim), problem)) return false;
     DataType weight_type = problem.type, bias_type = problem.type;
-    if (!x.take_parameter(arguments[1], problem.type, &weight, &weight_type) ||
-        !x.take_parameter(arguments[2], problem.type, &bias, &bias_type) ||
+    if (!rows.take_parameter(arguments[1], problem.type, &weight, &weight_type) ||
+        !rows.take_parameter(arguments[2], problem.type, &bias, &bias_type) ||
         (weight && bias && weight_type != bias_type))
       return false;
     problem.parameter_type = weight ? weight_type : bias_type;
     if (weight) problem.weight = PyArray_DATA(weight);
     if (bias) job.bias = PyArray_DATA(bias);
+    if (weight || bias) parameter_descr = PyArray_DESCR(weight ? weight : bias);
     if (arguments[5] == Py_None) return true;
     DataType out_type;
-    out = plain(arguments[5], &out_type);
-    return out && out_type == problem.type && PyArray_ISWRITEABLE(out) &&
-           same_shape(out, x.array) && (out == x.array || !overlap(out, x.array)) &&
-           !(weight && overlap(out, weight)) && !(bias && overlap(out, bias));
+    out = ordinary(arguments[5], &out_type);
+    return out && out_type == problem.type && PyArray_ISWRITEABLE(out) && same_shape(out, rows.x) &&
+           (out == rows.x || !overlap(out, rows.x)) && !(weight && overlap(out, weight)) &&
+           !(bias && overlap(out, bias));
   }
 
-  // y, or nothing where there is no memory (and Python's error is set).
+  // y; null, with Python's error set, where memory fails.
   OwnedArray run() {
     OwnedArray y =
         out ? OwnedArray(Py_NewRef(reinterpret_cast<PyObject*>(out)))
-            : new_array(PyArray_DESCR(x.array), PyArray_NDIM(x.array), PyArray_DIMS(x.array));
+            : new_array(PyArray_DESCR(rows.x), PyArray_NDIM(rows.x), PyArray_DIMS(rows.x));
     if (!y) return y;
-    job.y = {y.data(), x.cols, 1};
+    job.y = {y.data(), rows.cols, 1};
     Status status;
     {
-      const WithoutGil released(PyArray_NBYTES(x.array));
+      const WithoutGil released(PyArray_NBYTES(rows.x));
       status = forward(job, pool_threads());
     }
     if (status == Status::ok) return y;
@@ -145,70 +158,66 @@ struct PlainForward {
   }
 };
 
-bool has_count(const char* name, Py_ssize_t count, Py_ssize_t expected) {
-  if (count == expected) return true;
-  PyErr_Format(PyExc_TypeError, "%s takes %zd arguments, got %zd", name, expected, count);
-  return false;
-}
-
 }  // namespace
 
 // (x, weight, bias, axis, eps, out, centered, zero_centered_weight) -> y
 PyObject* try_forward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   if (!has_count("try_forward", count, 8)) return nullptr;
-  PlainForward call;
+  ForwardCall call;
   if (!call.take(arguments)) Py_RETURN_NONE;
   return call.run().release();
 }
 
-// The same arguments -> (y, mean, rstd, residual), the outer two None for RMS normalization.
+// The same arguments -> (y, (mean, rstd, residual, axes, eps, parameter_type)), the second the
+// fields of layernorm.numpy.Stats; mean and residual are None for RMS normalization.
 PyObject* try_forward_with_statistics(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   if (!has_count("try_forward_with_statistics", count, 8)) return nullptr;
-  PlainForward call;
+  ForwardCall call;
   if (!call.take(arguments)) Py_RETURN_NONE;
-  const DataType type = call.job.problem.type;
-  const bool centered = call.job.problem.centered;
-  OwnedArray rstd = call.x.new_statistics(type), mean, residual;
-  if (centered) {
-    mean = call.x.new_statistics(type);
-    residual = call.x.new_statistics(type);
+  Problem& problem = call.job.problem;
+  OwnedArray rstd = call.rows.new_statistics(problem.type), mean, residual;
+  if (problem.centered) {
+    mean = call.rows.new_statistics(problem.type);
+    residual = call.rows.new_statistics(problem.type);
   }
-  if (!rstd || (centered && (!mean || !residual))) return nullptr;
-  call.job.problem.statistics = {mean.data(), rstd.data(), residual.data()};
+  if (!rstd || (problem.centered && (!mean || !residual))) return nullptr;
+  problem.statistics = {mean.data(), rstd.data(), residual.data()};
   OwnedArray y = call.run();
   if (!y) return nullptr;
-  return Py_BuildValue("(NNNN)", y.release(), mean.release_or_none(), rstd.release(),
-                       residual.release_or_none());
+  PyObject* parameter_type =
+      call.parameter_descr ? reinterpret_cast<PyObject*>(call.parameter_descr) : Py_None;
+  return tuple_of(
+      {y.release(), tuple_of({mean.release_or_none(), rstd.release(), residual.release_or_none(),
+                              call.rows.new_axes(), PyFloat_FromDouble(problem.eps),
+                              Py_NewRef(parameter_type)})});
 }
 
-// (dy, x, mean, rstd, residual, weight, axis, eps, parameter_type, need_dx, need_dweight,
+// (dy, x, mean, rstd, residual, weight, axes, eps, parameter_type, need_dx, need_dweight,
 //  need_dbias, centered, zero_centered_weight) -> (dx, dweight, dbias)
 PyObject* try_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   if (!has_count("try_backward", count, 14)) return nullptr;
   Backward job = {};
   Problem& problem = job.problem;
-  PlainX x;
+  Rows rows;
   DataType dy_type;
-  PyArrayObject* dy = plain(arguments[0], &dy_type);
-  if (!dy || !x.take(arguments[1], problem) || dy_type != problem.type ||
-      !same_shape(dy, x.array) || !take_eps(arguments[7], problem) ||
+  PyArrayObject* dy = ordinary(arguments[0], &dy_type);
+  PyObject* axes = arguments[6];
+  if (!dy || !PyTuple_CheckExact(axes) || PyTuple_GET_SIZE(axes) > NPY_MAXDIMS ||
+      !rows.take(arguments[1], static_cast<int>(PyTuple_GET_SIZE(axes)), problem) ||
+      !are_last_axes(axes, PyArray_NDIM(rows.x)) || dy_type != problem.type ||
+      !same_shape(dy, rows.x) || !take_eps(arguments[7], problem) ||
       !take_flags(arguments[12], arguments[13], problem))
     Py_RETURN_NONE;
-  const long last = PyArray_NDIM(x.array) - 1;
-  PyObject* axis = arguments[6];
-  if (!PyTuple_CheckExact(axis) || PyTuple_GET_SIZE(axis) != 1 ||
-      !is_axis(PyTuple_GET_ITEM(axis, 0), last))
-    Py_RETURN_NONE;
   Statistics& saved = problem.statistics;
-  if (!x.take_statistics(arguments[2], problem.type, &saved.mean) ||
-      !x.take_statistics(arguments[3], problem.type, &saved.rstd) ||
-      !x.take_statistics(arguments[4], problem.type, &saved.residual) || !saved.rstd ||
+  if (!rows.take_statistics(arguments[2], problem.type, &saved.mean) ||
+      !rows.take_statistics(arguments[3], problem.type, &saved.rstd) ||
+      !rows.take_statistics(arguments[4], problem.type, &saved.residual) || !saved.rstd ||
       (saved.mean != nullptr) != problem.centered)
     Py_RETURN_NONE;
 
   PyArrayObject* weight = nullptr;
-  PyArray_Descr* parameter_descr = PyArray_DESCR(x.array);
-  if (!x.take_parameter(arguments[5], problem.type, &weight, &problem.parameter_type))
+  PyArray_Descr* parameter_descr = PyArray_DESCR(rows.x);
+  if (!rows.take_parameter(arguments[5], problem.type, &weight, &problem.parameter_type))
     Py_RETURN_NONE;
   if (weight) {
     problem.weight = PyArray_DATA(weight);
@@ -231,24 +240,22 @@ PyObject* try_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count) 
   const bool need_dx = arguments[9] == Py_True;
   const bool need_dweight = arguments[10] == Py_None ? weight != nullptr : arguments[10] == Py_True;
   const bool need_dbias = arguments[11] == Py_True;
-  const npy_intp cols = x.cols;
   OwnedArray dx, dweight, dbias;
-  if (need_dx) dx = new_array(PyArray_DESCR(x.array), PyArray_NDIM(x.array), PyArray_DIMS(x.array));
-  if (need_dweight) dweight = new_array(parameter_descr, 1, &cols);
-  if (need_dbias) dbias = new_array(parameter_descr, 1, &cols);
+  if (need_dx) dx = new_array(PyArray_DESCR(rows.x), PyArray_NDIM(rows.x), PyArray_DIMS(rows.x));
+  if (need_dweight) dweight = new_array(parameter_descr, rows.axes, rows.normalized_shape());
+  if (need_dbias) dbias = new_array(parameter_descr, rows.axes, rows.normalized_shape());
   if ((need_dx && !dx) || (need_dweight && !dweight) || (need_dbias && !dbias)) return nullptr;
-  job.dy = {PyArray_DATA(dy), x.cols, 1};
-  job.dx = {dx.data(), x.cols, 1};
+  job.dy = {PyArray_DATA(dy), rows.cols, 1};
+  job.dx = {dx.data(), rows.cols, 1};
   job.dweight = dweight.data();
   job.dbias = dbias.data();
   Status status;
   {
-    const WithoutGil released(PyArray_NBYTES(x.array));
+    const WithoutGil released(PyArray_NBYTES(rows.x));
     status = backward(job, pool_threads());
   }
   if (status != Status::ok) return PyErr_NoMemory();
-  return Py_BuildValue("(NNN)", dx.release_or_none(), dweight.release_or_none(),
-                       dbias.release_or_none());
+  return tuple_of({dx.release_or_none(), dweight.release_or_none(), dbias.release_or_none()});
 }
 
 }  // namespace layernorm::python

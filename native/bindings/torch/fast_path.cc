@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "bindings/arguments.h"
 #include "bindings/gil.h"
 #include "bindings/owned.h"
 #include "fast_path_call.h"
@@ -11,7 +12,9 @@
 namespace layernorm::torch {
 namespace {
 
+using python::has_count;
 using python::Owned;
+using python::tuple_of;
 using python::WithoutGil;
 
 // A fresh tensor of the same sizes and type, and its memory.
@@ -59,52 +62,57 @@ Owned run_forward(const FastCall& call, const Problem& problem) {
 constexpr Py_ssize_t kRestFrom = 2;
 constexpr Py_ssize_t kRest = kFastPathArguments - kRestFrom + 1;
 
-bool has_count(const char* name, Py_ssize_t count, Py_ssize_t expected) {
-  if (count == expected) return true;
-  PyErr_Format(PyExc_TypeError, "%s takes %zd arguments, got %zd", name, expected, count);
-  return false;
+// A tuple of the sizes that are normalized.
+PyObject* normalized_shape(const FastCall& call) {
+  PyObject* tuple = PyTuple_New(call.axes);
+  for (Py_ssize_t at = 0; tuple && at < call.axes; ++at)
+    PyTuple_SET_ITEM(tuple, at, PyLong_FromLongLong(call.sizes()[at]));
+  return tuple;
 }
 
-}  // namespace
-
-// (x, weight, bias, normalized_shape, eps, centered, zero_centered_weight) -> y; (y, rest) where
-// the call asks for a gradient; None where it is not plain, with nothing touched. `rest` is for
-// torch_try_backward.
-PyObject* try_forward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  if (!has_count("torch_try_forward", count, kFastPathArguments)) return nullptr;
+PyObject* try_forward(const char* name, PyObject* const* arguments, Py_ssize_t count, Over over) {
+  if (!has_count(name, count, kFastPathArguments)) return nullptr;
   FastCall call;
   Problem problem = {};
-  if (!exchange || !is_unwatched() || !call.take(arguments, problem) || call.has_negated())
+  if (!exchange || !is_unwatched() || !call.take(arguments, over, problem) || call.has_negated())
     Py_RETURN_NONE;
   if (!call.wants_gradient()) return run_forward(call, problem).release();
   Owned statistics(PyBytes_FromStringAndSize(nullptr, statistics_bytes(problem, call.rows())));
   if (!statistics) return nullptr;
   problem.statistics = statistics_in(statistics.get(), problem, call.rows());
-  const Owned y = run_forward(call, problem);
-  const Owned rest(y ? PyTuple_New(kRest) : nullptr);
-  if (!rest) return nullptr;
-  for (Py_ssize_t at = 0; at < kRest - 1; ++at) {
-    PyObject* given = arguments[kRestFrom + at];
-    // A list, of sizes, may change before the backward.
-    PyObject* kept = PyList_Check(given) ? PyList_AsTuple(given) : Py_NewRef(given);
-    if (!kept) return nullptr;
-    PyTuple_SET_ITEM(rest.get(), at, kept);
-  }
-  PyTuple_SET_ITEM(rest.get(), kRest - 1, statistics.release());
-  return PyTuple_Pack(2, y.get(), rest.get());
+  Owned y = run_forward(call, problem);
+  if (!y) return nullptr;
+  return tuple_of({y.release(), tuple_of({Py_NewRef(call.bias_object), normalized_shape(call),
+                                          PyFloat_FromDouble(problem.eps), Py_NewRef(arguments[5]),
+                                          Py_NewRef(arguments[6]), statistics.release()})});
 }
 
-// The arguments of torch_try_forward, and out -> True, and y is in out; False where the call is not
-// plain, or asks for a gradient, with nothing touched. `out` may be x itself, and else overlaps
-// nothing.
+}  // namespace
+
+// (x, weight, bias, normalized_shape, eps, centered, zero_centered_weight) -> y; (y, rest) where
+// the call asks for a gradient; None where the fast path cannot serve it, with nothing touched.
+// `rest` is for torch_try_backward.
+PyObject* try_forward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  return try_forward("torch_try_forward", arguments, count, Over::normalized_shape);
+}
+
+// The same with `axis`, an int or ints, instead of normalized_shape.
+PyObject* try_forward_over_axes(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  return try_forward("torch_try_forward_over_axes", arguments, count, Over::axes);
+}
+
+// The arguments of torch_try_forward_over_axes, and out -> True, with y in out; False where the fast
+// path cannot serve the call, or it asks for a gradient, with nothing touched. `out` may be x
+// itself, and else overlaps nothing.
 PyObject* try_forward_into(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   if (!has_count("torch_try_forward_into", count, kFastPathArguments + 1)) return nullptr;
   FastCall call;
   Plain out;
   Problem problem = {};
   PyObject* out_object = arguments[kFastPathArguments];
-  if (!exchange || !is_unwatched() || !call.take(arguments, problem) || !out.take(out_object) ||
-      out.type != call.x.type || !out.has_sizes(call.x.view.shape, call.x.view.ndim) ||
+  if (!exchange || !is_unwatched() || !call.take(arguments, Over::axes, problem) ||
+      !out.take(out_object) || out.type != call.x.type ||
+      !out.has_sizes(call.x.view.shape, call.x.view.ndim) ||
       (out.data() != call.x.data() && out.overlaps(call.x)) || out.overlaps(call.weight) ||
       out.overlaps(call.bias) || call.has_negated() || is_negated(out_object) ||
       call.wants_gradient() || wants_gradient(out_object))
@@ -116,7 +124,7 @@ PyObject* try_forward_into(PyObject*, PyObject* const* arguments, Py_ssize_t cou
 PyObject* is_unwatched(PyObject*, PyObject*) { return PyBool_FromLong(is_unwatched()); }
 
 // (x, weight, rest, dy, need) -> (dx, dweight, dbias, None), the gradients of torch_try_forward's x,
-// weight and bias that `need` asks for. None alone where the call is not plain. torch_try_forward has
+// weight and bias that `need` asks for. None alone where the call is not plain. the forward has
 // seen that x, weight and bias are no negated views.
 PyObject* try_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   if (!has_count("torch_try_backward", count, 5)) return nullptr;
@@ -132,8 +140,8 @@ PyObject* try_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count) 
   Plain dy;
   Backward job = {};
   Problem& problem = job.problem;
-  if (!exchange || !is_unwatched() || !call.take(given, problem) || !dy.take(arguments[3]) ||
-      is_negated(arguments[3]) || dy.type != problem.type ||
+  if (!exchange || !is_unwatched() || !call.take(given, Over::normalized_shape, problem) ||
+      !dy.take(arguments[3]) || is_negated(arguments[3]) || dy.type != problem.type ||
       !dy.has_sizes(call.x.view.shape, call.x.view.ndim) || !PyBytes_Check(statistics) ||
       PyBytes_GET_SIZE(statistics) != statistics_bytes(problem, call.rows()) ||
       c_api.aoti_torch_grad_mode_is_enabled())

@@ -12,6 +12,7 @@ namespace layernorm::torch {
 bool open_fast_path(PyObject* parts);
 
 PyObject* try_forward(PyObject*, PyObject* const* arguments, Py_ssize_t count);
+PyObject* try_forward_over_axes(PyObject*, PyObject* const* arguments, Py_ssize_t count);
 PyObject* try_forward_into(PyObject*, PyObject* const* arguments, Py_ssize_t count);
 // () -> whether no mode, transform, tracer, profiler or forward-mode level needs to see operators.
 PyObject* is_unwatched(PyObject*, PyObject*);

@@ -1,9 +1,10 @@
 #include "fast_path_call.h"
 
-#include <cmath>
+#include <algorithm>
 #include <initializer_list>
 #include <limits>
 
+#include "bindings/arguments.h"
 #include "bindings/owned.h"
 #include "c_api.h"
 #include "fast_path.h"
@@ -29,6 +30,11 @@ struct Parts {
 Parts parts;
 PyObject *current_level_name, *profiler_name, *requires_grad_name;
 
+bool is_tensor(PyObject* object) {
+  PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(object));
+  return type == parts.tensor_type || type == parts.parameter_type;
+}
+
 bool requires_grad(PyObject* tensor) {
   if (tensor == Py_None) return false;
   const Owned answer(PyObject_GetAttr(tensor, requires_grad_name));
@@ -36,49 +42,19 @@ bool requires_grad(PyObject* tensor) {
   return answer.get() != Py_False;
 }
 
-// normalized_shape, an int or a tuple or a list of ints, as PyTorch takes it.
-struct Sizes {
-  int64_t size[kMostAxes];
-  int64_t count = 0;
-
-  bool take(PyObject* object) {
-    if (PyLong_CheckExact(object)) return take_size(object);
-    const bool is_tuple = PyTuple_Check(object);
-    if (!is_tuple && !PyList_CheckExact(object)) return false;
-    const Py_ssize_t given = is_tuple ? PyTuple_GET_SIZE(object) : PyList_GET_SIZE(object);
-    if (given < 1 || given > kMostAxes) return false;
-    for (Py_ssize_t at = 0; at < given; ++at)
-      if (!take_size(is_tuple ? PyTuple_GET_ITEM(object, at) : PyList_GET_ITEM(object, at)))
-        return false;
-    return true;
-  }
-
- private:
-  bool take_size(PyObject* object) {
-    if (!PyLong_CheckExact(object)) return false;
-    int overflow = 0;
-    size[count++] = PyLong_AsLongLongAndOverflow(object, &overflow);
-    return overflow == 0;
-  }
-};
-
-// eps as a number; None, for RMS normalization, is the compute type's machine epsilon.
-bool take_eps(PyObject* object, bool centered, Problem& problem) {
-  if (PyFloat_CheckExact(object)) {
-    problem.eps = PyFloat_AS_DOUBLE(object);
-  } else if (object == Py_None && !centered) {
-    problem.eps = problem.type == DataType::float64
-                      ? std::numeric_limits<double>::epsilon()
-                      : static_cast<double>(std::numeric_limits<float>::epsilon());
-  } else {
-    return false;
-  }
-  return problem.eps >= 0 && std::isfinite(problem.eps);
+// PyTorch's eps: a float, or for RMS normalization None, the compute type's machine epsilon.
+bool take_torch_eps(PyObject* object, Problem& problem) {
+  if (object != Py_None) return PyFloat_CheckExact(object) && python::take_eps(object, problem);
+  problem.eps = problem.type == DataType::float64
+                    ? std::numeric_limits<double>::epsilon()
+                    : static_cast<double>(std::numeric_limits<float>::epsilon());
+  return !problem.centered;
 }
 
 // weight or bias
-bool take_parameter(Plain& parameter, PyObject* object, const Sizes& sizes, DataType x_type) {
-  return parameter.take(object) && parameter.has_sizes(sizes.size, sizes.count) &&
+bool take_parameter(Plain& parameter, PyObject* object, const int64_t* normalized_shape,
+                    int64_t axes, DataType x_type) {
+  return parameter.take(object) && parameter.has_sizes(normalized_shape, axes) &&
          (parameter.type == x_type ||
           (size_of(x_type) == 2 && parameter.type == DataType::float32));
 }
@@ -98,8 +74,7 @@ bool is_unwatched() {
 }
 
 bool Plain::take(PyObject* object) {
-  PyObject* kind = reinterpret_cast<PyObject*>(Py_TYPE(object));
-  if (kind != parts.tensor_type && kind != parts.parameter_type) return false;
+  if (!is_tensor(object)) return false;
   if (exchange->tensor_from_object(object, &view) != 0) {
     PyErr_Clear();
     return false;
@@ -150,23 +125,25 @@ bool Plain::is_contiguous() const {
   return true;
 }
 
-bool FastCall::take(PyObject* const* arguments, Problem& problem) {
+bool FastCall::take(PyObject* const* arguments, Over over, Problem& problem) {
   x_object = arguments[0];
   weight_object = arguments[1];
   bias_object = arguments[2];
-  Sizes sizes;
-  if (!x.take(x_object) || !sizes.take(arguments[3]) || sizes.count > x.view.ndim) return false;
-  for (int64_t at = 0; at < sizes.count; ++at) {
-    if (x.view.shape[x.view.ndim - sizes.count + at] != sizes.size[at]) return false;
-    cols *= sizes.size[at];
-  }
+  python::Integers given;
+  if (!is_tensor(x_object) || !given.take(arguments[3]) || !x.take(x_object)) return false;
+  axes = over == Over::axes ? given.trailing(x.view.ndim) : given.count;
+  if (axes < 1 || axes > x.view.ndim) return false;
+  if (over == Over::normalized_shape && !std::equal(given.value, given.value + axes, sizes()))
+    return false;
+  for (int64_t at = 0; at < axes; ++at) cols *= sizes()[at];
   problem.type = problem.parameter_type = x.type;
-  problem.centered = arguments[5] == Py_True;
-  problem.zero_centered_weight = arguments[6] == Py_True;
-  if (!take_eps(arguments[4], problem.centered, problem)) return false;
+  if (!python::take_flags(arguments[5], arguments[6], problem)) return false;
+  if (over == Over::axes ? !python::take_eps(arguments[4], problem)
+                         : !take_torch_eps(arguments[4], problem))
+    return false;
   const bool has_weight = weight_object != Py_None, has_bias = bias_object != Py_None;
-  if (has_weight && !take_parameter(weight, weight_object, sizes, x.type)) return false;
-  if (has_bias && !take_parameter(bias, bias_object, sizes, x.type)) return false;
+  if (has_weight && !take_parameter(weight, weight_object, sizes(), axes, x.type)) return false;
+  if (has_bias && !take_parameter(bias, bias_object, sizes(), axes, x.type)) return false;
   if (has_weight && has_bias && weight.type != bias.type) return false;
   if (has_weight) problem.parameter_type = weight.type;
   if (has_bias) problem.parameter_type = bias.type;

@@ -36,16 +36,22 @@ struct Plain {
   bool is_contiguous() const;
 };
 
-// What every call begins with, as PyTorch's own: x, weight, bias, normalized_shape, eps, centered,
+// What every call begins with: x, weight, bias, normalized_shape or axis, eps, centered,
 // zero_centered_weight.
 constexpr Py_ssize_t kFastPathArguments = 7;
+
+// What x is normalized over: its last sizes, as PyTorch's functions say it, with a float as eps (or
+// None, for RMS normalization); or axes, as layernorm's say it.
+enum class Over { normalized_shape, axes };
 
 struct FastCall {
   Plain x, weight, bias;
   PyObject *x_object, *weight_object, *bias_object;
+  int64_t axes = 0;  // how many of the last are normalized
   int64_t cols = 1;
 
-  bool take(PyObject* const* arguments, Problem& problem);
+  bool take(PyObject* const* arguments, Over over, Problem& problem);
+  const int64_t* sizes() const { return x.view.shape + x.view.ndim - axes; }  // the normalized ones
   int64_t rows() const { return x.elements() / cols; }
   bool wants_gradient() const;
   bool has_negated() const;

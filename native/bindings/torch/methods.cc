@@ -48,6 +48,7 @@ PyMethodDef methods[] = {
     {"torch_load", as_method(load), METH_FASTCALL, nullptr},
     {"torch_override_aten", override, METH_O, nullptr},
     {"torch_try_forward", as_method(try_forward), METH_FASTCALL, nullptr},
+    {"torch_try_forward_over_axes", as_method(try_forward_over_axes), METH_FASTCALL, nullptr},
     {"torch_try_forward_into", as_method(try_forward_into), METH_FASTCALL, nullptr},
     {"torch_try_backward", as_method(try_backward), METH_FASTCALL, nullptr},
     {"torch_is_unwatched", is_unwatched, METH_NOARGS, nullptr},

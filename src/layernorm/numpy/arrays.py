@@ -1,6 +1,6 @@
-"""Arrays as they come from users, and what the kernels can take: aligned, native, with one stride.
+"""Users' arrays, and how the kernels see them: aligned, native, as (outer, cols, inner).
 
-Nothing here copies x: that is for blocks.py, and only where the kernels cannot read it as it lies.
+Nothing here copies x. forward.py and backward.py do, only if the kernels cannot read it in place.
 """
 
 import functools
@@ -16,24 +16,24 @@ Array = npt.NDArray[Any]
 View = tuple[spec.Layout, tuple[int, int]]
 Description = tuple[np.dtype[Any], spec.Shape]
 
-# Finding whether two odd views share an element can take exponential time: past this much work,
-# they are taken to overlap.
+# Deciding whether two strided views share an element can take exponential time. Beyond this much
+# work they count as overlapping.
 _OVERLAP_WORK = 100_000
 
 
 def convert(name: str, type_name: str) -> str:
-    """Write how a user of NumPy converts an array: the last words of an error."""
+    """Return the code that converts an array, for the end of an error message."""
     module = "ml_dtypes" if type_name == "bfloat16" else "np"
     return f"{name}.astype({module}.{type_name})"
 
 
 def as_array(name: str, value: npt.ArrayLike) -> Array:
-    """Take an ndarray as it is (without its subclass), and an array-like through np.asarray."""
+    """Return `value` as a base-class ndarray. Raises: TypeError for a masked array."""
     if type(value) is np.ndarray:
         return value
     if "numpy.ma" in sys.modules and isinstance(value, np.ma.MaskedArray):
         raise TypeError(
-            f"{name} is a masked array, expected a plain one: pass {name}.filled(fill_value)"
+            f"{name} is a masked array, expected one without a mask: pass {name}.filled(fill_value)"
         )
     return np.asarray(value)
 
@@ -50,25 +50,18 @@ def type_name(dtype: np.dtype[Any]) -> str:
 
 @functools.lru_cache(maxsize=64)
 def native_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Find the type in this machine's byte order."""
+    """Return the type in this machine's byte order."""
     return np.dtype(dtype.type)
 
 
 @functools.lru_cache(maxsize=64)
 def compute_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Find the type of the statistics of an x of type `dtype`."""
+    """Return the type of the statistics of an x of type `dtype`."""
     return np.dtype(spec.compute_type(dtype.name))
 
 
-def axes_of(axis: spec.Axis, ndim: int) -> tuple[int, ...]:
-    """Do what spec.normalize_axes does, at once for a plain int."""
-    if type(axis) is int and -ndim <= axis < ndim:
-        return (axis % ndim,)
-    return spec.normalize_axes(axis, ndim)
-
-
 def describe(array: Array | None) -> Description | None:
-    """Return what checks need to know of an array. It can be hashed, so the checks are cached."""
+    """Return what the checks need of an array, hashable so that they can be cached."""
     return None if array is None else (array.dtype, array.shape)
 
 
@@ -77,7 +70,7 @@ def contiguous(array: Array) -> Array: ...
 @overload
 def contiguous(array: Array | None) -> Array | None: ...
 def contiguous(array: Array | None) -> Array | None:
-    """Lay a parameter or a statistic out for the kernels: contiguous, aligned, native."""
+    """Return a parameter or statistics contiguous, aligned and native, copied only if needed."""
     if array is None:
         return None
     flags = array.flags
@@ -87,7 +80,7 @@ def contiguous(array: Array | None) -> Array | None:
 
 
 def view(array: Array, axes: tuple[int, ...]) -> View | None:
-    """See an array as the kernels do, (layout, strides in elements), or None: it takes a copy."""
+    """Return the array's layout and its strides in elements; None if the kernels need a copy."""
     flags = array.flags
     dtype = array.dtype
     if not (flags.aligned and dtype.isnative):
@@ -104,17 +97,20 @@ def view(array: Array, axes: tuple[int, ...]) -> View | None:
 
 @functools.lru_cache(maxsize=1024)
 def contiguous_view(shape: spec.Shape, axes: tuple[int, ...]) -> View | None:
-    """See a new C-contiguous array of `shape` as the kernels do."""
+    """Return the view of a C-contiguous array of `shape`, as `view` does."""
     layout = spec.layout_of(shape, axes)
     return layout and (layout, (layout.cols * layout.inner, layout.inner))
 
 
 def check_out(out: Array, x: Array, **parameters: Array | None) -> None:
-    """Check that y can be written to `out`: ndarray, shape, type, no overlap but x itself."""
+    """Check that `out` can take y: an ndarray of x's shape and type that overlaps no input.
+
+    It may be `x` itself. Raises: TypeError and ValueError.
+    """
     if not isinstance(out, np.ndarray):
         raise TypeError(
             f"out is of type {type(out).__name__}, expected a numpy.ndarray to write y into: "
-            "pass one, or no out"
+            "pass one, or omit out"
         )
     out = as_array("out", out)
     overlaps = "itself" if _overlaps_itself(out) else None
@@ -157,7 +153,7 @@ def _overlap(first: Array, second: Array) -> bool:
 
 
 def _overlaps_itself(out: Array) -> bool:
-    """Tell whether two elements share memory: whether an axis steps inside a smaller one's span."""
+    """Tell whether elements of `out` share memory: some stride is less than the span below it."""
     if out.flags.c_contiguous:
         return False
     span = out.itemsize

@@ -1,4 +1,4 @@
-"""The backward for any arrays: checks everything, then finds the kernel a way to x, dy and dx."""
+"""The general path of the backward, for arrays of any strides: all checks, and copies if needed."""
 
 import functools
 from collections.abc import Sequence
@@ -21,14 +21,16 @@ def backward(
     x: npt.ArrayLike,
     stats: Stats,
     weight: npt.ArrayLike | None,
-    *,
     need_dx: bool,
     need_dweight: bool | None,
     need_dbias: bool,
     centered: bool,
     zero_centered_weight: bool,
 ) -> Gradients:
-    """Return (dx, dweight, dbias), None for what is not needed. Errors: `layer_norm_backward`'s."""
+    """Return (dx, dweight, dbias), None for those not needed.
+
+    Raises: as `layer_norm_backward` does.
+    """
     dy = arrays.as_array("dy", dy)
     x = arrays.as_array("x", x)
     weight = None if weight is None else arrays.as_array("weight", weight)
@@ -53,15 +55,15 @@ def backward(
     if x.size == 0:
         return (np.empty(x.shape, arrays.native_type(x.dtype)) if need_dx else None), dweight, dbias
 
-    # All rows at once: dweight and dbias are sums over the rows in one fixed order, which blocks
-    # of rows would break up. What the kernel cannot walk is therefore copied whole.
+    # Not in blocks of rows, as the forward: they would change the order of the sums over rows,
+    # dweight and dbias. So an array that the kernel cannot read in place is copied whole.
     order = None
     if arrays.contiguous_view(x.shape, axes) is None:
         order = order_of(x.shape, axes)
         x, dy = x.transpose(order), dy.transpose(order)
         axes = tuple(order.index(axis) for axis in axes)
-    x, x_view = _walkable(x, axes)
-    dy, dy_view = _walkable(dy, axes)
+    x, x_view = _in_place_or_copied(x, axes)
+    dy, dy_view = _in_place_or_copied(dy, axes)
     layout, x_strides = x_view
     if need_dx:
         dx = _native.empty(x.shape, x.dtype)
@@ -88,8 +90,8 @@ def backward(
     return dx, dweight, dbias
 
 
-def _walkable(array: Array, axes: tuple[int, ...]) -> tuple[Array, View]:
-    """Return the array or its copy, and how the kernel walks it."""
+def _in_place_or_copied(array: Array, axes: tuple[int, ...]) -> tuple[Array, View]:
+    """Return the array, or a copy that the kernel can read, and its view."""
     view = arrays.view(array, axes)
     if view is not None:
         return array, view
@@ -109,7 +111,7 @@ def _check_kind(stats: Stats, centered: bool) -> None:
     if centered != (stats.mean is not None):
         came, expected = ("without", "with") if centered else ("with", "without")
         raise ValueError(
-            f"stats came {came} a mean, expected one {expected}: pass the stats of {forward}"
+            f"stats came {came} a mean, expected stats {expected} one: pass those of {forward}"
         )
 
 
@@ -122,7 +124,7 @@ def _check(
     forward_type: np.dtype[Any] | None,
     *statistics: arrays.Description | None,
 ) -> np.dtype[Any]:
-    """Check types and shapes; return the type of dweight and dbias. An error is not cached."""
+    """Check types and shapes; return the type of dweight and dbias. Errors are not cached."""
     (dy_dtype, dy_shape), (x_dtype, x_shape) = dy, x
     weight_type = weight and arrays.type_name(weight[0])
     spec.check_types(arrays.type_name(x_dtype), weight_type, convert=arrays.convert)
@@ -153,7 +155,7 @@ def _check_statistics(
 ) -> None:
     if max(axes) >= len(x_shape):
         raise ValueError(
-            f"stats are of axes {axes}, but x has shape {x_shape}: pass the x that the forward had"
+            f"stats are for axes {axes}, but x has shape {x_shape}: pass the x given to the forward"
         )
     shape = spec.statistics_shape(x_shape, axes)
     dtype = arrays.compute_type(x_dtype)

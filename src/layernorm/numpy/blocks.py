@@ -1,7 +1,7 @@
-"""The smallest copy that serves: an array walked in blocks of whole rows.
+"""Blocks of whole rows, for arrays that the kernels cannot read in place.
 
-For arrays that the kernels cannot walk as they lie: normalized axes apart from each other, or
-strides that do not merge, or are negative or zero, or unaligned or byte-swapped elements.
+Such an array has normalized axes with others between them, strides that do not merge or are not
+positive, or unaligned or byte-swapped elements. It is copied a block at a time.
 """
 
 import functools
@@ -11,12 +11,12 @@ from collections.abc import Iterator
 
 from layernorm import spec
 
-# A scratch of this size stays in the cache between the copy and the kernel, and gives each thread
-# enough to do. At least one row is taken, whatever its size.
+# A scratch array of this size stays in the cache between the copy and the kernel, and gives each
+# thread enough work. A block has at least one row, whatever its size.
 BLOCK_BYTES = 1 << 21
 
 # Rows side by side (channels first) share cache lines: a block takes at least this many of them.
-# It also keeps a block from being a single row, which the kernels would see as another layout.
+# So a block is never a single row, which would have another layout.
 _MIN_INNER = 16
 
 Block = tuple[slice, ...]
@@ -24,7 +24,7 @@ Block = tuple[slice, ...]
 
 @functools.lru_cache(maxsize=1024)
 def order_of(shape: spec.Shape, axes: tuple[int, ...]) -> tuple[int, ...]:
-    """Order the axes so that the layout collapses: as they are, or the normalized ones last."""
+    """Return an order of the axes whose layout collapses: theirs, or the normalized axes last."""
     every = tuple(range(len(shape)))
     if spec.layout_of(shape, axes) is not None:
         return every
@@ -32,7 +32,7 @@ def order_of(shape: spec.Shape, axes: tuple[int, ...]) -> tuple[int, ...]:
 
 
 class Blocks:
-    """Cuts `shape` into blocks along the axes that are not normalized.
+    """Blocks of `shape`, cut along the axes that are not normalized.
 
     Attributes:
         largest: number of elements in the largest block.
@@ -51,12 +51,12 @@ class Blocks:
             if axis > axes[0]:
                 step = max(step, -(-_MIN_INNER // inner))
             pieces = -(-size // step)
-            # Pieces of nearly the same size: a last one of a single row would be another layout.
+            # Nearly equal pieces: a last piece of a single row would have another layout.
             edges = [piece * size // pieces for piece in range(pieces + 1)]
             self._cuts[axis] = [slice(*edge) for edge in itertools.pairwise(edges)]
-            widest = -(-size // pieces)
-            self.largest *= widest
-            inner *= widest
+            largest_piece = -(-size // pieces)
+            self.largest *= largest_piece
+            inner *= largest_piece
             if pieces > 1:
                 room = 0
 

@@ -1,7 +1,7 @@
-"""Layers with parameters and a hand-written backward, for training in plain NumPy."""
+"""Layers with parameters and a hand-written backward, for training with NumPy alone."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, SupportsFloat
+from typing import Any, ClassVar, SupportsFloat
 
 import numpy as np
 import numpy.typing as npt
@@ -9,19 +9,14 @@ import numpy.typing as npt
 from layernorm import spec
 from layernorm.numpy import arrays
 from layernorm.numpy.arrays import Array
-from layernorm.numpy.functional import (
-    layer_norm_backward,
-    layer_norm_forward,
-    rms_norm_backward,
-    rms_norm_forward,
-)
-from layernorm.numpy.statistics import Stats
+from layernorm.numpy.functional import norm_backward, norm_forward
+from layernorm.numpy.statistics import Stats, StatsFields
 
 
 class Parameter:
-    """An array that is learned, `data`, and the gradient of the loss with respect to it, `grad`.
+    """An array to learn, `data`, and the gradient of the loss with respect to it, `grad`.
 
-    An optimizer changes `data` in place. `grad` is None until a backward, and adds up from then on.
+    An optimizer changes `data` in place. `grad` is None until a backward; later ones add to it.
     """
 
     __slots__ = ("data", "grad")
@@ -38,7 +33,7 @@ class Parameter:
             self.grad = self.grad + grad
 
     def zero_grad(self) -> None:
-        """Forget the gradient."""
+        """Set the gradient to None."""
         self.grad = None
 
     def __repr__(self) -> str:
@@ -46,7 +41,9 @@ class Parameter:
 
 
 class _Norm:
-    """What the two layers share: parameters by name, and their exchange with checkpoints."""
+    """A norm over the last axes: its parameters, its checkpoints, its forward and backward."""
+
+    _centered: ClassVar[bool]  # False: RMS norm
 
     normalized_shape: spec.Shape
     eps: float
@@ -72,10 +69,58 @@ class _Norm:
         )
         has_bias = elementwise_affine and bias
         self.bias = Parameter(np.zeros(self.normalized_shape, dtype)) if has_bias else None
-        self._saved: tuple[Array, Stats] | None = None
+        self._axes = tuple(range(-len(self.normalized_shape), 0))
+        self._saved: tuple[Array, StatsFields] | None = None
+
+    def __call__(self, x: npt.ArrayLike) -> Array:
+        """Return y, and keep x (not a copy of it) and its statistics for `backward`."""
+        if type(x) is not np.ndarray:
+            x = arrays.as_array("x", x)
+        if x.shape[self._axes[0] :] != self.normalized_shape:
+            spec.check_trailing(repr(self), self.normalized_shape, x.shape)
+        weight, bias = self.weight, self.bias
+        y, fields = norm_forward(
+            x,
+            None if weight is None else weight.data,
+            None if bias is None else bias.data,
+            self._axes,
+            self.eps,
+            None,
+            self._centered,
+            False,
+        )
+        self._saved = x, fields
+        return y
+
+    def backward(self, dy: npt.ArrayLike) -> Array:
+        """Return dx for the x of the last call, and add to the parameters' gradients."""
+        if self._saved is None:
+            raise ValueError(
+                f"backward was called before any forward of {self!r}, expected a forward first: "
+                "call the layer on x"
+            )
+        x, fields = self._saved
+        weight, bias = self.weight, self.bias
+        dx, dweight, dbias = norm_backward(
+            dy,
+            x,
+            Stats(*fields),
+            None if weight is None else weight.data,
+            True,
+            weight is not None,
+            bias is not None,
+            self._centered,
+            False,
+        )
+        assert dx is not None
+        if weight is not None and dweight is not None:
+            weight.accumulate(dweight)
+        if bias is not None and dbias is not None:
+            bias.accumulate(dbias)
+        return dx
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
-        """Yield ("weight", Parameter) and ("bias", Parameter), those that the layer has."""
+        """Yield ("weight", Parameter) and ("bias", Parameter), as far as the layer has them."""
         for name, parameter in (("weight", self.weight), ("bias", self.bias)):
             if parameter is not None:
                 yield name, parameter
@@ -86,22 +131,22 @@ class _Norm:
             yield parameter
 
     def zero_grad(self) -> None:
-        """Forget the gradients of all parameters."""
+        """Set the gradients of all parameters to None."""
         for parameter in self.parameters():
             parameter.zero_grad()
 
     def state_dict(self) -> dict[str, Array]:
-        """Copy the parameters into a dict, under the names that torch.nn gives them."""
+        """Return copies of the parameters, under the names that torch.nn gives them."""
         return {name: parameter.data.copy() for name, parameter in self.named_parameters()}
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
-        """Take the parameters from a dict of arrays, or of PyTorch tensors on the CPU.
+        """Copy the parameters from a dict of arrays, or of PyTorch tensors on the CPU.
 
         Args:
-            state: as from `state_dict`, of this layer or of torch.nn's. Converted to the layer's
-                type.
-            strict: whether a missing or an unknown name is an error, or is passed over.
-        Raises: ValueError for names and shapes; the parameters are then as they were.
+            state: what `state_dict` of this layer or of torch.nn's returns, converted to the
+                layer's type.
+            strict: whether a missing or an unknown name is an error; else it is ignored.
+        Raises: ValueError for names and shapes; the parameters are then unchanged.
         """
         own = dict(self.named_parameters())
         missing = sorted(own.keys() - state.keys())
@@ -117,36 +162,23 @@ class _Norm:
         for name, array in loaded.items():
             own[name].data[...] = array
 
-    def _trailing_axes(self, x: Array) -> tuple[int, ...]:
-        return spec.check_trailing(repr(self), self.normalized_shape, x.shape)
-
-    def _parameter_data(self) -> tuple[Array | None, Array | None]:
-        weight, bias = self.weight, self.bias
-        return None if weight is None else weight.data, None if bias is None else bias.data
-
-    def _recall(self) -> tuple[Array, Stats]:
-        if self._saved is None:
-            raise ValueError(
-                f"backward came before any call of {self!r}, expected a forward first: "
-                "call the layer on x"
-            )
-        return self._saved
-
 
 class LayerNorm(_Norm):
     """Layer norm over the last axes of x, with parameters `weight` and `bias`.
 
-    y = (x - mean) / sqrt(var + eps) * weight + bias, as `layer_norm`. The arguments, their
-    defaults, the parameters' names and first values are those of torch.nn.LayerNorm.
+    y = (x - mean) / sqrt(var + eps) * weight + bias, as in `layer_norm`. The arguments, their
+    defaults, and the parameters' names and initial values are those of torch.nn.LayerNorm.
 
     Args:
         normalized_shape: int or ints, the sizes of x's last axes.
         eps: added to the variance, in units of x squared.
-        elementwise_affine: whether there is a weight (ones at first) and a bias (zeros).
-        bias: whether there is a bias beside the weight.
+        elementwise_affine: whether there is a weight (initially ones) and a bias (zeros).
+        bias: whether the weight comes with a bias.
         dtype: the parameters' type: that of x, or float32 for 16-bit x.
     Raises: TypeError and ValueError for the arguments.
     """
+
+    _centered = True
 
     def __init__(
         self,
@@ -157,27 +189,6 @@ class LayerNorm(_Norm):
         dtype: npt.DTypeLike = np.float32,
     ) -> None:
         super().__init__(normalized_shape, eps, elementwise_affine, bias, dtype)
-
-    def __call__(self, x: npt.ArrayLike) -> Array:
-        """Return y, and remember x (not a copy of it) and its statistics for `backward`."""
-        x = arrays.as_array("x", x)
-        axes = self._trailing_axes(x)
-        weight, bias = self._parameter_data()
-        y, stats = layer_norm_forward(x, weight, bias, axis=axes, eps=self.eps)
-        self._saved = x, stats
-        return y
-
-    def backward(self, dy: npt.ArrayLike) -> Array:
-        """Return dx for the last call's x, and add to weight.grad and bias.grad."""
-        x, stats = self._recall()
-        weight, bias = self._parameter_data()
-        dx, dweight, dbias = layer_norm_backward(dy, x, stats, weight, need_dbias=bias is not None)
-        assert dx is not None
-        if self.weight is not None and dweight is not None:
-            self.weight.accumulate(dweight)
-        if self.bias is not None and dbias is not None:
-            self.bias.accumulate(dbias)
-        return dx
 
     def __repr__(self) -> str:
         without_bias = ", bias=False" if self.weight is not None and self.bias is None else ""
@@ -190,17 +201,19 @@ class LayerNorm(_Norm):
 class RMSNorm(_Norm):
     """RMS norm over the last axes of x, with a parameter `weight`.
 
-    y = x / sqrt(mean(x**2) + eps) * weight, as `rms_norm`. The arguments and the parameter's name
-    and first values are those of torch.nn.RMSNorm; eps is 1e-6, where PyTorch's None stands for
-    the machine epsilon.
+    y = x / sqrt(mean(x**2) + eps) * weight, as in `rms_norm`. The arguments and the parameter's
+    name and initial values are those of torch.nn.RMSNorm, except that eps is 1e-6, where PyTorch's
+    default, None, means the machine epsilon.
 
     Args:
         normalized_shape: int or ints, the sizes of x's last axes.
         eps: added to the mean square, in units of x squared.
-        elementwise_affine: whether there is a weight (ones at first).
+        elementwise_affine: whether there is a weight (initially ones).
         dtype: the weight's type: that of x, or float32 for 16-bit x.
     Raises: TypeError and ValueError for the arguments.
     """
+
+    _centered = False
 
     def __init__(
         self,
@@ -211,25 +224,6 @@ class RMSNorm(_Norm):
     ) -> None:
         super().__init__(normalized_shape, eps, elementwise_affine, bias=False, dtype=dtype)
 
-    def __call__(self, x: npt.ArrayLike) -> Array:
-        """Return y, and remember x (not a copy of it) and its statistics for `backward`."""
-        x = arrays.as_array("x", x)
-        axes = self._trailing_axes(x)
-        weight, _ = self._parameter_data()
-        y, stats = rms_norm_forward(x, weight, axis=axes, eps=self.eps)
-        self._saved = x, stats
-        return y
-
-    def backward(self, dy: npt.ArrayLike) -> Array:
-        """Return dx for the last call's x, and add to weight.grad."""
-        x, stats = self._recall()
-        weight, _ = self._parameter_data()
-        dx, dweight = rms_norm_backward(dy, x, stats, weight)
-        assert dx is not None
-        if self.weight is not None and dweight is not None:
-            self.weight.accumulate(dweight)
-        return dx
-
     def __repr__(self) -> str:
         return (
             f"RMSNorm({self.normalized_shape}, eps={self.eps}, "
@@ -238,9 +232,9 @@ class RMSNorm(_Norm):
 
 
 def _to_array(value: Any) -> Array:
-    """Take an array-like, or a PyTorch tensor, recognized by its manners: torch is not imported."""
+    """Return an array-like or a PyTorch tensor as an array, without importing torch."""
     if hasattr(value, "detach"):
         value = value.detach()
         if str(value.dtype) == "torch.bfloat16":
-            value = value.float()  # exact; NumPy has no bfloat16 of its own to take it
+            value = value.float()  # exact; NumPy itself has no bfloat16
     return np.asarray(value)

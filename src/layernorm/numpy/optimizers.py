@@ -1,4 +1,4 @@
-"""Gradient descent for the layers' parameters, in the steps that torch.optim takes."""
+"""Gradient descent for the layers' parameters, with the steps of torch.optim."""
 
 import math
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from layernorm.numpy.layers import Parameter
 
 
 class _Optimizer:
-    """What the two share: the parameters, and the gradient that a step follows."""
+    """The parameters of an optimizer, and the gradient that a step follows."""
 
     def __init__(
         self, parameters: Iterable[Parameter], lr: float, weight_decay: float, **others: float
@@ -36,29 +36,29 @@ class _Optimizer:
         self.weight_decay = weight_decay
 
     def zero_grad(self) -> None:
-        """Forget the gradients of all parameters."""
+        """Set the gradients of all parameters to None."""
         for parameter in self.parameters:
             parameter.zero_grad()
 
     def _gradient(self, parameter: Parameter) -> Array | None:
-        """Return the gradient with the weight decay, or None where there has been no backward."""
+        """Return the gradient with the weight decay, or None before any backward."""
         if parameter.grad is None or not self.weight_decay:
             return parameter.grad
         return parameter.grad + self.weight_decay * parameter.data
 
 
 class SGD(_Optimizer):
-    """Stochastic gradient descent with momentum, as torch.optim.SGD takes its steps.
+    """Stochastic gradient descent with momentum, with the steps of torch.optim.SGD.
 
     With g = grad + weight_decay * data:
     buffer = g at the first step, then momentum * buffer + g;
     data -= lr * buffer, or with `nesterov` lr * (g + momentum * buffer).
 
     Args:
-        parameters: Parameters; those without a gradient are passed over.
+        parameters: Parameters; a step skips those without a gradient.
         lr: step size; may be changed between steps.
         momentum, weight_decay: 0 for none.
-        nesterov: whether to look ahead along the momentum, which must not be 0 then.
+        nesterov: whether to use Nesterov's momentum; momentum must not be 0 then.
     Raises: ValueError for negative or infinite numbers, or no parameters.
     Source: Sutskever, Martens, Dahl and Hinton 2013 (momentum, in PyTorch's form).
     """
@@ -81,7 +81,7 @@ class SGD(_Optimizer):
         self._buffers: list[Array | None] = [None] * len(self.parameters)
 
     def step(self) -> None:
-        """Change the data of each parameter in place, along its gradient."""
+        """Update the data of each parameter in place."""
         for index, parameter in enumerate(self.parameters):
             grad = self._gradient(parameter)
             if grad is None:
@@ -97,16 +97,16 @@ class SGD(_Optimizer):
 
 
 class Adam(_Optimizer):
-    """Adam, as torch.optim.Adam takes its steps.
+    """Adam, with the steps of torch.optim.Adam.
 
     With g = grad + weight_decay * data, at step t:
     mean += (1 - beta1) * (g - mean);  square = beta2 * square + (1 - beta2) * g**2;
     data -= lr / (1 - beta1**t) * mean / (sqrt(square) / sqrt(1 - beta2**t) + eps).
 
     Args:
-        parameters: Parameters; those without a gradient are passed over.
+        parameters: Parameters; a step skips those without a gradient.
         lr: step size; may be changed between steps.
-        betas: how slowly the averages of g and of its square forget, each in [0, 1).
+        betas: decay rates of the averages of g and of its square, each in [0, 1).
         eps: added to the root of the average square, in units of the gradient.
         weight_decay: 0 for none.
     Raises: ValueError for numbers out of range, or no parameters.
@@ -134,7 +134,7 @@ class Adam(_Optimizer):
         self._squares = [np.zeros_like(parameter.data) for parameter in self.parameters]
 
     def step(self) -> None:
-        """Change the data of each parameter in place, along its gradient."""
+        """Update the data of each parameter in place."""
         beta1, beta2 = self.betas
         for index, parameter in enumerate(self.parameters):
             grad = self._gradient(parameter)

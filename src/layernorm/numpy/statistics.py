@@ -1,4 +1,4 @@
-"""What the forward keeps for the backward."""
+"""The statistics that a forward returns for its backward."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,6 +6,9 @@ from typing import Any
 import numpy as np
 
 from layernorm.numpy.arrays import Array
+
+# The arguments of Stats, in order.
+StatsFields = tuple[Array | None, Array, Array | None, tuple[int, ...], float, np.dtype[Any] | None]
 
 
 @dataclass(slots=True, eq=False)
@@ -18,12 +21,12 @@ class Stats:
     Attributes:
         mean: sum(x) / n, rounded; None for RMS norm, whose mean is zero.
         rstd: 1 / sqrt(var + eps).
-        residual: what the rounding took from the mean, which is mean + residual to about twice
-            the digits: for a row far from zero, mean alone is not enough for the backward. None
-            for RMS norm; with None for layer norm the backward works it out again.
-        axis: the normalized axes, sorted, none negative.
+        residual: the rounding error of mean: mean + residual has about twice its digits, which the
+            backward needs for rows far from zero. None for RMS norm; None for layer norm makes the
+            backward recompute it.
+        axis: the normalized axes, sorted and not negative.
         eps: as given to the forward.
-        parameter_type: the type of weight and bias, None where there was neither.
+        parameter_type: the type of weight and bias; None if there was neither.
     """
 
     mean: Array | None
@@ -32,15 +35,3 @@ class Stats:
     axis: tuple[int, ...]
     eps: float
     parameter_type: np.dtype[Any] | None = None
-
-
-def stats_of_rows(
-    mean: Array | None,
-    rstd: Array,
-    residual: Array | None,
-    eps: float,
-    parameter: Array | None,
-) -> Stats:
-    """Return the Stats of an x normalized over its last axis, `parameter` its weight or bias."""
-    parameter_type = None if parameter is None else parameter.dtype
-    return Stats(mean, rstd, residual, (rstd.ndim - 1,), eps, parameter_type)

@@ -68,7 +68,7 @@ def _norm(
     eps = spec.check_eps(eps)
     is_last = axes == tuple(range(x.dim() - len(axes), x.dim()))
     if out is not None and is_last and not torch.compiler.is_compiling():
-        options = (sizes, eps, centered, zero_centered_weight)
+        options = (axes, eps, centered, zero_centered_weight)
         if _native.torch_try_forward_into(x, weight, bias, *options, out):
             if not out.is_inference():
                 torch.autograd.graph.increment_version(out)

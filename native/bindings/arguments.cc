@@ -1,0 +1,81 @@
+#include "arguments.h"
+
+#include <cmath>
+
+#define NO_IMPORT_ARRAY
+#include "bindings/numpy/arrays.h"
+
+namespace layernorm::python {
+
+bool has_count(const char* name, Py_ssize_t count, Py_ssize_t expected) {
+  if (count == expected) return true;
+  PyErr_Format(PyExc_TypeError, "%s takes %zd arguments, got %zd", name, expected, count);
+  return false;
+}
+
+bool Integers::take(PyObject* object) {
+  if (PyTuple_Check(object)) {
+    for (Py_ssize_t at = 0; at < PyTuple_GET_SIZE(object); ++at)
+      if (!append(PyTuple_GET_ITEM(object, at))) return false;
+  } else if (PyList_CheckExact(object)) {
+    // An item's __index__ may change the list.
+    for (Py_ssize_t at = 0; at < PyList_GET_SIZE(object); ++at)
+      if (!append(Owned(Py_NewRef(PyList_GET_ITEM(object, at))).get())) return false;
+  } else {
+    return !Py_TYPE(object)->tp_iter && append(object);
+  }
+  return count > 0;
+}
+
+bool Integers::append(PyObject* object) {
+  if (count == kMost) return false;
+  int overflow = 0;
+  if (PyLong_CheckExact(object)) {
+    value[count++] = PyLong_AsLongLongAndOverflow(object, &overflow);
+    return overflow == 0;
+  }
+  if (!PyIndex_Check(object) || PyBool_Check(object)) return false;
+  const Owned index(PyNumber_Index(object));
+  if (!index) {
+    PyErr_Clear();
+    return false;
+  }
+  value[count++] = PyLong_AsLongLongAndOverflow(index.get(), &overflow);
+  return overflow == 0;
+}
+
+int Integers::trailing(int64_t ndim) const {
+  if (count > ndim) return 0;
+  uint64_t seen = 0;
+  for (Py_ssize_t at = 0; at < count; ++at) {
+    const int64_t from_end = value[at] < 0 ? -(value[at] + 1) : ndim - 1 - value[at];
+    const uint64_t bit = uint64_t{1} << (from_end & 63);
+    if (from_end < 0 || from_end >= count || (seen & bit)) return 0;
+    seen |= bit;
+  }
+  return static_cast<int>(count);
+}
+
+bool take_eps(PyObject* object, Problem& problem) {
+  const PyTypeObject* type = Py_TYPE(object);
+  if (PyFloat_CheckExact(object)) {
+    problem.eps = PyFloat_AS_DOUBLE(object);
+  } else if (PyLong_CheckExact(object) || type == &PyDoubleArrType_Type ||
+             type == &PyFloatArrType_Type || type == &PyHalfArrType_Type ||
+             type == &PyLongDoubleArrType_Type) {
+    problem.eps = PyFloat_AsDouble(object);
+    if (problem.eps == -1) PyErr_Clear();  // an int too large for a float
+  } else {
+    return false;
+  }
+  return problem.eps >= 0 && std::isfinite(problem.eps);
+}
+
+bool take_flags(PyObject* centered, PyObject* zero_centered_weight, Problem& problem) {
+  if (!PyBool_Check(centered) || !PyBool_Check(zero_centered_weight)) return false;
+  problem.centered = centered == Py_True;
+  problem.zero_centered_weight = zero_centered_weight == Py_True;
+  return true;
+}
+
+}  // namespace layernorm::python

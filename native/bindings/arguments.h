@@ -1,0 +1,35 @@
+// Arguments of the fast paths. What is unusual, or wrong, is left to the general path, which raises
+// the errors.
+#pragma once
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "layer_norm.h"
+
+namespace layernorm::python {
+
+// False, with a TypeError, for another number of arguments than the function takes.
+bool has_count(const char* name, Py_ssize_t count, Py_ssize_t expected);
+
+// An int, or a tuple or a list of ints: axes, or sizes.
+struct Integers {
+  static constexpr Py_ssize_t kMost = 64;
+  Py_ssize_t count = 0;
+  int64_t value[kMost];
+
+  // May run Python code: call it before reading the arrays.
+  bool take(PyObject* object);
+  // Axes: how many they are, if they are the last of `ndim`, in any order, else 0.
+  int trailing(int64_t ndim) const;
+
+ private:
+  bool append(PyObject* object);
+};
+
+// A float, an int or a NumPy floating scalar, finite and not negative.
+bool take_eps(PyObject* object, Problem& problem);
+
+bool take_flags(PyObject* centered, PyObject* zero_centered_weight, Problem& problem);
+
+}  // namespace layernorm::python
