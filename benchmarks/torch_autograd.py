@@ -1,9 +1,9 @@
-"""Time PyTorch's forward and backward through autograd, with its own layer norm and with ours.
+"""Time PyTorch's forward and backward through autograd, with its own norm and with ours.
 
-    python benchmarks/torch_autograd.py [--threads 1,2] [--rows 1,21,64,512]
+    python benchmarks/torch_autograd.py [--norm rms_norm] [--threads 1,2] [--rows 1,21,64,512]
 
-float32, rows of 768, all three gradients, in turns; medians in microseconds. Where rows are few,
-these are times of autograd itself.
+float32, rows of 768, all gradients, interleaved; medians in microseconds. For few rows these are
+times of autograd itself.
 """
 
 import argparse
@@ -19,6 +19,7 @@ COLS = 768
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--norm", choices=("layer_norm", "rms_norm"), default="layer_norm")
     parser.add_argument("--threads", default="1,2", metavar="N,...")
     parser.add_argument("--rows", default="1,21,32,43,64,128,512", metavar="N,...")
     options = parser.parse_args()
@@ -27,7 +28,7 @@ def main() -> None:
     for threads in map(int, options.threads.split(",")):
         torch.set_num_threads(threads)
         for rows in map(int, options.rows.split(",")):
-            norms = (torch.nn.functional.layer_norm, layernorm.torch.layer_norm)
+            norms = [getattr(each, options.norm) for each in (torch.nn.functional, layernorm.torch)]
             forwards, boths = zip(*[calls(norm, rows) for norm in norms], strict=True)
             with torch.no_grad():
                 own, ours = medians(*forwards)
@@ -41,14 +42,14 @@ def main() -> None:
 def calls(norm: Callable[..., torch.Tensor], rows: int) -> tuple[Call, Call]:
     """Forward alone; forward and backward."""
     x = torch.randn(rows, COLS, requires_grad=True)
-    weight = torch.randn(COLS, requires_grad=True)
-    bias = torch.randn(COLS, requires_grad=True)
+    count = 2 if "layer" in norm.__name__ else 1  # weight and bias, or weight
+    parameters = [torch.randn(COLS, requires_grad=True) for _ in range(count)]
     dy = torch.randn(rows, COLS)
 
     def forward() -> torch.Tensor:
-        return norm(x, (COLS,), weight, bias)
+        return norm(x, (COLS,), *parameters)
 
-    return forward, lambda: torch.autograd.grad(forward(), (x, weight, bias), dy)
+    return forward, lambda: torch.autograd.grad(forward(), (x, *parameters), dy)
 
 
 def medians(own: Call, ours: Call) -> tuple[float, float]:
