@@ -7,10 +7,10 @@ import pytest
 
 pytest.importorskip("sklearn")
 
-from layernorm.cli import digits
-from layernorm.cli.networks import FRAMEWORKS, RECIPES, build_network
-from layernorm.cli.networks import numpy as in_numpy
-from layernorm.cli.training import train
+from layernorm.cli.demo import digits
+from layernorm.cli.demo.networks import FRAMEWORKS, RECIPES, build_network
+from layernorm.cli.demo.networks import numpy as in_numpy
+from layernorm.cli.demo.training import train
 
 each_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.optimizer)
 
@@ -62,11 +62,11 @@ def losses_from(weights: dict[str, digits.Array], recipe) -> np.ndarray:
 
 
 def effect_of_one_ulp(recipe) -> float:
-    """How far a loss moves if every first weight of the linear layers is the next number."""
+    """Return how far a loss moves if every linear weight starts from a neighboring number."""
     weights = digits.initial_weights()
     rng = np.random.default_rng(0)
     moved = {
-        # Up or down at random: a layer norm would take no notice of all of them up.
+        # Up or down at random: a layer norm would cancel a common shift.
         name: np.nextafter(each, np.float32(rng.choice([-np.inf, np.inf], each.shape)))
         if each.ndim == 2
         else each
@@ -85,7 +85,7 @@ def test_the_training_in_each_framework_follows_that_in_numpy(framework, recipe)
     beside = train("numpy", recipe, data, EPOCHS)
     assert run.norm_outputs == EPOCHS * 22 * digits.BATCH_SIZE * sum(digits.SIZES[1:-1])
     assert run.other_bits == 0
-    # The products of matrices may be rounded otherwise in every step.
+    # The matrix products may be rounded differently in every step.
     assert run.largest_difference(beside) <= len(run.loss) * effect_of_one_ulp(recipe)
     for mine, other in zip(run.parameters, beside.parameters, strict=True):
         assert mine["moved"] == pytest.approx(other["moved"], rel=1e-3)
