@@ -1,5 +1,5 @@
 """Draw docs/images/speed.png from results/numpy.json: ours, the peers and a copy."""
-# ruff: noqa: RUF001 - the picture says 2.5×, not 2.5x
+# ruff: noqa: RUF001, RUF003 - the picture says 2.5×, not 2.5x
 
 import json
 from pathlib import Path
