@@ -5,7 +5,7 @@ PYTHON ?= python3
 JOBS ?= 2
 # Processes that run the tests.
 WORKERS ?= 2
-# Passed on by `make test` (to pytest), `make demo` and `make bench`.
+# Passed on by `make test` (to pytest), `make demo`, `make demo-all`, `make bench` and `make minilm`.
 ARGS ?=
 
 SHELL := /bin/bash
@@ -93,15 +93,31 @@ package: .venv/installed .venv-bare/ready  ## build sdist and wheel, and install
 
 # ---- what one does
 
+FROM_SOURCE := -qq -c constraints.txt --build-constraint constraints.txt -Cbuild-dir=build/demo
+
 .PHONY: demo
 demo: .venv-demo/ready  ## train on handwritten digits, draw losses.png, check, time
 	.venv-demo/bin/layernorm demo $(ARGS)
 
 .venv-demo/ready: constraints.txt build/package-files $(PACKAGE_FILES)
 	$(call environment,.venv-demo)
-	.venv-demo/bin/pip install -qq -c constraints.txt --build-constraint constraints.txt \
-	  -Cbuild-dir=build/demo '.[demo]'
+	.venv-demo/bin/pip install $(FROM_SOURCE) '.[demo]'
 	touch $@
+
+.PHONY: demo-all
+demo-all: .venv-demo-all/ready  ## the demo in PyTorch, JAX, TensorFlow and Keras too
+	.venv-demo-all/bin/layernorm demo --frameworks torch,jax,tensorflow,keras $(ARGS)
+
+# torch first and alone, as in .venv. Flax brings optax, which trains the network in JAX.
+.venv-demo-all/ready: constraints.txt build/package-files $(PACKAGE_FILES)
+	$(call environment,.venv-demo-all)
+	.venv-demo-all/bin/pip install -qq -c constraints.txt torch
+	.venv-demo-all/bin/pip install $(FROM_SOURCE) '.[demo,peers]'
+	touch $@
+
+.PHONY: minilm
+minilm: .venv/installed  ## a real PyTorch model with its own layer norms and with ours (minutes)
+	cd examples && ../.venv/bin/python -m minilm $(ARGS)
 
 .PHONY: test
 test: package  ## the tests, against the installed wheel, on every instruction set of this machine
@@ -146,6 +162,10 @@ sanitize-memory sanitize-threads: .venv-lint/ready
 bench: .venv/installed  ## time forward and backward beside every peer (minutes; keep the machine idle)
 	.venv/bin/python benchmarks/run.py $(ARGS)
 
+.PHONY: figures
+figures: .venv-demo/ready  ## draw docs/images from benchmarks/results
+	.venv-demo/bin/python benchmarks/figures.py
+
 .PHONY: clean
 clean:  ## remove what these targets made
-	rm -rf .venv .venv-lint .venv-demo .venv-bare build dist
+	rm -rf .venv .venv-lint .venv-demo .venv-demo-all .venv-bare build dist

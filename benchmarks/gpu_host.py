@@ -12,7 +12,7 @@ from unittest import mock
 import torch
 
 import layernorm.torch
-from layernorm.cli.timing import interleave
+from layernorm.cli.bench.timing import interleave
 from layernorm.torch import functional
 from layernorm.torch.gpu import backward as gpu_backward
 from layernorm.torch.gpu import forward as gpu_forward

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 
 import layernorm.torch
-from layernorm.cli.timing import Call, interleave
+from layernorm.cli.bench.timing import Call, interleave
 
 COLS = 768
 

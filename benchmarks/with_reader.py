@@ -13,7 +13,7 @@ import argparse
 import numpy as np
 
 import layernorm
-from layernorm.cli.timing import Call, interleave
+from layernorm.cli.bench.timing import Call, interleave
 from layernorm.numpy import layer_norm, layer_norm_backward, layer_norm_forward
 
 

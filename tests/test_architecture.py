@@ -1,11 +1,13 @@
 """Who may import whom, what is public, and what every public function says of itself."""
 
+import contextlib
 import copy
+import graphlib
 import importlib.util
 import inspect
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -84,6 +86,16 @@ def the_copy_is_found(package_copy, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "layernorm", importlib.util.module_from_spec(spec))
 
 
+@contextlib.contextmanager
+def added(planted: str, file: Path) -> Iterator[None]:
+    source = file.read_text()
+    file.write_text(f"{source}\n\n{planted}\n")
+    try:
+        yield
+    finally:
+        file.write_text(source)
+
+
 def test_import_rules_are_kept_in_the_copy(the_copy_is_found) -> None:
     assert broken_rules() == []
 
@@ -133,12 +145,47 @@ def test_import_rules_are_kept_in_the_copy(the_copy_is_found) -> None:
 def test_a_planted_import_breaks_the_rules(
     package_copy, the_copy_is_found, module, planted
 ) -> None:
-    source = (package_copy / module).read_text()
-    (package_copy / module).write_text(f"{source}\n\n{planted}\n")
-    try:
+    with added(planted, package_copy / module):
         assert broken_rules() != []
-    finally:
-        (package_copy / module).write_text(source)
+
+
+def circle_of_imports() -> list[str]:
+    """Return modules that import each other in a circle; lazy and typing imports count."""
+    grimp = pytest.importorskip("grimp")
+    graph = grimp.build_graph("layernorm", cache_dir=None)
+
+    def imports(module: str) -> Iterator[str]:
+        for imported in graph.find_modules_directly_imported_by(module):
+            lines = graph.get_import_details(importer=module, imported=imported)
+            # _native is compiled, so an import of it counts as one of layernorm/__init__.py.
+            if not all("_native" in each["line_contents"] for each in lines):
+                yield imported
+
+    try:
+        graphlib.TopologicalSorter({each: imports(each) for each in graph.modules}).prepare()
+    except graphlib.CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    assert circle_of_imports() == []
+
+
+@pytest.mark.parametrize(
+    ("module", "planted"),
+    [
+        ("cli/bench/results.py", "from layernorm.cli.bench import tables"),
+        ("cli/bench/results.py", "def f():\n    from layernorm.cli.bench.tables import Table"),
+        ("cli/check/results.py", "if TYPE_CHECKING:\n    from layernorm.cli.check import tables"),
+        ("numpy/functional.py", "import layernorm.numpy.layers"),
+        ("numpy/functional.py", "import layernorm"),
+    ],
+    ids=lambda text: text.split()[-1],
+)
+def test_a_planted_circle_is_found(package_copy, the_copy_is_found, module, planted) -> None:
+    with added(planted, package_copy / module):
+        assert module.removesuffix(".py").replace("/", ".") in " ".join(circle_of_imports())
 
 
 @pytest.mark.parametrize("module", PUBLIC, ids=lambda module: module.__name__)

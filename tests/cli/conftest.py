@@ -1,4 +1,4 @@
-"""Commands made small, and our provider made wrong."""
+"""Commands with little to measure, and our provider with wrong functions."""
 
 from types import SimpleNamespace
 
@@ -10,26 +10,27 @@ from layernorm import numpy as front_end
 @pytest.fixture
 def tiny_check(monkeypatch):
     """Check two inputs instead of all."""
-    from layernorm.cli import check
-    from layernorm.cli.inputs import inputs
+    from layernorm.cli.check import measure
+    from layernorm.cli.check.inputs import inputs
 
     few = [each for each in inputs(quick=True) if each.name in ("3 columns", "mean 1e2 std")]
-    monkeypatch.setattr(check, "inputs", lambda quick: few)
+    monkeypatch.setattr(measure, "inputs", lambda quick: few)
 
 
 @pytest.fixture
 def tiny_bench(monkeypatch):
+    """Time five small cells as the quick plan."""
     from tiny_cells import CELLS
 
-    from layernorm.cli import bench, cells
+    from layernorm.cli.bench import cells, measure
 
     monkeypatch.setitem(cells.PLANS, "quick", lambda: CELLS)
-    monkeypatch.setattr(bench, "last_level_cache_bytes", lambda: 2**16)
+    monkeypatch.setattr(measure, "last_level_cache_bytes", lambda: 2**16)
 
 
 @pytest.fixture
 def replace_in_ours(monkeypatch):
-    """Give our provider another front end, with some functions replaced."""
+    """Replace some functions of our provider's front end."""
 
     from layernorm.cli.providers import ours
 

@@ -1,4 +1,4 @@
-"""`layernorm bench`: its cells, timings and summary, and that it times nothing that is wrong."""
+"""`layernorm bench`: its cells, timings and summary, and its refusal to time wrong results."""
 
 import itertools
 import json
@@ -11,11 +11,15 @@ from tiny_cells import CELLS
 
 pytest.importorskip("rich")
 
-from layernorm.cli import bench, cells, main, timing
-from layernorm.cli.bench_summary import summarize
+from layernorm.cli import main
+from layernorm.cli.bench import cells, timing
+from layernorm.cli.bench.judge import Judge
+from layernorm.cli.bench.results import Report, Result, Timing
+from layernorm.cli.bench.stored import as_dict, report_from
+from layernorm.cli.bench.summary import summarize
+from layernorm.cli.compact_json import compact_json
 from layernorm.cli.machine import OtherLoad, kept_to_processors, usable_processors
 from layernorm.cli.providers import ours
-from layernorm.cli.verify import Judge
 
 
 def test_bench_json_parses_and_has_every_cell(tiny_bench, capsys):
@@ -29,9 +33,11 @@ def test_bench_json_parses_and_has_every_cell(tiny_bench, capsys):
     assert len(by_provider["copy"]) == len(by_provider["layernorm"]) == len(CELLS)
     assert len(by_provider["numpy"]) == len(CELLS) - 1  # it has no `out`
     for each in by_provider["layernorm"]:
+        assert each["errors"]
         assert each["within_bounds"]
-        assert each["timing"]["repeats"] == 3
-        assert 0 < each["timing"]["lower"] <= each["timing"]["median"] <= each["timing"]["upper"]
+        assert each["samples"] == 3
+        lower, median, upper = each["microseconds"]
+        assert 0 < lower <= median <= upper
     assert {"section", "geometric_mean", "worst_cell"} <= found["summary"][0].keys()
 
 
@@ -59,9 +65,9 @@ def test_bench_marks_a_wrong_peer_and_times_it_all_the_same(tiny_bench, monkeypa
     monkeypatch.setattr(numpy_formula, "_forward", lambda problem: np.zeros_like(problem.x))
     assert main(["bench", "--quick", "--json", "--peers", "numpy", "--repeats", "3"]) == 0
     results = json.loads(capsys.readouterr().out)["results"]
-    wrong = [each for each in results if not each["within_bounds"]]
+    wrong = [each for each in results if not each.get("within_bounds", True)]
     assert {each["provider"] for each in wrong} == {"numpy"}
-    assert all(each["timing"]["median"] > 0 for each in wrong)
+    assert all(each["microseconds"][1] > 0 for each in wrong)
 
 
 def test_bench_times_one_thread_in_a_process_of_its_own(capsys):
@@ -85,7 +91,7 @@ def test_every_plan_has_the_part_that_runs_on_one_thread():
     "cell", [cells.Cell("forward", (700, 65)), cells.Cell("backward", (3, 5, 2), axis=1)]
 )
 def test_the_judge_finds_one_wrong_row_and_one_wrong_column(cell):
-    """It looks at some rows and columns of large problems: the first and the last among them."""
+    """It judges some rows and columns of a large problem, the first and the last among them."""
     problem = cell.problem()
     judge, provider = Judge(problem), ours.Ours(1)
     direction = provider.forward if cell.direction == "forward" else provider.backward
@@ -101,7 +107,7 @@ def test_calls_are_interleaved_and_each_repeated():
     made = []
     calls = {name: lambda name=name: made.append(name) for name in "ab"}
     timings = timing.interleave(calls, repeats=4, evict=lambda: made.append("evict"))
-    assert {each.repeats for each in timings.values()} == {4}
+    assert {each.samples for each in timings.values()} == {4}
     turns = [name for name, following in itertools.pairwise(["", *made]) if following == "evict"]
     assert len(turns) == 8  # every sample of every call begins with cold caches
     order = [following for name, following in itertools.pairwise(made) if name == "evict"]
@@ -111,13 +117,13 @@ def test_calls_are_interleaved_and_each_repeated():
 def test_long_calls_are_repeated_less_often(monkeypatch):
     monkeypatch.setattr(timing, "LONG_CALL_SECONDS", 0.0)
     monkeypatch.setattr(timing, "LONG_WORK_SECONDS", 0.0)
-    assert timing.interleave({"a": lambda: None})["a"].repeats == timing.FEWEST_REPEATS
+    assert timing.interleave({"a": lambda: None})["a"].samples == timing.FEWEST_REPEATS
 
 
 def test_the_summary_is_the_geometric_mean_over_the_fastest_peers():
     def result(provider, shape, seconds):
-        taken = timing.Timing(seconds, seconds, seconds, 30, 1)
-        return bench.Result(cells.Cell("forward", shape), 2, provider, taken)
+        taken = Timing(seconds, seconds, seconds, 30)
+        return Result(cells.Cell("forward", shape), 2, provider, taken)
 
     results = [
         *(result(name, (2, 3), time) for name, time in (("copy", 1), ("layernorm", 2))),
@@ -128,6 +134,24 @@ def test_the_summary_is_the_geometric_mean_over_the_fastest_peers():
     (summary,) = summarize(results)
     assert summary.geometric_mean == pytest.approx(4.0)  # of 8x against torch, 2x against numpy
     assert (summary.worst, summary.worst_cell, summary.worst_against) == (2.0, "4x5", "numpy")
+
+
+@pytest.mark.parametrize("plan", cells.PLANS)
+def test_a_cell_is_found_by_its_words(plan):
+    planned = cells.PLANS[plan]()
+    for cell in planned:
+        assert cells.Cell.from_words(cell.words) == cell
+        assert [each for each in planned if each.is_named_by(cell.words)] == [cell]
+
+
+def test_a_report_is_read_as_it_was_written():
+    cell = cells.Cell("forward", (2, 5, 3), "bfloat16", "cold", "reused", axis=1)
+    results = [
+        Result(cell, 2, "copy", Timing(3e-6, 2e-6, 4e-6, 30)),
+        Result(cell, 2, "layernorm", None, {"y": np.inf}, False),
+    ]
+    written = Report("1", {"processor": "?"}, results, {"numpy": "2"}, {}, {}, 30, 0.5)
+    assert report_from(json.loads(compact_json(as_dict(written)))) == written
 
 
 def test_memory_copies_whole_arrays_and_evicts():

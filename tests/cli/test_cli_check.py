@@ -1,4 +1,4 @@
-"""`layernorm check`: its verdict, its JSON, and that it finds what is broken."""
+"""`layernorm check`: its verdict, its JSON, and the faults that it finds."""
 
 import json
 
@@ -23,7 +23,7 @@ def test_check_passes_and_its_json_parses(tiny_check, capsys):
     assert found["holds"] is True
     assert {each["part"] for each in found["ours"]} == {"y", "dx", "dweight", "dbias"}
     assert all(each["error"] <= each["bound"] for each in found["ours"])
-    # What the formula loses on rows far from zero is what the check is for.
+    # The formula loses digits on rows far from zero: the check must show it.
     far = [each["error"] for each in found["peers"] if each["input"] == "mean 1e2 std"]
     assert max(far) > 5
 

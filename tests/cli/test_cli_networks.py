@@ -1,5 +1,6 @@
 """The digits' network: NumPy's gradients, and the same training in every framework."""
 
+import functools
 import itertools
 
 import numpy as np
@@ -7,10 +8,10 @@ import pytest
 
 pytest.importorskip("sklearn")
 
-from layernorm.cli import digits
-from layernorm.cli.networks import FRAMEWORKS, RECIPES, build_network
-from layernorm.cli.networks import numpy as in_numpy
-from layernorm.cli.training import train
+from layernorm.cli.demo import digits
+from layernorm.cli.demo.networks import FRAMEWORKS, RECIPES, build_network
+from layernorm.cli.demo.networks import numpy as in_numpy
+from layernorm.cli.demo.training import Run, train
 
 each_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.optimizer)
 
@@ -55,24 +56,28 @@ def test_the_data_of_a_training_are_the_same_each_time() -> None:
         assert len(set(order[0])) == len(order[0])
 
 
-def losses_from(weights: dict[str, digits.Array], recipe) -> np.ndarray:
-    network = build_network("numpy", weights, recipe)
-    epochs = digits.train(network, digits.load_digits(), EPOCHS)
-    return np.concatenate([epoch.losses for epoch in epochs])
+def moved_by_one_ulp(weights: dict[str, digits.Array]) -> dict[str, digits.Array]:
+    """Return linear weights that are each the next number, up or down.
 
-
-def effect_of_one_ulp(recipe) -> float:
-    """How far a loss moves if every first weight of the linear layers is the next number."""
-    weights = digits.initial_weights()
+    At random: a layer norm would cancel a common shift.
+    """
     rng = np.random.default_rng(0)
-    moved = {
-        # Up or down at random: a layer norm would take no notice of all of them up.
+    return {
         name: np.nextafter(each, np.float32(rng.choice([-np.inf, np.inf], each.shape)))
         if each.ndim == 2
         else each
         for name, each in weights.items()
     }
-    return np.abs(losses_from(moved, recipe) - losses_from(weights, recipe)).max()
+
+
+@functools.cache
+def in_numpy_with(recipe) -> tuple[Run, float]:
+    """Train in NumPy; return the run, and how far one ulp of the first weights moves its losses."""
+    data = digits.load_digits()
+    run = train("numpy", recipe, data, EPOCHS)
+    network = build_network("numpy", moved_by_one_ulp(digits.initial_weights()), recipe)
+    losses = np.concatenate([each.losses for each in digits.train(network, data, EPOCHS)])
+    return run, np.abs(losses - run.loss).max()
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # in Keras
@@ -80,12 +85,11 @@ def effect_of_one_ulp(recipe) -> float:
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_the_training_in_each_framework_follows_that_in_numpy(framework, recipe) -> None:
     pytest.importorskip(framework)
-    data = digits.load_digits()
-    run = train(framework, recipe, data, EPOCHS)
-    beside = train("numpy", recipe, data, EPOCHS)
+    run = train(framework, recipe, digits.load_digits(), EPOCHS)
+    beside, effect_of_one_ulp = in_numpy_with(recipe)
     assert run.norm_outputs == EPOCHS * 22 * digits.BATCH_SIZE * sum(digits.SIZES[1:-1])
     assert run.other_bits == 0
-    # The products of matrices may be rounded otherwise in every step.
-    assert run.largest_difference(beside) <= len(run.loss) * effect_of_one_ulp(recipe)
+    # The matrix products may be rounded differently in every step.
+    assert run.largest_difference(beside) <= len(run.loss) * effect_of_one_ulp
     for mine, other in zip(run.parameters, beside.parameters, strict=True):
         assert mine["moved"] == pytest.approx(other["moved"], rel=1e-3)

@@ -1,4 +1,4 @@
-"""The peers: asked for the same as we are, and a line or an error where they are missing."""
+"""The peers: they get the same arguments as ours; a missing one is a line, or an error."""
 
 import sys
 
@@ -44,7 +44,7 @@ def test_an_unknown_peer_is_a_usage_error(command, capsys):
 )
 @pytest.mark.filterwarnings("ignore")
 def test_each_peer_is_asked_for_the_same_as_we(name):
-    """A peer that is given wrong arguments would be reported as wrong, or compared unfairly."""
+    """With wrong arguments, a peer would be reported as wrong, or compared unfairly."""
     found = find_providers(threads=usable_processors(), names=[name])
     if name in found.missing:
         pytest.skip(f"{name}: {found.missing[name]}")

@@ -1,4 +1,4 @@
-"""Wrong versions of our functions, which `check` and `bench` are to find."""
+"""Wrong versions of our functions, which `check` and `bench` must find."""
 
 import numpy as np
 
@@ -12,14 +12,15 @@ def off_by_eight_ulp(*arguments, **options):
 
 
 def uncentered_variance(x, weight, bias, *, axis, eps, out):
-    wide = np.asarray(x, np.float32)
-    mean = wide.mean(axis, keepdims=True)
-    var = (wide * wide).mean(axis, keepdims=True) - mean * mean
+    given = x.dtype
+    x = np.asarray(x, np.float32)
+    mean = x.mean(axis, keepdims=True)
+    var = (x * x).mean(axis, keepdims=True) - mean * mean
     shape = [1] * x.ndim
     shape[axis] = -1
     weight, bias = (np.asarray(each, np.float32).reshape(shape) for each in (weight, bias))
     with np.errstate(all="ignore"):
-        return ((wide - mean) / np.sqrt(var + eps) * weight + bias).astype(x.dtype)
+        return ((x - mean) / np.sqrt(var + eps) * weight + bias).astype(given)
 
 
 def swallows_nan(x, *arguments, **options):

@@ -1,19 +1,17 @@
-"""Problems with nothing special about them, so that any wrong element, stride or term shows."""
+"""The ordinary problem as four NumPy arrays."""
 
 import ml_dtypes
 import numpy as np
+
+from layernorm.cli.problem import ordinary_arrays
 
 RNG = np.random.default_rng(20)
 
 
 def a_problem(shape=(6, 13), axis=-1, dtype=np.float64):
-    """Draw x, weight, bias and dy: no weight is one, no bias zero, every row has a mean."""
-    axes = tuple(sorted(np.atleast_1d(np.arange(len(shape))[np.r_[axis]])))
-    parameters = [shape[each] for each in axes]
-    x = (RNG.normal(size=shape) + 3.0).astype(dtype)
-    weight = RNG.uniform(0.5, 2.0, parameters).astype(dtype)
-    bias = RNG.normal(size=parameters).astype(dtype)
-    return x, weight, bias, RNG.normal(size=shape).astype(dtype)
+    """Draw x, weight, bias and dy; other numbers each time."""
+    arrays = ordinary_arrays(RNG.standard_normal, shape, axis=axis)
+    return tuple(each.astype(dtype) for each in arrays)
 
 
 def assert_close(got, expected, dtype=np.float64):

@@ -1,4 +1,4 @@
-"""What a provider of the command line computes, beside what `layernorm.numpy` does."""
+"""Compares the results of a provider of the command line with those of `layernorm.numpy`."""
 
 import numpy as np
 
@@ -10,12 +10,11 @@ ROWS, CHANNELS_FIRST = ((6, 33), -1), ((2, 33, 3, 5), 1)
 
 
 def assert_results_are_numpys(provider: Provider, layouts=(ROWS, CHANNELS_FIRST)) -> None:
-    """Check y and the gradients, as far as there are any."""
+    """Check y, and the gradients if the provider has them."""
     done = 0
     for shape, axis in layouts:
-        x = np.random.default_rng(0).standard_normal(shape)
         for type_name in provider.types:
-            problem = make_problem(x, type_name, axis=axis, eps=0.5)
+            problem = make_problem(shape, type_name, axis=axis, eps=0.5)
             mine = ours.Ours(usable_processors())
             tolerance = 0.05 if problem.x.itemsize == 2 else 1e-4
             for direction in ("forward", "backward"):

@@ -1,11 +1,11 @@
-"""What a quick bench is made of in the tests."""
+"""The cells of a quick bench in the tests."""
 
-from layernorm.cli import cells
+from layernorm.cli.bench.cells import Cell
 
 CELLS = [
-    cells.Cell("forward", (3, 17)),
-    cells.Cell("forward", (3, 17), output="reused"),
-    cells.Cell("forward", (3, 17), cache="cold"),
-    cells.Cell("forward", (2, 5, 3, 3), axis=1),
-    cells.Cell("backward", (3, 17)),
+    Cell("forward", (3, 17)),
+    Cell("forward", (3, 17), output="reused"),
+    Cell("forward", (3, 17), cache="cold"),
+    Cell("forward", (2, 5, 3, 3), axis=1),
+    Cell("backward", (3, 17)),
 ]

@@ -1,16 +1,18 @@
-"""Where the commands print: a rich console, or plain JSON."""
+"""The rich console that tables and progress bars go to."""
 
-import json
-import math
-import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from layernorm.cli.progress import Progress, ignore
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 
-def open_console() -> "Console":
-    """Return the console that tables go to.
+def open_console(*, quiet: bool = False) -> "Console":
+    """Return the console that tables go to; with `quiet`, it prints nothing.
 
     Raises: SystemExit where rich is not installed, with the command that installs it.
     """
@@ -21,21 +23,36 @@ def open_console() -> "Console":
             "layernorm: the tables are printed with rich, which is not installed: "
             "pip install 'layernorm[demo]', or pass --json"
         ) from None
-    return Console(highlight=False)
+    return Console(highlight=False, quiet=quiet)
 
 
-def print_json(value: Any) -> None:
-    """Print `value` as strict JSON: an infinite or undefined error becomes a string."""
-    json.dump(strict_json(value), sys.stdout, indent=2, allow_nan=False)
-    print()
+@contextmanager
+def progress_bar(console: "Console | None") -> Iterator[Progress]:
+    """Show a progress bar while measuring; show nothing without a console."""
+    if console is None or console.quiet:
+        yield ignore
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    # Refreshed by hand: a thread that draws would disturb what is measured.
+    with Progress(*columns, console=console, transient=True, auto_refresh=False) as bar:
+        task = bar.add_task("")
+
+        def show(done: int, total: int, text: str) -> None:
+            bar.update(task, completed=done, total=total, description=text, refresh=True)
+
+        yield show
 
 
-def strict_json(value: Any) -> Any:
-    """Turn `value` into what strict JSON can hold: infinities and NaN become strings."""
-    if isinstance(value, dict):
-        return {key: strict_json(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [strict_json(each) for each in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
+def make_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> "Table":
+    """Make a table whose first column is aligned to the left and the others to the right."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE)
+    for place, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if place else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    return table

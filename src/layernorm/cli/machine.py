@@ -1,5 +1,6 @@
-"""What this machine is, as far as the system tells: processor, caches, instruction sets, load."""
+"""This machine: processor, caches, instruction sets, load, and installed distributions."""
 
+import importlib.metadata
 import os
 import platform
 import subprocess
@@ -14,7 +15,7 @@ SYS_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
 
 def describe_machine() -> dict[str, Any]:
-    """Describe the machine in words and numbers that JSON can hold."""
+    """Describe the machine in values that JSON can hold."""
     from layernorm import _native
 
     return {
@@ -30,6 +31,18 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
+def installed_version(distribution: str) -> str | None:
+    """Version of an installed distribution, without importing it; None if it is not installed."""
+    # The CPU build of TensorFlow is a distribution of its own.
+    names = (distribution, "tensorflow-cpu") if distribution == "tensorflow" else (distribution,)
+    for name in names:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
+
+
 def usable_processors() -> int:
     """Count the processors that this process may run on."""
     if sys.platform == "linux":
@@ -39,9 +52,10 @@ def usable_processors() -> int:
 
 @contextmanager
 def kept_to_processors(count: int) -> Iterator[None]:
-    """Keep this process to `count` processors meanwhile, where the system can do that.
+    """Keep this process to `count` processors inside the block, where the system can do that.
 
-    Libraries loaded meanwhile start no more threads than that, those too that take no number.
+    A library loaded inside the block then starts no more threads than that, even if it has no
+    setting for their number.
     """
     if sys.platform != "linux":
         yield
@@ -55,13 +69,13 @@ def kept_to_processors(count: int) -> Iterator[None]:
 
 
 class OtherLoad:
-    """How busy the programs beside this one keep the processors: they make timings unreliable."""
+    """How busy other programs keep the processors, which makes timings unreliable."""
 
     def __init__(self) -> None:
         self._start = _processor_seconds()
 
     def processors(self) -> float | None:
-        """Processors kept busy by others, on average since the start. None where unknown."""
+        """Processors kept busy by others, on average since the start; None if unknown."""
         start, end = self._start, _processor_seconds()
         if start is None or end is None:
             return None
@@ -70,7 +84,7 @@ class OtherLoad:
 
 
 def _processor_seconds() -> tuple[float, float, float] | None:
-    """Seconds that all processors were busy, that this program and its children used, and now."""
+    """Return the busy seconds of all processors, those of this program alone, and the time."""
     try:
         words = Path("/proc/stat").read_text().split("\n", 1)[0].split()
         user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, words[1:9])
@@ -81,7 +95,7 @@ def _processor_seconds() -> tuple[float, float, float] | None:
 
 
 def processor_name() -> str:
-    """Name the processor as the system does."""
+    """Return the processor's name as the system gives it."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -1,13 +1,15 @@
 """One layer norm to compute: the arrays that every provider is given."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 Array: TypeAlias = npt.NDArray[Any]
+Shape: TypeAlias = tuple[int, ...]
 
 TYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -42,7 +44,7 @@ class Problem:
 
     @cached_property
     def channels_last(self) -> tuple[int, ...]:
-        """The permutation that makes the normalized axis the last."""
+        """The permutation that moves the normalized axis to the end."""
         return (*(each for each in range(self.x.ndim) if each != self.axis), self.axis)
 
     @cached_property
@@ -62,7 +64,7 @@ def number_type(name: str) -> np.dtype[Any]:
 
 
 def available_types() -> tuple[str, ...]:
-    """Name the types that can be measured here: all but bfloat16 where ml_dtypes is missing."""
+    """Name the types that can be measured here: bfloat16 needs ml_dtypes."""
     try:
         number_type("bfloat16")
     except ModuleNotFoundError:
@@ -70,24 +72,45 @@ def available_types() -> tuple[str, ...]:
     return TYPES
 
 
-def make_problem(
-    x: Array, type_name: str, *, axis: int = -1, eps: float = 1e-5, seed: int = 0
-) -> Problem:
-    """Round `x` to a type and draw what goes with it.
+def ordinary_arrays(
+    normal: Callable[[Sequence[int]], Any],
+    shape: Sequence[int],
+    *,
+    axis: int | Sequence[int] = -1,
+    mean: float = 3.0,
+) -> tuple[Any, Any, Any, Any]:
+    """Draw x, weight, bias and dy such that any wrong element, stride or term shows.
 
-    The weights are not ones, the biases not zeros, and dy has a mean: what a wrong gradient would
-    leave out shows.
+    The weights are not ones, though around 1; the biases not zeros; x and dy have means.
+
+    Args:
+        normal: draws standard normal numbers of a given shape, as arrays of any framework.
+        shape: of x and dy.
+        axis: those of the weight and bias, in increasing order.
+        mean: of x.
     """
+    axes = (axis,) if isinstance(axis, int) else axis
+    parameters = tuple(shape[each] for each in axes)
+    weight, bias = 1 + normal(parameters) / 2, normal(parameters)
+    return mean + normal(shape), weight, bias, 0.5 + normal(shape)
+
+
+def make_problem(
+    shape: Shape,
+    type_name: str,
+    *,
+    x: Array | None = None,
+    axis: int = -1,
+    eps: float = 1e-5,
+    mean: float = 3.0,
+    seed: int = 0,
+) -> Problem:
+    """Draw the ordinary problem of a shape and type, the same each time; `x` may be given."""
     dtype = number_type(type_name)
-    rng = np.random.default_rng([seed, *x.shape])
-    cols = x.shape[axis]
-    dy = np.asarray(rng.standard_normal(x.shape, dtype=np.float32))
-    dy += 1
-    return Problem(
-        x=x.astype(dtype, copy=False),
-        weight=rng.standard_normal((cols,), dtype=np.float32).astype(dtype),
-        bias=rng.standard_normal((cols,), dtype=np.float32).astype(dtype),
-        dy=dy.astype(dtype, copy=False),
-        axis=axis,
-        eps=eps,
-    )
+    rng = np.random.default_rng([seed, *shape])
+    drawn_as = np.float64 if dtype.itemsize == 8 else np.float32
+    normal = partial(rng.standard_normal, dtype=drawn_as)
+    drawn_x, *others = ordinary_arrays(normal, shape, axis=axis, mean=mean)
+    arrays = [drawn_x if x is None else x, *others]
+    x, weight, bias, dy = (each.astype(dtype, copy=False) for each in arrays)
+    return Problem(x, weight, bias, dy, axis=axis, eps=eps)

@@ -4,21 +4,22 @@ from layernorm.cli.providers.find import (
     FRONT_ENDS,
     GRADIENT_PEERS,
     PEERS,
+    QUICK_PEERS,
     MissingPeersError,
     Providers,
     find_providers,
-    parse_names,
 )
-from layernorm.cli.providers.provider import Provider, Unsupported
+from layernorm.cli.providers.provider import Provider, Unsupported, first_line
 
 __all__ = [
     "FRONT_ENDS",
     "GRADIENT_PEERS",
     "PEERS",
+    "QUICK_PEERS",
     "MissingPeersError",
     "Provider",
     "Providers",
     "Unsupported",
     "find_providers",
-    "parse_names",
+    "first_line",
 ]

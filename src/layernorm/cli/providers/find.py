@@ -1,4 +1,4 @@
-"""Which providers there are on this machine."""
+"""Finds the providers that are installed here."""
 
 import importlib
 import os
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from layernorm.cli.import_order import import_triton_before_tensorflow
-from layernorm.cli.info import installed_version
+from layernorm.cli.machine import installed_version
 from layernorm.cli.providers.provider import Provider, Unsupported
 
 REQUIRE_PEERS = "LAYERNORM_REQUIRE_PEERS"
@@ -26,10 +26,13 @@ _CLASSES = {
 }
 
 PEERS = tuple(name for name in _CLASSES if name not in ("tensorflow", "flax.linen"))
-"""Those that are looked for unless others are named.
+"""The peers that are looked for by default.
 
-TensorFlow wants a process without Triton; what XLA makes of linen and of nnx is the same.
+TensorFlow needs a process without Triton. flax.linen compiles to the same code as flax (nnx).
 """
+
+QUICK_PEERS = tuple(name for name in PEERS if name != "torch.compile")
+"""torch.compile takes seconds for every shape."""
 
 _OURS = {
     "numpy": ("ours", "Ours"),
@@ -45,10 +48,10 @@ _OURS = {
 FRONT_ENDS = tuple(_OURS)
 
 GRADIENT_PEERS = ("torch", "jax")
-"""Those whose gradients are checked too: the others share their kernels, or their compiler."""
+"""The peers whose gradients are checked too: the others share their kernels or compiler."""
 
 
-class MissingPeersError(Exception):
+class MissingPeersError(ImportError):
     """LAYERNORM_REQUIRE_PEERS=1 and a peer is missing."""
 
 
@@ -69,7 +72,7 @@ class Providers:
 def find_providers(
     *, threads: int, names: Sequence[str] = PEERS, front_end: str = "numpy"
 ) -> Providers:
-    """Load ours, by one of its front ends, and the named peers, each told to use `threads` threads.
+    """Load one of our front ends and the named peers, each set to use `threads` threads.
 
     Raises: ValueError for an unknown name; ImportError for a front end whose framework is missing;
     MissingPeersError if the environment has LAYERNORM_REQUIRE_PEERS=1 and a peer is missing.
@@ -96,13 +99,6 @@ def find_providers(
     return Providers(ours, peers, missing)
 
 
-def parse_names(text: str | None, default: Sequence[str]) -> list[str]:
-    """Turn "torch,jax" into names; "none" into no names, None into `default`."""
-    if text is None:
-        return list(default)
-    return [name.strip() for name in text.split(",") if name.strip() not in ("", "none")]
-
-
 def version_of(provider: Provider) -> str:
     """Version of the distribution that a provider comes from."""
     return installed_version(provider.distribution) or "unknown"
@@ -111,7 +107,7 @@ def version_of(provider: Provider) -> str:
 def _load(place: tuple[str, str], threads: int) -> Provider:
     module_name, class_name = place
     with warnings.catch_warnings():
-        # What a library warns of while it is imported is no news about layer norm.
+        # Warnings that a library gives while it is imported do not concern layer norm.
         warnings.simplefilter("ignore")
         module = importlib.import_module(f"layernorm.cli.providers.{module_name}")
         provider: Provider = getattr(module, class_name)(threads)

@@ -16,7 +16,7 @@ class Unsupported(Exception):
 
 
 class Provider(ABC):
-    """One implementation. Its calls include nothing but the work: conversions are made before."""
+    """One implementation. Its calls do the work alone: arrays are converted before."""
 
     name: ClassVar[str]
     distribution: ClassVar[str]
@@ -25,7 +25,7 @@ class Provider(ABC):
     def __init__(self, threads: int) -> None:
         """Load the library and set its number of threads.
 
-        Raises: ImportError where it is not installed, Unsupported where it does not work.
+        Raises: ImportError if it is not installed, Unsupported if it does not work here.
         """
         self.threads = threads
 
@@ -34,7 +34,7 @@ class Provider(ABC):
         """Return the call that computes y: a new array, or the same one each time."""
 
     def backward(self, problem: Problem) -> Call:
-        """Return the call that computes (dx, dweight, dbias) after a forward has been done."""
+        """Return the call that computes (dx, dweight, dbias); the forward is done before."""
         raise Unsupported(f"{self.name} has no backward")
 
     def arrays(self, result: Any) -> tuple[Array, ...]:
@@ -42,11 +42,17 @@ class Provider(ABC):
         return tuple(np.asarray(each) for each in _as_tuple(result))
 
     def require(self, problem: Problem, *, reuse_output: bool = False, can_reuse: bool) -> None:
-        """Raise Unsupported for a type or a way of output that the library does not have."""
+        """Raise Unsupported for a type, or for a given output, that the library does not take."""
         if problem.type_name not in self.types:
             raise Unsupported(f"{self.name} does not take {problem.type_name} here")
         if reuse_output and not can_reuse:
             raise Unsupported(f"{self.name} cannot write into a given array")
+
+
+def first_line(error: Exception) -> str:
+    """Describe an error in one line."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"
 
 
 def _as_tuple(result: Any) -> tuple[Any, ...]:

@@ -1,0 +1,1 @@
+"""`layernorm check`: the accuracy contract, measured for us and for every installed peer."""

@@ -1,0 +1,34 @@
+"""Results as strict JSON, one line each, so that people can read it and git can compare it."""
+
+import json
+import math
+from typing import Any
+
+
+def compact_json(found: dict[str, Any]) -> str:
+    """Write an entry a line, and each item of a list of dictionaries on a line of its own.
+
+    Infinity and NaN, which strict JSON does not have, become strings.
+    """
+    entries = (f" {json.dumps(key)}: {_value(each)}" for key, each in found.items())
+    return "{\n" + ",\n".join(entries) + "\n}\n"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return "[\n  " + ",\n  ".join(map(_line, value)) + "\n ]"
+    return _line(value)
+
+
+def _line(value: Any) -> str:
+    return json.dumps(_strict(value), allow_nan=False, ensure_ascii=False)
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _strict(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

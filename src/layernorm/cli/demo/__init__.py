@@ -1,0 +1,1 @@
+"""`layernorm demo`: train a small network on handwritten digits, in NumPy and other frameworks."""

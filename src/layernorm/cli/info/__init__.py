@@ -1,0 +1,1 @@
+"""`layernorm info`: versions, instruction sets, threads, caches, frameworks."""
