@@ -1,24 +1,25 @@
-"""Finds the front end for an array from its type, and imports no framework to do so."""
+"""The top level's functions: they find the front end from x's type, and import no framework."""
 
 import functools
 import importlib
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, SupportsFloat
 
 import layernorm.numpy
 from layernorm import spec
 
-# The package that the array's type (or a base of it) comes from, and the front end for it.
+# The package that the array's type, or a base of it, comes from, and the module that serves it.
 _FRONT_ENDS = {
     "numpy": "layernorm.numpy",
-    "torch": "layernorm.torch.any_array",
-    "jax": "layernorm.jax",  # what is traced
+    "torch": "layernorm.torch.over_axes",
+    "jax": "layernorm.jax",  # traced arrays
     "jaxlib": "layernorm.jax",  # arrays
     "tensorflow": "layernorm.tensorflow",
     "keras": "layernorm.keras",  # symbolic tensors, and variables
 }
 
-# Nothing can be written to their arrays, so their functions take no `out`.
+# Their arrays cannot be written to, so their functions take no `out`.
 _WITHOUT_OUT = ("layernorm.jax", "layernorm.tensorflow", "layernorm.keras")
 
 
@@ -32,29 +33,24 @@ def layer_norm(
     out: Any = None,
     zero_centered_weight: bool = False,
 ) -> Any:
-    """Normalize an array of any known kind to zero mean and unit variance, then scale and shift.
+    """Normalize an array of any supported kind to zero mean and unit variance, scale and shift.
 
     y = (x - mean) / sqrt(var + eps) * weight + bias, with the biased variance over `axis`.
 
     Args:
-        x: an array, or a list of numbers, which NumPy makes an array of. Now served: NumPy's,
-            PyTorch's, JAX's, TensorFlow's and Keras's.
+        x: an array of NumPy, PyTorch, JAX, TensorFlow or Keras; or a list of numbers, which is
+            converted to a NumPy array.
         weight, bias: of x's kind, with the normalized shape, or None.
         axis, eps, zero_centered_weight: as in `layernorm.numpy.layer_norm`.
         out: likewise, for arrays that can be written to: NumPy's and PyTorch's.
     Returns: y, of x's kind, shape and type.
-    Raises: TypeError for an x of an unknown kind, else what the front end raises.
+    Raises: TypeError if x is of another kind, else what the front end raises.
     Source: Ba, Kiros and Hinton 2016, arXiv:1607.06450.
     """
-    return _front_end(x).layer_norm(
-        x,
-        weight,
-        bias,
-        axis=axis,
-        eps=eps,
-        zero_centered_weight=zero_centered_weight,
-        **_place(out, x),
-    )
+    function = _front_end_of(type(x)).layer_norm  # type: ignore[arg-type]
+    if out is not None:
+        function = _with_out(function, out)
+    return function(x, weight, bias, axis=axis, eps=eps, zero_centered_weight=zero_centered_weight)
 
 
 def rms_norm(
@@ -66,32 +62,24 @@ def rms_norm(
     out: Any = None,
     zero_centered_weight: bool = False,
 ) -> Any:
-    """Divide an array of any known kind by its root mean square over `axis`, then scale.
+    """Divide an array of any supported kind by its root mean square over `axis`, then scale.
 
     y = x / sqrt(mean(x**2) + eps) * weight
 
     Args:
-        x: an array, or a list of numbers, which NumPy makes an array of. Now served: NumPy's,
-            PyTorch's, JAX's, TensorFlow's and Keras's.
+        x: an array of NumPy, PyTorch, JAX, TensorFlow or Keras; or a list of numbers, which is
+            converted to a NumPy array.
         weight: of x's kind, with the normalized shape, or None.
         axis, eps, zero_centered_weight: as in `layernorm.numpy.rms_norm`.
         out: as in `layer_norm`.
     Returns: y, of x's kind, shape and type.
-    Raises: TypeError for an x of an unknown kind, else what the front end raises.
+    Raises: TypeError if x is of another kind, else what the front end raises.
     Source: Zhang and Sennrich 2019, arXiv:1910.07467.
     """
-    return _front_end(x).rms_norm(
-        x,
-        weight,
-        axis=axis,
-        eps=eps,
-        zero_centered_weight=zero_centered_weight,
-        **_place(out, x),
-    )
-
-
-def _front_end(x: object) -> ModuleType:
-    return _front_end_of(type(x))  # type: ignore[arg-type]
+    function = _front_end_of(type(x)).rms_norm  # type: ignore[arg-type]
+    if out is not None:
+        function = _with_out(function, out)
+    return function(x, weight, axis=axis, eps=eps, zero_centered_weight=zero_centered_weight)
 
 
 @functools.cache
@@ -109,14 +97,12 @@ def _front_end_of(kind: type[Any]) -> ModuleType:
     )
 
 
-def _place(out: Any, x: object) -> dict[str, Any]:
-    """Return the keyword `out` if it is given, and x's front end takes it."""
-    if out is None:
-        return {}
-    name = _front_end(x).__name__
+def _with_out(function: Callable[..., Any], out: Any) -> Callable[..., Any]:
+    """Bind `out` to a front end's function. Raises: TypeError if the front end takes none."""
+    name = function.__module__.rpartition(".")[0]
     if name in _WITHOUT_OUT:
         raise TypeError(
-            f"out is of type {type(out).__name__}, expected None, since {name} serves arrays that "
-            "cannot be written to: take y from what is returned"
+            f"out is of type {type(out).__name__}, expected None, because arrays of {name} cannot "
+            "be written to: use the y that is returned"
         )
-    return {"out": out}
+    return functools.partial(function, out=out)

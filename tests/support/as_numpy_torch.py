@@ -10,7 +10,7 @@ from adapter import Adapter, Stats, parameters
 from layouts import Array
 
 import layernorm.torch as ours
-from layernorm.torch import any_array
+from layernorm.torch import over_axes
 
 
 def to_tensor(array: Array | None) -> torch.Tensor | None:
@@ -68,7 +68,7 @@ class AsNumpy(Adapter):
         zero_centered = call["zero_centered_weight"]
         trailing = axes == list(range(x.dim() - len(axes), x.dim())) and x.is_contiguous()
         if call["centered"] and zero_centered:
-            return any_array.layer_norm(
+            return over_axes.layer_norm(
                 x, weight, bias, axis=axes, eps=call["eps"], zero_centered_weight=True
             )
         shape = [x.shape[each] for each in axes]

@@ -86,7 +86,7 @@ WRONG = {
     "a list": (TypeError, "must be Tensor", lambda: ours.layer_norm([1.0], (1,))),
     "out with a gradient": (
         RuntimeError,
-        "leave out away",
+        "omit out",
         lambda: layernorm.layer_norm(X.clone().requires_grad_(), out=torch.empty_like(X)),
     ),
     "out of another shape": (

@@ -10,7 +10,7 @@ _FRONT_ENDS = {
     "jax": "layernorm.jax",
     "numpy": "layernorm.numpy",
     "tensorflow": "layernorm.tensorflow",
-    "torch": "layernorm.torch.any_array",
+    "torch": "layernorm.torch.over_axes",
 }
 
 

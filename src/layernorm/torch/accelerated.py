@@ -1,4 +1,4 @@
-"""Our kernels under PyTorch's own operator, for models that nobody edits."""
+"""Our kernels under PyTorch's own operator, for models that stay as they are."""
 
 import threading
 from types import TracebackType
@@ -14,14 +14,14 @@ _holders = 0
 
 
 class Acceleration:
-    """What `accelerate` returns: our kernels are in place until `undo`, or the end of a `with`."""
+    """The result of `accelerate`: our kernels are in use until `undo`, or the end of a `with`."""
 
     def __init__(self) -> None:
         self._active = True
         _change(1)
 
     def undo(self) -> None:
-        """Give PyTorch its kernels back, unless another `accelerate` is still in force."""
+        """Restore PyTorch's own kernels, unless another `accelerate` is still active."""
         if self._active:
             self._active = False
             _change(-1)
@@ -39,18 +39,17 @@ class Acceleration:
 
 
 def accelerate() -> Acceleration:
-    """Put our kernels under PyTorch's `native_layer_norm` and its backward, on the CPU and GPUs.
+    """Replace the kernels of PyTorch's `native_layer_norm` and its backward, on the CPU and GPUs.
 
-    Every layer norm of the process, of any model, then runs them, with PyTorch's own autograd,
-    forward mode, vmap and DTensor rules. Only float16, bfloat16, float32 and float64 are
-    served: other types raise RuntimeError, where PyTorch raises its NotImplementedError. GPUs are
-    served where Triton is installed.
-    PyTorch prints one warning a process, that a kernel is overridden: that is what was asked for.
+    Every layer norm of the process, in any model, then runs our kernels, with PyTorch's own
+    autograd, forward mode, vmap and DTensor rules. They take float16, bfloat16, float32 and
+    float64; other types raise RuntimeError, where PyTorch raises NotImplementedError. GPUs need
+    Triton. PyTorch warns once a process that a kernel is overridden, which is intended.
 
     Args: none.
-    Returns: an object with `undo()`, which can also stand in a `with` statement:
-        `with accelerate(): model(x)`. In a process that never calls `undo`, it lasts to the end.
-    Raises: RuntimeError where PyTorch refuses.
+    Returns: an object with `undo()`, also a context manager: `with accelerate(): model(x)`.
+        Without `undo`, it stays active until the process ends.
+    Raises: RuntimeError if PyTorch does.
     """
     return Acceleration()
 

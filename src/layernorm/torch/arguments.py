@@ -1,4 +1,4 @@
-"""Checks arguments as PyTorch does: its exception types, its words, and what to do about it."""
+"""What a call computes, and its checks, with PyTorch's exception types and wording."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -9,26 +9,40 @@ from torch import Tensor
 
 from layernorm import spec
 
-TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_NAMES = {getattr(torch, name): name for name in spec.TYPES}
+_COMPUTE_TYPES = {dtype: getattr(torch, spec.compute_type(name)) for dtype, name in _NAMES.items()}
 
-Axes = tuple[
-    int, ...
-]  # ascending, and negative: they stay right where a batch axis is put in front
+TYPES = tuple(_NAMES)
+
+# Ascending and negative, so that they stay right when a batch axis is put in front.
+Axes = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Definition:
-    """What a call computes, apart from its tensors. (No tuple: functorch would take it apart.)"""
+    """What a call computes, apart from its tensors. Not a tuple, because functorch flattens tuples.
+
+    Attributes:
+        axis: the normalized axes.
+        eps: as in `layer_norm`.
+        centered: True for layer norm, False for RMS norm.
+        zero_centered_weight: as in `rms_norm`.
+    """
 
     axis: Axes
     eps: float
-    centered: bool = True  # False: RMS norm
+    centered: bool = True
     zero_centered_weight: bool = False
 
 
+def compute_type(dtype: torch.dtype) -> torch.dtype:
+    """Return the type of the statistics of an x of type `dtype`."""
+    return _COMPUTE_TYPES.get(dtype, torch.float32)
+
+
 def machine_epsilon(dtype: torch.dtype) -> float:
-    """Find the eps that None stands for: that of the type which the statistics are computed in."""
-    return torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
+    """Return the value of eps=None for an x of type `dtype`: that of the compute type."""
+    return torch.finfo(compute_type(dtype)).eps
 
 
 def type_name(dtype: torch.dtype) -> str:
@@ -39,10 +53,10 @@ def type_name(dtype: torch.dtype) -> str:
 def is_served(
     x: object, normalized_shape: object, weight: Tensor | None, bias: Tensor | None
 ) -> bool:
-    """Tell whether our operators take these arguments; PyTorch's own function takes the others.
+    """Tell whether our operators take these arguments.
 
-    For other devices, types, layouts and kinds of arguments PyTorch's function has its say, and its
-    errors are those that its users know.
+    PyTorch's own function takes the others, with its own errors for types, devices, layouts and
+    kinds of arguments.
     """
     return (
         isinstance(x, Tensor)
@@ -65,14 +79,27 @@ _HAS_TRITON = importlib.util.find_spec("triton") is not None  # the compiler can
 
 
 def has_triton() -> bool:
-    """Tell whether tensors on a GPU can be served: our kernels there need Triton."""
+    """Tell whether Triton, which our kernels for GPUs need, is installed."""
     return _HAS_TRITON
 
 
-def axes_of(x: Tensor, normalized_shape: Sequence[int], axis: spec.Axis | None) -> Axes:
-    """Find the normalized axes, and check that x has the normalized sizes along them.
+def normalize_axes(axis: spec.Axis, dims: int) -> Axes:
+    """Return the axes ascending and negative.
 
-    Raises: RuntimeError for sizes, IndexError for an axis that x has not, TypeError for types.
+    Raises: IndexError if one is out of range, RuntimeError if there are none or one is repeated,
+        TypeError if they are not ints.
+    """
+    try:
+        return tuple(each - dims for each in spec.normalize_axes(axis, dims))
+    except ValueError as error:
+        kind = IndexError if "out of range" in str(error) else RuntimeError
+        raise kind(str(error)) from None
+
+
+def axes_of(x: Tensor, normalized_shape: Sequence[int], axis: spec.Axis | None) -> Axes:
+    """Return the normalized axes, after a check that x has the normalized sizes along them.
+
+    Raises: RuntimeError for sizes, and as `normalize_axes` does.
     """
     if len(normalized_shape) == 0:
         raise RuntimeError(
@@ -81,38 +108,31 @@ def axes_of(x: Tensor, normalized_shape: Sequence[int], axis: spec.Axis | None) 
         )
     axes = named_axes(x, normalized_shape, axis)
     if axis is None:
-        words = ", ".join(["*", *map(str, normalized_shape)])
+        expected = ", ".join(["*", *map(str, normalized_shape)])
         fits = len(axes) <= x.dim() and tuple(x.shape[axes[0] :]) == tuple(normalized_shape)
     else:
-        words = f"{', '.join(map(str, normalized_shape))} along axes {axes}"
+        expected = f"{', '.join(map(str, normalized_shape))} along axes {axes}"
         fits = tuple(x.shape[each] for each in axes) == tuple(normalized_shape)
     if not fits:
         raise RuntimeError(
-            f"Given normalized_shape={list(normalized_shape)}, expected input with shape [{words}]"
-            f", but got input of size{list(x.shape)}: pass an input or a normalized_shape that "
-            "fits, or the axis to normalize"
+            f"Given normalized_shape={list(normalized_shape)}, expected input with shape "
+            f"[{expected}], but got input of size{list(x.shape)}: pass an input or a "
+            "normalized_shape that fits, or the axis to normalize"
         )
     return axes
 
 
 def named_axes(x: Tensor, normalized_shape: Sequence[int], axis: spec.Axis | None) -> Axes:
-    """Find the normalized axes. Raises: IndexError, RuntimeError and TypeError, as `axes_of`."""
+    """Return the axes that `axis` names, or the last ones; x's sizes are not checked."""
     if axis is None:
         return tuple(range(-len(normalized_shape), 0))
-    dims = x.dim()
-    if type(axis) is int and -dims <= axis < dims:
-        return (axis - dims if axis >= 0 else axis,)
-    try:
-        return tuple(each - dims for each in spec.normalize_axes(axis, dims))
-    except ValueError as error:
-        kind = IndexError if "out of range" in str(error) else RuntimeError
-        raise kind(str(error)) from None
+    return normalize_axes(axis, x.dim())
 
 
 def check_parameters(
     x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, bias: Tensor | None
 ) -> None:
-    """Check that weight and bias have the normalized shape, and a type that x takes.
+    """Check that weight and bias have the normalized shape, and a type that goes with x's.
 
     Raises: RuntimeError.
     """
@@ -127,7 +147,7 @@ def check_parameters(
             allowed = spec.parameter_types(type_name(x.dtype))
             if type_name(given.dtype) not in allowed:
                 raise RuntimeError(
-                    f"mixed dtype (CPU): expected {name} of type {' or '.join(allowed)} beside an "
+                    f"mixed dtype (CPU): expected {name} of type {' or '.join(allowed)} for an "
                     f"input of type {type_name(x.dtype)}, but got {type_name(given.dtype)}: "
                     f"pass {name}.to(torch.{allowed[-1]})"
                 )

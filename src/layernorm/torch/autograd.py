@@ -1,4 +1,4 @@
-"""Autograd's nodes: a short one for plain calls, and one that every transform of PyTorch takes."""
+"""Autograd's nodes: one for the fast path, and one that all of PyTorch's transforms accept."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ from layernorm.torch.arguments import Definition
 from layernorm.torch.gpu import operators as gpu
 
 
-class PlainNorm(torch.autograd.Function):
-    """The node of a call that `_native.torch_try_forward` has found plain, and worked out.
+class FastPathNorm(torch.autograd.Function):
+    """The node of a call that took the fast path, `_native.torch_try_forward`.
 
-    Its backward is the compiled module's, past the dispatcher; where that is watched or
-    transformed, or differentiated again, it goes through `NormBackward`.
+    Its backward takes the fast path too. Where a mode, a transform or a profiler must see the
+    operator, or the backward is differentiated again, it goes through `NormBackward`.
     """
 
     @staticmethod
@@ -30,7 +30,8 @@ class PlainNorm(torch.autograd.Function):
         result: tuple[Tensor, tuple[Any, ...]],
     ) -> Tensor:
         """Return y."""
-        y, ctx.rest = result  # the rest holds bias too: the backward needs its shape and type alone
+        # bias is in `rest`, not saved: the backward needs its shape and type alone.
+        y, ctx.rest = result
         ctx.save_for_backward(x, weight)
         return y
 
@@ -39,39 +40,39 @@ class PlainNorm(torch.autograd.Function):
         """Return dx, dweight, dbias."""
         x, weight = ctx.saved_tensors
         gradients = _native.torch_try_backward(x, weight, ctx.rest, dy, ctx.needs_input_grad)
-        return _watched_backward(ctx, dy, x, weight) if gradients is None else gradients
+        return _general_backward(ctx, dy, x, weight) if gradients is None else gradients
 
 
-# Function.apply asks about transforms before it calls this; torch_try_forward has asked already.
-apply_plain_norm = super(torch.autograd.Function, PlainNorm).apply
+# (x, weight, bias, result) -> y, with its node. Not Function.apply, which first looks for
+# transforms, as torch_try_forward has done.
+record_fast_path = super(torch.autograd.Function, FastPathNorm).apply
 
 
-def has_gradient(*tensors: Tensor | None) -> bool:
-    """Tell whether what is made of these has a gradient with respect to one of them."""
+def requires_gradient(*tensors: Tensor | None) -> bool:
+    """Tell whether a result of these tensors needs a node in autograd's graph."""
     return torch.is_grad_enabled() and any(
         each is not None and each.requires_grad for each in tensors
     )
 
 
 def apply(node: type[torch.autograd.Function], *arguments: Any) -> Any:
-    """Apply a node; its own `apply` also reads its signature, for transforms and for defaults."""
+    """Apply a node, without the cost of binding its signature where no transform is active."""
     if torch._C._are_functorch_transforms_active():
         return node.apply(*arguments)
     return super(torch.autograd.Function, node).apply(*unwrap_dead_wrappers(arguments))
 
 
-def _watched_backward(
+def _general_backward(
     ctx: Any, dy: Tensor, x: Tensor, weight: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     bias, normalized_shape, eps, centered, zero_centered_weight, statistics = ctx.rest
-    count = 1 if isinstance(normalized_shape, int) else len(normalized_shape)
+    count = len(normalized_shape)
     sizes = (*x.shape[:-count], *(1,) * count)
-    compute = torch.float64 if x.dtype == torch.float64 else torch.float32
-    kinds = torch.frombuffer(bytearray(statistics), dtype=compute).chunk(3 if centered else 1)
-    eps = arguments.machine_epsilon(x.dtype) if eps is None else eps
+    dtype = arguments.compute_type(x.dtype)
+    parts = torch.frombuffer(bytearray(statistics), dtype=dtype).chunk(3 if centered else 1)
     definition = Definition(tuple(range(-count, 0)), eps, centered, zero_centered_weight)
-    parts = [each.reshape(sizes) for each in kinds]
-    return *_gradients(ctx, dy, x, weight, bias, definition, parts), None
+    shaped = [each.reshape(sizes) for each in parts]
+    return *_gradients(ctx, dy, x, weight, bias, definition, shaped), None
 
 
 def _gradients(
@@ -94,7 +95,7 @@ def _gradients(
 
 
 class Norm(torch.autograd.Function):
-    """The node of any other call: reverse and forward mode, gradients of gradients, functorch."""
+    """The node of all other calls: reverse and forward mode, second derivatives, functorch."""
 
     generate_vmap_rule = True
 
@@ -109,13 +110,13 @@ class Norm(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        """Keep what the derivatives need."""
+        """Save what the derivatives need."""
         x, weight, bias, ctx.definition = inputs
         ctx.mark_non_differentiable(*output[1:])
         ctx.rest = None
-        if torch._C._are_functorch_transforms_active():  # only what is saved is unwrapped
+        if torch._C._are_functorch_transforms_active():  # they unwrap saved tensors only
             ctx.save_for_backward(x, weight, bias, *output[1:])
-        else:  # as PlainNorm, whose place it may take where a checkpoint runs the forward again
+        else:  # as FastPathNorm saves, which this may replace where a checkpoint recomputes y
             ctx.save_for_backward(x, weight)
             ctx.rest = bias, *output[1:]
         ctx.save_for_forward(x, weight)
@@ -138,13 +139,13 @@ class Norm(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class _Need:
-    """Which gradients are needed. (No tuple: functorch would take it apart.)"""
+    """Which gradients are needed. Not a tuple, because functorch flattens tuples."""
 
     flags: tuple[bool, ...]
 
 
 class NormBackward(torch.autograd.Function):
-    """The node of the backward, for gradients of gradients."""
+    """The node of the backward, for second derivatives."""
 
     generate_vmap_rule = True
 
@@ -158,12 +159,12 @@ class NormBackward(torch.autograd.Function):
         need: _Need,
         *statistics: Tensor,
     ) -> tuple[Tensor, ...]:
-        """Return dx, dweight and (layer norm) dbias, without elements where not needed."""
+        """Return dx, dweight and (layer norm) dbias; those not needed are empty."""
         return operators.backward(dy, x, weight, bias, definition, need.flags, statistics)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        """Keep what the derivatives need."""
+        """Save what the derivatives need."""
         dy, x, weight, _, ctx.definition, ctx.need, *statistics = inputs
         ctx.statistics_count = len(statistics)
         ctx.save_for_backward(dy, x, weight)

@@ -1,4 +1,4 @@
-"""Brings PyTorch and the compiled module together: once, when the front end is imported."""
+"""Connects the compiled module to PyTorch's C API, once, when the front end is imported."""
 
 import sys
 
@@ -11,7 +11,7 @@ _LIBRARIES = {"darwin": "libtorch_cpu.dylib", "win32": "torch_cpu.dll"}
 
 
 def load() -> None:
-    """Define our operators, and open the short way past the dispatcher.
+    """Define our operators, and enable the fast path, which bypasses the dispatcher.
 
     Raises: ImportError for a PyTorch older than 2.10.
     """
@@ -21,7 +21,7 @@ def load() -> None:
             "tensor_type": torch.Tensor,
             "parameter_type": torch.nn.Parameter,
             "is_neg": torch.Tensor.is_neg,
-            # Each says whether something wants to see the operators that run.
+            # Each tells whether something observes or transforms the operators that run.
             "watchers": (
                 torch._C._are_functorch_transforms_active,
                 torch._C._len_torch_dispatch_stack,

@@ -1,4 +1,4 @@
-"""Swaps a model's norms for ours, where they behave the same on the spot."""
+"""Replaces a model's norms by ours, after a trial that their results agree."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,17 +10,17 @@ from layernorm.torch.layers import LayerNorm, RMSNorm
 
 _EPS_NAMES = ("variance_epsilon", "eps", "epsilon", "norm_eps")
 
-# The trial's two results may differ by rounding: float32 has 24 bits, and a norm a few operations.
+# How far the trial's results may differ: by the rounding of a few float32 operations (24 bits).
 _TOLERANCE = 2.0**-18
 
 
 @dataclass
 class Conversion:
-    """What `convert` did: names of modules, with the class that each had.
+    """The result of `convert`: names of modules, with the class that each had.
 
     Attributes:
-        swapped: those that are ours now.
-        left: those whose name speaks of a norm, and that were left alone, with the reason.
+        swapped: those that were replaced.
+        left: those that look like a norm but were not replaced, with the reason.
     """
 
     swapped: dict[str, str] = field(default_factory=dict)
@@ -33,19 +33,18 @@ class Conversion:
 
 
 def convert(model: nn.Module) -> Conversion:
-    """Swap every layer norm and RMS norm of `model` for ours, in place, with the same parameters.
+    """Replace every layer norm and RMS norm of `model` by ours, in place, with its parameters.
 
-    PyTorch's own modules become ours. A module of another class is tried: it is given rows that are
-    not centered and a weight that is neither ones nor zeros, and it is swapped if what it returns
-    is our layer norm, our RMS norm, or that with the weight 1 + weight, over the last axis or over
-    axis 1. What a module of another class did beyond that, such as rounding to a 16-bit type before
-    the weight, is then done as `rms_norm` does it: rounded once.
+    PyTorch's own modules become ours. A module of another class is tried on rows that are not
+    centered and a weight that is neither ones nor zeros. It is replaced if its results are those of
+    our layer norm, our RMS norm, or our RMS norm with 1 + weight, over the last axis or axis 1.
+    Such a module may have rounded to a 16-bit type before it applied the weight; ours rounds once.
 
     Args:
         model: any module, in training or not; it is not called as a whole.
-    Returns: what was swapped, and what was left and why.
-    Raises: TypeError for what is not a module; ValueError where the model itself is a norm of
-        another class.
+    Returns: what was replaced, and what was not and why.
+    Raises: TypeError if model is not a module; ValueError if the model itself is a norm of another
+        class.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(
@@ -69,8 +68,8 @@ def convert(model: nn.Module) -> Conversion:
                 done.left[name] = f"{kind}, {found}"
             elif not name:
                 raise ValueError(
-                    f"the model itself is a {kind}, which has no place in a module to be swapped "
-                    f"in: use {found!r}"
+                    f"the model itself is a {kind}, expected a model that contains norms: "
+                    f"use {found!r}"
                 )
             else:
                 replacements[id(module)] = found
@@ -90,7 +89,7 @@ def _may_be_a_norm(module: nn.Module) -> bool:
 
 
 def _recognize(module: nn.Module) -> nn.Module | str:
-    """Return the module of ours that does the same, or why there is none."""
+    """Return the module of ours with the same results, or the reason why there is none."""
     parameters = dict(module.named_parameters(recurse=False))
     weight, bias = parameters.pop("weight", None), parameters.pop("bias", None)
     if parameters or weight is None or any(True for _ in module.buffers()):
@@ -101,7 +100,7 @@ def _recognize(module: nn.Module) -> nn.Module | str:
         return "which has hooks"
     eps = next((getattr(module, name) for name in _EPS_NAMES if hasattr(module, name)), None)
     if not isinstance(eps, float):
-        return f"whose eps is not found under {', '.join(_EPS_NAMES)}"
+        return f"whose eps is not a float under the name {' or '.join(_EPS_NAMES)}"
     for candidate in _candidates(weight, bias, eps):
         if _agree(module, candidate, weight, bias):
             candidate.train(module.training)
@@ -126,7 +125,7 @@ def _candidates(weight: Tensor, bias: Tensor | None, eps: float) -> Iterator[Lay
 def _agree(
     module: nn.Module, candidate: LayerNorm | RMSNorm, weight: Tensor, bias: Tensor | None
 ) -> bool:
-    """Try both on the CPU in float32, with parameters of our own, and put the old ones back."""
+    """Compare both on the CPU in float32, with parameters made for the trial."""
     generator = torch.Generator().manual_seed(0)
     cols = weight.numel()
     shape = (2, 3, 4, cols) if candidate.axis is None else (2, cols, 3, 4)
@@ -138,11 +137,11 @@ def _agree(
         with torch.no_grad():
             expected = torch.func.functional_call(module, trial, (rows,))
             got = torch.func.functional_call(candidate, trial, (rows,))
-            # Rows so small that eps decides, which finds where it is added, and how.
+            # Rows so small that eps matters, to tell how it is added.
             small = rows * candidate.eps**0.5 if candidate.eps else rows
             expected_small = torch.func.functional_call(module, trial, (small,))
             got_small = torch.func.functional_call(candidate, trial, (small,))
-    except Exception:  # whatever a module of another class raises, it is not one of ours
+    except Exception:  # any error of a module of another class means that it differs
         return False
     return _is_close(got, expected) and _is_close(got_small, expected_small)
 

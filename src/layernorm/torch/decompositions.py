@@ -1,6 +1,6 @@
-"""Our operators in PyTorch's own, for exporters that know no others: ONNX from an ExportedProgram.
+"""Our operators in terms of PyTorch's own, for exporters that know only those, such as ONNX.
 
-Nothing that runs here uses them: the compiler calls our kernels.
+torch.compile does not use them: it calls our kernels.
 """
 
 import torch
@@ -20,7 +20,7 @@ def y_of(
     bias: Tensor | None,
     definition: Definition,
 ) -> Tensor:
-    """Return y from PyTorch's own function, the normalized axes moved last where they are not."""
+    """Return y from PyTorch's own function, with the normalized axes moved last."""
     axes = definition.axis
     last = tuple(range(-len(axes), 0))
     if axes != last:
@@ -43,8 +43,8 @@ def _forward(
     if definition.centered:
         mean = x.to(rstd.dtype).mean(definition.axis, keepdim=True)
         statistics = [mean, rstd, mean - mean]
-    kind = operators.compute_type(x)
-    return y_of(x, weight, bias, definition), *[each.to(kind) for each in statistics]
+    dtype = operators.compute_type(x)
+    return y_of(x, weight, bias, definition), *[each.to(dtype) for each in statistics]
 
 
 for _name, _function in forward_operators(_forward).items():

@@ -1,12 +1,12 @@
 """Derivatives in differentiable tensor operations: forward mode, and gradients of gradients.
 
-The ordinary gradient is the kernels' (docs/derivation.md). Here J is the derivative of xhat with
+The kernels compute first derivatives (docs/derivation.md). Here J is the derivative of xhat with
 respect to x, a symmetric operator on each row:
 
     J v = rstd * (v - mean(v) - xhat * mean(v * xhat))        RMS norm: without mean(v)
 
-and since all of it is made of differentiable operations, derivatives of any order follow. float32
-is worked out in float64, the 16-bit types in float32, so that large means do no harm.
+All operations are differentiable, so derivatives of any order follow. float32 is computed in
+float64 and the 16-bit types in float32, which keeps the digits of rows with large means.
 """
 
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from layernorm.torch.arguments import Axes, Definition
 
-_WIDE = {torch.float32: torch.float64, torch.float64: torch.float64}
+_WIDENED = {torch.float32: torch.float64, torch.float64: torch.float64}
 
 
 class Rows(NamedTuple):
@@ -29,11 +29,11 @@ class Rows(NamedTuple):
     centered: bool
 
     def widened(self, v: Tensor) -> Tensor:
-        """Return v in the type of the computation."""
+        """Return v in the type of xhat."""
         return v.to(self.xhat.dtype)
 
     def mean(self, v: Tensor) -> Tensor:
-        """Take the mean over the normalized axes."""
+        """Return the mean over the normalized axes."""
         return v.mean(self.axis, keepdim=True)
 
     def jacobian(self, v: Tensor) -> Tensor:
@@ -42,11 +42,11 @@ class Rows(NamedTuple):
         return self.rstd * (rest - self.xhat * self.mean(v * self.xhat))
 
     def rstd_tangent(self, x_tangent: Tensor) -> Tensor:
-        """Return how rstd changes with x."""
+        """Return the tangent of rstd."""
         return -(self.rstd**2) * self.mean(self.xhat * x_tangent)
 
     def over_rows(self, v: Tensor) -> Tensor:
-        """Sum over the rows: v in the shape of weight."""
+        """Return the sum over the rows, in the shape of weight."""
         kept = [each for each in range(-v.dim(), 0) if each not in self.axis]
         return v.sum(kept) if kept else v
 
@@ -55,24 +55,24 @@ class Rows(NamedTuple):
         return v if self.weight is None else v * self.weight
 
     def spread(self, parameter: Tensor) -> Tensor:
-        """Shape a parameter like x, so that it broadcasts over the rows."""
+        """Return a parameter widened and reshaped so that it broadcasts over the rows."""
         return spread(self.widened(parameter), self.xhat.dim(), self.axis)
 
 
 def spread(parameter: Tensor, dims: int, axis: Axes) -> Tensor:
-    """Shape a parameter like an x with so many axes."""
+    """Return the parameter reshaped so that it broadcasts against an x with `dims` axes."""
     sizes = iter(parameter.shape)
     return parameter.reshape([next(sizes) if each in axis else 1 for each in range(-dims, 0)])
 
 
 def rows_of(x: Tensor, weight: Tensor | None, definition: Definition) -> Rows:
-    """Normalize x by the definition."""
+    """Return x normalized, in differentiable operations."""
     axis, centered = definition.axis, definition.centered
-    wide = x.to(_WIDE.get(x.dtype, torch.float32))
-    d = wide - wide.mean(axis, keepdim=True) if centered else wide
+    widened = x.to(_WIDENED.get(x.dtype, torch.float32))
+    d = widened - widened.mean(axis, keepdim=True) if centered else widened
     rstd = torch.rsqrt((d * d).mean(axis, keepdim=True) + definition.eps)
     if weight is not None:
-        weight = spread(weight.to(wide.dtype), x.dim(), axis)
+        weight = spread(weight.to(widened.dtype), x.dim(), axis)
         weight = 1 + weight if definition.zero_centered_weight else weight
     return Rows(d * rstd, rstd, weight, axis, centered)
 
@@ -132,7 +132,7 @@ def backward_gradients(
     p: Tensor | None,
     q: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Carry gradients u, p, q of dx, dweight, dbias back to dy, x and weight.
+    """Return the gradients with respect to dy, x and weight, given u, p, q for dx, dweight, dbias.
 
     With g = dy * weight: (u, dx) = (J u, g), which gives those of dy and weight; that of x is
     -rstd**2 * xhat * mean(u * (g - mean(g) - xhat * mean(g * xhat))) - rstd * (mean(g * xhat) J u +

@@ -4,12 +4,14 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from layernorm import _native, spec
+from layernorm import spec
+from layernorm._native import torch_try_forward
 from layernorm.torch import arguments, decompositions, operators, sharding
 from layernorm.torch.arguments import Definition
-from layernorm.torch.autograd import Norm, apply, apply_plain_norm, has_gradient
+from layernorm.torch.autograd import Norm, apply, record_fast_path, requires_gradient
 from layernorm.torch.gpu import operators as gpu
 
 
@@ -24,8 +26,8 @@ def layer_norm(
 ) -> Tensor:
     """Normalize `input` to zero mean and unit variance, then scale and shift.
 
-    y = (x - mean) / sqrt(var + eps) * weight + bias, with the biased variance. Takes the place of
-    `torch.nn.functional.layer_norm`, and has its results, to fewer units in the last place.
+    y = (x - mean) / sqrt(var + eps) * weight + bias, with the biased variance. A replacement for
+    `torch.nn.functional.layer_norm`, with the same results but smaller rounding errors.
 
     Args:
         input: x, a tensor of float16, bfloat16, float32 or float64, of any strides, on the
@@ -34,19 +36,17 @@ def layer_norm(
         weight, bias: tensors of the normalized shape, or None. Of x's type, or float32 for a
             16-bit x.
         eps: added to the variance, in units of x squared.
-        axis: the normalized axes, an int or ints, where they are not the last: axis=1 for channels
-            first. Neither that nor channels_last memory takes a copy.
-    Returns: y, with x's shape and type; contiguous, as PyTorch's, or with `axis` in x's memory
+        axis: the normalized axes, an int or ints, if they are not the last: axis=1 for channels
+            first. Neither that nor channels_last memory requires a copy.
+    Returns: y, with x's shape and type; contiguous, like PyTorch's, or with `axis` in x's memory
         format.
-    Raises: RuntimeError for shapes and types, IndexError for an axis that x has not.
+    Raises: RuntimeError for shapes and types, IndexError if an axis is out of range.
     Source: Ba, Kiros and Hinton 2016, arXiv:1607.06450.
     """
-    if axis is None and not torch.compiler.is_compiling():
-        y = _native.torch_try_forward(input, weight, bias, normalized_shape, eps, True, False)
-        if type(y) is tuple:  # a gradient is wanted
-            return apply_plain_norm(input, weight, bias, y)
+    if axis is None and not is_dynamo_compiling():
+        y = torch_try_forward(input, weight, bias, normalized_shape, eps, True, False)
         if y is not None:
-            return y
+            return record_fast_path(input, weight, bias, y) if type(y) is tuple else y
     if has_torch_function_variadic(input, weight, bias):
         return handle_torch_function(
             layer_norm,
@@ -72,25 +72,23 @@ def rms_norm(
 ) -> Tensor:
     """Divide `input` by its root mean square, then scale.
 
-    y = x / sqrt(mean(x**2) + eps) * weight. Takes the place of `torch.nn.functional.rms_norm`.
+    y = x / sqrt(mean(x**2) + eps) * weight. A replacement for `torch.nn.functional.rms_norm`.
 
     Args:
         input, normalized_shape, weight, axis: as in `layer_norm`.
-        eps: added to the mean square, in units of x squared. None: the machine epsilon of float32,
-            of float64 for float64.
-        zero_centered_weight: the weight stands for 1 + weight.
+        eps: added to the mean square, in units of x squared. None means the machine epsilon of
+            float32, or of float64 for a float64 x.
+        zero_centered_weight: multiply by 1 + weight.
     Returns: y, as `layer_norm` does.
     Raises: as `layer_norm` does.
     Source: Zhang and Sennrich 2019, arXiv:1910.07467.
     """
-    if axis is None and not torch.compiler.is_compiling():
-        y = _native.torch_try_forward(
+    if axis is None and not is_dynamo_compiling():
+        y = torch_try_forward(
             input, weight, None, normalized_shape, eps, False, zero_centered_weight
         )
-        if type(y) is tuple:  # a gradient is wanted
-            return apply_plain_norm(input, weight, None, y)
         if y is not None:
-            return y
+            return record_fast_path(input, weight, None, y) if type(y) is tuple else y
     if has_torch_function_variadic(input, weight):
         return handle_torch_function(
             rms_norm,
@@ -125,7 +123,7 @@ def norm(
     centered: bool,
     zero_centered_weight: bool = False,
 ) -> Tensor:
-    """Serve the calls that are not plain: check them, and go through the operators."""
+    """Return y on the general path: check the arguments, then call the operators."""
     if isinstance(normalized_shape, int):
         normalized_shape = (normalized_shape,)
     if type(x) is not Tensor and not torch.compiler.is_compiling():
@@ -135,7 +133,7 @@ def norm(
             x, normalized_shape, weight, bias, eps, axis, centered, zero_centered_weight
         )
     x, weight, bias = gpu.as_under_autocast(x, weight, bias, centered=centered)
-    if torch.jit.is_tracing():  # sizes are tensors there, and the operator checks them anyway
+    if torch.jit.is_tracing():  # sizes are tensors then; the operator checks them
         axes = arguments.named_axes(x, normalized_shape, axis)
     else:
         axes = arguments.axes_of(x, normalized_shape, axis)
@@ -145,18 +143,18 @@ def norm(
     if eps is None:
         eps = arguments.machine_epsilon(x.dtype)
     definition = Definition(axes, float(eps), centered, zero_centered_weight)
-    # The compiler and the tracer see an operator; a node of ours would hide it from them.
+    # The compiler and the tracer must see an operator, which a node of ours would hide.
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return operators.forward(x, weight, bias, definition)[0]
-    if not has_gradient(x, weight, bias) and gpu.is_unwatched(x, weight, bias):
+    if not requires_gradient(x, weight, bias) and gpu.is_unwatched(x, weight, bias):
         return gpu.forward(x, weight, bias, definition, save=False)[0]
     return apply(Norm, x, weight, bias, definition)[0]
 
 
 def _is_left_to_pytorch() -> bool:
-    """Tell whether the call is for an ONNX file, or for a transform inside of a compiled graph.
+    """Tell whether the call is for an ONNX file, or for a transform inside a compiled graph.
 
-    ONNX has an operator of its own for PyTorch's layer norm, and the compiler takes no node of ours
+    ONNX has its own operator for PyTorch's layer norm, and the compiler cannot trace a node of ours
     through `torch.func`.
     """
     if torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
@@ -174,7 +172,7 @@ def _pytorch(
     centered: bool,
     zero_centered_weight: bool,
 ) -> Tensor:
-    """Call PyTorch's own function, which also raises its own errors."""
+    """Call PyTorch's own function, which raises its own errors."""
     if axis is None and centered:
         return torch.nn.functional.layer_norm(x, normalized_shape, weight, bias, eps)
     if axis is None and not zero_centered_weight:

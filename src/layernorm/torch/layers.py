@@ -1,4 +1,4 @@
-"""Layer norm and RMS norm as modules, which stand in for PyTorch's own."""
+"""Layer norm and RMS norm as modules, subclasses of PyTorch's own."""
 
 from collections.abc import Sequence
 
@@ -12,11 +12,11 @@ from layernorm.torch.functional import layer_norm, rms_norm
 class LayerNorm(torch.nn.LayerNorm):
     """Layer norm: a `torch.nn.LayerNorm`, with its parameters, defaults and saved state.
 
-    y = (x - mean) / sqrt(var + eps) * weight + bias, as `layer_norm`.
+    y = (x - mean) / sqrt(var + eps) * weight + bias, as in `layer_norm`.
 
     Args:
         normalized_shape, eps, elementwise_affine, bias, device, dtype: as in torch.nn.LayerNorm.
-        axis: the normalized axes, where they are not the last: axis=1 for channels first.
+        axis: the normalized axes, if they are not the last: axis=1 for channels first.
     """
 
     axis: spec.Axis | None = None
@@ -49,12 +49,12 @@ class LayerNorm(torch.nn.LayerNorm):
 class RMSNorm(torch.nn.RMSNorm):
     """RMS norm: a `torch.nn.RMSNorm`, with its parameter, defaults and saved state.
 
-    y = x / sqrt(mean(x**2) + eps) * weight, as `rms_norm`.
+    y = x / sqrt(mean(x**2) + eps) * weight, as in `rms_norm`.
 
     Args:
         normalized_shape, eps, elementwise_affine, device, dtype: as in torch.nn.RMSNorm.
-        axis: the normalized axes, where they are not the last: axis=1 for channels first.
-        zero_centered_weight: the weight stands for 1 + weight, and starts as zeros.
+        axis: the normalized axes, if they are not the last: axis=1 for channels first.
+        zero_centered_weight: multiply by 1 + weight, which is then initially zero.
     """
 
     axis: spec.Axis | None = None
@@ -77,7 +77,7 @@ class RMSNorm(torch.nn.RMSNorm):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Set the weight to what leaves xhat as it is: ones, or zeros if it is zero-centered."""
+        """Set the weight to ones, or to zeros if it is zero-centered."""
         if self.elementwise_affine and self.zero_centered_weight:
             torch.nn.init.zeros_(self.weight)
         else:

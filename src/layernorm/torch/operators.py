@@ -1,10 +1,9 @@
-"""The operators of the namespace `layernorm`: what PyTorch needs beside their kernels.
+"""The operators of the namespace `layernorm`: what PyTorch needs besides their kernels.
 
     layer_norm, rms_norm                     -> y and the statistics
-    layer_norm_backward, rms_norm_backward   -> dx, dweight, dbias; without elements if not needed
+    layer_norm_backward, rms_norm_backward   -> dx, dweight, dbias; those not needed are empty
 
-The CPU kernels and the schemas are defined by the compiled module
-(native/bindings/torch/operators.cc).
+The compiled module defines the schemas and the CPU kernels (native/bindings/torch/operators.cc).
 """
 
 from collections.abc import Callable, Sequence
@@ -14,9 +13,9 @@ import torch
 from torch import Tensor
 from torch._prims_common import _is_non_overlapping_and_dense_or_false as _is_dense
 
-from layernorm.torch import c_api, derivatives
-from layernorm.torch.arguments import Definition
-from layernorm.torch.signatures import backward_operators, forward_operators, negative
+from layernorm.torch import arguments, c_api, derivatives
+from layernorm.torch.arguments import Definition, normalize_axes
+from layernorm.torch.signatures import backward_operators, forward_operators
 
 assert c_api, "importing it defines the operators"
 
@@ -41,7 +40,7 @@ def backward(
     need: Sequence[bool],
     statistics: Sequence[Tensor],
 ) -> tuple[Tensor, ...]:
-    """Return dx, dweight and (layer norm) dbias, without elements where not needed."""
+    """Return dx, dweight and (layer norm) dbias; those not needed are empty."""
     options = (list(definition.axis), definition.eps, definition.zero_centered_weight)
     ops = torch.ops.layernorm
     if definition.centered:
@@ -53,12 +52,12 @@ def backward(
 
 
 def compute_type(x: Tensor) -> torch.dtype:
-    """Find the type of the statistics of x."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
+    """Return the type of the statistics of x."""
+    return arguments.compute_type(x.dtype)
 
 
 def empty_as(x: Tensor) -> Tensor:
-    """Allocate y or dx: contiguous, or as x lies in memory where it is dense."""
+    """Allocate y or dx: with x's strides if x is dense, else contiguous."""
     if x.is_contiguous() or x.numel() == 0 or not _is_dense(x.shape, x.stride()):
         return x.new_empty(x.shape)
     return x.new_empty_strided(x.shape, x.stride())
@@ -76,13 +75,13 @@ def _empty_parameter(x: Tensor, axis: Sequence[int], dtype: torch.dtype) -> Tens
 
 
 def parameter_type(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> torch.dtype:
-    """Find the type of dweight and dbias: that of the parameters, x's where there are none."""
+    """Return the type of dweight and dbias: that of the parameters, or x's if there are none."""
     given = bias if weight is None else weight
     return x.dtype if given is None else given.dtype
 
 
 def nothing(x: Tensor) -> Tensor:
-    """Make what an operator returns in place of a gradient that is not needed."""
+    """Return the empty tensor that replaces a gradient that is not needed."""
     return x.new_empty(0, dtype=torch.float32)
 
 
@@ -113,7 +112,7 @@ for _name, _fake in _fakes.items():
     torch.library.register_fake(f"layernorm::{_name}")(_fake)
 
 
-# ---- gradients, where an operator is called by itself or in a compiled graph
+# ---- gradients of an operator called directly or in a compiled graph
 
 
 def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -122,7 +121,7 @@ def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...])
     ctx.mark_non_differentiable(*statistics)
     ctx.save_for_backward(x, weight, *(bias or [None]), *statistics)
     ctx.definition = Definition(
-        negative(axis, x.dim()), eps, len(statistics) == 3, zero_centered_weight
+        normalize_axes(axis, x.dim()), eps, len(statistics) == 3, zero_centered_weight
     )
 
 
@@ -136,7 +135,7 @@ def _forward_gradients(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None,
 def needed(
     needs_input_grad: Sequence[bool], weight: Tensor | None, bias: Tensor | None
 ) -> tuple[bool, bool, bool]:
-    """Say which of dx, dweight and dbias are needed: no more than there are parameters for."""
+    """Return which of dx, dweight and dbias are needed; not those of absent parameters."""
     return (
         needs_input_grad[0],
         weight is not None and needs_input_grad[1],
@@ -148,7 +147,7 @@ def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     dy, x, *rest, axis, eps, zero_centered_weight, need = inputs
     centered = len(need) == 3
     ctx.save_for_backward(dy, x, rest[3] if centered else rest[1])
-    ctx.definition = Definition(negative(axis, x.dim()), eps, centered, zero_centered_weight)
+    ctx.definition = Definition(normalize_axes(axis, x.dim()), eps, centered, zero_centered_weight)
     ctx.need = tuple(need)
 
 
@@ -167,7 +166,7 @@ def second_gradients(
     need: Sequence[bool],
     gradients: Sequence[Tensor | None],
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Carry gradients of the backward's results back to dy, x and weight."""
+    """Return the gradients with respect to dy, x and weight, given those for dx, dweight, dbias."""
     rows = derivatives.rows_of(x, weight, definition)
     wanted = [g if n else None for g, n in zip(gradients, need, strict=False)]
     u, p, q = (*wanted, None)[:3]
@@ -192,7 +191,7 @@ for _name in ("layer_norm", "rms_norm"):
 def _each(
     function: Callable[..., tuple[Tensor, ...]], info: Any, in_dims: Any, arguments: Sequence[Any]
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    """Call the function once for each member of the batch: the same bits as without a batch."""
+    """Call the function once for each member of the batch, for the bits of separate calls."""
     results = [
         function(
             *[
@@ -213,7 +212,7 @@ def _vmap_forward(name: str, parameters: int) -> Callable[..., Any]:
         if in_dims[0] is None or any(dim is not None for dim in in_dims[1 : 1 + parameters]):
             return _each(function, info, in_dims, (x, *rest))
         x = x.movedim(in_dims[0], 0)
-        results = function(x, *given, negative(axis, x.dim() - 1), *options)
+        results = function(x, *given, normalize_axes(axis, x.dim() - 1), *options)
         return results, (0,) * len(results)
 
     return rule

@@ -1,6 +1,6 @@
-"""How DTensor may shard our operators: along any axis that is not normalized.
+"""DTensor's rules for our operators: they may be sharded along axes that are not normalized.
 
-A tensor that is sharded along a normalized axis is gathered first, by DTensor itself.
+DTensor itself gathers a tensor that is sharded along a normalized axis.
 """
 
 import sys
@@ -15,7 +15,7 @@ Placements = list[Any]
 
 
 def prepare(x: Tensor) -> None:
-    """Tell DTensor about our operators, when the first DTensor comes."""
+    """Register the rules, if x is a DTensor and they are not registered yet."""
     module = sys.modules.get("torch.distributed.tensor")
     if module is not None and isinstance(x, module.DTensor):
         _register()
@@ -36,7 +36,7 @@ def _register() -> None:
         (ops.rms_norm_backward.default, _backward_shardings, 4),
     ):
         register_sharding(op)(shardings)
-        # The axes decide the sharding too: they belong to the key of DTensor's cache.
+        # The sharding depends on the axes, so they belong to the key of DTensor's cache.
         propagator.op_to_schema_info[op] = RuntimeSchemaInfo(tensors, needs_pytree=True)
 
 
@@ -46,7 +46,7 @@ def _kept_axes(x: Any, axis: Sequence[int]) -> list[int]:
 
 
 def _split(arguments: Sequence[Any]) -> tuple[list[Any], Sequence[int], list[Any]]:
-    """Part the arguments into the tensors (or None), the axes, and the others."""
+    """Split the arguments into the tensors (or None), the axes, and the others."""
     at = next(at for at, given in enumerate(arguments) if isinstance(given, list | tuple))
     return list(arguments[:at]), arguments[at], list(arguments[at + 1 :])
 

@@ -1,13 +1,13 @@
-"""The operators' arguments: as PyTorch hands them over, and as the rest of the front end has them.
+"""Operators with PyTorch's signatures, made of functions that take a `Definition`.
 
-The schemas are the compiled module's (native/bindings/torch/operators.cc).
+The compiled module has the schemas (native/bindings/torch/operators.cc).
 """
 
 from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from layernorm.torch.arguments import Axes, Definition
+from layernorm.torch.arguments import Definition, normalize_axes
 
 # (x, weight, bias, definition) -> y and the statistics.
 Forward = Callable[[Tensor, Tensor | None, Tensor | None, Definition], tuple[Tensor, ...]]
@@ -27,13 +27,8 @@ Backward = Callable[
 ]
 
 
-def negative(axis: Sequence[int], dims: int) -> Axes:
-    """Sort the axes, and count them from the end."""
-    return tuple(sorted(each if each < 0 else each - dims for each in axis))
-
-
 def forward_operators(forward: Forward) -> dict[str, Callable[..., tuple[Tensor, ...]]]:
-    """Make the operators of a forward, by name."""
+    """Return the operators of a forward, by name."""
 
     def layer_norm(
         x: Tensor,
@@ -43,7 +38,7 @@ def forward_operators(forward: Forward) -> dict[str, Callable[..., tuple[Tensor,
         eps: float,
         zero_centered_weight: bool = False,
     ) -> tuple[Tensor, ...]:
-        definition = Definition(negative(axis, x.dim()), eps, True, zero_centered_weight)
+        definition = Definition(normalize_axes(axis, x.dim()), eps, True, zero_centered_weight)
         return forward(x, weight, bias, definition)
 
     def rms_norm(
@@ -53,14 +48,14 @@ def forward_operators(forward: Forward) -> dict[str, Callable[..., tuple[Tensor,
         eps: float,
         zero_centered_weight: bool = False,
     ) -> tuple[Tensor, ...]:
-        definition = Definition(negative(axis, x.dim()), eps, False, zero_centered_weight)
+        definition = Definition(normalize_axes(axis, x.dim()), eps, False, zero_centered_weight)
         return forward(x, weight, None, definition)
 
     return {each.__name__: each for each in (layer_norm, rms_norm)}
 
 
 def backward_operators(backward: Backward) -> dict[str, Callable[..., tuple[Tensor, ...]]]:
-    """Make the operators of a backward, by name."""
+    """Return the operators of a backward, by name."""
 
     def layer_norm_backward(
         dy: Tensor,
@@ -75,7 +70,7 @@ def backward_operators(backward: Backward) -> dict[str, Callable[..., tuple[Tens
         zero_centered_weight: bool,
         need: Sequence[bool],
     ) -> tuple[Tensor, ...]:
-        definition = Definition(negative(axis, x.dim()), eps, True, zero_centered_weight)
+        definition = Definition(normalize_axes(axis, x.dim()), eps, True, zero_centered_weight)
         return backward(dy, x, weight, bias, definition, need, (mean, rstd, residual))
 
     def rms_norm_backward(
@@ -88,7 +83,7 @@ def backward_operators(backward: Backward) -> dict[str, Callable[..., tuple[Tens
         zero_centered_weight: bool,
         need: Sequence[bool],
     ) -> tuple[Tensor, ...]:
-        definition = Definition(negative(axis, x.dim()), eps, False, zero_centered_weight)
+        definition = Definition(normalize_axes(axis, x.dim()), eps, False, zero_centered_weight)
         return backward(dy, x, weight, None, definition, need, (None, rstd, None))
 
     return {each.__name__: each for each in (layer_norm_backward, rms_norm_backward)}

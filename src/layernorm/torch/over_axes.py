@@ -1,0 +1,107 @@
+"""Layer norm and RMS norm of PyTorch tensors with NumPy's signature: `axis`, and `out`.
+
+`layernorm.layer_norm` and Keras call them. In `layernorm.torch` itself the functions have PyTorch's
+own signature, with `normalized_shape`.
+"""
+
+from typing import SupportsFloat
+
+import torch
+from torch import Tensor
+from torch.compiler import is_dynamo_compiling
+
+from layernorm import spec
+from layernorm._native import torch_try_forward_into, torch_try_forward_over_axes
+from layernorm.torch import arguments, functional
+from layernorm.torch.autograd import record_fast_path
+
+
+def layer_norm(
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    axis: spec.Axis = -1,
+    eps: SupportsFloat = 1e-5,
+    out: Tensor | None = None,
+    zero_centered_weight: bool = False,
+) -> Tensor:
+    """Normalize `x` over `axis`, as `layernorm.layer_norm` does: y = xhat * weight + bias.
+
+    Args: as in `layernorm.layer_norm`: x, weight, bias, axis, eps, out, zero_centered_weight.
+    Returns: y, or `out` with y in it.
+    Raises: RuntimeError for shapes and types, IndexError if an axis is out of range.
+    Source: Ba, Kiros and Hinton 2016, arXiv:1607.06450.
+    """
+    if out is None and not is_dynamo_compiling():
+        y = torch_try_forward_over_axes(x, weight, bias, axis, eps, True, zero_centered_weight)
+        if y is not None:
+            return record_fast_path(x, weight, bias, y) if type(y) is tuple else y
+    return _norm(x, weight, bias, axis, eps, out, True, zero_centered_weight)
+
+
+def rms_norm(
+    x: Tensor,
+    weight: Tensor | None = None,
+    *,
+    axis: spec.Axis = -1,
+    eps: SupportsFloat = 1e-6,
+    out: Tensor | None = None,
+    zero_centered_weight: bool = False,
+) -> Tensor:
+    """Divide `x` by its root mean square, as `layernorm.rms_norm` does: y = xhat * weight.
+
+    Args: as in `layernorm.rms_norm`: x, weight, axis, eps, out, zero_centered_weight.
+    Returns: y, or `out` with y in it.
+    Raises: RuntimeError for shapes and types, IndexError if an axis is out of range.
+    Source: Zhang and Sennrich 2019, arXiv:1910.07467.
+    """
+    if out is None and not is_dynamo_compiling():
+        y = torch_try_forward_over_axes(x, weight, None, axis, eps, False, zero_centered_weight)
+        if y is not None:
+            return record_fast_path(x, weight, None, y) if type(y) is tuple else y
+    return _norm(x, weight, None, axis, eps, out, False, zero_centered_weight)
+
+
+def _norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    axis: spec.Axis,
+    eps: SupportsFloat,
+    out: Tensor | None,
+    centered: bool,
+    zero_centered_weight: bool,
+) -> Tensor:
+    if (
+        out is not None
+        and not is_dynamo_compiling()
+        and torch_try_forward_into(x, weight, bias, axis, eps, centered, zero_centered_weight, out)
+    ):
+        if not out.is_inference():
+            torch.autograd.graph.increment_version(out)
+        return out
+    axes = arguments.normalize_axes(axis, x.dim())
+    y = functional.norm(
+        x,
+        spec.normalized_shape(x.shape, axes),
+        weight,
+        bias,
+        spec.check_eps(eps),
+        axes,
+        centered=centered,
+        zero_centered_weight=zero_centered_weight,
+    )
+    if out is None:
+        return y
+    if torch.is_grad_enabled() and (y.requires_grad or out.requires_grad):
+        raise RuntimeError(
+            "out is given where a gradient is required, which does not go through out: omit out, "
+            "or call under torch.no_grad()"
+        )
+    if out.shape != y.shape or out.dtype != y.dtype:
+        raise RuntimeError(
+            f"out has shape {tuple(out.shape)} and type {out.dtype}, but y has {tuple(y.shape)} "
+            f"and {y.dtype}: pass an out of that shape and type"
+        )
+    return out.copy_(y)
