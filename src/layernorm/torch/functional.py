@@ -148,7 +148,7 @@ def norm(
     # The compiler and the tracer see an operator; a node of ours would hide it from them.
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return operators.forward(x, weight, bias, definition)[0]
-    if not has_gradient(x, weight, bias) and gpu.is_unwatched(x, weight, bias):
+    if not has_gradient(x, weight, bias) and gpu.may_bypass_dispatcher(x, weight, bias):
         return gpu.forward(x, weight, bias, definition, save=False)[0]
     return apply(Norm, x, weight, bias, definition)[0]
 
