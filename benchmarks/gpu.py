@@ -1,12 +1,12 @@
 """The GPU benchmark: build, test, check every provider against float64, time it beside a copy.
 
-    python benchmarks/gpu.py [--minutes 8] [--tests 2] [--only words] [--results FOLDER]
+    python benchmarks/gpu.py [--minutes 8] [--tests 2] [--only text] [--results FOLDER]
     python benchmarks/gpu.py --dry-run
 
-One call does all of it, and what goes wrong in one part is written down and the next one begun. The
-report is written after each part, and after each cell. What runs on the GPU has a process of its
-own, started again after a crash; what does not answer in two minutes is ended. When the minutes are
-over, the rest is left out, the most wanted cells having come first.
+A part that fails is reported, and the next one begins. The report is written after each part and
+each cell. Code that runs on the GPU has a process of its own, which is started again after a crash
+and ended if it does not answer in two minutes. The most important cells come first; those that the
+minutes do not suffice for are omitted.
 
 Providers: ours, PyTorch's own (ATen), torch.compile, and Liger and quack where they are installed.
 Two timings: `device`, a CUDA graph of calls on inputs rotated through three times the second-level
@@ -45,7 +45,7 @@ from gpu_problems import DTYPES, Cell
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-BUILT = ROOT / "build" / "gpu"  # what this script compiles where nobody has
+BUILT = ROOT / "build" / "gpu"  # where this script compiles the package if it must
 
 COLS = (1024, 4096, 8192, 2048, 16384, 256, 512, 65536, 768, 32768, 769, 5120, 12288, 1023)
 COLS += (1280, 7168)
@@ -57,7 +57,7 @@ SPAWN = multiprocessing.get_context("spawn")
 
 
 class Report:
-    """What was found so far, on the disk at all times."""
+    """The results so far, always on disk."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ class Report:
         beside.replace(self.path)
 
     def part(self, name: str, function: Callable[..., Any], *arguments: Any) -> None:
-        """Do one part; its result, or how it failed, is the report's."""
+        """Run one part, and report its result or its failure."""
         begin = time.monotonic()
         print(f"== {name}", flush=True)
         try:
@@ -94,7 +94,7 @@ def main() -> None:
     report = Report(options.results / f"{name}.json")
     report.found |= {"date": now.isoformat(timespec="seconds"), "options": vars(options)}
     report.found["commit"] = os.environ.get("LAYERNORM_COMMIT") or _commit()
-    cells = [cell for cell in plan(dry_run=options.dry_run) if options.only in cell.name]
+    cells = [cell for cell in cells_in_order(dry_run=options.dry_run) if options.only in cell.name]
     report.part("versions", _versions)
     report.part("build", build)
     if not options.dry_run:
@@ -114,19 +114,19 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="check, on the CPU; time nothing")
     parser.add_argument("--minutes", type=float, default=8.0, help="for all parts together")
     parser.add_argument("--tests", type=float, default=2.0, help="of these, for the tests")
-    parser.add_argument("--only", default="", help="cells whose name has these words")
+    parser.add_argument("--only", default="", help="cells whose name contains this text")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each provider")
     parser.add_argument("--results", type=Path, default=HERE / "results", metavar="FOLDER")
     return parser.parse_args()
 
 
-def plan(*, dry_run: bool) -> list[Cell]:
-    """List the cells, the most wanted ones first."""
+def cells_in_order(*, dry_run: bool) -> list[Cell]:
+    """List the cells, the most important ones first."""
     works = ("forward", "backward", "both")
     if dry_run:
         cells = itertools.product(("check", *works), DTYPES, (1, 5), (64, 769))
         return [Cell(*cell) for cell in cells if cell[0] != "check" or cell[2] == 5]
-    # a check for each way through the plan
+    # a check for each kind of tile
     checks = [
         Cell("check", dtype, 37, cols)
         for cols, dtype in itertools.product((1024, 769, 64, 6000, 20000, 16384), DTYPES)
@@ -153,7 +153,7 @@ def _is_compiled(work: str, dtype: str, rows: int, cols: int) -> bool:
 
 
 def build() -> str:
-    """Find the package with its compiled module, or compile that: here for one instruction set."""
+    """Find the package with its compiled module, or compile it for the baseline instruction set."""
     spec = importlib.util.find_spec("layernorm")
     if spec is not None and any(map(_is_whole, spec.submodule_search_locations or ())):
         return f"found {spec.origin}"
@@ -179,7 +179,7 @@ def _is_whole(package: str | Path) -> bool:
 
 
 def _use(folder: Path) -> None:
-    """Let this process and those it starts import from the folder."""
+    """Import from the folder, in this process and those that it starts."""
     sys.path.insert(0, str(folder))
     others = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = f"{folder}{os.pathsep}{others}" if others else str(folder)
@@ -193,7 +193,7 @@ def _run(*command: object) -> None:
 
 
 def _alone(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call the function in a process of its own: this one leaves the GPU alone."""
+    """Call the function in a process of its own, because this one must not use the GPU."""
     pool = concurrent.futures.ProcessPoolExecutor(1, mp_context=SPAWN)
     try:
         return pool.submit(function, *arguments).result(timeout=PATIENCE)
@@ -202,7 +202,7 @@ def _alone(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def compile_ahead(cells: list[Cell], deadline: float) -> str:
-    """Let every processor compile kernels, so that the one process that times finds them made."""
+    """Compile kernels on all processors, so that the one process that times finds them cached."""
     wanted = dict.fromkeys(Cell("both", cell.dtype, 2, cell.cols) for cell in cells)
     processes = max(1, min(12, (os.cpu_count() or 2) - 2))
     pool = concurrent.futures.ProcessPoolExecutor(processes, mp_context=SPAWN)
@@ -224,11 +224,11 @@ def _end(pool: concurrent.futures.ProcessPoolExecutor) -> None:
 
 
 def tests(seconds: float) -> dict[str, Any]:
-    """Run the tests that need a GPU, as many as the time lets."""
+    """Run the tests that need a GPU, as many as the time allows."""
     jobs = ["-n", str(max(1, (os.cpu_count() or 2) - 2))] if _is_there("pytest-xdist") else []
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-v", "--tb=short", "--maxfail=30"]
     command += ["-p", "no:cacheprovider", "-o", "filterwarnings=", *jobs]
-    # what the interpreter cannot show comes first
+    # the tests of what the interpreter cannot show come first
     names = ("gpu", "same_bits", "torch", "contract")
     command += [f"tests/triton/test_triton_{name}.py" for name in names]
     process = subprocess.Popen(
@@ -237,7 +237,7 @@ def tests(seconds: float) -> dict[str, Any]:
     try:
         output, _ = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGINT)  # it then says what failed so far
+        process.send_signal(signal.SIGINT)  # it then reports the failures so far
         try:
             output, _ = process.communicate(timeout=20)
         except subprocess.TimeoutExpired:
@@ -254,9 +254,9 @@ _WORDS = ("PASSED", "FAILED", "ERROR", "SKIPPED")
 def measure(
     cells: list[Cell], report: Report, deadline: float, options: argparse.Namespace
 ) -> list[str]:
-    """Have a process measure the cells, and another one what that leaves; say what is left."""
+    """Have a process measure the cells, and after a crash another one; return those left out."""
     left = list(cells)
-    barren = 0  # processes that ended without a single answer
+    barren = 0  # processes in a row that ended without an answer
     while left and time.monotonic() < deadline and barren < 3:
         answers, theirs = SPAWN.Pipe(duplex=False)
         arguments = (theirs, left, options.dry_run, options.rounds)
@@ -278,7 +278,7 @@ def measure(
 
 
 def _receive(answers: Connection, left: list[Cell], report: Report, deadline: float) -> str:
-    """Take a process's answers, and their cells from the list; say why there are no more."""
+    """Take a process's answers, remove their cells from `left`, and return why it ended."""
     while left:
         patience = max(0.0, min(PATIENCE, deadline - time.monotonic()))
         if not answers.poll(patience):

@@ -20,7 +20,7 @@ RIGHT = {"float32": 32, "bfloat16": 2, "float16": 2}
 
 
 def work(answers: Connection, cells: list[Cell], dry_run: bool, rounds: int) -> None:
-    """Send (cell, what was found) for each cell; (None, why) where none can be measured.
+    """Send (cell, results) for each cell, or (None, reason) if none can be measured.
 
     Ends early after a CUDA error.
     """
@@ -73,7 +73,7 @@ def providers(*, dry_run: bool) -> Iterator[dict[str, Norm]]:
         library._destroy()
         return
     norms["torch.compile"] = torch.compile(aten, dynamic=False)
-    with contextlib.suppress(Exception):  # what they need may be missing too
+    with contextlib.suppress(Exception):  # their requirements may be missing too
         from liger_kernel.ops.layer_norm import LigerLayerNormFunction
 
         norms["liger"] = lambda x, weight, bias: LigerLayerNormFunction.apply(x, weight, bias, 1e-5)
@@ -98,7 +98,7 @@ def _measure(cell: Cell, norms: dict[str, Norm], dry_run: bool, rounds: int) -> 
     for name, norm in norms.items():
         try:
             found[name]["error"] = error(cell, call(cell, norm, given), given)
-        except Exception as problem:  # a peer that cannot do it is a result too
+        except Exception as problem:  # a peer that fails is a result too
             found[name]["cannot"] = words(problem)
         else:
             found[name]["wrong"] = not found[name]["error"] <= RIGHT[cell.dtype]
@@ -110,13 +110,13 @@ def _measure(cell: Cell, norms: dict[str, Norm], dry_run: bool, rounds: int) -> 
 def _time(
     cell: Cell, norms: dict[str, Norm], found: dict[str, dict[str, Any]], rounds: int
 ) -> None:
-    """Let the providers take turns; leave medians and spreads, in microseconds."""
+    """Time the providers in turns, and add medians and spreads, in microseconds."""
     size = cell.useful_bytes
     cache = torch.cuda.get_device_properties(0).L2_cache_size
     count = max(1, min(32, -(-3 * cache // size)))
     repeats = max(5, min(200, 2**30 // size))
-    # All on one stream: autograd runs a backward on the stream of its forward, and a graph takes
-    # what its own stream is given.
+    # All on one stream: autograd runs a backward on the stream of its forward, and a graph captures
+    # its own stream.
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

@@ -1,4 +1,4 @@
-"""Right or wrong: the largest error against float64, and what an interpreter cannot show."""
+"""The largest error against float64, and checks of what an interpreter cannot show."""
 
 from collections.abc import Callable
 from typing import Any
@@ -47,7 +47,7 @@ def error(cell: Cell, got: Any, given: Problem) -> float:
 
 
 def checks(cell: Cell, norm: Norm, device: str) -> dict[str, Any]:
-    """Look for what an interpreter cannot show; each answer is True, an error in ulp, or words."""
+    """Check what an interpreter cannot show; a result is a bool, an error in ulp, or a message."""
     import layernorm.torch as ours
 
     given = make(cell, device, seed=1)

@@ -1,4 +1,4 @@
-"""Draws what `gpu.py` found."""
+"""Draws the results of `gpu.py`."""
 
 import itertools
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from gpu_problems import DTYPES
 
 
 def plot(cells: list[dict[str, Any]], path: Path, *, rows: int) -> str:
-    """Draw what part of a copy's speed each provider has, by width, at the largest sizes."""
+    """Draw each provider's speed as a fraction of a copy's, by the length of rows."""
     import matplotlib
 
     matplotlib.use("agg")

@@ -1,4 +1,4 @@
-"""What `gpu.py` measures: the sizes and types of a problem, its tensors, and the work on them."""
+"""The problems that `gpu.py` measures: sizes, types, tensors, and the work on them."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -45,7 +45,7 @@ def make(cell: Cell, device: str, seed: int) -> Problem:
 
 
 def call(cell: Cell, norm: Norm, given: Problem, y: Tensor | None = None) -> Any:
-    """Do the work; a backward works on the y of a forward before."""
+    """Do the work; a backward takes the y of an earlier forward."""
     inputs = given[:3]
     if cell.work == "forward":
         with torch.no_grad():

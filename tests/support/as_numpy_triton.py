@@ -1,6 +1,6 @@
-"""The GPU kernels with the functions of `layernorm.numpy`: the contract's checks take them.
+"""The GPU kernels behind the functions of `layernorm.numpy`, for the checks of the contract.
 
-On a GPU where there is one, else in Triton's interpreter, on the CPU.
+They run on a GPU if there is one, else in Triton's interpreter, on the CPU.
 """
 
 from dataclasses import dataclass
@@ -10,20 +10,20 @@ import ml_dtypes
 import numpy as np
 import torch
 from layouts import Array, axes_of
-from triton_interpreter import INTERPRETED, mend
+from triton_interpreter import INTERPRETED, patch_interpreter
 
 from layernorm.torch.arguments import Definition
 from layernorm.torch.gpu import backward as gpu_backward
 from layernorm.torch.gpu import forward as gpu_forward
 
 if INTERPRETED:
-    mend()
+    patch_interpreter()
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
 
 
 def to_tensor(array: Array | None) -> torch.Tensor | None:
-    """Copy the array, with its strides where PyTorch has them."""
+    """Copy the array, with its strides where a tensor can have them."""
     if array is None:
         return None
     array = np.asarray(array)
@@ -34,7 +34,7 @@ def to_tensor(array: Array | None) -> torch.Tensor | None:
     usual = all(step >= 0 for step in steps) and all(s % array.itemsize == 0 for s in array.strides)
     bits = np.dtype(f"i{array.itemsize}")
     if array.size and usual and array.flags.aligned and 0 not in steps:
-        # the same place within 64 bytes, so that alignment is tested
+        # the same address modulo 64, so that alignment is tested
         offset = array.ctypes.data % 64 // array.itemsize
         memory = torch.empty(span + offset, dtype=_torch_type(bits), device=DEVICE)
         tensor = memory.as_strided(array.shape, steps, offset)
@@ -70,10 +70,16 @@ class Stats:
 
 
 class Kernels:
-    """`residual`: whether the backward gets it, or works it out again."""
+    """Our kernels.
 
-    def __init__(self, *, residual: bool = True) -> None:
+    Args:
+        residual: pass the saved residual to the backward, which else recomputes it.
+        parameter_gradients: compute dweight and dbias.
+    """
+
+    def __init__(self, *, residual: bool = True, parameter_gradients: bool = True) -> None:
         self.residual = residual
+        self.parameter_gradients = parameter_gradients
 
     def layer_norm_forward(self, x: Array, weight=None, bias=None, **options: Any):
         return self._forward(x, weight, bias, centered=True, **options)
@@ -112,8 +118,8 @@ class Kernels:
     def _backward(self, dy, x, stats, weight, **options):
         need = (
             options.get("need_dx", True),
-            options.get("need_dweight", True),
-            options.get("need_dbias", stats.definition.centered),
+            self.parameter_gradients and options.get("need_dweight", True),
+            self.parameter_gradients and options.get("need_dbias", stats.definition.centered),
         )
         residual = stats.residual if self.residual else None
         saved = [to_tensor(each) for each in (stats.mean, stats.rstd, residual)]

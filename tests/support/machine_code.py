@@ -2,7 +2,7 @@
 
     python tests/support/machine_code.py [COLS ...]
 
-prints warps, registers, stack (spills) and shared memory of each kernel, and its widest load.
+prints warps, registers, stack (spills), shared memory and the largest load of each kernel.
 """
 
 import re
@@ -21,22 +21,24 @@ from triton.compiler import ASTSource
 from layernorm.torch.arguments import Definition
 from layernorm.torch.gpu import backward as gpu_backward
 from layernorm.torch.gpu import forward as gpu_forward
-from layernorm.torch.gpu import long_rows as gpu_wide
+from layernorm.torch.gpu import long_rows as gpu_long_rows
+from layernorm.torch.gpu.launch import without_none
 
 NAMES = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16"}
 NAMES |= {torch.float16: "fp16", torch.int32: "i32"}
 
 
 class Launches:
-    """Takes the place of `launch`: what would be compiled, and what would run."""
+    """Replaces `launch`, and records what would be compiled and launched."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.compiled, self.launched, self.warps = set(), [], []
-        for module in (gpu_forward, gpu_backward, gpu_wide):
+        for module in (gpu_forward, gpu_backward, gpu_long_rows):
             monkeypatch.setattr(module, "launch", self)
 
     def __call__(self, kernel, programs, arguments, warps, **constants) -> None:
-        # the compiled kernel is called with both, by place
+        arguments = without_none(arguments)
+        # the compiled kernel gets both as positional arguments
         assert list(constants) == kernel.arg_names[len(arguments) :]
         types = tuple(given.dtype for given in arguments if isinstance(given, torch.Tensor))
         key = (kernel.__name__, types, warps, *constants.items())
@@ -57,7 +59,7 @@ def run(x, dy, *, axis=-1, centered=True, parameter_type=None) -> None:
 
 
 def compile_launch(kernel, arguments, constants, warps) -> "Code":
-    """Compile what a launch would."""
+    """Compile the kernel as a launch would."""
     names = [name for name in kernel.arg_names if name not in constants]
     types = {
         name: f"*{NAMES[given.dtype]}" if isinstance(given, torch.Tensor) else "i64"
@@ -71,7 +73,7 @@ def compile_launch(kernel, arguments, constants, warps) -> "Code":
 
 
 class Code:
-    """PTX, disassembly, and what the assembler says of it."""
+    """PTX, disassembly and the resources that the assembler reports."""
 
     def __init__(self, ptx: str, cubin: bytes, warps: int, shared: int) -> None:
         self.ptx, self.warps, self.shared = ptx, warps, shared
@@ -85,7 +87,7 @@ class Code:
         self.stack = int(re.search(r"STACK:(\d+)", self.usage)[1])
 
     @property
-    def widest_load(self) -> int:
+    def largest_load(self) -> int:
         """In bits."""
         return max((int(bits) for bits in re.findall(r"LDG\S*\.(64|128)", self.sass)), default=32)
 
@@ -100,7 +102,7 @@ class Code:
 def codes(
     dtype: torch.dtype, cols: int, axis: int, centered: bool = True, parameter_type=None
 ) -> dict[str, Code]:
-    """Compile all kernels of a forward and a backward of this width."""
+    """Compile all kernels of a forward and a backward of rows of this length."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         launches = Launches(monkeypatch)
         shape = (3, cols) if axis == -1 else (3, cols, 5)
@@ -132,7 +134,7 @@ def main() -> None:
                     print(
                         f"{NAMES[dtype]} {cols:>7} {layout:14} {name:20} warps {code.warps:2} "
                         f"registers {code.registers:3} stack {code.stack:3} "
-                        f"shared {code.shared:5} load {code.widest_load:3}",
+                        f"shared {code.shared:5} load {code.largest_load:3}",
                         flush=True,
                     )
 

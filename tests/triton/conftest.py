@@ -1,7 +1,7 @@
 """Where the kernels run: in Triton's interpreter if TRITON_INTERPRET=1, else on a GPU, if any.
 
-The interpreter is switched on where Triton is imported, for the whole process: so those tests have
-a process of their own, which tests/triton/test_triton_interpreted.py starts.
+The interpreter is switched on where Triton is imported, for the whole process, so its tests have a
+process of their own, started by tests/triton/test_triton_interpreted.py.
 """
 
 import importlib.util
@@ -30,7 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         needs_gpu = item.path.name == "test_triton_gpu.py"
         if item.path.name in RUNS_KERNELS or needs_gpu:
             item.add_marker(pytest.mark.gpu)
-            # of the interpreter's NumPy, where a row leaves the range of its type
+            # NumPy's warnings in the interpreter, where a row leaves the range of its type
             item.add_marker(pytest.mark.filterwarnings("ignore::RuntimeWarning"))
             if needs_gpu or not interpreted:
                 skip = skip or pytest.mark.skipif(not _has_gpu(), reason="no GPU here")
@@ -41,12 +41,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-    """Let narrow rows take the ways of wide ones: the interpreter is slow."""
-    from layernorm.triton import plan
+    """Make tiles small, so that short rows are treated as long ones: the interpreter is slow."""
+    from layernorm.triton import launch_config
 
-    monkeypatch.setattr(plan, "_FEW_ELEMENTS", 128)
-    monkeypatch.setattr(plan, "_MOST_ELEMENTS", 256)
-    monkeypatch.setattr(plan, "_MOST_BACKWARD_ELEMENTS", 128)
-    monkeypatch.setattr(plan, "_MOST_ELEMENTS_WITH_SUMS", 64)
-    monkeypatch.setattr(plan, "_CHUNK_ELEMENTS", 128)
-    monkeypatch.setattr(plan, "_MOST_PARTIALS", 64)
+    def forget_tiles():
+        launch_config.row_tile.cache_clear()
+        launch_config.long_row_tile.cache_clear()
+
+    with monkeypatch.context() as small:
+        small.setattr(launch_config, "_FEW_ELEMENTS", 128)
+        small.setattr(launch_config, "_MOST_ELEMENTS", 256)
+        small.setattr(launch_config, "_MOST_BACKWARD_ELEMENTS", 128)
+        small.setattr(launch_config, "_MOST_ELEMENTS_WITH_SUMS", 64)
+        small.setattr(launch_config, "_BLOCK_ELEMENTS", 128)
+        small.setattr(launch_config, "_MOST_PARTIALS", 64)
+        forget_tiles()
+        yield
+    forget_tiles()

@@ -1,4 +1,4 @@
-"""What only a GPU can show: its streams, graphs and compilers, its memory, its own rounding."""
+"""What only a GPU can show: streams, graphs, the compiler, addresses, memory, its rounding."""
 
 import os
 import shutil
@@ -74,7 +74,7 @@ def test_a_first_call_inside_of_a_cuda_graph_says_what_to_do() -> None:
     with torch.cuda.graph(torch.cuda.CUDAGraph()):
         x += 1  # PyTorch warns of an empty graph
         with pytest.raises(RuntimeError, match="make the call once before"):
-            ours.layer_norm(x, (771,), eps=0.25)  # of which nobody else has a kernel
+            ours.layer_norm(x, (771,), eps=0.25)  # no other test compiles this kernel
     torch.cuda.synchronize()
 
 
@@ -176,5 +176,5 @@ def test_the_sanitizer_finds_nothing() -> None:
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if "Device not supported" in done.stdout:  # under some virtual machines
-        pytest.skip("compute-sanitizer does not know this device")
+        pytest.skip("compute-sanitizer does not support this device")
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]

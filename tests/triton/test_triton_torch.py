@@ -1,4 +1,4 @@
-"""What stands between PyTorch and the GPU kernels: operators, PyTorch's own operator, errors."""
+"""The GPU kernels as operators of `layernorm` and under PyTorch's own; errors."""
 
 import warnings
 from types import SimpleNamespace
@@ -25,10 +25,10 @@ each_type = pytest.mark.parametrize("dtype", TYPES, ids=str)
 
 @pytest.fixture
 def in_place_of_the_cpu():
-    """Our operators' GPU kernels, and PyTorch's own, on the CPU: the interpreter's device."""
+    """Register the GPU kernels for the CPU, where the interpreter runs them."""
     if DEVICE != "cpu":
         pytest.skip("for the interpreter")
-    with warnings.catch_warnings():  # one a process: that a kernel is overridden
+    with warnings.catch_warnings():  # PyTorch warns once that a kernel is overridden
         warnings.simplefilter("ignore")
         libraries = [gpu.implement(name, "cpu") for name in ("layernorm", "aten")]
     yield
@@ -50,17 +50,17 @@ def close(got, expected, dtype) -> None:
 
 
 @each_type
-def test_operators_have_the_results_of_the_formula(dtype) -> None:
+def test_operators_match_the_formula(dtype) -> None:
     (x, weight, bias), dy = a_problem(dtype)
     y, mean, rstd, residual = operators.layer_norm(x.detach(), weight, bias, [-1], 1e-5)
-    wide = [each.detach().double().requires_grad_() for each in (x, weight, bias)]
-    expected = F.layer_norm(wide[0], (16,), wide[1], wide[2])
+    exact = [each.detach().double().requires_grad_() for each in (x, weight, bias)]
+    expected = F.layer_norm(exact[0], (16,), exact[1], exact[2])
     close(y.double(), expected.detach(), dtype)
     assert (mean.shape, rstd.shape, residual.shape) == ((3, 4, 1),) * 3
     gradients = operators.layer_norm_backward(
         *(dy, x.detach(), mean, rstd, residual, weight, bias, [2], 1e-5, False, [True] * 3)
     )
-    expected = torch.autograd.grad(expected, wide, dy.double())
+    expected = torch.autograd.grad(expected, exact, dy.double())
     for got, right in zip(gradients, expected, strict=True):
         assert got.dtype == dtype
         close(got.double(), right, dtype)
@@ -71,7 +71,7 @@ def test_operators_have_the_results_of_the_formula(dtype) -> None:
 
 
 @pytest.mark.parametrize("layout", ["transposed", "channels_last", "sliced", "axes_apart"])
-def test_y_and_dx_lie_as_the_compiler_was_told(layout) -> None:
+def test_y_has_the_strides_that_the_compiler_expects(layout) -> None:
     x = torch.randn(2, 6, 4, 8, device=DEVICE)
     axis = [1]
     if layout == "transposed":
@@ -85,9 +85,9 @@ def test_y_and_dx_lie_as_the_compiler_was_told(layout) -> None:
     y, *_ = operators.layer_norm(x, None, None, axis, 1e-5)
     expected = torch.ops.layernorm.layer_norm(x.to("meta"), None, None, axis, 1e-5)[0]
     assert y.stride() == expected.stride()
-    wide = x.double()
-    centered = wide - wide.mean(axis, keepdim=True)
-    right = centered / (wide.var(axis, correction=0, keepdim=True) + 1e-5).sqrt()
+    exact = x.double()
+    centered = exact - exact.mean(axis, keepdim=True)
+    right = centered / (exact.var(axis, correction=0, keepdim=True) + 1e-5).sqrt()
     close(y.double(), right, torch.float32)
 
 
@@ -99,16 +99,16 @@ def test_pytorchs_own_operator_runs_ours(dtype, in_place_of_the_cpu) -> None:
     statistics = torch.native_layer_norm(x, (16,), weight, bias, 1e-5)[1:]
     assert [each.dtype for each in statistics] == [torch.float32] * 2  # as on CUDA
     assert F.layer_norm(torch.tensor([1e30, -1e30]), (2,))[0] == 1
-    wide = [each.detach().double().requires_grad_() for each in (x, weight, bias)]
-    right = torch.autograd.grad(gpu_free(wide), wide, dy.double())
+    exact = [each.detach().double().requires_grad_() for each in (x, weight, bias)]
+    right = torch.autograd.grad(formula(exact), exact, dy.double())
     for mine, theirs in zip(got, right, strict=True):
         close(mine.double(), theirs, dtype)
     (only,) = torch.autograd.grad(F.layer_norm(x, (16,), weight, bias), weight, dy)
     close(only.double(), right[1], dtype)
 
 
-def gpu_free(wide):
-    x, weight, bias = wide
+def formula(exact):
+    x, weight, bias = exact
     centered = x - x.mean(-1, keepdim=True)
     return centered / (centered.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight + bias
 
@@ -121,7 +121,7 @@ def test_a_call_past_the_dispatcher_has_the_bits_of_its_operator(
     given = given if kind == "layer_norm" else given[:2]
     results = []
     for devices in ((), ("cpu",)):
-        monkeypatch.setattr(gpu, "UNWATCHED", devices)
+        monkeypatch.setattr(gpu, "BYPASSING_DEVICES", devices)
         y = getattr(ours, kind)(given[0], (16,), *given[1:], axis=1)
         results.append([y, *torch.autograd.grad(y, given, dy)])
         assert y.grad_fn is not None
@@ -131,10 +131,10 @@ def test_a_call_past_the_dispatcher_has_the_bits_of_its_operator(
 
 @pytest.mark.parametrize("shape", [(3, 16), (2, 20_000), (2, 16, 5), (1, 0), (0, 16)])
 @pytest.mark.parametrize("kind", ["layer_norm", "rms_norm"])
-def test_y_has_the_same_bits_where_nobody_asks_for_a_gradient(
+def test_y_has_the_same_bits_without_a_gradient(
     kind, shape, in_place_of_the_cpu, monkeypatch
 ) -> None:
-    monkeypatch.setattr(gpu, "UNWATCHED", ("cpu",))
+    monkeypatch.setattr(gpu, "BYPASSING_DEVICES", ("cpu",))
     kept = []
     forward = gpu_forward.forward
 
@@ -154,19 +154,21 @@ def test_y_has_the_same_bits_where_nobody_asks_for_a_gradient(
     assert kept == [True, False, True]
 
 
-def test_a_call_that_somebody_watches_goes_through_the_dispatcher(monkeypatch) -> None:
-    monkeypatch.setattr(gpu, "UNWATCHED", (DEVICE,))
+def test_a_call_that_a_mode_or_profiler_sees_goes_through_the_dispatcher(
+    monkeypatch,
+) -> None:
+    monkeypatch.setattr(gpu, "BYPASSING_DEVICES", (DEVICE,))
     x = torch.ones(3, device=DEVICE)
-    assert gpu.is_unwatched(x, None, torch.nn.Parameter(x))
-    assert not gpu.is_unwatched(x, x.to("meta"))
-    assert not gpu.is_unwatched(x, torch._efficientzerotensor(3, device=DEVICE))
-    assert not gpu.is_unwatched(torch.complex(x, x).conj().imag)
+    assert gpu.may_bypass_dispatcher(x, None, torch.nn.Parameter(x))
+    assert not gpu.may_bypass_dispatcher(x, x.to("meta"))
+    assert not gpu.may_bypass_dispatcher(x, torch._efficientzerotensor(3, device=DEVICE))
+    assert not gpu.may_bypass_dispatcher(torch.complex(x, x).conj().imag)
     with torch.autograd.profiler.profile():
-        assert not gpu.is_unwatched(x)
+        assert not gpu.may_bypass_dispatcher(x)
     with TorchDispatchMode():
-        assert not gpu.is_unwatched(x)
+        assert not gpu.may_bypass_dispatcher(x)
     seen = []
-    torch.func.vmap(lambda each: seen.append(gpu.is_unwatched(each)) or each)(x)
+    torch.func.vmap(lambda each: seen.append(gpu.may_bypass_dispatcher(each)) or each)(x)
     assert seen == [False]
 
 
@@ -174,17 +176,17 @@ def test_a_call_that_somebody_watches_goes_through_the_dispatcher(monkeypatch) -
 def test_the_front_end_reaches_the_kernels(
     past_the_dispatcher, in_place_of_the_cpu, monkeypatch
 ) -> None:
-    monkeypatch.setattr(gpu, "UNWATCHED", ("cpu",) if past_the_dispatcher else ())
+    monkeypatch.setattr(gpu, "BYPASSING_DEVICES", ("cpu",) if past_the_dispatcher else ())
     (x, weight, bias), dy = a_problem(torch.float32, shape=(2, 16, 5))
     y = ours.layer_norm(x, (16,), weight, bias, axis=1)
     got = torch.autograd.grad(y, (x, weight, bias), dy, create_graph=True)
-    wide = [each.detach().double().requires_grad_() for each in (x, weight, bias)]
-    moved = gpu_free([wide[0].movedim(1, -1), *wide[1:]]).movedim(-1, 1)
-    right = torch.autograd.grad(moved, wide, dy.double(), create_graph=True)
+    exact = [each.detach().double().requires_grad_() for each in (x, weight, bias)]
+    moved = formula([exact[0].movedim(1, -1), *exact[1:]]).movedim(-1, 1)
+    right = torch.autograd.grad(moved, exact, dy.double(), create_graph=True)
     for mine, theirs in zip(got, right, strict=True):
         close(mine.double(), theirs, torch.float32)
     second = torch.autograd.grad(got[0].square().sum(), x)[0]
-    expected = torch.autograd.grad(right[0].square().sum(), wide[0])[0]
+    expected = torch.autograd.grad(right[0].square().sum(), exact[0])[0]
     torch.testing.assert_close(second.double(), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -202,13 +204,13 @@ def test_other_types_and_shapes_are_errors_that_say_what_to_do() -> None:
         operators.rms_norm_backward(x.half(), x, x[:, :1], None, [-1], 1e-5, False, [True, False])
 
 
-def test_rows_wider_than_the_kernels_number_their_columns_are_an_error() -> None:
+def test_rows_longer_than_2_to_the_28_are_an_error() -> None:
     x = torch.ones(1, device=DEVICE).expand(1, 2**31)
     with pytest.raises(RuntimeError, match=r"at most 268435456 on a GPU: normalize x\.cpu\(\)"):
         operators.layer_norm(x, None, None, [-1], 1e-5)
 
 
-def test_the_compiler_traces_what_a_tensor_on_a_gpu_is_asked() -> None:
+def test_the_compiler_traces_the_checks_of_a_gpu_tensor() -> None:
     def ask(x):
         x, _, _ = gpu.as_under_autocast(x, None, None, centered=False)
         return x + 1 if gpu.arguments.has_triton() else x
@@ -219,12 +221,12 @@ def test_the_compiler_traces_what_a_tensor_on_a_gpu_is_asked() -> None:
 
 @pytest.mark.parametrize("centered", [False, True])
 def test_autocast_widens_what_pytorchs_own_does(monkeypatch, centered) -> None:
-    x = SimpleNamespace(is_cuda=True, dtype=torch.bfloat16, float=lambda: "wide")
+    x = SimpleNamespace(is_cuda=True, dtype=torch.bfloat16, float=lambda: "widened")
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: True)
     for widens in (False, True):
         monkeypatch.setattr(gpu, "WIDENS_RMS_NORM", widens)
         got, _, _ = gpu.as_under_autocast(x, None, None, centered=centered)
-        assert (got == "wide") is (centered or widens)
+        assert (got == "widened") is (centered or widens)
 
 
 def test_a_first_launch_into_a_graph_says_what_to_do(monkeypatch) -> None:

@@ -86,7 +86,7 @@ def _gradients(
 ) -> list[Tensor | None]:
     """Return dx, dweight and dbias, differentiable again; None for what is not needed."""
     need = operators.needed(ctx.needs_input_grad, weight, bias)
-    if not torch.is_grad_enabled() and gpu.is_unwatched(dy, x, weight, bias):
+    if not torch.is_grad_enabled() and gpu.may_bypass_dispatcher(dy, x, weight, bias):
         results = gpu.backward(dy, x, weight, bias, definition, need, statistics)
     else:
         results = apply(NormBackward, dy, x, weight, bias, definition, _Need(need), *statistics)
@@ -104,7 +104,7 @@ class Norm(torch.autograd.Function):
         x: Tensor, weight: Tensor | None, bias: Tensor | None, definition: Definition
     ) -> tuple[Tensor, ...]:
         """Return y and the statistics."""
-        if gpu.is_unwatched(x, weight, bias):
+        if gpu.may_bypass_dispatcher(x, weight, bias):
             return gpu.forward(x, weight, bias, definition)
         return operators.forward(x, weight, bias, definition)
 

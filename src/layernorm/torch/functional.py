@@ -146,7 +146,7 @@ def norm(
     # The compiler and the tracer must see an operator, which a node of ours would hide.
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return operators.forward(x, weight, bias, definition)[0]
-    if not requires_gradient(x, weight, bias) and gpu.is_unwatched(x, weight, bias):
+    if not requires_gradient(x, weight, bias) and gpu.may_bypass_dispatcher(x, weight, bias):
         return gpu.forward(x, weight, bias, definition, save=False)[0]
     return apply(Norm, x, weight, bias, definition)[0]
 

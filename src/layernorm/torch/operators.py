@@ -99,7 +99,7 @@ def _fake_backward(
     bias: Tensor | None,
     definition: Definition,
     need: Sequence[bool],
-    statistics: Sequence[Tensor | None],
+    statistics: Sequence[Tensor],
 ) -> tuple[Tensor, ...]:
     dtype = parameter_type(x, weight, bias)
     dx = empty_as(x) if need[0] else nothing(x)

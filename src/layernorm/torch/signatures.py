@@ -12,7 +12,7 @@ from layernorm.torch.arguments import Definition, normalize_axes
 # (x, weight, bias, definition) -> y and the statistics.
 Forward = Callable[[Tensor, Tensor | None, Tensor | None, Definition], tuple[Tensor, ...]]
 # (dy, x, weight, bias, definition, need, statistics) -> dx, dweight and (layer norm) dbias. The
-# statistics are mean, rstd and residual; no mean and residual for RMS norm.
+# statistics are mean, rstd and residual; rstd alone for RMS norm.
 Backward = Callable[
     [
         Tensor,
@@ -21,7 +21,7 @@ Backward = Callable[
         Tensor | None,
         Definition,
         Sequence[bool],
-        Sequence[Tensor | None],
+        Sequence[Tensor],
     ],
     tuple[Tensor, ...],
 ]
@@ -84,6 +84,6 @@ def backward_operators(backward: Backward) -> dict[str, Callable[..., tuple[Tens
         need: Sequence[bool],
     ) -> tuple[Tensor, ...]:
         definition = Definition(normalize_axes(axis, x.dim()), eps, False, zero_centered_weight)
-        return backward(dy, x, weight, None, definition, need, (None, rstd, None))
+        return backward(dy, x, weight, None, definition, need, (rstd,))
 
     return {each.__name__: each for each in (layer_norm_backward, rms_norm_backward)}

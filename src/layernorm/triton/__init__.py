@@ -1,4 +1,4 @@
-"""The GPU kernels, in Triton: forward, backward, and the plan of their launches. No framework.
+"""The GPU kernels, in Triton, and the configuration of their launches. Imports no framework.
 
-A front end calls them: `layernorm.torch` does. How they work, and where: docs/gpu.md.
+`layernorm.torch.gpu` launches them. docs/gpu.md explains how they work.
 """

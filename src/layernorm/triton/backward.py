@@ -1,4 +1,4 @@
-"""Backward: dx of tiles of rows, and what each program adds to dweight and dbias on its way."""
+"""Backward: dx of tiles of rows, and each program's partial sums of dweight and dbias."""
 
 import triton
 import triton.language as tl
@@ -12,26 +12,26 @@ from layernorm.triton.rows import (
     finite_power,
     is_ordinary_rstd,
     largest_of_rows,
-    measured_again,
     normalized,
     over,
     power_of_two,
+    recompute_normalizer,
     row_sums,
     store_normalizer,
 )
 from layernorm.triton.sums import add_products, add_values, no_sums, store_sums
 from layernorm.triton.tiles import (
     cols_of_tile,
+    index_of_tile,
     load_parameter,
     load_tile,
-    place_of_tile,
     store_tile,
 )
 
 
 @triton.jit
 def times_power_of_two(v, exponent):
-    """Return the rows of v times 2^exponent, in two steps: the power may leave the type's range."""
+    """Return v times 2^exponent, in two steps: 2^exponent may leave the range of the type."""
     most: tl.constexpr = 2000 if v.dtype == tl.float64 else 250
     exponent = tl.minimum(tl.maximum(exponent, -most), most)
     half = exponent >> 1
@@ -43,7 +43,7 @@ def times_power_of_two(v, exponent):
 @triton.jit
 def saved_normalizer(
     x,
-    place,
+    index,
     mean_ptr,
     rstd_ptr,
     residual_ptr,
@@ -54,19 +54,19 @@ def saved_normalizer(
     LOW_FIRST: tl.constexpr,
     dtype: tl.constexpr,
 ):
-    """Return the normalizer of the saved statistics; a residual not saved is worked out again."""
-    zeros = tl.zeros(place.row.shape, dtype)
+    """Return the normalizer of the saved statistics; recompute a residual that was not saved."""
+    zeros = tl.zeros(index.row.shape, dtype)
     mean = zeros
     residual = zeros
     if CENTERED:
-        mean = tl.load(mean_ptr + place.row, mask=place.live, other=0.0)
+        mean = tl.load(mean_ptr + index.row, mask=index.row_mask, other=0.0)
         if HAS_RESIDUAL:
-            residual = tl.load(residual_ptr + place.row, mask=place.live, other=0.0)
+            residual = tl.load(residual_ptr + index.row, mask=index.row_mask, other=0.0)
         else:
-            rest = tl.where(place.inside, x - mean[:, None, None], 0.0)
+            rest = tl.where(index.mask, x - mean[:, None, None], 0.0)
             residual = over(row_sums(rest, GROUP_X, LOW_FIRST), COLS).to(dtype)
-    rstd = tl.load(rstd_ptr + place.row, mask=place.live, other=1.0)
-    return Normalizer(tl.full(place.row.shape, 1.0, dtype), mean, residual, rstd)
+    rstd = tl.load(rstd_ptr + index.row, mask=index.row_mask, other=1.0)
+    return Normalizer(tl.full(index.row.shape, 1.0, dtype), mean, residual, rstd)
 
 
 @triton.jit
@@ -76,15 +76,15 @@ def gradient_of_rows(
     xhat,
     rstd,
     exponent,
-    live,
+    row_mask,
     COLS: tl.constexpr,
     LOW_FIRST: tl.constexpr,
     CENTERED: tl.constexpr,
 ):
     """Return dx = rstd * (g - mean(g) - xhat * mean(g * xhat)) / 2^exponent, with g = dy * weight.
 
-    exponent is that of the scale in the normalizer. Where the sums leave their range, and where x
-    was scaled, dy and weight are multiplied by powers of two, and dx by what undoes them.
+    The normalizer's scale is 2^-exponent. Where x was scaled or the sums leave their range, dy and
+    weight are scaled by powers of two too, and dx is scaled back.
     """
     dtype: tl.constexpr = dy.dtype
     g = dy * weight
@@ -96,19 +96,19 @@ def gradient_of_rows(
     dy_scale = ones
     weight_scale = ones
     back = tl.zeros(rstd.shape, tl.int32)
-    strange = live & (are_ordinary_sums(sum_g, sum_g_xhat, dtype) == 0)
-    again = strange | (exponent != 0)
-    if any_row(again):
+    out_of_range = row_mask & (are_ordinary_sums(sum_g, sum_g_xhat, dtype) == 0)
+    scaled = out_of_range | (exponent != 0)
+    if any_row(scaled):
         largest_dy = largest_of_rows(dy)
-        dy_exponent = tl.where(again, exponent_of(largest_dy), 0)
-        dy_scale = tl.where(again, finite_power(dy_exponent, largest_dy), 1.0)
+        dy_exponent = tl.where(scaled, exponent_of(largest_dy), 0)
+        dy_scale = tl.where(scaled, finite_power(dy_exponent, largest_dy), 1.0)
         weight_exponent = exponent_of(tl.max(largest_of_rows(weight), 0))
-        weight_scale = tl.where(again, power_of_two(-weight_exponent, dtype), 1.0)
-        back = tl.where(again, dy_exponent + weight_exponent - exponent, 0)
+        weight_scale = tl.where(scaled, power_of_two(-weight_exponent, dtype), 1.0)
+        back = tl.where(scaled, dy_exponent + weight_exponent - exponent, 0)
         g = (dy * dy_scale[:, None, None]) * (weight * weight_scale[:, None, None])
-        sum_g_xhat = tl.where(again, row_sums(g * xhat, True, LOW_FIRST), sum_g_xhat)
+        sum_g_xhat = tl.where(scaled, row_sums(g * xhat, True, LOW_FIRST), sum_g_xhat)
         if CENTERED:
-            sum_g = tl.where(again, row_sums(g, True, LOW_FIRST), sum_g)
+            sum_g = tl.where(scaled, row_sums(g, True, LOW_FIRST), sum_g)
     dx = (dy * dy_scale[:, None, None]) * (weight * weight_scale[:, None, None])
     mean_g_xhat = over(sum_g_xhat, COLS).to(dtype)
     if CENTERED:
@@ -148,57 +148,66 @@ def backward(
     NEED_DX: tl.constexpr,
     NEED_DWEIGHT: tl.constexpr,
     NEED_DBIAS: tl.constexpr,
-    KEEP_NORMALIZER: tl.constexpr,
+    STORE_NORMALIZER: tl.constexpr,
     STRIDED: tl.constexpr,
     VECTOR: tl.constexpr,
     ROWS: tl.constexpr,
-    KEPT: tl.constexpr,
+    SUM_ROWS: tl.constexpr,
     HIGH: tl.constexpr,
     LOW: tl.constexpr,
     GROUP_X: tl.constexpr,
 ):
-    """Write dx of every `programs`-th tile, and this program's sums for dweight and dbias.
+    """Write dx of every `programs`-th tile, and this program's partial sums of dweight and dbias.
 
-    The sums go to row program_id of (programs, COLS) float64. KEEP_NORMALIZER: the normalizer goes
-    to (4, rows). EPS None: the statistics are used as given, whatever they are.
+    The partial sums go to row program_id of an array (programs, COLS) of float64. STORE_NORMALIZER:
+    the normalizer goes to an array (4, rows). EPS None: rows whose rstd is out of range use it as
+    it was saved.
     """
     dtype: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     LOW_FIRST: tl.constexpr = VECTOR or STRIDED
     program = tl.program_id(0).to(tl.int64)
     cols = cols_of_tile(HIGH, LOW)
     weight = load_parameter(weight_ptr, cols, HAS_WEIGHT, 1.0, ZERO_CENTERED, COLS, VECTOR, dtype)
-    dweight = no_sums(KEPT, HIGH, LOW, dtype)
-    dbias = no_sums(KEPT, HIGH, LOW, dtype)
+    dweight = no_sums(SUM_ROWS, HIGH, LOW, dtype)
+    dbias = no_sums(SUM_ROWS, HIGH, LOW, dtype)
 
     for tile in range(program, tiles, programs):
-        place = place_of_tile(tile, rows, inner, cols, COLS, ROWS, STRIDED)
-        x = load_tile(x_ptr, place, x_outer_stride, x_col_stride, STRIDED, VECTOR, dtype)
-        dy = load_tile(dy_ptr, place, dy_outer_stride, dy_col_stride, STRIDED, VECTOR, dtype)
+        index = index_of_tile(tile, rows, inner, cols, COLS, ROWS, STRIDED)
+        x = load_tile(x_ptr, index, x_outer_stride, x_col_stride, STRIDED, VECTOR, dtype)
+        dy = load_tile(dy_ptr, index, dy_outer_stride, dy_col_stride, STRIDED, VECTOR, dtype)
         normalizer = saved_normalizer(
-            *(x, place, mean_ptr, rstd_ptr, residual_ptr),
+            *(x, index, mean_ptr, rstd_ptr, residual_ptr),
             *(CENTERED, HAS_RESIDUAL, COLS, GROUP_X, LOW_FIRST, dtype),
         )
         exponent = tl.zeros([ROWS], tl.int32)
         if EPS is not None:
-            again = is_ordinary_rstd(normalizer.rstd) == 0
-            exponent, normalizer = measured_again(
-                x, place.inside, again, normalizer, EPS, COLS, GROUP_X, LOW_FIRST, CENTERED
+            out_of_range = is_ordinary_rstd(normalizer.rstd) == 0
+            exponent, normalizer = recompute_normalizer(
+                x, index.mask, out_of_range, normalizer, EPS, COLS, GROUP_X, LOW_FIRST, CENTERED
             )
-        if KEEP_NORMALIZER:
-            store_normalizer(normalizer_ptr, normalizer, rows, place.row, place.live)
+        if STORE_NORMALIZER:
+            store_normalizer(normalizer_ptr, normalizer, rows, index.row, index.row_mask)
 
         xhat = normalized(x, normalizer, CENTERED)
-        if COLS != HIGH * LOW:  # the padding lanes may have overflowed
-            xhat = tl.where(place.inside, xhat, 0.0)
+        if COLS != HIGH * LOW:  # padding lanes may have overflowed
+            xhat = tl.where(index.mask, xhat, 0.0)
         if NEED_DWEIGHT:
-            dweight = add_products(dweight, dy, xhat, ROWS, KEPT)
+            dweight = add_products(dweight, dy, xhat, ROWS, SUM_ROWS)
         if NEED_DBIAS:
-            dbias = add_values(dbias, dy, ROWS, KEPT)
+            dbias = add_values(dbias, dy, ROWS, SUM_ROWS)
         if NEED_DX:
             dx = gradient_of_rows(
-                dy, weight, xhat, normalizer.rstd, exponent, place.live, COLS, LOW_FIRST, CENTERED
+                dy,
+                weight,
+                xhat,
+                normalizer.rstd,
+                exponent,
+                index.row_mask,
+                COLS,
+                LOW_FIRST,
+                CENTERED,
             )
-            store_tile(dx_ptr, dx, place, dx_outer_stride, dx_col_stride, STRIDED, VECTOR)
+            store_tile(dx_ptr, dx, index, dx_outer_stride, dx_col_stride, STRIDED, VECTOR)
 
     if NEED_DWEIGHT:
         store_sums(dweight_ptr, dweight, program, cols, COLS, dtype)

@@ -1,11 +1,11 @@
-"""dweight and dbias by themselves, where a program has no room for them beside dx."""
+"""dweight and dbias alone, for rows whose sums do not fit into registers beside dx."""
 
 import triton.language as tl
 
 from layernorm.triton.kernel import kernel
 from layernorm.triton.rows import load_normalizer, normalized
 from layernorm.triton.sums import add_products, add_values, no_sums, store_sums
-from layernorm.triton.tiles import cols_of_tile, load_tile, place_of_tile
+from layernorm.triton.tiles import cols_of_tile, index_of_tile, load_tile
 
 
 @kernel
@@ -33,9 +33,10 @@ def column_sums(
     HIGH: tl.constexpr,
     LOW: tl.constexpr,
 ):
-    """Sum dy * xhat and dy of some columns over every `splits`-th tile of rows.
+    """Sum dy * xhat and dy of a block of columns over every `splits`-th tile of rows.
 
-    The normalizer (4, rows) is the backward's. The sums go to (splits, COLS) float64.
+    The backward has left the normalizer, (4, rows). The partial sums go to an array (splits, COLS)
+    of float64.
     """
     dtype: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     blocks: tl.constexpr = (COLS + HIGH * LOW - 1) // (HIGH * LOW)
@@ -45,13 +46,13 @@ def column_sums(
     dweight = no_sums(ROWS, HIGH, LOW, dtype)
     dbias = no_sums(ROWS, HIGH, LOW, dtype)
     for tile in range(split, tiles, splits):
-        place = place_of_tile(tile, rows, inner, cols, COLS, ROWS, STRIDED)
-        dy = load_tile(dy_ptr, place, dy_outer_stride, dy_col_stride, STRIDED, VECTOR, dtype)
+        index = index_of_tile(tile, rows, inner, cols, COLS, ROWS, STRIDED)
+        dy = load_tile(dy_ptr, index, dy_outer_stride, dy_col_stride, STRIDED, VECTOR, dtype)
         if NEED_DBIAS:
             dbias = add_values(dbias, dy, ROWS, ROWS)
         if NEED_DWEIGHT:
-            x = load_tile(x_ptr, place, x_outer_stride, x_col_stride, STRIDED, VECTOR, dtype)
-            normalizer = load_normalizer(normalizer_ptr, rows, place.row, place.live)
+            x = load_tile(x_ptr, index, x_outer_stride, x_col_stride, STRIDED, VECTOR, dtype)
+            normalizer = load_normalizer(normalizer_ptr, rows, index.row, index.row_mask)
             xhat = normalized(x, normalizer, CENTERED)
             dweight = add_products(dweight, dy, xhat, ROWS, ROWS)
     if NEED_DWEIGHT:

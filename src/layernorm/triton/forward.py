@@ -1,4 +1,4 @@
-"""Forward: y and the statistics of a tile of rows, each read from memory once."""
+"""Forward: y and the statistics of a tile of rows, with one read of x."""
 
 import triton
 import triton.language as tl
@@ -7,17 +7,17 @@ from layernorm.triton.kernel import kernel
 from layernorm.triton.rows import (
     Normalizer,
     is_ordinary_total,
-    measured_again,
     moments,
     normalized,
     power_of_two,
+    recompute_normalizer,
     rstd_of,
 )
 from layernorm.triton.tiles import (
     cols_of_tile,
+    index_of_tile,
     load_parameter,
     load_tile,
-    place_of_tile,
     store_tile,
 )
 
@@ -42,7 +42,7 @@ def load_parameters(
 
 @triton.jit
 def scale_and_shift(xhat, weight, bias, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr):
-    """Return xhat * weight + bias, with those there are."""
+    """Return xhat * weight + bias, without the parameters that are None."""
     if HAS_WEIGHT:
         if HAS_BIAS:
             return tl.fma(xhat, weight, bias)
@@ -56,16 +56,16 @@ def scale_and_shift(xhat, weight, bias, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.c
 
 @triton.jit
 def store_statistics(
-    mean_ptr, rstd_ptr, residual_ptr, row, live, exponent, normalizer, CENTERED: tl.constexpr
+    mean_ptr, rstd_ptr, residual_ptr, row, mask, exponent, normalizer, CENTERED: tl.constexpr
 ):
-    """Store the statistics of rows from the normalizer of the rows times 2^-exponent."""
+    """Store the statistics of rows, given the normalizer of the rows times 2^-exponent."""
     dtype: tl.constexpr = normalizer.rstd.dtype
     rstd = normalizer.rstd.to(tl.float64) * power_of_two(-exponent, tl.float64)
-    tl.store(rstd_ptr + row, rstd.to(dtype), mask=live)
+    tl.store(rstd_ptr + row, rstd.to(dtype), mask=mask)
     if CENTERED:
         back = power_of_two(exponent, dtype)
-        tl.store(mean_ptr + row, normalizer.mean * back, mask=live)
-        tl.store(residual_ptr + row, normalizer.residual * back, mask=live)
+        tl.store(mean_ptr + row, normalizer.mean * back, mask=mask)
+        tl.store(residual_ptr + row, normalizer.residual * back, mask=mask)
 
 
 @kernel
@@ -98,25 +98,25 @@ def forward(
     GROUP_X: tl.constexpr,
     LATE_PARAMETERS: tl.constexpr,
 ):
-    """Write y of one tile, and (SAVE) mean, rstd and residual."""
+    """Write y of one tile and, if SAVE, its mean, rstd and residual."""
     dtype: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     LOW_FIRST: tl.constexpr = VECTOR or STRIDED
     tile = tl.program_id(0).to(tl.int64)
     cols = cols_of_tile(HIGH, LOW)
-    place = place_of_tile(tile, rows, inner, cols, COLS, ROWS, STRIDED)
+    index = index_of_tile(tile, rows, inner, cols, COLS, ROWS, STRIDED)
     if not LATE_PARAMETERS:
         weight, bias = load_parameters(
             *(weight_ptr, bias_ptr, cols, HAS_WEIGHT, HAS_BIAS, ZERO_CENTERED),
             *(COLS, VECTOR, dtype),
         )
-    x = load_tile(x_ptr, place, x_outer_stride, x_col_stride, STRIDED, VECTOR, dtype)
+    x = load_tile(x_ptr, index, x_outer_stride, x_col_stride, STRIDED, VECTOR, dtype)
 
-    mean, residual, variance = moments(x, place.inside, COLS, GROUP_X, LOW_FIRST, CENTERED)
+    mean, residual, variance = moments(x, index.mask, COLS, GROUP_X, LOW_FIRST, CENTERED)
     total = variance + EPS
     normalizer = Normalizer(tl.full([ROWS], 1.0, dtype), mean, residual, rstd_of(total, dtype))
-    again = place.live & (is_ordinary_total(total, dtype) == 0)
-    exponent, normalizer = measured_again(
-        x, place.inside, again, normalizer, EPS, COLS, GROUP_X, LOW_FIRST, CENTERED
+    out_of_range = index.row_mask & (is_ordinary_total(total, dtype) == 0)
+    exponent, normalizer = recompute_normalizer(
+        x, index.mask, out_of_range, normalizer, EPS, COLS, GROUP_X, LOW_FIRST, CENTERED
     )
 
     if LATE_PARAMETERS:
@@ -126,9 +126,9 @@ def forward(
         )
     xhat = normalized(x, normalizer, CENTERED)
     y = scale_and_shift(xhat, weight, bias, HAS_WEIGHT, HAS_BIAS)
-    store_tile(y_ptr, y, place, y_outer_stride, y_col_stride, STRIDED, VECTOR)
+    store_tile(y_ptr, y, index, y_outer_stride, y_col_stride, STRIDED, VECTOR)
     if SAVE:
         store_statistics(
-            *(mean_ptr, rstd_ptr, residual_ptr, place.row, place.live),
+            *(mean_ptr, rstd_ptr, residual_ptr, index.row, index.row_mask),
             *(exponent, normalizer, CENTERED),
         )

@@ -1,4 +1,4 @@
-"""What makes a function a kernel: constants and types alone decide what is compiled."""
+"""The decorator of kernels: what is compiled depends on constants and types alone."""
 
 import inspect
 from collections.abc import Callable
@@ -11,9 +11,9 @@ import triton.language as tl
 def kernel(function: Callable[..., None]) -> Any:
     """Let Triton compile `function` once for its `tl.constexpr` arguments and the others' types.
 
-    By itself Triton also looks at the numbers and addresses that a launch is given, and compiles
-    anew where one is 1 or a multiple of 16: for another batch, slice or alignment, and then in
-    another order of summation.
+    By default Triton also specializes on integers that are 1 and on integers and addresses that are
+    multiples of 16. Another batch size, slice or alignment would then compile anew, and could sum
+    in another order.
     """
     arguments = inspect.signature(function).parameters.values()
     names = [each.name for each in arguments if each.annotation is not tl.constexpr]

@@ -1,10 +1,10 @@
 """The rows of a tile: their sums and their statistics.
 
-A row is summed along one of the tile's two axes of columns in the type of the arithmetic, where
-that is in the registers of a thread, and along the other in float64. (A tile that is reshaped for
-that changes its place in the registers at every sum.) Fused multiply-adds are those written here:
-the kernels are compiled with enable_fp_fusion=False. The reasons are
-in docs/derivation.md, "Why a rounded mean is not enough" and "Rows at the ends of the range".
+A row is summed in the compute type along the column axis that one thread holds in its registers,
+and in float64 along the other. (Reshaping the tile to one column axis would move it through shared
+memory at every sum.) The only fused multiply-adds are those written here: the kernels are compiled
+with enable_fp_fusion=False. docs/derivation.md,
+"Why a rounded mean is not enough" and "Rows at the ends of the range", has the reasons.
 """
 
 from typing import NamedTuple
@@ -12,20 +12,20 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-# var + eps outside: squares may have underflowed or overflowed.
+# Where var + eps is outside this range, squares may have underflowed or overflowed.
 _LEAST_TOTAL: tl.constexpr = tl.constexpr(2.0**-80)
 _LEAST_TOTAL_64: tl.constexpr = tl.constexpr(2.0**-900)
 _LARGEST: tl.constexpr = tl.constexpr((2 - 2.0**-23) * 2.0**127)
 _LARGEST_64: tl.constexpr = tl.constexpr((2 - 2.0**-52) * 2.0**1023)
-# eps after scaling, from which on nothing else of var + eps is left in a float64.
-_ALL_OF_THE_TOTAL: tl.constexpr = tl.constexpr(2.0**60)
+# From this scaled eps on, var + eps rounds to eps in float64.
+_EPS_ALONE: tl.constexpr = tl.constexpr(2.0**60)
 
 
 class Normalizer(NamedTuple):
-    """What turns rows of x into xhat: ((x * scale - mean) - residual) * rstd, each (rows,).
+    """What turns rows of x into xhat = ((x * scale - mean) - residual) * rstd. Each is (rows,).
 
-    scale is a power of two, 1 but for rows that leave the range of their type. mean + residual,
-    unevaluated, is the mean of x * scale.
+    scale is a power of two, and not 1 only for rows whose statistics leave the range of their type.
+    The unevaluated sum mean + residual is the mean of x * scale.
     """
 
     scale: tl.tensor
@@ -36,9 +36,9 @@ class Normalizer(NamedTuple):
 
 @triton.jit
 def row_sums(v, GROUPED: tl.constexpr, LOW_FIRST: tl.constexpr):
-    """Sum each row in float64; GROUPED: the first few elements that meet, in their own type.
+    """Sum each row in float64. GROUPED: what one thread holds is first summed in v's type.
 
-    Those are what one thread has of the row: LOW_FIRST, along the last axis.
+    LOW_FIRST: a thread holds elements along the last axis, else along the one before.
     """
     if not GROUPED:
         v = v.to(tl.float64)
@@ -47,7 +47,7 @@ def row_sums(v, GROUPED: tl.constexpr, LOW_FIRST: tl.constexpr):
 
 @triton.jit
 def over(total, COLS: tl.constexpr):
-    """Return total / COLS in float64: exact where the quotient is a float64."""
+    """Return total / COLS in float64, exact if a float64 can hold the quotient."""
     n = tl.full(total.shape, COLS, tl.float64)
     inverse = tl.full(total.shape, 1.0 / COLS, tl.float64)
     quotient = total * inverse
@@ -57,22 +57,22 @@ def over(total, COLS: tl.constexpr):
 @triton.jit
 def moments(
     x,
-    inside,
+    mask,
     COLS: tl.constexpr,
     GROUP_X: tl.constexpr,
     LOW_FIRST: tl.constexpr,
     CENTERED: tl.constexpr,
 ):
-    """Return mean, residual and variance of the rows; mean + residual, unevaluated, is the mean.
+    """Return mean, residual and variance of the rows. The mean is mean + residual, unevaluated.
 
-    GROUP_X: sums of x may begin in its own type. They may for 16 bits, where numbers far from zero
-    have few digits to lose.
+    GROUP_X: what one thread holds of x may be summed in x's type. Set for 16-bit arrays, whose
+    numbers far from zero have few digits to lose.
     """
     if CENTERED:
         exact = over(row_sums(x, GROUP_X, LOW_FIRST), COLS)
         mean = exact.to(x.dtype)
-        if x.dtype == tl.float64:  # no wider type: the mean of what the first one leaves
-            rest = tl.where(inside, x - mean[:, None, None], 0.0)
+        if x.dtype == tl.float64:  # no wider type: the residual is the mean of x - mean
+            rest = tl.where(mask, x - mean[:, None, None], 0.0)
             rest = over(row_sums(rest, True, LOW_FIRST), COLS)
             exact = mean + rest
             part = exact - mean
@@ -81,7 +81,7 @@ def moments(
         else:
             residual = (exact - mean.to(tl.float64)).to(x.dtype)
         # zero the padding lanes: they would hold -mean and inflate the variance
-        d = tl.where(inside, (x - mean[:, None, None]) - residual[:, None, None], 0.0)
+        d = tl.where(mask, (x - mean[:, None, None]) - residual[:, None, None], 0.0)
     else:
         mean = tl.zeros([x.shape[0]], x.dtype)
         residual = mean
@@ -91,19 +91,19 @@ def moments(
 
 @triton.jit
 def rstd_of(total, dtype: tl.constexpr):
-    """Return 1 / sqrt(total); 0 for a total of 0: a constant row, with eps 0."""
+    """Return 1 / sqrt(total), and 0 if total is 0: a constant row with eps 0."""
     if dtype == tl.float64:
         root = tl.sqrt(total)
         return tl.where(total == 0.0, 0.0, 1.0 / root)
     else:
-        narrow = total.to(tl.float32)
-        rstd = tl.div_rn(tl.full(narrow.shape, 1.0, tl.float32), tl.sqrt_rn(narrow))
-        return tl.where(narrow == 0.0, 0.0, rstd)
+        total = total.to(tl.float32)
+        rstd = tl.div_rn(tl.full(total.shape, 1.0, tl.float32), tl.sqrt_rn(total))
+        return tl.where(total == 0.0, 0.0, rstd)
 
 
 @triton.jit
 def is_ordinary_total(total, dtype: tl.constexpr):
-    """Tell which rows' var + eps can be relied on; not those with a NaN."""
+    """Tell which rows' var + eps is accurate. NaN is not."""
     if dtype == tl.float64:
         return (total >= _LEAST_TOTAL_64) & (total <= _LARGEST_64)
     else:
@@ -112,7 +112,7 @@ def is_ordinary_total(total, dtype: tl.constexpr):
 
 @triton.jit
 def is_ordinary_rstd(rstd):
-    """Tell which rstd have their full precision, far enough from the ends of their type."""
+    """Tell which rstd are far enough from the limits of their type to have full precision."""
     if rstd.dtype == tl.float64:
         return (rstd > 2.0**-500) & (rstd < 2.0**500)
     else:
@@ -121,10 +121,10 @@ def is_ordinary_rstd(rstd):
 
 @triton.jit
 def are_ordinary_sums(first, second, dtype: tl.constexpr):
-    """Tell which rows' sums of g and g * xhat have neither overflowed nor underflowed."""
+    """Tell which rows' sums of g and of g * xhat have neither overflowed nor underflowed."""
     first = tl.abs(first)
     second = tl.abs(second)
-    larger = tl.maximum(first, second)  # on a GPU not NaN where only one of them is
+    larger = tl.maximum(first, second)  # on a GPU, NaN only if both are
     if dtype == tl.float64:
         return (larger > 2.0**-900) & (first < 2.0**900) & (second < 2.0**900)
     else:
@@ -133,13 +133,13 @@ def are_ordinary_sums(first, second, dtype: tl.constexpr):
 
 @triton.jit
 def any_row(which):
-    """Tell whether there is one."""
+    """Tell whether `which` is true for any row."""
     return tl.max(which.to(tl.int32), 0) != 0
 
 
 @triton.jit
 def largest_of_rows(v):
-    """Return the largest magnitude of each row, infinity where one is NaN or infinite."""
+    """Return the largest magnitude of each row, infinity if any element is not finite."""
     magnitude = tl.abs(v)
     magnitude = tl.where(magnitude <= magnitude, magnitude, float("inf"))
     return tl.max(tl.max(magnitude, 2), 1)
@@ -147,7 +147,7 @@ def largest_of_rows(v):
 
 @triton.jit
 def exponent_of(magnitude):
-    """Return e with magnitude about 2^e, so that 2^e and 2^-e are normal numbers."""
+    """Return e with magnitude about 2^e, such that 2^e and 2^-e are normal numbers."""
     if magnitude.dtype == tl.float64:
         exponent = ((magnitude.to(tl.int64, bitcast=True) >> 52) & 2047).to(tl.int32) - 1023
         return tl.minimum(tl.maximum(exponent, -1022), 1022)
@@ -158,7 +158,7 @@ def exponent_of(magnitude):
 
 @triton.jit
 def power_of_two(exponent, dtype: tl.constexpr):
-    """Return 2^exponent, a normal number."""
+    """Return 2^exponent, which must be a normal number."""
     if dtype == tl.float64:
         return ((exponent.to(tl.int64) + 1023) << 52).to(tl.float64, bitcast=True)
     else:
@@ -167,28 +167,29 @@ def power_of_two(exponent, dtype: tl.constexpr):
 
 @triton.jit
 def finite_power(exponent, magnitude):
-    """Return 2^-exponent, or NaN where the largest magnitude is not finite."""
+    """Return 2^-exponent, or NaN if the magnitude is not finite."""
     scale = power_of_two(-exponent, magnitude.dtype)
     return tl.where(magnitude < float("inf"), scale, float("nan"))
 
 
 @triton.jit
 def scaling_exponents(magnitude, EPS: tl.constexpr):
-    """Return e for rows that are to be multiplied by 2^-e; NaN times that for what is not finite.
+    """Return the exponent e that each row is to be scaled by, and 2^-e; NaN if not finite.
 
-    0 where eps would then be all that is left of var + eps: it might overflow, and need not.
+    e is 0 where the scaled eps would dominate var + eps: it might overflow, and scaling is not
+    needed.
     """
     exponent = exponent_of(magnitude)
     scale = power_of_two(-exponent, tl.float64)
-    exponent = tl.where(EPS * scale * scale < _ALL_OF_THE_TOTAL, exponent, 0)
+    exponent = tl.where(EPS * scale * scale < _EPS_ALONE, exponent, 0)
     return exponent, finite_power(exponent, magnitude)
 
 
 @triton.jit
 def scaled_rstd(variance, exponent, scale, mean, residual, EPS: tl.constexpr):
-    """Return exponent and normalizer of rows from the statistics of the rows times 2^-exponent.
+    """Return exponent and normalizer of rows, given the statistics of the rows times 2^-exponent.
 
-    For a constant row eps is all there is, and might not survive scaling: it is not scaled.
+    A constant row is not scaled: its rstd comes from eps alone, which scaling could underflow.
     """
     constant = variance == 0.0
     back = power_of_two(exponent, scale.dtype)
@@ -196,8 +197,8 @@ def scaled_rstd(variance, exponent, scale, mean, residual, EPS: tl.constexpr):
     residual = tl.where(constant, residual * back, residual)
     scale = tl.where(constant, 1.0, scale)
     exponent = tl.where(constant, 0, exponent)
-    wide = power_of_two(-exponent, tl.float64)
-    total = variance + EPS * wide * wide
+    scale_64 = power_of_two(-exponent, tl.float64)
+    total = variance + EPS * scale_64 * scale_64
     rstd = tl.where(total == 0.0, 0.0, 1.0 / tl.sqrt(total)).to(scale.dtype)
     return exponent, Normalizer(scale, mean, residual, rstd)
 
@@ -205,27 +206,28 @@ def scaled_rstd(variance, exponent, scale, mean, residual, EPS: tl.constexpr):
 @triton.jit
 def scaled_statistics(
     x,
-    inside,
+    mask,
     EPS: tl.constexpr,
     COLS: tl.constexpr,
     GROUP_X: tl.constexpr,
     LOW_FIRST: tl.constexpr,
     CENTERED: tl.constexpr,
 ):
-    """Return exponent and normalizer of rows, measured times 2^-exponent.
+    """Return exponent and normalizer of rows, computed from the rows times 2^-exponent.
 
-    For rows whose own statistics leave the range of their type. A row that is not finite gets NaN.
+    For rows whose unscaled statistics leave the range of their type. Rows that are not finite get
+    NaN.
     """
     exponent, scale = scaling_exponents(largest_of_rows(x), EPS)
     mean, residual, variance = moments(
-        x * scale[:, None, None], inside, COLS, GROUP_X, LOW_FIRST, CENTERED
+        x * scale[:, None, None], mask, COLS, GROUP_X, LOW_FIRST, CENTERED
     )
     return scaled_rstd(variance, exponent, scale, mean, residual, EPS)
 
 
 @triton.jit
-def chosen(which, new, old):
-    """Return the new normalizer for the rows of `which`, the old one for others."""
+def select(which, new, old):
+    """Return the new normalizer for the rows of `which`, and the old one for the others."""
     return Normalizer(
         tl.where(which, new.scale, old.scale),
         tl.where(which, new.mean, old.mean),
@@ -235,9 +237,9 @@ def chosen(which, new, old):
 
 
 @triton.jit
-def measured_again(
+def recompute_normalizer(
     x,
-    inside,
+    mask,
     which,
     normalizer,
     EPS: tl.constexpr,
@@ -246,12 +248,15 @@ def measured_again(
     LOW_FIRST: tl.constexpr,
     CENTERED: tl.constexpr,
 ):
-    """Return exponent and normalizer: scaled for the rows of `which`, for others 0 and as given."""
+    """Return exponent and normalizer, recomputed with scaling for the rows of `which`.
+
+    The other rows keep their normalizer and have exponent 0.
+    """
     exponent = tl.zeros([x.shape[0]], tl.int32)
     if any_row(which):
-        new_exponent, new = scaled_statistics(x, inside, EPS, COLS, GROUP_X, LOW_FIRST, CENTERED)
+        new_exponent, new = scaled_statistics(x, mask, EPS, COLS, GROUP_X, LOW_FIRST, CENTERED)
         exponent = tl.where(which, new_exponent, exponent)
-        normalizer = chosen(which, new, normalizer)
+        normalizer = select(which, new, normalizer)
     return exponent, normalizer
 
 
@@ -268,20 +273,20 @@ def normalized(x, normalizer, CENTERED: tl.constexpr):
 
 
 @triton.jit
-def store_normalizer(base, normalizer, rows, row, live):
-    """Store the rows' normalizer in (4, rows)."""
-    tl.store(base + row, normalizer.scale, mask=live)
-    tl.store(base + rows + row, normalizer.mean, mask=live)
-    tl.store(base + 2 * rows + row, normalizer.residual, mask=live)
-    tl.store(base + 3 * rows + row, normalizer.rstd, mask=live)
+def store_normalizer(base, normalizer, rows, row, row_mask):
+    """Store a normalizer in an array (4, rows)."""
+    tl.store(base + row, normalizer.scale, mask=row_mask)
+    tl.store(base + rows + row, normalizer.mean, mask=row_mask)
+    tl.store(base + 2 * rows + row, normalizer.residual, mask=row_mask)
+    tl.store(base + 3 * rows + row, normalizer.rstd, mask=row_mask)
 
 
 @triton.jit
-def load_normalizer(base, rows, row, live):
-    """Load the rows' normalizer from (4, rows); one for xhat = 0 where there is no row."""
+def load_normalizer(base, rows, row, row_mask):
+    """Load a normalizer from an array (4, rows). Masked rows get one that makes xhat 0."""
     return Normalizer(
-        tl.load(base + row, mask=live, other=1.0),
-        tl.load(base + rows + row, mask=live, other=0.0),
-        tl.load(base + 2 * rows + row, mask=live, other=0.0),
-        tl.load(base + 3 * rows + row, mask=live, other=0.0),
+        tl.load(base + row, mask=row_mask, other=1.0),
+        tl.load(base + rows + row, mask=row_mask, other=0.0),
+        tl.load(base + 2 * rows + row, mask=row_mask, other=0.0),
+        tl.load(base + 3 * rows + row, mask=row_mask, other=0.0),
     )

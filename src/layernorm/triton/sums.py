@@ -1,8 +1,8 @@
 """dweight and dbias: sums over rows, first within each program, then over the programs.
 
-Sums are float64, and for float64 terms pairs of float64: no sum of float32 terms overflows there,
-and no product underflows. Each program leaves its own; `add_programs` adds those up in one order,
-and rounds once.
+Sums are float64, and pairs of float64 if the terms are float64: sums of float32 terms cannot
+overflow there, nor products underflow. Each program stores partial sums; `add_programs` adds them
+in a fixed order and rounds once.
 """
 
 import triton
@@ -12,63 +12,63 @@ from layernorm.triton.kernel import kernel
 
 
 @triton.jit
-def no_sums(KEPT: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr, dtype: tl.constexpr):
-    """Return the sums of no rows: (KEPT, HIGH, LOW), and the low halves if terms are float64."""
-    high = tl.zeros([KEPT, HIGH, LOW], tl.float64)
+def no_sums(SUM_ROWS: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr, dtype: tl.constexpr):
+    """Return zero sums, (SUM_ROWS, HIGH, LOW), with low halves if the terms are float64."""
+    high = tl.zeros([SUM_ROWS, HIGH, LOW], tl.float64)
     if dtype == tl.float64:
-        return high, tl.zeros([KEPT, HIGH, LOW], tl.float64)
+        return high, tl.zeros([SUM_ROWS, HIGH, LOW], tl.float64)
     else:
         return high, tl.zeros([1], tl.float64)
 
 
 @triton.jit
-def fold_rows(v, ROWS: tl.constexpr, KEPT: tl.constexpr):
-    """Add up the rows that the same threads have."""
-    if ROWS == KEPT:
+def fold_rows(v, ROWS: tl.constexpr, SUM_ROWS: tl.constexpr):
+    """Add rows of v that the same threads hold: SUM_ROWS rows remain of ROWS."""
+    if ROWS == SUM_ROWS:
         return v
-    elif KEPT == 1:
+    elif SUM_ROWS == 1:
         return tl.sum(v, 0)[None, :, :]
     else:
-        return tl.sum(tl.reshape(v, (ROWS // KEPT, KEPT, v.shape[1], v.shape[2])), 0)
+        return tl.sum(tl.reshape(v, (ROWS // SUM_ROWS, SUM_ROWS, v.shape[1], v.shape[2])), 0)
 
 
 @triton.jit
-def add_in_pairs(sums, v, ROWS: tl.constexpr, KEPT: tl.constexpr):
-    """Add the rows of v to sums that are pairs."""
+def add_in_pairs(sums, v, ROWS: tl.constexpr, SUM_ROWS: tl.constexpr):
+    """Add the rows of v to sums that are pairs of float64."""
     high, low = sums
-    v = fold_rows(v, ROWS, KEPT)
+    v = fold_rows(v, ROWS, SUM_ROWS)
     total = high + v
     part = total - high
     return total, low + ((high - (total - part)) + (v - part))
 
 
 @triton.jit
-def add_values(sums, v, ROWS: tl.constexpr, KEPT: tl.constexpr):
-    """Add the rows of v, as for dbias."""
+def add_values(sums, v, ROWS: tl.constexpr, SUM_ROWS: tl.constexpr):
+    """Add the rows of v to the sums, as for dbias."""
     if v.dtype == tl.float64:
-        return add_in_pairs(sums, v, ROWS, KEPT)
+        return add_in_pairs(sums, v, ROWS, SUM_ROWS)
     else:
         high, low = sums
-        return high + fold_rows(v.to(tl.float64), ROWS, KEPT), low
+        return high + fold_rows(v.to(tl.float64), ROWS, SUM_ROWS), low
 
 
 @triton.jit
-def add_products(sums, v, w, ROWS: tl.constexpr, KEPT: tl.constexpr):
-    """Add the rows of v * w, as for dweight."""
+def add_products(sums, v, w, ROWS: tl.constexpr, SUM_ROWS: tl.constexpr):
+    """Add the rows of v * w to the sums, as for dweight."""
     high, low = sums
     if v.dtype == tl.float64:
         product = v * w
-        low += fold_rows(tl.fma(v, w, -product), ROWS, KEPT)
-        return add_in_pairs((high, low), product, ROWS, KEPT)
-    elif ROWS == KEPT:
+        low += fold_rows(tl.fma(v, w, -product), ROWS, SUM_ROWS)
+        return add_in_pairs((high, low), product, ROWS, SUM_ROWS)
+    elif ROWS == SUM_ROWS:
         return tl.fma(v.to(tl.float64), w.to(tl.float64), high), low
     else:
-        return high + fold_rows(v.to(tl.float64) * w.to(tl.float64), ROWS, KEPT), low
+        return high + fold_rows(v.to(tl.float64) * w.to(tl.float64), ROWS, SUM_ROWS), low
 
 
 @triton.jit
 def store_sums(base, sums, program, cols, COLS: tl.constexpr, dtype: tl.constexpr):
-    """Store a program's sums of these columns in (programs, COLS)."""
+    """Store a program's sums of these columns in an array (programs, COLS)."""
     high, low = sums
     if dtype == tl.float64:
         high += low
@@ -77,18 +77,19 @@ def store_sums(base, sums, program, cols, COLS: tl.constexpr, dtype: tl.constexp
 
 @triton.jit
 def add_up(
-    sums_ptr, to_ptr, programs, cols, COLS: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr
+    sums_ptr, to_ptr, programs, cols, COLS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Write the sum of (programs, COLS) over the programs, for these columns."""
-    high = tl.zeros([CHUNK, BLOCK], tl.float64)
-    low = tl.zeros([CHUNK, BLOCK], tl.float64)
-    for first in range(0, programs, CHUNK):
-        at = first + tl.arange(0, CHUNK).to(tl.int64)
-        inside = (at < programs)[:, None] & (cols < COLS)[None, :]
-        value = tl.load(sums_ptr + at[:, None] * COLS + cols[None, :], mask=inside, other=0.0)
+    """Write the sum of an array (programs, COLS) over the programs, for these columns."""
+    high = tl.zeros([ROWS, BLOCK], tl.float64)
+    low = tl.zeros([ROWS, BLOCK], tl.float64)
+    for first in range(0, programs, ROWS):
+        program = first + tl.arange(0, ROWS).to(tl.int64)
+        mask = (program < programs)[:, None] & (cols < COLS)[None, :]
+        pointers = sums_ptr + program[:, None] * COLS + cols[None, :]
+        value = tl.load(pointers, mask=mask, other=0.0)
         total = high + value
         part = total - high
-        # nothing is left of a sum that is not finite
+        # the rounding error of a sum that is not finite is NaN
         rest = (high - (total - part)) + (value - part)
         low += tl.where(tl.abs(total) < float("inf"), rest, 0.0)
         high = total
@@ -108,12 +109,12 @@ def add_programs(
     COLS: tl.constexpr,
     NEED_DWEIGHT: tl.constexpr,
     NEED_DBIAS: tl.constexpr,
-    CHUNK: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Write dweight and dbias of BLOCK columns."""
+    """Write dweight and dbias of BLOCK columns; ROWS partial sums are added at a time."""
     cols = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     if NEED_DWEIGHT:
-        add_up(dweight_sums_ptr, dweight_ptr, programs, cols, COLS, CHUNK, BLOCK)
+        add_up(dweight_sums_ptr, dweight_ptr, programs, cols, COLS, ROWS, BLOCK)
     if NEED_DBIAS:
-        add_up(dbias_sums_ptr, dbias_ptr, programs, cols, COLS, CHUNK, BLOCK)
+        add_up(dbias_sums_ptr, dbias_ptr, programs, cols, COLS, ROWS, BLOCK)

@@ -1,8 +1,8 @@
-"""Where a program's tile lies in memory, and how it is loaded and stored.
+"""Tiles: the indices of their elements, and how they are loaded and stored.
 
-A tile is (rows, HIGH, LOW), column high * LOW + low, of the array element (o, c, i) at
-o * outer_stride + c * col_stride + i, whose row is o * inner + i. Its arithmetic is float32
-(float64 for float64). What is not there is loaded as 0.
+A tile is (rows, HIGH, LOW), and column high * LOW + low. Element (outer, col, inner) of an array is
+at outer * outer_stride + col * col_stride + inner; it belongs to row outer * (size of inner) +
+inner. Tiles are computed in float32, and in float64 for float64. Masked elements are loaded as 0.
 """
 
 from typing import NamedTuple
@@ -11,81 +11,84 @@ import triton
 import triton.language as tl
 
 
-class Place(NamedTuple):
-    """The rows and columns of a tile."""
+class TileIndex(NamedTuple):
+    """The indices of a tile's rows and columns, and their masks."""
 
-    row: tl.tensor  # (rows,) int64: their numbers
-    outer: tl.tensor  # (rows,) int64: o
-    within: tl.tensor  # (rows,) int64: i
-    live: tl.tensor  # (rows,): which of the rows there are
-    cols: tl.tensor  # (HIGH, LOW): their numbers
-    inside: tl.tensor  # (rows or 1, HIGH, LOW): which of the elements there are
+    row: tl.tensor  # (rows,) int64
+    outer: tl.tensor  # (rows,) int64
+    inner: tl.tensor  # (rows,) int64
+    row_mask: tl.tensor  # (rows,)
+    cols: tl.tensor  # (HIGH, LOW)
+    mask: tl.tensor  # (rows or 1, HIGH, LOW)
 
 
 @triton.jit
 def cols_of_tile(HIGH: tl.constexpr, LOW: tl.constexpr):
-    """Return the numbers of a tile's columns, (HIGH, LOW)."""
+    """Return the columns of a tile, (HIGH, LOW)."""
     return tl.arange(0, HIGH)[:, None] * LOW + tl.arange(0, LOW)[None, :]
 
 
 @triton.jit
-def place_of_tile(
+def index_of_tile(
     tile, rows, inner, cols, COLS: tl.constexpr, ROWS: tl.constexpr, STRIDED: tl.constexpr
 ):
-    """Return the place of a tile of ROWS rows. STRIDED: of neighbors along i, else along o."""
-    at = tl.arange(0, ROWS).to(tl.int64)
+    """Return the index of a tile of ROWS rows: neighbors along inner if STRIDED, else along outer.
+
+    Args: `inner` is the size of the inner axis.
+    """
+    offsets = tl.arange(0, ROWS).to(tl.int64)
     if STRIDED:
-        blocks = (inner + ROWS - 1) // ROWS
-        outer = tile // blocks
-        within = (tile % blocks) * ROWS + at
-        row = outer * inner + within
-        outer += tl.zeros_like(at)
-        live = within < inner
+        tiles_of_sample = (inner + ROWS - 1) // ROWS
+        outer_index = tile // tiles_of_sample
+        inner_index = (tile % tiles_of_sample) * ROWS + offsets
+        row = outer_index * inner + inner_index
+        outer_index += tl.zeros_like(offsets)
+        row_mask = inner_index < inner
     else:
-        row = tile * ROWS + at
-        outer = row
-        within = tl.zeros_like(at)
-        live = row < rows
-    inside = live[:, None, None] & (cols < COLS)[None, :, :]
-    return Place(row, outer, within, live, cols, inside)
+        row = tile * ROWS + offsets
+        outer_index = row
+        inner_index = tl.zeros_like(offsets)
+        row_mask = row < rows
+    mask = row_mask[:, None, None] & (cols < COLS)[None, :, :]
+    return TileIndex(row, outer_index, inner_index, row_mask, cols, mask)
 
 
 @triton.jit
-def place_of_chunk(
-    first,
+def index_of_block(
+    first_tile,
     program,
     rows,
     inner,
     COLS: tl.constexpr,
     STRIDED: tl.constexpr,
-    CHUNKS: tl.constexpr,
+    BLOCKS: tl.constexpr,
     ROWS: tl.constexpr,
     HIGH: tl.constexpr,
     LOW: tl.constexpr,
 ):
-    """Return the place of one of the CHUNKS pieces of a tile; program 0 has tile `first`."""
-    cols = cols_of_tile(HIGH, LOW) + (program % CHUNKS).to(tl.int32) * (HIGH * LOW)
-    return place_of_tile(first + program // CHUNKS, rows, inner, cols, COLS, ROWS, STRIDED)
+    """Return the index of a program's block: the BLOCKS blocks of `first_tile` come first."""
+    cols = cols_of_tile(HIGH, LOW) + (program % BLOCKS).to(tl.int32) * (HIGH * LOW)
+    return index_of_tile(first_tile + program // BLOCKS, rows, inner, cols, COLS, ROWS, STRIDED)
 
 
 @triton.jit
-def pointers_to(base, place, outer_stride, col_stride, STRIDED: tl.constexpr, VECTOR: tl.constexpr):
+def pointers_to(base, index, outer_stride, col_stride, STRIDED: tl.constexpr, VECTOR: tl.constexpr):
     """Return the pointers to a tile. VECTOR: each row starts at a multiple of 16 bytes.
 
-    The compiler hands out the axes to threads by how much of each it takes to be contiguous, and of
-    the innermost one alone it reads more than one element at a time. Of the two others one comes
-    first in Triton 3.6 and the other in 3.9: the 2s say which it shall be.
+    The compiler assigns a tile's axes to threads in the order of their contiguity, and vectorizes
+    along the innermost axis only. Triton 3.6 and 3.9 break a tie of the other two axes in opposite
+    ways; the contiguity of 2 given here decides it.
     """
-    ROWS: tl.constexpr = place.row.shape[0]
-    LOW: tl.constexpr = place.cols.shape[1]
+    ROWS: tl.constexpr = index.row.shape[0]
+    LOW: tl.constexpr = index.cols.shape[1]
     if STRIDED:
-        rows = place.outer * outer_stride + place.within
-        pointers = base + rows[:, None, None] + place.cols[None, :, :] * col_stride
+        row_offsets = index.outer * outer_stride + index.inner
+        pointers = base + row_offsets[:, None, None] + index.cols[None, :, :] * col_stride
         if ROWS > 2:
             pointers = tl.max_contiguous(pointers, (ROWS, 2, 1))
         return pointers
     else:
-        pointers = base + (place.outer * outer_stride)[:, None, None] + place.cols[None, :, :]
+        pointers = base + (index.outer * outer_stride)[:, None, None] + index.cols[None, :, :]
         if VECTOR:
             pointers = tl.multiple_of(pointers, (1, 1, 16))
             if LOW > 2:
@@ -96,25 +99,25 @@ def pointers_to(base, place, outer_stride, col_stride, STRIDED: tl.constexpr, VE
 @triton.jit
 def load_tile(
     base,
-    place,
+    index,
     outer_stride,
     col_stride,
     STRIDED: tl.constexpr,
     VECTOR: tl.constexpr,
     dtype: tl.constexpr,
 ):
-    """Load a tile in the type of its arithmetic."""
-    pointers = pointers_to(base, place, outer_stride, col_stride, STRIDED, VECTOR)
-    return tl.load(pointers, mask=place.inside, other=0.0).to(dtype)
+    """Load a tile and convert it to `dtype`, the compute type."""
+    pointers = pointers_to(base, index, outer_stride, col_stride, STRIDED, VECTOR)
+    return tl.load(pointers, mask=index.mask, other=0.0).to(dtype)
 
 
 @triton.jit
 def store_tile(
-    base, value, place, outer_stride, col_stride, STRIDED: tl.constexpr, VECTOR: tl.constexpr
+    base, value, index, outer_stride, col_stride, STRIDED: tl.constexpr, VECTOR: tl.constexpr
 ):
-    """Store a tile, rounded to the array's type."""
-    pointers = pointers_to(base, place, outer_stride, col_stride, STRIDED, VECTOR)
-    tl.store(pointers, value.to(base.dtype.element_ty), mask=place.inside)
+    """Round a tile to the array's type and store it."""
+    pointers = pointers_to(base, index, outer_stride, col_stride, STRIDED, VECTOR)
+    tl.store(pointers, value.to(base.dtype.element_ty), mask=index.mask)
 
 
 @triton.jit
@@ -128,7 +131,7 @@ def load_parameter(
     VECTOR: tl.constexpr,
     dtype: tl.constexpr,
 ):
-    """Load weight or bias as a tile of one row, full of ABSENT where there is none."""
+    """Load weight or bias as a tile of one row; a tile of ABSENT if not PRESENT."""
     if PRESENT:
         pointers = base + cols[None, :, :]
         if VECTOR:

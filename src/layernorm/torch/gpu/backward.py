@@ -1,4 +1,4 @@
-"""The backward on a GPU: chooses the kernels, allocates, launches. Wide rows: long_rows.py."""
+"""The backward on a GPU: chooses the kernels, allocates and launches."""
 
 from collections.abc import Sequence
 
@@ -7,17 +7,17 @@ from torch import Tensor
 
 from layernorm.torch import operators
 from layernorm.torch.arguments import Definition
-from layernorm.torch.gpu import arrays, long_rows
-from layernorm.torch.gpu.arrays import Walked
+from layernorm.torch.gpu import long_rows, views
 from layernorm.torch.gpu.launch import launch, multiprocessors
-from layernorm.triton import plan
+from layernorm.torch.gpu.views import View
+from layernorm.triton import launch_config
 from layernorm.triton.backward import backward as backward_kernel
 from layernorm.triton.columns import column_sums
 from layernorm.triton.sums import add_programs
 
 
 class Backward:
-    """One call: what its steps share."""
+    """One backward call, whose launches share much state."""
 
     def __init__(
         self,
@@ -32,39 +32,38 @@ class Backward:
         knows_eps: bool = True,
         contiguous: bool = False,
     ) -> None:
-        """Take a checked call; x's device must be the current one.
+        """Take checked arguments; x's device must be the current one.
 
         Args:
-            statistics: mean, rstd, residual; no mean and residual for RMS norm, and no residual
-                where it was not saved.
-            knows_eps: rows whose rstd is near the ends of its type are measured again; without eps
-                their rstd is used as it is.
-            contiguous: dx is contiguous whatever x is.
+            statistics: mean, rstd, residual. RMS norm has no mean and residual, and a residual that
+                was not saved is None.
+            knows_eps: recompute the statistics of rows whose rstd is near the limits of its type.
+                Without eps their rstd is used as it was saved.
+            contiguous: make dx contiguous whatever x is.
         """
-        axis = definition.axis
         self.need_dx, self.need_dweight, self.need_dbias = (*need, False)[:3]
         self.need_sums = self.need_dweight or self.need_dbias
-        self.x, self.axis, self.definition = x, axis, definition
+        self.x, self.axes, self.definition = x, definition.axis, definition
         self.parameter_type = parameter_type
         self.eps = definition.eps if knows_eps else None
         self.contiguous = contiguous
-        self.order = arrays.order_of(x, axis)
-        itemsize = x.element_size()
-        tile_of = plan.strided_tile if self.order.is_strided else plan.rows_tile
-        self.tile = tile_of(self.cols, itemsize, backward=True)
-        self.vector = not self.order.is_strided and plan.is_vector(self.cols, itemsize)
+        self.order = views.order_of(x, self.axes)
         if x.numel() == 0:
             return
-        self.walked = arrays.to_read(x, self.order, vector=self.vector)
-        self.dy = arrays.to_read(dy, self.order, vector=self.vector)
-        self.weight = arrays.parameter_to_read(weight, x, axis, self.order, vector=self.vector)
+        itemsize, strided = x.element_size(), self.order.is_strided
+        self.tile = launch_config.row_tile(self.cols, itemsize, strided=strided, backward=True)
+        vector = not strided and launch_config.is_vector(self.cols, itemsize)
+        self.vector = vector
+        self.x_view = views.to_read(x, self.order, vector=vector)
+        self.dy_view = views.to_read(dy, self.order, vector=vector)
+        self.weight = views.flat_parameter(weight, x, self.axes, self.order, vector=vector)
         self.mean, self.rstd, self.residual = (
-            arrays.statistics_to_read(each, self.order) for each in statistics
+            views.flat_statistic(each, self.order) for each in statistics
         )
 
     @property
     def cols(self) -> int:
-        """How many elements a row has."""
+        """The number of elements of a row."""
         return self.order.layout.cols
 
     def run(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -74,9 +73,9 @@ class Backward:
         if self.need_dx:
             dx = x.new_empty(x.shape) if self.contiguous else operators.empty_as(x)
         empty = x.new_zeros if x.numel() == 0 else x.new_empty
-        flat = {"dtype": self.parameter_type}
-        self.dweight = empty(self.cols, **flat) if self.need_dweight else None
-        self.dbias = empty(self.cols, **flat) if self.need_dbias else None
+        dtype = self.parameter_type
+        self.dweight = empty(self.cols, dtype=dtype) if self.need_dweight else None
+        self.dbias = empty(self.cols, dtype=dtype) if self.need_dbias else None
         if x.numel() > 0 and (dx is not None or self.need_sums):
             self._launch(dx)
         return dx, self._shaped(self.dweight), self._shaped(self.dbias)
@@ -84,28 +83,28 @@ class Backward:
     def _shaped(self, gradient: Tensor | None) -> Tensor | None:
         if gradient is None:
             return None
-        return arrays.parameter_gradient(gradient, self.x, self.axis, self.order)
+        return views.shaped_parameter(gradient, self.x, self.axes, self.order)
 
     def _launch(self, dx: Tensor | None) -> None:
         order = self.order
         target = None
         if dx is not None:
-            target = arrays.to_write(dx, order, vector=self.vector)
+            target = views.to_write(dx, order, vector=self.vector)
         normalizer = self._empty_normalizer()
         if self.tile is None:
             long_rows.backward(
-                *(self.dy, self.walked, self.weight, order, self.definition),
+                *(self.dy_view, self.x_view, self.weight, order, self.definition),
                 eps=self.eps,
                 statistics=(self.mean, self.rstd, self.residual),
                 dx=target,
                 normalizer=normalizer,
             )
         else:
-            self._tiles(target, normalizer, self.tile)
+            self._launch_rows(target, normalizer, self.tile)
         if normalizer is not None and self.need_sums:
-            self._columns(normalizer)
+            self._launch_columns(normalizer)
         if dx is not None and target is not None:
-            arrays.flush(target, dx, order)
+            views.copy_back(target, dx, order)
 
     def _empty_normalizer(self) -> Tensor | None:
         """Allocate (4, rows) where dweight and dbias take a kernel of their own."""
@@ -119,29 +118,29 @@ class Backward:
             for needed in (self.need_dweight, self.need_dbias)
         ]
 
-    def _tiles(self, dx: Walked | None, normalizer: Tensor | None, tile: plan.Tile) -> None:
-        x, dy, layout = self.walked, self.dy, self.order.layout
-        tiles = programs = self.order.tiles_of(tile.rows)
+    def _launch_rows(
+        self, dx: View | None, normalizer: Tensor | None, tile: launch_config.Tile
+    ) -> None:
+        x, dy, order = self.x_view, self.dy_view, self.order
+        tiles = programs = order.tiles_of(tile.rows)
         sums: list[Tensor | None] = [None, None]
         if self.need_sums and tile.has_sums:
-            programs = plan.programs_for_sums(tiles, multiprocessors(x.tensor.device), tile)
+            programs = launch_config.programs_for_sums(
+                tiles, multiprocessors(x.tensor.device), tile
+            )
             sums = self._empty_sums(programs)
-        nothing = x.tensor
-        pointers = (
-            *(x.tensor, dy.tensor, self.weight, self.mean, self.rstd, self.residual),
-            *(None if dx is None else dx.tensor, *sums, normalizer),
-        )
+        dx_strides = (0, 0) if dx is None else (dx.outer_stride, dx.col_stride)
         launch(
             backward_kernel,
             programs,
             (
-                *(nothing if each is None else each for each in pointers),
-                *(self.order.rows, layout.inner, tiles, programs),
-                *(x.outer_stride, x.col_stride, dy.outer_stride, dy.col_stride),
-                *((0, 0) if dx is None else (dx.outer_stride, dx.col_stride)),
+                *(x.tensor, dy.tensor, self.weight, self.mean, self.rstd, self.residual),
+                *(None if dx is None else dx.tensor, *sums, normalizer),
+                *(order.rows, order.layout.inner, tiles, programs),
+                *(x.outer_stride, x.col_stride, dy.outer_stride, dy.col_stride, *dx_strides),
             ),
             tile.warps,
-            COLS=layout.cols,
+            COLS=self.cols,
             EPS=self.eps,
             CENTERED=self.definition.centered,
             HAS_WEIGHT=self.weight is not None,
@@ -150,36 +149,35 @@ class Backward:
             NEED_DX=dx is not None,
             NEED_DWEIGHT=sums[0] is not None,
             NEED_DBIAS=sums[1] is not None,
-            KEEP_NORMALIZER=normalizer is not None,
-            STRIDED=self.order.is_strided,
+            STORE_NORMALIZER=normalizer is not None,
+            STRIDED=order.is_strided,
             VECTOR=tile.vector,
             ROWS=tile.rows,
-            KEPT=tile.kept,
+            SUM_ROWS=tile.sum_rows,
             HIGH=tile.high,
             LOW=tile.low,
             GROUP_X=x.tensor.element_size() == 2,
         )
-        self._add_up(sums, programs)
+        self._add_programs(sums, programs)
 
-    def _columns(self, normalizer: Tensor) -> None:
-        x, dy, layout = self.walked, self.dy, self.order.layout
-        strided = self.order.is_strided
-        tile = plan.columns_tile(layout.cols, x.tensor.element_size(), strided=strided)
-        tiles = self.order.tiles_of(tile.rows)
-        blocks = -(-layout.cols // (tile.high * tile.low))
-        splits = plan.splits_of_rows(tiles, blocks, multiprocessors(x.tensor.device))
+    def _launch_columns(self, normalizer: Tensor) -> None:
+        x, dy, order = self.x_view, self.dy_view, self.order
+        strided = order.is_strided
+        tile = launch_config.column_tile(self.cols, x.tensor.element_size(), strided=strided)
+        tiles = order.tiles_of(tile.rows)
+        blocks = -(-self.cols // (tile.high * tile.low))
+        splits = launch_config.splits_of_rows(tiles, blocks, multiprocessors(x.tensor.device))
         sums = self._empty_sums(splits)
         launch(
             column_sums,
             blocks * splits,
             (
-                *(x.tensor, dy.tensor, normalizer),
-                *(x.tensor if each is None else each for each in sums),
-                *(self.order.rows, layout.inner, tiles, splits),
+                *(x.tensor, dy.tensor, normalizer, *sums),
+                *(order.rows, order.layout.inner, tiles, splits),
                 *(x.outer_stride, x.col_stride, dy.outer_stride, dy.col_stride),
             ),
             tile.warps,
-            COLS=layout.cols,
+            COLS=self.cols,
             CENTERED=self.definition.centered,
             NEED_DWEIGHT=self.need_dweight,
             NEED_DBIAS=self.need_dbias,
@@ -189,22 +187,20 @@ class Backward:
             HIGH=tile.high,
             LOW=tile.low,
         )
-        self._add_up(sums, splits)
+        self._add_programs(sums, splits)
 
-    def _add_up(self, sums: list[Tensor | None], programs: int) -> None:
+    def _add_programs(self, sums: list[Tensor | None], programs: int) -> None:
         if sums[0] is None and sums[1] is None:
             return
-        tile = plan.sums_tile()
-        pointers = (*sums, self.dweight, self.dbias)
-        nothing = self.walked.tensor
+        tile = launch_config.PARTIAL_SUMS
         launch(
             add_programs,
             -(-self.cols // tile.block),
-            (*(nothing if each is None else each for each in pointers), programs),
+            (*sums, self.dweight, self.dbias, programs),
             tile.warps,
             COLS=self.cols,
             NEED_DWEIGHT=sums[0] is not None,
             NEED_DBIAS=sums[1] is not None,
-            CHUNK=tile.chunk,
+            ROWS=tile.rows,
             BLOCK=tile.block,
         )

@@ -1,4 +1,4 @@
-"""The forward on a GPU: chooses the kernel, allocates, launches. Wide rows: long_rows.py."""
+"""The forward on a GPU: chooses the kernel, allocates and launches."""
 
 from typing import NamedTuple
 
@@ -7,15 +7,15 @@ from torch import Tensor
 
 from layernorm.torch import operators
 from layernorm.torch.arguments import Definition
-from layernorm.torch.gpu import arrays, long_rows
-from layernorm.torch.gpu.arrays import Order, Walked
+from layernorm.torch.gpu import long_rows, views
 from layernorm.torch.gpu.launch import launch
-from layernorm.triton import plan
+from layernorm.torch.gpu.views import AxisOrder, View
+from layernorm.triton import launch_config
 from layernorm.triton.forward import forward as forward_kernel
 
 
 class Results(NamedTuple):
-    """y and the statistics, those that were asked for."""
+    """y and the statistics, None where not wanted."""
 
     y: Tensor
     mean: Tensor | None
@@ -36,43 +36,41 @@ def forward(
 
     Args:
         x, weight, bias: checked already.
-        definition: axes, eps and the rest.
-        save: whether the statistics are wanted.
-        contiguous: y is contiguous whatever x is, as PyTorch's own is.
+        save: return the statistics.
+        contiguous: make y contiguous whatever x is, as PyTorch's own operator does.
     """
     y = x.new_empty(x.shape) if contiguous else operators.empty_as(x)
-    axis = definition.axis
-    order = arrays.order_of(x, axis)
-    itemsize = x.element_size()
-    tile_of = plan.strided_tile if order.is_strided else plan.rows_tile
-    tile = tile_of(order.layout.cols, itemsize)
-    flat = _empty_statistics(x, order, definition, save)
+    axes = definition.axis
+    order = views.order_of(x, axes)
+    statistics = _empty_statistics(x, order, definition, save)
     if x.numel() > 0:
-        vector = not order.is_strided and plan.is_vector(order.layout.cols, itemsize)
-        walked = arrays.to_read(x, order, vector=vector)
-        target = arrays.to_write(y, order, vector=vector)
+        cols, itemsize, strided = order.layout.cols, x.element_size(), order.is_strided
+        vector = not strided and launch_config.is_vector(cols, itemsize)
+        source = views.to_read(x, order, vector=vector)
+        target = views.to_write(y, order, vector=vector)
         parameters = [
-            arrays.parameter_to_read(given, x, axis, order, vector=vector)
-            for given in (weight, bias)
+            views.flat_parameter(given, x, axes, order, vector=vector) for given in (weight, bias)
         ]
+        tile = launch_config.row_tile(cols, itemsize, strided=strided)
         if tile is None:
-            long_rows.forward(walked, target, parameters, flat, order, definition)
+            long_rows.forward(source, target, parameters, statistics, order, definition)
         else:
-            _tiles(walked, target, parameters, flat, order, definition, tile)
-        arrays.flush(target, y, order)
-    given = [
-        None if each is None else arrays.statistics_to_give(each, x, axis, order) for each in flat
+            _launch(source, target, parameters, statistics, order, definition, tile)
+        views.copy_back(target, y, order)
+    shaped = [
+        None if each is None else views.shaped_statistic(each, x, axes, order)
+        for each in statistics
     ]
-    return Results(y, *given)
+    return Results(y, *shaped)
 
 
 def _empty_statistics(
-    x: Tensor, order: Order, definition: Definition, save: bool
+    x: Tensor, order: AxisOrder, definition: Definition, save: bool
 ) -> list[Tensor | None]:
     if not save:
         return [None, None, None]
     rstd = x.new_empty(order.rows, dtype=operators.compute_type(x))
-    if x.numel() == 0:  # as PyTorch has them where there is nothing to take the mean of
+    if x.numel() == 0:  # rows without elements: the statistics that PyTorch returns
         rstd.fill_(float("nan"))
     if not definition.centered:
         return [None, rstd, None]
@@ -81,30 +79,24 @@ def _empty_statistics(
     return [torch.empty_like(rstd), rstd, torch.empty_like(rstd)]
 
 
-def _tiles(
-    x: Walked,
-    y: Walked,
+def _launch(
+    x: View,
+    y: View,
     parameters: list[Tensor | None],
     statistics: list[Tensor | None],
-    order: Order,
+    order: AxisOrder,
     definition: Definition,
-    tile: plan.Tile,
+    tile: launch_config.Tile,
 ) -> None:
-    layout = order.layout
-    nothing = x.tensor
     launch(
         forward_kernel,
         order.tiles_of(tile.rows),
         (
-            x.tensor,
-            *(nothing if each is None else each for each in parameters),
-            y.tensor,
-            *(nothing if each is None else each for each in statistics),
-            *(order.rows, layout.inner),
+            *(x.tensor, *parameters, y.tensor, *statistics, order.rows, order.layout.inner),
             *(x.outer_stride, x.col_stride, y.outer_stride, y.col_stride),
         ),
         tile.warps,
-        COLS=layout.cols,
+        COLS=order.layout.cols,
         EPS=definition.eps,
         CENTERED=definition.centered,
         HAS_WEIGHT=parameters[0] is not None,

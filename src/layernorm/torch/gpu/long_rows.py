@@ -1,4 +1,4 @@
-"""Rows too wide for one program, forward and backward: some of them through all steps at a time."""
+"""Forward and backward of long rows, which take several launches: one group of tiles at a time."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -8,135 +8,131 @@ from torch import Tensor
 
 from layernorm.torch import operators
 from layernorm.torch.arguments import Definition
-from layernorm.torch.gpu.arrays import Order, Walked
 from layernorm.torch.gpu.launch import launch
-from layernorm.triton import plan
-from layernorm.triton.chunks import wide_squares, wide_sums
-from layernorm.triton.wide_backward import wide_dx, wide_gradient_sums, wide_normalizer
-from layernorm.triton.wide_forward import wide_forward
+from layernorm.torch.gpu.views import AxisOrder, View
+from layernorm.triton import launch_config
+from layernorm.triton.long_row_backward import (
+    long_row_dx,
+    long_row_gradient_sums,
+    long_row_normalizer,
+)
+from layernorm.triton.long_row_forward import long_row_forward
+from layernorm.triton.long_row_statistics import long_row_squares, long_row_sums
 
 
 class Partials(NamedTuple):
-    """What the chunks leave for the next step: (tiles, chunks, rows), float64 but for one."""
+    """Partial sums of the rows in each block, (tiles, blocks, rows) float64; largest is not."""
 
-    largest: Tensor
+    largest: Tensor  # in the compute type
     sum: Tensor
     rest: Tensor
     squares: Tensor
 
 
-class Part(NamedTuple):
-    """Some tiles of rows of x that go through all steps before the next begin."""
+class Group(NamedTuple):
+    """Tiles of x that go through all launches before the next group, to stay in the L2 cache."""
 
-    first: int
+    first_tile: int
     tiles: int
-    x: Walked
-    order: Order
-    chunks: plan.Chunks
+    x: View
+    order: AxisOrder
+    tile: launch_config.LongRowTile
     partials: Partials
     definition: Definition
 
     @property
     def programs(self) -> int:
-        """One for each chunk."""
-        return self.tiles * self.chunks.pieces
+        """The number of blocks."""
+        return self.tiles * self.tile.blocks
 
     @property
-    def place(self) -> tuple[int, int, int]:
-        """The numbers that tell a kernel which rows these are."""
-        return self.first, self.order.rows, self.order.layout.inner
+    def index_arguments(self) -> tuple[int, int, int]:
+        """The arguments from which a kernel computes its rows."""
+        return self.first_tile, self.order.rows, self.order.layout.inner
 
     @property
-    def place_in_x(self) -> tuple[int, ...]:
-        """The numbers that tell a kernel where in x the rows are."""
-        return *self.place, self.x.outer_stride, self.x.col_stride
+    def x_arguments(self) -> tuple[int, ...]:
+        """The arguments from which a kernel computes its addresses in x."""
+        return *self.index_arguments, self.x.outer_stride, self.x.col_stride
 
     @property
-    def tile(self) -> dict[str, int]:
-        """The constants of a kernel that say which chunk a program has."""
-        chunks = self.chunks
+    def tile_constants(self) -> dict[str, int]:
+        """The constants of a kernel that describe its blocks."""
         return {
             "STRIDED": self.order.is_strided,
-            "VECTOR": chunks.vector,
-            "CHUNKS": chunks.pieces,
-            "ROWS": chunks.rows,
-            "HIGH": chunks.high,
-            "LOW": chunks.low,
+            "VECTOR": self.tile.vector,
+            "BLOCKS": self.tile.blocks,
+            "ROWS": self.tile.rows,
+            "HIGH": self.tile.high,
+            "LOW": self.tile.low,
         }
 
-    def squares_of(self, mean: Tensor, rstd: Tensor, *, given: bool, only: bool) -> None:
-        """Leave the sums of x - mean and of its square, as `wide_squares` does."""
+    def launch_sums(self, rstd: Tensor | None = None) -> None:
+        """Store all partial sums. `rstd`: only for rows whose saved rstd is out of range."""
         launch(
-            wide_squares,
+            long_row_sums,
             self.programs,
-            (self.x.tensor, mean, rstd, *self.partials, *self.place_in_x),
-            self.chunks.warps,
+            (self.x.tensor, rstd, self.partials.largest, self.partials.sum, *self.x_arguments),
+            self.tile.warps,
+            COLS=self.order.layout.cols,
+            CENTERED=self.definition.centered,
+            ONLY_OUT_OF_RANGE=rstd is not None,
+            **self.tile_constants,
+        )
+        self.launch_squares(rstd=rstd)
+
+    def launch_squares(self, *, mean: Tensor | None = None, rstd: Tensor | None = None) -> None:
+        """Store the partial sums of x - mean and its square. `mean`: the saved mean of the rows."""
+        launch(
+            long_row_squares,
+            self.programs,
+            (self.x.tensor, mean, rstd, *self.partials, *self.x_arguments),
+            self.tile.warps,
             COLS=self.order.layout.cols,
             EPS=self.definition.eps,
             CENTERED=self.definition.centered,
-            GIVEN_MEAN=given,
-            ONLY_EXTRAORDINARY=only,
-            **self.tile,
-            MOST=self.chunks.most,
+            GIVEN_MEAN=mean is not None,
+            ONLY_OUT_OF_RANGE=rstd is not None,
+            **self.tile_constants,
+            PADDED_BLOCKS=self.tile.padded_blocks,
         )
 
-    def measure(self, rstd: Tensor | None = None) -> None:
-        """Leave the sums that the rows' statistics are made of.
 
-        `rstd`: only those of rows whose saved rstd the backward cannot use.
-        """
-        saved = self.partials.largest if rstd is None else rstd
-        sums = (self.partials.largest, self.partials.sum)
-        launch(
-            wide_sums,
-            self.programs,
-            (self.x.tensor, saved, *sums, *self.place_in_x),
-            self.chunks.warps,
-            COLS=self.order.layout.cols,
-            CENTERED=self.definition.centered,
-            ONLY_EXTRAORDINARY=rstd is not None,
-            **self.tile,
-        )
-        self.squares_of(saved, saved, given=False, only=rstd is not None)
-
-
-def _parts(x: Walked, order: Order, definition: Definition, itemsize: int) -> Iterator[Part]:
-    """Cut the rows into parts; `itemsize`: bytes of an element in all that a step reads."""
-    cols = order.layout.cols
-    chunks = plan.chunks_of(cols, x.tensor.element_size(), strided=order.is_strided)
-    tiles = order.tiles_of(chunks.rows)
-    together = min(tiles, plan.tiles_together(cols, itemsize, chunks))
-    shape = (together, chunks.pieces, chunks.rows)
+def _groups(
+    x: View, order: AxisOrder, definition: Definition, *, arrays_read: int
+) -> Iterator[Group]:
+    """Split the tiles into groups; `arrays_read`: how many arrays like x a launch reads."""
+    cols, itemsize = order.layout.cols, x.tensor.element_size()
+    tile = launch_config.long_row_tile(cols, itemsize, strided=order.is_strided)
+    tiles = order.tiles_of(tile.rows)
+    size = min(tiles, launch_config.tiles_in_group(cols, itemsize * arrays_read, tile))
+    shape = (size, tile.blocks, tile.rows)
     largest = x.tensor.new_empty(shape, dtype=operators.compute_type(x.tensor))
     sums = x.tensor.new_empty((3, *shape), dtype=torch.float64)
     partials = Partials(largest, *sums.unbind(0))
-    for first in range(0, tiles, together):
-        yield Part(first, min(together, tiles - first), x, order, chunks, partials, definition)
+    for first in range(0, tiles, size):
+        yield Group(first, min(size, tiles - first), x, order, tile, partials, definition)
 
 
 def forward(
-    x: Walked,
-    y: Walked,
+    x: View,
+    y: View,
     parameters: Sequence[Tensor | None],
     statistics: Sequence[Tensor | None],
-    order: Order,
+    order: AxisOrder,
     definition: Definition,
 ) -> None:
     """Write y, and the statistics that are not None."""
-    nothing = x.tensor
-    for part in _parts(x, order, definition, x.tensor.element_size()):
-        part.measure()
+    for group in _groups(x, order, definition, arrays_read=1):
+        group.launch_sums()
         launch(
-            wide_forward,
-            part.programs,
+            long_row_forward,
+            group.programs,
             (
-                x.tensor,
-                *(nothing if each is None else each for each in parameters),
-                y.tensor,
-                *(part.partials.largest if each is None else each for each in statistics),
-                *(*part.partials, *part.place_in_x, y.outer_stride, y.col_stride),
+                *(x.tensor, *parameters, y.tensor, *statistics),
+                *(*group.partials, *group.x_arguments, y.outer_stride, y.col_stride),
             ),
-            part.chunks.warps,
+            group.tile.warps,
             COLS=order.layout.cols,
             EPS=definition.eps,
             CENTERED=definition.centered,
@@ -144,94 +140,89 @@ def forward(
             HAS_BIAS=parameters[1] is not None,
             ZERO_CENTERED=definition.zero_centered_weight,
             SAVE=statistics[1] is not None,
-            **part.tile,
-            MOST=part.chunks.most,
+            **group.tile_constants,
+            PADDED_BLOCKS=group.tile.padded_blocks,
         )
 
 
 def backward(
-    dy: Walked,
-    x: Walked,
+    dy: View,
+    x: View,
     weight: Tensor | None,
-    order: Order,
+    order: AxisOrder,
     definition: Definition,
     *,
     eps: float | None,
     statistics: Sequence[Tensor | None],
-    dx: Walked | None,
+    dx: View | None,
     normalizer: Tensor | None,
 ) -> None:
-    """Write dx, and the normalizer (4, rows) that dweight is made with.
+    """Write dx, and the normalizer (4, rows) for dweight and dbias.
 
     Args:
-        eps: None where rows may not be measured again.
-        statistics: mean, rstd and residual, flat; None for those there are not.
+        eps: None if statistics must not be recomputed.
+        statistics: mean, rstd and residual, flat, or None.
         dx, normalizer: None where not needed.
     """
     if normalizer is None:
         normalizer = x.tensor.new_empty((4, order.rows), dtype=operators.compute_type(x.tensor))
-    for part in _parts(x, order, definition, 2 * x.tensor.element_size()):
-        _normalizer(part, statistics, eps, normalizer)
+    for group in _groups(x, order, definition, arrays_read=2):
+        _launch_normalizer(group, statistics, eps, normalizer)
         if dx is not None:
-            _dx(part, dy, weight, normalizer, dx)
+            _launch_dx(group, dy, weight, normalizer, dx)
 
 
-def _normalizer(
-    part: Part, statistics: Sequence[Tensor | None], eps: float | None, normalizer: Tensor
+def _launch_normalizer(
+    group: Group, statistics: Sequence[Tensor | None], eps: float | None, normalizer: Tensor
 ) -> None:
     mean, rstd, residual = statistics
-    assert rstd is not None
     if mean is not None and residual is None:
-        part.squares_of(mean, rstd, given=True, only=False)
+        group.launch_squares(mean=mean)
     if eps is not None:
-        part.measure(rstd)
+        group.launch_sums(rstd)
     launch(
-        wide_normalizer,
-        part.tiles,
-        (
-            *(rstd if each is None else each for each in statistics),
-            *(normalizer, *part.partials, *part.place),
-        ),
-        plan.warps_for_partials(part.chunks),
-        COLS=part.order.layout.cols,
+        long_row_normalizer,
+        group.tiles,
+        (*statistics, normalizer, *group.partials, *group.index_arguments),
+        launch_config.warps_for_partials(group.tile),
+        COLS=group.order.layout.cols,
         EPS=eps,
-        CENTERED=part.definition.centered,
+        CENTERED=group.definition.centered,
         HAS_RESIDUAL=residual is not None,
-        STRIDED=part.order.is_strided,
-        CHUNKS=part.chunks.pieces,
-        ROWS=part.chunks.rows,
-        MOST=part.chunks.most,
+        STRIDED=group.order.is_strided,
+        BLOCKS=group.tile.blocks,
+        ROWS=group.tile.rows,
+        PADDED_BLOCKS=group.tile.padded_blocks,
     )
 
 
-def _dx(part: Part, dy: Walked, weight: Tensor | None, normalizer: Tensor, dx: Walked) -> None:
-    x, partials = part.x.tensor, part.partials
+def _launch_dx(group: Group, dy: View, weight: Tensor | None, normalizer: Tensor, dx: View) -> None:
+    x, partials = group.x.tensor, group.partials
     exponents = torch.empty_like(partials.largest, dtype=torch.int32)
     sums = (exponents, partials.rest, partials.squares)
-    places = (*part.place_in_x, dy.outer_stride, dy.col_stride)
-    weight_or_any = x if weight is None else weight
+    strides = (*group.x_arguments, dy.outer_stride, dy.col_stride)
     constants = {
-        "COLS": part.order.layout.cols,
-        "CENTERED": part.definition.centered,
+        "COLS": group.order.layout.cols,
+        "CENTERED": group.definition.centered,
         "HAS_WEIGHT": weight is not None,
-        "ZERO_CENTERED": part.definition.zero_centered_weight,
-        **part.tile,
+        "ZERO_CENTERED": group.definition.zero_centered_weight,
+        **group.tile_constants,
     }
     launch(
-        wide_gradient_sums,
-        part.programs,
-        (x, dy.tensor, weight_or_any, normalizer, *sums, *places),
-        part.chunks.warps,
+        long_row_gradient_sums,
+        group.programs,
+        (x, dy.tensor, weight, normalizer, *sums, *strides),
+        group.tile.warps,
         **constants,
     )
     launch(
-        wide_dx,
-        part.programs,
+        long_row_dx,
+        group.programs,
         (
-            *(x, dy.tensor, weight_or_any, dx.tensor, normalizer),
-            *(*sums, *places, dx.outer_stride, dx.col_stride),
+            *(x, dy.tensor, weight, dx.tensor, normalizer),
+            *(*sums, *strides, dx.outer_stride, dx.col_stride),
         ),
-        part.chunks.warps,
+        group.tile.warps,
         **constants,
-        MOST=part.chunks.most,
+        PADDED_BLOCKS=group.tile.padded_blocks,
     )

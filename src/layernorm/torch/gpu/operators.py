@@ -1,6 +1,6 @@
-"""The operators' kernels for GPUs, in Triton, and their place under PyTorch's own operator.
+"""The operators' GPU kernels, and PyTorch's own layer norm operator run by them.
 
-Triton is imported with the first tensor that needs it. NVIDIA's and AMD's GPUs are both "cuda".
+Triton is imported for the first GPU tensor. Devices are "cuda" for NVIDIA's and for AMD's GPUs.
 """
 
 import math
@@ -15,26 +15,27 @@ from layernorm import _native
 from layernorm.torch import arguments, operators
 from layernorm.torch.arguments import Definition
 from layernorm.torch.signatures import backward_operators, forward_operators
-from layernorm.triton import plan
+from layernorm.triton import launch_config
 
-# Whether autocast has a rule for it: from PyTorch 2.12 on.
+# Whether autocast widens PyTorch's own rms_norm, as it does from PyTorch 2.12 on.
 WIDENS_RMS_NORM = torch._C._dispatch_has_kernel_for_dispatch_key("aten::rms_norm", "AutocastCUDA")
 
-UNWATCHED = ("cuda",)  # devices that have no other kernels of ours
+# Devices of which an eager call may bypass the dispatcher.
+BYPASSING_DEVICES = ("cuda",)
 
 
 def as_under_autocast(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, *, centered: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Widen 16-bit tensors where PyTorch's autocast does that for its own function."""
+    """Widen 16-bit tensors where PyTorch's autocast widens those of its own function."""
     if not (x.is_cuda and torch.is_autocast_enabled("cuda")):
         return x, weight, bias
     if not (centered or WIDENS_RMS_NORM):
         return x, weight, bias
-    return _wide(x), *(None if each is None else _wide(each) for each in (weight, bias))
+    return _widened(x), *(None if each is None else _widened(each) for each in (weight, bias))
 
 
-def _wide(given: Tensor) -> Tensor:
+def _widened(given: Tensor) -> Tensor:
     return given.float() if given.dtype in (torch.float16, torch.bfloat16) else given
 
 
@@ -69,14 +70,14 @@ def native_layer_norm_backward(
 ) -> tuple[Tensor | None, ...]:
     """Run `aten::native_layer_norm_backward`: dx, dweight and dbias, None where not needed.
 
-    It is told neither the mean's residual, which is worked out again, nor eps.
+    The operator passes neither eps nor the residual of the mean, which is recomputed.
     """
     from layernorm.torch.gpu import backward
 
     definition = Definition(arguments.axes_of(x, normalized_shape, None), eps=0.0)
     _check(x, weight, bias, definition)
-    kind = operators.parameter_type(x, weight, bias)
-    given = (dy, x, weight, kind, definition, need, (mean, rstd, None))
+    dtype = operators.parameter_type(x, weight, bias)
+    given = (dy, x, weight, dtype, definition, need, (mean, rstd, None))
     with _on_device_of(x):
         return backward.Backward(*given, knows_eps=False, contiguous=True).run()
 
@@ -92,12 +93,12 @@ def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None, definition: De
             "layernorm: x is on a GPU, whose kernels need Triton, which is not installed: "
             "pip install 'layernorm[triton]'"
         )
-    sizes = [x.shape[each] for each in definition.axis]
+    sizes = [x.shape[axis] for axis in definition.axis]
     arguments.check_parameters(x, sizes, weight, bias)
-    if math.prod(sizes) > plan.MOST_COLS:
+    if math.prod(sizes) > launch_config.MOST_COLS:
         raise RuntimeError(
             f"layernorm: rows of x have {math.prod(sizes)} elements, expected at most "
-            f"{plan.MOST_COLS} on a GPU: normalize x.cpu()"
+            f"{launch_config.MOST_COLS} on a GPU: normalize x.cpu()"
         )
     for name, given in (("weight", weight), ("bias", bias)):
         if given is not None and given.device != x.device:
@@ -111,10 +112,10 @@ def _on_device_of(x: Tensor) -> AbstractContextManager[Any]:
     return torch.cuda.device_of(x) if x.is_cuda else nullcontext()
 
 
-def is_unwatched(*tensors: Tensor | None) -> bool:
-    """Tell whether an eager call may go past the dispatcher: nobody would see its operator there.
+def may_bypass_dispatcher(*tensors: Tensor | None) -> bool:
+    """Tell whether an eager call may bypass the dispatcher, half of the time of a small call.
 
-    It takes as much time as the rest of a small call.
+    Not while a mode, a transform or a profiler is active, which must see the operator.
     """
     return (
         all(each is None or _is_ordinary(each) for each in tensors) and _native.torch_is_unwatched()
@@ -124,7 +125,7 @@ def is_unwatched(*tensors: Tensor | None) -> bool:
 def _is_ordinary(given: Tensor) -> bool:
     return (
         type(given) in (Tensor, torch.nn.Parameter)
-        and given.device.type in UNWATCHED
+        and given.device.type in BYPASSING_DEVICES
         and not given.is_neg()
         and not given._is_zerotensor()
     )
@@ -138,9 +139,16 @@ def forward(
     *,
     save: bool = True,
 ) -> tuple[Tensor, ...]:
-    """Return y and (save) the statistics, as `operators.forward` does, past the dispatcher."""
-    with torch._C._AutoDispatchBelowAutograd():
-        return _forward(x, weight, bias, definition, save=save)
+    """Return y and, if `save`, the statistics, as `operators.forward` does: the operators' kernel.
+
+    Eager calls that bypass the dispatcher call it too.
+    """
+    from layernorm.torch.gpu import forward
+
+    _check(x, weight, bias, definition)
+    with torch._C._AutoDispatchBelowAutograd(), _on_device_of(x):
+        results = forward.forward(x, weight, bias, definition, save=save)
+    return tuple(each for each in results if each is not None)
 
 
 def backward(
@@ -152,39 +160,10 @@ def backward(
     need: Sequence[bool],
     statistics: Sequence[Tensor],
 ) -> tuple[Tensor, ...]:
-    """Return the gradients, as `operators.backward` does, past the dispatcher."""
-    saved = statistics if definition.centered else (None, *statistics, None)
-    with torch._C._AutoDispatchBelowAutograd():
-        return _backward(
-            dy, x, weight, bias, definition, need if definition.centered else need[:2], saved
-        )
+    """Return the gradients, as `operators.backward` does: the kernel of the operators.
 
-
-def _forward(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    definition: Definition,
-    *,
-    save: bool = True,
-) -> tuple[Tensor, ...]:
-    from layernorm.torch.gpu import forward
-
-    _check(x, weight, bias, definition)
-    with _on_device_of(x):
-        results = forward.forward(x, weight, bias, definition, save=save)
-    return tuple(each for each in results if each is not None)
-
-
-def _backward(
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    definition: Definition,
-    need: Sequence[bool],
-    statistics: Sequence[Tensor | None],
-) -> tuple[Tensor, ...]:
+    Eager calls that bypass the dispatcher call it too.
+    """
     from layernorm.torch.gpu import backward
 
     _check(x, weight, bias, definition)
@@ -198,14 +177,16 @@ def _backward(
             f"layernorm: dy is on {dy.device} and x on {x.device}, expected one device for both: "
             f"pass dy.to({str(x.device)!r})"
         )
-    kind = operators.parameter_type(x, weight, bias)
-    with _on_device_of(x):
-        results = backward.Backward(dy, x, weight, kind, definition, need, statistics).run()
-    given = results[: len(need)]
-    return tuple(operators.nothing(x) if each is None else each for each in given)
+    count = 3 if definition.centered else 2
+    saved = statistics if definition.centered else (None, *statistics, None)
+    dtype = operators.parameter_type(x, weight, bias)
+    with torch._C._AutoDispatchBelowAutograd(), _on_device_of(x):
+        call = backward.Backward(dy, x, weight, dtype, definition, need[:count], saved)
+        results = call.run()[:count]
+    return tuple(operators.nothing(x) if each is None else each for each in results)
 
 
-OPERATORS = forward_operators(_forward) | backward_operators(_backward)
+OPERATORS = forward_operators(forward) | backward_operators(backward)
 _ATEN = {
     "native_layer_norm": native_layer_norm,
     "native_layer_norm_backward": native_layer_norm_backward,
@@ -213,7 +194,7 @@ _ATEN = {
 
 
 def implement(namespace: str, device: str) -> torch.library.Library:
-    """Register the kernels of `layernorm` or `aten` for a device, while the result lasts."""
+    """Register the kernels of `layernorm` or `aten` for a device; the result keeps them there."""
     library = torch.library.Library(namespace, "IMPL")
     for name, function in (OPERATORS if namespace == "layernorm" else _ATEN).items():
         library.impl(name, function, device.upper())
@@ -225,7 +206,7 @@ _override: torch.library.Library | None = None
 
 
 def override_aten(active: bool) -> None:
-    """Put our kernels under PyTorch's own operator on GPUs, if there are any, or take them away."""
+    """Run PyTorch's own operator on GPUs with our kernels, or with its own again."""
     global _override
     if active and _override is None and torch.cuda.is_available() and arguments.has_triton():
         _override = implement("aten", "cuda")

@@ -1,4 +1,4 @@
-"""The plan of the GPU kernels: what decides how a row is computed, and what is compiled."""
+"""The launches of the GPU kernels: their tiles and arguments, and what is compiled for them."""
 
 import pytest
 
@@ -11,7 +11,7 @@ from triton_interpreter import INTERPRETED  # noqa: E402
 from layernorm.torch.arguments import Definition  # noqa: E402
 from layernorm.torch.gpu import backward as gpu_backward  # noqa: E402
 from layernorm.torch.gpu import forward as gpu_forward  # noqa: E402
-from layernorm.triton import plan  # noqa: E402
+from layernorm.triton import launch_config  # noqa: E402
 
 COLS = (1, 2, 3, 5, 16, 17, 64, 257, 768, 769, 1024, 4096, 4097, 8192, 8193, 16384, 16385, 2**20)
 
@@ -21,13 +21,13 @@ COLS = (1, 2, 3, 5, 16, 17, 64, 257, 768, 769, 1024, 4096, 4097, 8192, 8193, 163
 @pytest.mark.parametrize("cols", COLS)
 def test_a_tile_holds_its_rows(cols, itemsize, backward) -> None:
     for tile in (
-        plan.rows_tile(cols, itemsize, backward=backward),
-        plan.strided_tile(cols, itemsize, backward=backward),
+        launch_config.row_tile(cols, itemsize, strided=False, backward=backward),
+        launch_config.row_tile(cols, itemsize, strided=True, backward=backward),
     ):
         if tile is None:
             continue
         assert tile.high * tile.low >= cols
-        assert tile.rows % tile.kept == 0
+        assert tile.rows % tile.sum_rows == 0
         for size in (*tile[:5],):
             assert size & (size - 1) == 0, tile
         assert tile.warps <= 32
@@ -35,19 +35,21 @@ def test_a_tile_holds_its_rows(cols, itemsize, backward) -> None:
             assert tile.low * itemsize == 16
             assert cols * itemsize % 16 == 0
     for strided in (False, True):
-        chunks = plan.chunks_of(cols, itemsize, strided=strided)
-        assert chunks.pieces * chunks.high * chunks.low >= cols
-        assert chunks.most >= chunks.pieces
+        tile = launch_config.long_row_tile(cols, itemsize, strided=strided)
+        assert tile.blocks * tile.high * tile.low >= cols
+        assert tile.padded_blocks >= tile.blocks
 
 
 @pytest.mark.parametrize("strided", [False, True])
-def test_the_widest_rows_can_be_numbered_and_merged(strided) -> None:
+def test_the_longest_rows_fit_32_bit_columns_and_the_largest_tile(strided) -> None:
     for itemsize in (2, 4, 8):
-        chunks = plan.chunks_of(plan.MOST_COLS, itemsize, strided=strided)
-        assert chunks.pieces * chunks.high * chunks.low < 2**31  # columns are int32
-        assert chunks.rows * chunks.most <= 2**20  # the largest tile that Triton takes
-        for cols in (16385, 2**20, plan.MOST_COLS):
-            warps = plan.warps_for_partials(plan.chunks_of(cols, itemsize, strided=strided))
+        tile = launch_config.long_row_tile(launch_config.MOST_COLS, itemsize, strided=strided)
+        assert tile.blocks * tile.high * tile.low < 2**31  # columns are int32
+        assert tile.rows * tile.padded_blocks <= 2**20  # the largest tile that Triton takes
+        for cols in (16385, 2**20, launch_config.MOST_COLS):
+            warps = launch_config.warps_for_partials(
+                launch_config.long_row_tile(cols, itemsize, strided=strided)
+            )
             assert 1 <= warps <= 16
             assert warps & (warps - 1) == 0
 
@@ -68,10 +70,10 @@ def test_fifty_batch_sizes_compile_each_kernel_once(
     assert len(launches.compiled) == kernels, sorted(key[0] for key in launches.compiled)
 
 
-# The interpreter reads from any address: a GPU does not.
+# A GPU loads 16 bytes from a multiple of 16 only. The interpreter does not show it.
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("cols", [64, 6000, 20000])
-def test_rows_read_in_pieces_of_16_bytes_start_at_a_multiple_of_them(
+def test_rows_read_16_bytes_at_a_time_start_at_a_multiple_of_16_bytes(
     monkeypatch, dtype, cols
 ) -> None:
     launches = Launches(monkeypatch)
@@ -80,9 +82,9 @@ def test_rows_read_in_pieces_of_16_bytes_start_at_a_multiple_of_them(
     for given in (shifted, memory[:, 1 : 1 + cols], memory[:, :cols]):
         run(given, torch.empty_like(given))
         run(torch.empty(given.shape, dtype=dtype), given)
-    pieces = [launch for launch in launches.launched if launch[2].get("VECTOR")]
-    assert pieces
-    for kernel, arguments, _ in pieces:
+    vectorized = [launch for launch in launches.launched if launch[2].get("VECTOR")]
+    assert vectorized
+    for kernel, arguments, _ in vectorized:
         for name, given in zip(kernel.arg_names, arguments, strict=False):
             if name in ("x_ptr", "dy_ptr", "y_ptr", "dx_ptr", "weight_ptr", "bias_ptr"):
                 assert given.data_ptr() % 16 == 0, (kernel.__name__, name)
@@ -92,25 +94,25 @@ def test_rows_read_in_pieces_of_16_bytes_start_at_a_multiple_of_them(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("cols", [500, 2000, 3000, 20000])
-def test_channels_first_is_read_and_written_where_it_lies(monkeypatch, dtype, cols) -> None:
+def test_channels_first_is_read_and_written_without_a_copy(monkeypatch, dtype, cols) -> None:
     launches = Launches(monkeypatch)
     x, dy = (torch.empty(4, cols + 1, 12, dtype=dtype)[::2, 1:, 1:-1] for _ in range(2))
     definition = Definition((1,), 1e-5)
     y, *statistics = gpu_forward.forward(x, None, None, definition)
     given = (dy, x, None, dtype, definition, [True] * 3, statistics)
     dx, _, _ = gpu_backward.Backward(*given).run()
-    places = {"x_ptr": x, "dy_ptr": dy, "y_ptr": y, "dx_ptr": dx}
+    tensors = {"x_ptr": x, "dy_ptr": dy, "y_ptr": y, "dx_ptr": dx}
     seen = set()
     for kernel, arguments, _ in launches.launched:
         for name, argument in zip(kernel.arg_names, arguments, strict=False):
-            if name in places:
-                assert argument.data_ptr() == places[name].data_ptr(), (kernel.__name__, name)
+            if name in tensors:
+                assert argument.data_ptr() == tensors[name].data_ptr(), (kernel.__name__, name)
                 seen.add(name)
-    assert seen == set(places)
+    assert seen == set(tensors)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="compiles, which the interpreter does not")
-def test_no_number_and_no_address_decides_what_triton_compiles(monkeypatch) -> None:
+def test_what_triton_compiles_depends_on_no_integer_and_no_address(monkeypatch) -> None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import make_backend
     from triton.runtime.jit import create_function_from_signature

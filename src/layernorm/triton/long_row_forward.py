@@ -1,16 +1,16 @@
-"""Forward of rows in chunks: y, from what `chunks.py` measured."""
+"""Forward of long rows: y, from the partial sums of `long_row_statistics.py`."""
 
 import triton.language as tl
 
-from layernorm.triton.chunks import merged_statistics
 from layernorm.triton.forward import load_parameters, scale_and_shift, store_statistics
 from layernorm.triton.kernel import kernel
+from layernorm.triton.long_row_statistics import merged_statistics
 from layernorm.triton.rows import normalized
-from layernorm.triton.tiles import load_tile, place_of_chunk, store_tile
+from layernorm.triton.tiles import index_of_block, load_tile, store_tile
 
 
 @kernel
-def wide_forward(
+def long_row_forward(
     x_ptr,
     weight_ptr,
     bias_ptr,
@@ -22,7 +22,7 @@ def wide_forward(
     sum_ptr,
     rest_ptr,
     squares_ptr,
-    first: tl.int64,
+    first_tile: tl.int64,
     rows: tl.int64,
     inner: tl.int64,
     x_outer_stride: tl.int64,
@@ -38,31 +38,31 @@ def wide_forward(
     SAVE: tl.constexpr,
     STRIDED: tl.constexpr,
     VECTOR: tl.constexpr,
-    CHUNKS: tl.constexpr,
+    BLOCKS: tl.constexpr,
     ROWS: tl.constexpr,
     HIGH: tl.constexpr,
     LOW: tl.constexpr,
-    MOST: tl.constexpr,
+    PADDED_BLOCKS: tl.constexpr,
 ):
-    """Write y of a chunk; the first chunk of a row writes the statistics."""
+    """Write y of a block and, if SAVE and the block is its row's first, the statistics."""
     dtype: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     program = tl.program_id(0).to(tl.int64)
-    place = place_of_chunk(first, program, rows, inner, COLS, STRIDED, CHUNKS, ROWS, HIGH, LOW)
+    index = index_of_block(first_tile, program, rows, inner, COLS, STRIDED, BLOCKS, ROWS, HIGH, LOW)
     exponent, normalizer = merged_statistics(
-        *(largest_ptr, sum_ptr, rest_ptr, squares_ptr, program // CHUNKS, dtype),
-        *(COLS, EPS, CENTERED, CHUNKS, ROWS, MOST),
+        *(largest_ptr, sum_ptr, rest_ptr, squares_ptr, program // BLOCKS, dtype),
+        *(COLS, EPS, CENTERED, BLOCKS, ROWS, PADDED_BLOCKS),
     )
     weight, bias = load_parameters(
-        *(weight_ptr, bias_ptr, place.cols, HAS_WEIGHT, HAS_BIAS, ZERO_CENTERED),
+        *(weight_ptr, bias_ptr, index.cols, HAS_WEIGHT, HAS_BIAS, ZERO_CENTERED),
         *(COLS, VECTOR, dtype),
     )
-    x = load_tile(x_ptr, place, x_outer_stride, x_col_stride, STRIDED, VECTOR, dtype)
+    x = load_tile(x_ptr, index, x_outer_stride, x_col_stride, STRIDED, VECTOR, dtype)
     xhat = normalized(x, normalizer, CENTERED)
     y = scale_and_shift(xhat, weight, bias, HAS_WEIGHT, HAS_BIAS)
-    store_tile(y_ptr, y, place, y_outer_stride, y_col_stride, STRIDED, VECTOR)
+    store_tile(y_ptr, y, index, y_outer_stride, y_col_stride, STRIDED, VECTOR)
     if SAVE:
-        if program % CHUNKS == 0:
+        if program % BLOCKS == 0:
             store_statistics(
-                *(mean_ptr, rstd_ptr, residual_ptr, place.row, place.live),
+                *(mean_ptr, rstd_ptr, residual_ptr, index.row, index.row_mask),
                 *(exponent, normalizer, CENTERED),
             )

@@ -1,9 +1,9 @@
-"""Time what the host does for an eager call on a GPU, without a GPU: the launches are left out.
+"""Time the CPU's part of an eager call on a GPU, without a GPU and without the launches.
 
-    python benchmarks/gpu_host.py
+    python benchmarks/gpu_overhead.py
 
-float32, 64 rows of 768, on CPU tensors that are taken for a GPU's; medians in microseconds. A
-launch of a compiled kernel comes on top: one in the forward, two or three in the backward.
+float32, 64 rows of 768, on CPU tensors in the place of a GPU's; medians in microseconds. The
+launches of compiled kernels come on top: one in the forward, two or three in the backward.
 """
 
 import warnings
@@ -20,7 +20,7 @@ from layernorm.torch.gpu import operators as gpu
 
 
 def main() -> None:
-    warnings.simplefilter("ignore")  # that a CPU kernel is overridden
+    warnings.simplefilter("ignore")  # PyTorch warns that a CPU kernel is overridden
     torch.set_num_threads(1)
     x = torch.randn(64, 768, requires_grad=True)
     weight, bias = (torch.randn(768, requires_grad=True) for _ in range(2))
@@ -39,7 +39,7 @@ def main() -> None:
     native = mock.Mock(torch_try_forward=lambda *_: None)  # it declines a GPU's tensors
     with (
         mock.patch.object(functional, "_native", native),
-        mock.patch.object(gpu, "UNWATCHED", ("cpu",)),
+        mock.patch.object(gpu, "BYPASSING_DEVICES", ("cpu",)),
         mock.patch.object(gpu_forward, "launch", nothing),
         mock.patch.object(gpu_backward, "launch", nothing),
     ):
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def nothing(*arguments: object, **constants: object) -> None:
-    """In place of a launch."""
+    """Replace a launch."""
 
 
 if __name__ == "__main__":

@@ -1,0 +1,235 @@
+"""Backward of long rows: the normalizers of the rows, sums of the gradient, and dx."""
+
+import triton
+import triton.language as tl
+
+from layernorm.triton.backward import times_power_of_two
+from layernorm.triton.kernel import kernel
+from layernorm.triton.long_row_statistics import (
+    load_partials,
+    mean_of_partials,
+    merged_statistics,
+    partial_pointers,
+)
+from layernorm.triton.rows import (
+    Normalizer,
+    any_row,
+    exponent_of,
+    finite_power,
+    is_ordinary_rstd,
+    largest_of_rows,
+    load_normalizer,
+    normalized,
+    over,
+    power_of_two,
+    row_sums,
+    select,
+    store_normalizer,
+)
+from layernorm.triton.tiles import (
+    index_of_block,
+    index_of_tile,
+    load_parameter,
+    load_tile,
+    store_tile,
+)
+
+
+@kernel
+def long_row_normalizer(
+    mean_ptr,
+    rstd_ptr,
+    residual_ptr,
+    normalizer_ptr,
+    largest_ptr,
+    sum_ptr,
+    rest_ptr,
+    squares_ptr,
+    first_tile: tl.int64,
+    rows: tl.int64,
+    inner: tl.int64,
+    COLS: tl.constexpr,
+    EPS: tl.constexpr,
+    CENTERED: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    STRIDED: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    ROWS: tl.constexpr,
+    PADDED_BLOCKS: tl.constexpr,
+):
+    """Store the normalizer of a tile's rows in an array (4, rows).
+
+    EPS None: rows whose rstd is out of range use it as it was saved.
+    """
+    dtype: tl.constexpr = rstd_ptr.dtype.element_ty
+    tile = tl.program_id(0).to(tl.int64)
+    no_cols = tl.zeros([1, 1], tl.int32)
+    index = index_of_tile(first_tile + tile, rows, inner, no_cols, COLS, ROWS, STRIDED)
+    mean = tl.zeros([ROWS], dtype)
+    residual = tl.zeros([ROWS], dtype)
+    if CENTERED:
+        mean = tl.load(mean_ptr + index.row, mask=index.row_mask, other=0.0)
+        if HAS_RESIDUAL:
+            residual = tl.load(residual_ptr + index.row, mask=index.row_mask, other=0.0)
+        else:
+            rest = mean_of_partials(rest_ptr, tile, COLS, BLOCKS, ROWS, PADDED_BLOCKS)
+            residual = rest.to(dtype)
+    rstd = tl.load(rstd_ptr + index.row, mask=index.row_mask, other=1.0)
+    normalizer = Normalizer(tl.full([ROWS], 1.0, dtype), mean, residual, rstd)
+    if EPS is not None:
+        out_of_range = is_ordinary_rstd(rstd) == 0
+        if any_row(out_of_range):
+            _, new = merged_statistics(
+                *(largest_ptr, sum_ptr, rest_ptr, squares_ptr, tile, dtype),
+                *(COLS, EPS, CENTERED, BLOCKS, ROWS, PADDED_BLOCKS),
+            )
+            normalizer = select(out_of_range, new, normalizer)
+    store_normalizer(normalizer_ptr, normalizer, rows, index.row, index.row_mask)
+
+
+@triton.jit
+def gradient_block(
+    x_ptr,
+    dy_ptr,
+    weight_ptr,
+    normalizer_ptr,
+    first_tile,
+    program,
+    rows,
+    inner,
+    x_outer_stride,
+    x_col_stride,
+    dy_outer_stride,
+    dy_col_stride,
+    COLS: tl.constexpr,
+    CENTERED: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    ZERO_CENTERED: tl.constexpr,
+    STRIDED: tl.constexpr,
+    VECTOR: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    ROWS: tl.constexpr,
+    HIGH: tl.constexpr,
+    LOW: tl.constexpr,
+):
+    """Return index, normalizer and xhat of a program's block, g times 2^-exponent, and exponent.
+
+    g is dy * weight, and each row has an exponent.
+    """
+    dtype: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
+    index = index_of_block(first_tile, program, rows, inner, COLS, STRIDED, BLOCKS, ROWS, HIGH, LOW)
+    normalizer = load_normalizer(normalizer_ptr, rows, index.row, index.row_mask)
+    weight = load_parameter(
+        weight_ptr, index.cols, HAS_WEIGHT, 1.0, ZERO_CENTERED, COLS, VECTOR, dtype
+    )
+    x = load_tile(x_ptr, index, x_outer_stride, x_col_stride, STRIDED, VECTOR, dtype)
+    dy = load_tile(dy_ptr, index, dy_outer_stride, dy_col_stride, STRIDED, VECTOR, dtype)
+    xhat = normalized(x, normalizer, CENTERED)
+    xhat = tl.where(index.mask, xhat, 0.0)  # padding lanes may have overflowed
+    largest = largest_of_rows(dy)
+    dy_exponent = exponent_of(largest)
+    weight_exponent = exponent_of(largest_of_rows(weight))
+    dy_scale = finite_power(dy_exponent, largest)
+    weight_scale = power_of_two(-weight_exponent, dtype)
+    g = (dy * dy_scale[:, None, None]) * (weight * weight_scale[:, None, None])
+    return index, normalizer, xhat, g, dy_exponent + weight_exponent
+
+
+@kernel
+def long_row_gradient_sums(
+    x_ptr,
+    dy_ptr,
+    weight_ptr,
+    normalizer_ptr,
+    exponent_ptr,
+    sum_g_ptr,
+    sum_g_xhat_ptr,
+    first_tile: tl.int64,
+    rows: tl.int64,
+    inner: tl.int64,
+    x_outer_stride: tl.int64,
+    x_col_stride: tl.int64,
+    dy_outer_stride: tl.int64,
+    dy_col_stride: tl.int64,
+    COLS: tl.constexpr,
+    CENTERED: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    ZERO_CENTERED: tl.constexpr,
+    STRIDED: tl.constexpr,
+    VECTOR: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    ROWS: tl.constexpr,
+    HIGH: tl.constexpr,
+    LOW: tl.constexpr,
+):
+    """Store the sums of g and of g * xhat of each row in a block, scaled, and their exponent."""
+    LOW_FIRST: tl.constexpr = VECTOR or STRIDED
+    program = tl.program_id(0).to(tl.int64)
+    _, _, xhat, g, exponent = gradient_block(
+        *(x_ptr, dy_ptr, weight_ptr, normalizer_ptr, first_tile, program, rows, inner),
+        *(x_outer_stride, x_col_stride, dy_outer_stride, dy_col_stride),
+        *(COLS, CENTERED, HAS_WEIGHT, ZERO_CENTERED, STRIDED, VECTOR, BLOCKS, ROWS, HIGH, LOW),
+    )
+    tl.store(partial_pointers(exponent_ptr, program, ROWS), exponent)
+    sum_g_xhat = row_sums(g * xhat, True, LOW_FIRST)
+    tl.store(partial_pointers(sum_g_xhat_ptr, program, ROWS), sum_g_xhat)
+    if CENTERED:
+        sum_g = row_sums(g, True, LOW_FIRST)
+        tl.store(partial_pointers(sum_g_ptr, program, ROWS), sum_g)
+
+
+@kernel
+def long_row_dx(
+    x_ptr,
+    dy_ptr,
+    weight_ptr,
+    dx_ptr,
+    normalizer_ptr,
+    exponent_ptr,
+    sum_g_ptr,
+    sum_g_xhat_ptr,
+    first_tile: tl.int64,
+    rows: tl.int64,
+    inner: tl.int64,
+    x_outer_stride: tl.int64,
+    x_col_stride: tl.int64,
+    dy_outer_stride: tl.int64,
+    dy_col_stride: tl.int64,
+    dx_outer_stride: tl.int64,
+    dx_col_stride: tl.int64,
+    COLS: tl.constexpr,
+    CENTERED: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    ZERO_CENTERED: tl.constexpr,
+    STRIDED: tl.constexpr,
+    VECTOR: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    ROWS: tl.constexpr,
+    HIGH: tl.constexpr,
+    LOW: tl.constexpr,
+    PADDED_BLOCKS: tl.constexpr,
+):
+    """Write dx of a block."""
+    program = tl.program_id(0).to(tl.int64)
+    index, normalizer, xhat, g, own_exponent = gradient_block(
+        *(x_ptr, dy_ptr, weight_ptr, normalizer_ptr, first_tile, program, rows, inner),
+        *(x_outer_stride, x_col_stride, dy_outer_stride, dy_col_stride),
+        *(COLS, CENTERED, HAS_WEIGHT, ZERO_CENTERED, STRIDED, VECTOR, BLOCKS, ROWS, HIGH, LOW),
+    )
+    dtype: tl.constexpr = g.dtype
+
+    # scale g and the partial sums by 2^-exponent, with the largest exponent of the row's blocks
+    tile = program // BLOCKS
+    exponents = load_partials(exponent_ptr, tile, -100000, BLOCKS, ROWS, PADDED_BLOCKS)
+    exponent = tl.max(exponents, 1)
+    shift = power_of_two(tl.maximum(exponents - exponent[:, None], -1000), tl.float64)
+    dx = g * power_of_two(tl.maximum(own_exponent - exponent, -126), dtype)[:, None, None]
+    partials = load_partials(sum_g_xhat_ptr, tile, 0.0, BLOCKS, ROWS, PADDED_BLOCKS)
+    mean_g_xhat = over(tl.sum(partials * shift, 1), COLS).to(dtype)
+    if CENTERED:
+        partials = load_partials(sum_g_ptr, tile, 0.0, BLOCKS, ROWS, PADDED_BLOCKS)
+        dx -= over(tl.sum(partials * shift, 1), COLS).to(dtype)[:, None, None]
+    dx = tl.fma(-xhat, mean_g_xhat[:, None, None], dx) * normalizer.rstd[:, None, None]
+    # normalizer.scale is a power of two, which dx is multiplied by too
+    dx = times_power_of_two(dx, exponent + exponent_of(normalizer.scale))
+    store_tile(dx_ptr, dx, index, dx_outer_stride, dx_col_stride, STRIDED, VECTOR)
