@@ -1,5 +1,5 @@
-// Which instruction set's kernels run: the best that the processor and the operating system carry,
-// or a lower one that LAYERNORM_ISA names. Decided once.
+// Chooses the instruction set, once: the best that the processor and the operating system support,
+// or a lower one that LAYERNORM_ISA names.
 #include <cstdlib>
 #include <cstring>
 

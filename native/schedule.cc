@@ -1,5 +1,5 @@
-// How a problem is cut into tasks, and the memory it needs. Decided from the shape and the types
-// alone: neither the threads nor the instruction set change which sums are formed.
+// Cuts a problem into tasks and allocates its working memory. The cut depends on the shape and the
+// types alone, so neither the threads nor the instruction set change which sums are formed.
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
@@ -13,25 +13,23 @@
 namespace layernorm {
 namespace {
 
-// Where the arrays together have as much, the output will not be found in the cache by whoever
-// reads it next, so it is written past the cache. Measured with a reader: docs/performance.md.
+// From this size of all arrays on, the output is written past the cache, where its next reader
+// would not find it anyway. Measured with a reader: docs/performance.md.
 constexpr int64_t kStreamBytes = 24 * 1024 * 1024;
 
-// x of as much is fetched ahead of its use. Where all is in the cache that costs the backward a
-// fourteenth; where it comes from memory it saves a sixth.
-constexpr int64_t kFetchBytes = 1024 * 1024;
+// From this size on, prefetch x: 7% slower backward in cache, 17% faster from memory.
+constexpr int64_t kPrefetchBytes = 1024 * 1024;
 
-// x of as much is too large for a processor's own cache.
-constexpr int64_t kFarBytes = 2 * 1024 * 1024;
+// An x of this size no longer fits the second-level cache of a core.
+constexpr int64_t kL2Bytes = 2 * 1024 * 1024;
 
-// From this many rows on, parameters that are not aligned to cache lines are copied to where they
-// are.
+// From this many rows on, a copy of the parameters aligned to cache lines pays off.
 constexpr int64_t kRowsWorthAligning = 32;
 constexpr int64_t kLine = 64;
 
-// Blocks of the parameters' gradients. From kManyRows rows on they are long enough that their
-// partial sums, 16 bytes a column for float, stay under one percent of x (two for 16-bit x of few
-// rows); with fewer rows they are short enough to occupy several threads.
+// Each block of rows has partial sums of the parameters' gradients, 16 bytes a column for float.
+// From kManyRows rows on, blocks are long enough that these sums stay under 1% of x (2% for 16-bit
+// x of few rows); with fewer rows they are short enough to occupy several threads.
 constexpr int64_t kManyRows = 1000;
 constexpr int64_t kMostBlocks = 64;
 constexpr int64_t kFewestRowsPerBlock = 16;
@@ -69,64 +67,63 @@ Memory allocate(int64_t bytes) {
 #endif
 }
 
-// Working memory of one call at a time. Each thread keeps a little of it, since malloc cuts off and
-// joins such pieces anew in every call.
+// Working memory of one call at a time. Each thread caches a small piece, because malloc would
+// split and merge such pieces in every call.
 class Scratch {
  public:
   // Null where there is no memory.
   void* take(int64_t bytes) {
-    if (bytes > kKept) return (own_ = allocate(bytes)).get();
-    thread_local Memory kept;
-    if (!kept) kept = allocate(kKept);
-    return kept.get();
+    if (bytes > kCachedBytes) return (own_ = allocate(bytes)).get();
+    thread_local Memory cached;
+    if (!cached) cached = allocate(kCachedBytes);
+    return cached.get();
   }
 
  private:
 #if defined(__SANITIZE_ADDRESS__)
-  static constexpr int64_t kKept = 0;  // so that it sees where each call's memory ends
+  static constexpr int64_t kCachedBytes = 0;  // shows the sanitizer where each call's memory ends
 #else
-  static constexpr int64_t kKept = 64 * 1024;
+  static constexpr int64_t kCachedBytes = 64 * 1024;
 #endif
   Memory own_;
 };
 
 // A parameter as the kernels read it: in the compute type, with the 1 of a zero-centered weight
-// added, aligned, and in the order they walk a row. Copies only where that differs from what the
-// host gave.
+// added, aligned, and in pack order. Copied only where that differs from what the caller passed.
 class Parameter {
  public:
   bool prepare(const Problem& problem, const void* given, bool add_one, const Kernels& kernels) {
-    plain_ = ordered_ = given;
+    in_column_order_ = in_pack_order_ = given;
     if (!given) return true;
     const int64_t cols = problem.shape.cols;
     const int64_t bytes = cols * size_of(compute_type(problem.type));
-    if (add_one || problem.parameter_type != compute_type(problem.type)) {
-      widened_ = allocate(bytes);
-      if (!widened_) return false;
-      kernels.widen(problem.parameter_type, given, add_one, cols, widened_.get());
-      plain_ = ordered_ = widened_.get();
-    } else if (reinterpret_cast<uintptr_t>(given) % kLine != 0 &&
-               rows_of(problem.shape) >= kRowsWorthAligning) {
-      widened_ = allocate(bytes);
-      if (!widened_) return false;
-      std::memcpy(widened_.get(), given, static_cast<size_t>(bytes));
-      plain_ = ordered_ = widened_.get();
+    const bool widen = add_one || problem.parameter_type != compute_type(problem.type);
+    const bool align = reinterpret_cast<uintptr_t>(given) % kLine != 0 &&
+                       rows_of(problem.shape) >= kRowsWorthAligning;
+    if (widen || align) {
+      copy_ = allocate(bytes);
+      if (!copy_) return false;
+      if (widen)
+        kernels.widen(problem.parameter_type, given, add_one, cols, copy_.get());
+      else
+        std::memcpy(copy_.get(), given, static_cast<size_t>(bytes));
+      in_column_order_ = in_pack_order_ = copy_.get();
     }
-    if (problem.shape.inner == 1 && kernels.walks_in_packs(problem.type)) {
-      in_packs_ = allocate(bytes);
-      if (!in_packs_) return false;
-      kernels.put_in_packs(problem.type, plain_, cols, in_packs_.get());
-      ordered_ = in_packs_.get();
+    if (problem.shape.inner == 1 && kernels.has_pack_order(problem.type)) {
+      reordered_ = allocate(bytes);
+      if (!reordered_) return false;
+      kernels.to_pack_order(problem.type, in_column_order_, cols, reordered_.get());
+      in_pack_order_ = reordered_.get();
     }
     return true;
   }
-  const void* plain() const { return plain_; }
-  const void* ordered() const { return ordered_; }
+  const void* in_column_order() const { return in_column_order_; }
+  const void* in_pack_order() const { return in_pack_order_; }
 
  private:
-  const void* plain_ = nullptr;
-  const void* ordered_ = nullptr;
-  Memory widened_, in_packs_;
+  const void* in_column_order_ = nullptr;
+  const void* in_pack_order_ = nullptr;
+  Memory copy_, reordered_;
 };
 
 template <class Task>
@@ -136,14 +133,14 @@ struct Call {
 };
 
 template <class Task>
-void run(const Threads& threads, bool alone, int64_t tasks, const Task& task,
+void run(const Threads& threads, bool serial, int64_t tasks, const Task& task,
          void (*kernel)(const Task&, int64_t, int64_t)) {
-  if (alone || threads.count <= 1 || tasks <= 1) return kernel(task, 0, tasks);
+  if (serial || threads.count <= 1 || tasks <= 1) return kernel(task, 0, tasks);
   Call<Task> call = {&task, kernel};
   threads.run(
       threads.pool, tasks,
       [](void* context, int64_t begin, int64_t end) {
-        const SubnormalsKept kept;
+        const NoFlushToZero mode;
         const auto* to = static_cast<const Call<Task>*>(context);
         to->kernel(*to->task, begin, end);
       },
@@ -162,8 +159,8 @@ bool is_streamed(const Problem& problem, int64_t arrays) {
   return problem.shape.inner == 1 && bytes_of(problem) * arrays >= kStreamBytes;
 }
 
-// Other rows have to be put together from pieces first, which takes the forward as long as
-// streaming saves it.
+// The forward streams only rows that begin with a cache line: gathering others into whole lines
+// takes as long as streaming saves.
 bool begin_with_lines(const Array& rows, DataType type) {
   const auto begin = reinterpret_cast<uintptr_t>(rows.data);
   return (begin | static_cast<uintptr_t>(rows.outer_stride * size_of(type))) % kLine == 0;
@@ -172,7 +169,7 @@ bool begin_with_lines(const Array& rows, DataType type) {
 }  // namespace
 
 Status forward(const Forward& job, const Threads& threads) {
-  const SubnormalsKept kept;
+  const NoFlushToZero mode;
   const Problem& problem = job.problem;
   if (rows_of(problem.shape) == 0 || problem.shape.cols == 0) return Status::ok;
   const Kernels& kernels = chosen_kernels();
@@ -180,23 +177,30 @@ Status forward(const Forward& job, const Threads& threads) {
   if (!weight.prepare(problem, problem.weight, problem.zero_centered_weight, kernels) ||
       !bias.prepare(problem, job.bias, false, kernels))
     return Status::out_of_memory;
-  // An output that replaces its input is in the cache anyway.
+  // An output that overwrites its input is in the cache already.
   const bool stream = is_streamed(problem, 2) && begin_with_lines(job.y, problem.type) &&
                       job.y.data != problem.x.data;
   const int64_t bytes = bytes_of(problem);
-  const ForwardTask task = {&job,         weight.ordered(),     bias.ordered(),     weight.plain(),
-                            bias.plain(), bytes >= kFetchBytes, bytes >= kFarBytes, stream};
+  const ForwardTask task = {&job,
+                            weight.in_pack_order(),
+                            bias.in_pack_order(),
+                            weight.in_column_order(),
+                            bias.in_column_order(),
+                            bytes >= kPrefetchBytes,
+                            bytes >= kL2Bytes,
+                            stream};
   run(threads, is_small(problem, 2, threads), units_of(problem.shape), task, kernels.forward);
   return Status::ok;
 }
 
 Status backward(const Backward& job, const Threads& threads) {
-  const SubnormalsKept kept;
+  const NoFlushToZero mode;
   const Problem& problem = job.problem;
   const bool in_place =
       job.dx.data && (job.dx.data == job.dy.data || job.dx.data == problem.x.data);
   if (in_place && (job.dweight || job.dbias)) {
-    // The parameters' gradients first, on their own: a sum that overflows reads x and dy again.
+    // The parameters' gradients first: a sum that overflows reads x and dy again, before dx
+    // overwrites one of them.
     Backward parameters = job, rest = job;
     parameters.dx.data = nullptr;
     rest.dweight = rest.dbias = nullptr;
@@ -212,7 +216,7 @@ Status backward(const Backward& job, const Threads& threads) {
   const int64_t rows_per_unit =
       problem.shape.inner == 1 ? 1 : std::min(problem.shape.inner, kTileRows);
   const int64_t units_per_block = divide_up(rows_per_block(rows, problem.type), rows_per_unit);
-  // Without rows there is still one block, of zeros.
+  // With no rows there is still one block, of zeros.
   const int64_t blocks =
       std::max(int64_t{1}, divide_up(units, std::max(int64_t{1}, units_per_block)));
   const bool parameters = job.dweight || job.dbias;
@@ -224,9 +228,16 @@ Status backward(const Backward& job, const Threads& threads) {
   }
   const bool stream =
       is_streamed(problem, 3) && job.dx.data != job.dy.data && job.dx.data != problem.x.data;
-  const bool fetch = bytes_of(problem) >= kFetchBytes;
-  const BackwardTask task = {&job,  weight.ordered(), weight.plain(), fetch,   stream,
-                             units, units_per_block,  blocks,         partials};
+  const bool prefetch = bytes_of(problem) >= kPrefetchBytes;
+  const BackwardTask task = {&job,
+                             weight.in_pack_order(),
+                             weight.in_column_order(),
+                             prefetch,
+                             stream,
+                             units,
+                             units_per_block,
+                             blocks,
+                             partials};
   const bool small = is_small(problem, 3, threads);
   if (cols > 0) run(threads, small, blocks, task, kernels.backward);
   if (parameters) {

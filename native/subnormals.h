@@ -1,4 +1,4 @@
-// TensorFlow and XLA have their threads take subnormal numbers for zero, and others may.
+// TensorFlow and XLA set their threads to flush subnormal numbers to zero; other callers may too.
 #pragma once
 
 #include <cstdint>
@@ -9,22 +9,22 @@
 
 namespace layernorm {
 
-// As long as it lives, subnormal numbers are what they are on its thread.
-class SubnormalsKept {
+// While it lives, its thread computes with subnormal numbers; then the thread's mode is restored.
+class NoFlushToZero {
  public:
-  SubnormalsKept() : before_(mode()) {
+  NoFlushToZero() : before_(mode()) {
     if (before_ & kFlushing) set_mode(before_ & ~kFlushing);
   }
-  ~SubnormalsKept() {
+  ~NoFlushToZero() {
     if (before_ & kFlushing) set_mode(before_);
   }
-  SubnormalsKept(const SubnormalsKept&) = delete;
-  SubnormalsKept& operator=(const SubnormalsKept&) = delete;
+  NoFlushToZero(const NoFlushToZero&) = delete;
+  NoFlushToZero& operator=(const NoFlushToZero&) = delete;
 
  private:
 #if defined(__SSE2__)
   using Mode = unsigned int;
-  static constexpr Mode kFlushing = 0x8040;  // results, and operands
+  static constexpr Mode kFlushing = 0x8040;  // FTZ for results, DAZ for operands
   static Mode mode() { return _mm_getcsr(); }
   static void set_mode(Mode mode) { _mm_setcsr(mode); }
 #elif defined(__aarch64__)

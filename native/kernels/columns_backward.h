@@ -1,15 +1,17 @@
-// Backward, the normalized axis strided: the strips of columns_forward.h, down the columns once for
-// the sums and once for dx.
+// Backward over strided rows, in the strips of columns_forward.h: one pass over the columns for the
+// sums, one for dx.
 #pragma once
 
-// Columns whose shares in a gradient are summed over their lanes together.
+// Columns whose shares of a parameter's gradient are summed over the lanes together.
 constexpr int64_t kColumnGroup = lanes<double>;
 
 template <class C>
 struct ColumnGroup {
   DoubleVector share[kColumnGroup] = {};
-  void put(int64_t k, Vector<C> v) { share[k] = widen_first(v) + widen_second(v); }
-  void sums(C* to) const { store_narrow(to, sums_of_lanes(share)); }
+  void put(int64_t k, Vector<C> v) {
+    share[k] = first_half_as_doubles(v) + second_half_as_doubles(v);
+  }
+  void sums(C* to) const { store_doubles(to, sums_of_lanes(share)); }
 };
 template <>
 struct ColumnGroup<double> {
@@ -68,10 +70,10 @@ struct ColumnsBackward {
       if (from.residual) {
         result.residual = static_cast<const C*>(from.residual)[row];
       } else {
-        WideSum rest;
+        CompensatedSum rest;
         for (int64_t col = 0; col < cols; ++col)
           rest.add(
-              static_cast<double>(static_cast<C>(scalar_from(x(outer, inner)[col])) - result.mean));
+              static_cast<double>(static_cast<C>(to_compute(x(outer, inner)[col])) - result.mean));
         result.residual = static_cast<C>(rest.value() / static_cast<double>(cols));
       }
     }
@@ -87,7 +89,7 @@ struct ColumnsBackward {
     }
   };
 
-  // Down the columns: the sums of each row, and each column's share of the parameters' gradients.
+  // The sums of each row, and each column's share of the parameters' gradients.
   template <int V, bool whole>
   void sum_columns(Strip<V, whole> strip, const Lanes<V>& rows, int64_t outer, int64_t inner,
                    const PartialSums<C>& sums, double* sum_g, double* sum_g_xhat) const {
@@ -173,7 +175,7 @@ struct ColumnsBackward {
       ordinary = ordinary && all[lane].ordinary;
     }
     if (!ordinary) {
-      if (count == 1) return extraordinary_row(all[0], outer, inner, sums);
+      if (count == 1) return scalar_row(all[0], outer, inner, sums);
       for (int64_t lane = 0; lane < count; ++lane)
         strip(Strip<1, false>{1}, outer, inner + lane, sums);
       return;
@@ -191,12 +193,12 @@ struct ColumnsBackward {
       ordinary = ordinary && lane_is_ordinary[lane];
     }
     if (ordinary) return write_dx(strip_rows, rows, outer, inner, mean_g, mean_g_xhat);
-    // dx may be dy or x: each row goes alone.
+    // dx may be dy or x, so each row is finished before the next.
     for (int64_t lane = 0; lane < count; ++lane) {
       if (!lane_is_ordinary[lane]) {
-        wide_row(
-            wide_from_saved<Stored, centered>(all[lane], x(outer, inner + lane), cols, problem.eps),
-            outer, inner + lane);
+        write_scalar_dx(scalar_statistics_from<Stored, centered>(all[lane], x(outer, inner + lane),
+                                                                 cols, problem.eps),
+                        outer, inner + lane);
         continue;
       }
       Lanes<1> row;
@@ -208,18 +210,18 @@ struct ColumnsBackward {
     }
   }
 
-  void wide_row(const WideStatistics& wide, int64_t outer, int64_t inner) const {
-    backward_wide_row<Stored, centered>(wide, x(outer, inner), dy(outer, inner), weight,
-                                        dx(outer, inner), cols);
+  void write_scalar_dx(const ScalarStatistics& scalar, int64_t outer, int64_t inner) const {
+    backward_scalar_row<Stored, centered>(scalar, x(outer, inner), dy(outer, inner), weight,
+                                          dx(outer, inner), cols);
   }
 
-  void extraordinary_row(const RowStatistics<C>& row, int64_t outer, int64_t inner,
-                         const PartialSums<C>& sums) const {
-    const WideStatistics wide =
-        wide_from_saved<Stored, centered>(row, x(outer, inner), cols, problem.eps);
+  void scalar_row(const RowStatistics<C>& row, int64_t outer, int64_t inner,
+                  const PartialSums<C>& sums) const {
+    const ScalarStatistics scalar =
+        scalar_statistics_from<Stored, centered>(row, x(outer, inner), cols, problem.eps);
     if constexpr (wanted != Wanted::nothing)
-      accumulate_wide_row<Stored>(wide, x(outer, inner), dy(outer, inner), sums, cols, wanted);
-    if (task.job->dx.data) wide_row(wide, outer, inner);
+      accumulate_scalar_row<Stored>(scalar, x(outer, inner), dy(outer, inner), sums, cols, wanted);
+    if (task.job->dx.data) write_scalar_dx(scalar, outer, inner);
   }
 };
 

@@ -1,9 +1,9 @@
-// Forward, the normalized axis strided (channels first): neighboring rows in neighboring lanes, a
-// strip of them walked down the columns. Each lane's arithmetic is its own, so a row's bits do not
-// depend on the strip it falls into.
+// Forward over strided rows (channels first): neighboring rows in neighboring lanes, a strip of
+// them from the first column to the last. Lanes do not mix, so a row's bits do not depend on its
+// strip.
 #pragma once
 
-// Up to V vectors of rows side by side: all of them, or the first `count` rows.
+// V vectors of rows side by side; whole, or only the first `count` rows of them.
 template <int V, bool whole>
 struct Strip {
   int64_t count;
@@ -44,8 +44,8 @@ inline void for_each_strip(int64_t rows, F f) {
     f(Strip<1, false>{rows - row}, row);
 }
 
-// At each column, what the next strip will read there: strides of many kilobytes defeat the
-// processor's own prefetching.
+// Prefetches what the next strip will read at this column: strides of many kilobytes defeat the
+// processor's prefetcher.
 template <int V, class Stored>
 inline void prefetch_next_strip(const Stored* from) {
   constexpr int64_t bytes = V * lanes<Compute<Stored>> * static_cast<int64_t>(sizeof(Stored));
@@ -53,7 +53,7 @@ inline void prefetch_next_strip(const Stored* from) {
     __builtin_prefetch(reinterpret_cast<const char*>(from) + at, 0, 2);
 }
 
-constexpr int64_t kGuessColumns = 16;  // that the first guess of a strip's means takes
+constexpr int64_t kGuessColumns = 16;  // read for the first guess of the means
 
 template <class Stored, bool centered, int V, bool whole>
 struct StripStatistics {
@@ -107,7 +107,7 @@ struct StripStatistics {
     if constexpr (centered) guess(strip, x, stride, cols);
     sum_moments(strip, x, stride, cols);
     if constexpr (centered) {
-      // With new shifts for some rows, all are summed again: the others come out as before.
+      // Sums all rows again; those whose shift did not change get the same sums as before.
       bool again = false;
       batch.recenter(rows, n, [&](int64_t) { again = true; });
       if (again) sum_moments(strip, x, stride, cols);
@@ -170,7 +170,7 @@ struct ColumnsForward {
       save(rows.batch[row], problem.statistics, outer * problem.shape.inner + inner + row);
   }
 
-  // A row of the strip needs the wide path, and y may be x: each row goes alone.
+  // For a strip with a scalar row. y may be x, so each row is finished before the next.
   void one_by_one(int64_t count, int64_t outer, int64_t inner) const {
     for (int64_t row = 0; row < count; ++row) {
       if (count > 1) {
@@ -179,7 +179,7 @@ struct ColumnsForward {
       }
       const RowOf<const Stored> from = {x(outer, inner), problem.x.col_stride};
       const RowOf<Stored> to = {y(outer, inner), task.job->y.col_stride};
-      save(forward_wide_row<Stored, centered>(from, weight, bias, problem.eps, to, cols),
+      save(forward_scalar_row<Stored, centered>(from, weight, bias, problem.eps, to, cols),
            problem.statistics, outer * problem.shape.inner + inner);
     }
   }

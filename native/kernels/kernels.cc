@@ -1,6 +1,6 @@
-// The kernels of one instruction set: compiled once for each, with LAYERNORM_ISA naming it and the
-// compiler's flags choosing it. Everything but the table is in an anonymous namespace, so that no
-// function here can be replaced at link time by its namesake of another instruction set.
+// The kernels of one instruction set. Compiled once for each: LAYERNORM_ISA names it, the
+// compiler's flags choose it. Everything but the table is in an anonymous namespace, or the linker
+// could merge functions of the same name across instruction sets.
 #include "kernels.h"
 
 #include <algorithm>
@@ -26,7 +26,7 @@ namespace {
 //
 #include "statistics.h"
 //
-#include "wide_row.h"
+#include "scalar_row.h"
 //
 #include "streaming.h"
 //
@@ -127,17 +127,17 @@ void widen(DataType type, const void* parameter, bool add_one, int64_t cols, voi
     C* to = static_cast<C*>(widened);
     const C one = add_one ? 1 : 0;
     for (int64_t col = 0; col < cols; ++col)
-      to[col] = with_canonical_nan(one + scalar_from(from[col]));
+      to[col] = with_canonical_nan(one + to_compute(from[col]));
   });
 }
 
-bool walks_in_packs(DataType type) {
+bool has_pack_order(DataType type) {
   bool result = false;
   with_stored_type(type, [&](auto stored) { result = vectors_in_pack<decltype(stored)> > 1; });
   return result;
 }
 
-void put_in_packs(DataType type, const void* values, int64_t cols, void* ordered) {
+void to_pack_order(DataType type, const void* values, int64_t cols, void* ordered) {
   with_stored_type(type, [&](auto stored) {
     using Stored = decltype(stored);
     using C = Compute<Stored>;
@@ -166,8 +166,8 @@ const Kernels LAYERNORM_TABLE(LAYERNORM_ISA) = {
     backward_blocks,
     reduce_strips,
     widen,
-    walks_in_packs,
-    put_in_packs,
+    has_pack_order,
+    to_pack_order,
 };
 
 }  // namespace layernorm

@@ -1,4 +1,4 @@
-// What the schedule asks of the kernels: one table of functions per instruction set.
+// The interface between the schedule and the kernels: one table of functions per instruction set.
 #pragma once
 
 #include "../layer_norm.h"
@@ -11,44 +11,44 @@ constexpr int64_t kTileRows = 64;
 // The parameters' gradients are reduced in strips of this many columns.
 constexpr int64_t kReduceCols = 256;
 
-// Parameters come as null or (cols,) of the compute type, with 1 + weight already taken; for rows
-// of a 16-bit type, in the order that the kernels walk a row, and then once more in their own.
+// A parameter is null, or (cols,) of the compute type, with the 1 of a zero-centered weight added.
+// weight and bias are in pack order (simd_packs.h); scalar rows read them in the columns' order.
 struct ForwardTask {
   const Forward* job;
   const void* weight;
   const void* bias;
-  const void* plain_weight;
-  const void* plain_bias;
-  bool fetch;   // fetch x ahead of its use
-  bool far;     // x is too large for a processor's own cache
-  bool stream;  // write y, whose rows begin with cache lines, past the cache
+  const void* scalar_weight;
+  const void* scalar_bias;
+  bool prefetch;    // of x
+  bool exceeds_l2;  // x is too large for the second-level cache
+  bool stream;      // write y, whose rows begin with cache lines, past the cache
 };
 
-// The gradients of the parameters are summed in blocks of consecutive units, each into its own
-// partial sums: dweight's high and low parts, then dbias's, (4, cols) of the compute type.
+// The parameters' gradients are summed in blocks of consecutive units. Each block has its own
+// partial sums: the high and low parts of dweight, then of dbias, (4, cols) of the compute type.
 struct BackwardTask {
   const Backward* job;
   const void* weight;
-  const void* plain_weight;
-  bool fetch;  // fetch x, dy and dx ahead of their use
-  bool stream;
+  const void* scalar_weight;
+  bool prefetch;  // of x, dy and dx
+  bool stream;    // write dx past the cache
   int64_t units;
   int64_t units_per_block;
   int64_t blocks;
-  void* partials;  // (blocks, 4, cols), or null where no parameter wants a gradient
+  void* partials;  // (blocks, 4, cols), or null where neither dweight nor dbias is wanted
 };
 
 struct Kernels {
   const char* name;
-  // Units, blocks, and strips of the parameters' gradients, each [begin, end).
+  // [begin, end) counts units in forward, blocks in backward, strips of columns in reduce.
   void (*forward)(const ForwardTask& task, int64_t begin, int64_t end);
   void (*backward)(const BackwardTask& task, int64_t begin, int64_t end);
   void (*reduce)(const BackwardTask& task, int64_t begin, int64_t end);
-  // A parameter in the compute type, plus one where asked, its NaNs canonical.
+  // Writes a parameter in the compute type, plus 1 where asked, with canonical NaNs.
   void (*widen)(DataType type, const void* parameter, bool add_one, int64_t cols, void* widened);
-  // Whether rows of this type are walked in an order of their own; values put into that order.
-  bool (*walks_in_packs)(DataType type);
-  void (*put_in_packs)(DataType type, const void* values, int64_t cols, void* ordered);
+  // Whether pack order differs from the columns' order for this type, and the copy into it.
+  bool (*has_pack_order)(DataType type);
+  void (*to_pack_order)(DataType type, const void* values, int64_t cols, void* ordered);
 };
 
 extern const Kernels kernels_baseline;

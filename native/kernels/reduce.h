@@ -1,9 +1,8 @@
-// The last step of the backward: the blocks' partial sums of the parameters' gradients, added and
-// rounded. A column whose sum overflowed on its way, or whose terms underflowed, is summed again
-// over all rows, in double.
+// The last step of the backward: adds the blocks' partial sums of the parameters' gradients and
+// rounds them. A column whose sum overflowed or whose terms underflowed is summed again over all
+// rows, in double.
 #pragma once
 
-// dy of one row.
 template <class Stored>
 inline RowOf<const Stored> dy_of_row(const BackwardTask& task, int64_t row) {
   const Array& dy = task.job->dy;
@@ -16,16 +15,16 @@ struct ColumnSums {
   double dweight, dbias;
 };
 
-// The sums over dy * 2^exponent, divided by 2^exponent again; products of doubles may need it.
+// The sums of one column, in double, scaled by 2^exponent and back: terms of float64 may need it.
 template <class Stored, bool centered>
-ColumnSums sum_wide_column(const BackwardTask& task, int64_t col, int exponent) {
+ColumnSums sum_scalar_column(const BackwardTask& task, int64_t col, int exponent) {
   using C = Compute<Stored>;
   const Problem& problem = task.job->problem;
   const Shape& shape = problem.shape;
   const double scale = std::ldexp(1.0, exponent);
-  WideSum dweight, dbias;
+  CompensatedSum dweight, dbias;
   for (int64_t row = 0; row < shape.outer * shape.inner; ++row) {
-    const double dy = scale * static_cast<double>(scalar_from(dy_of_row<Stored>(task, row)[col]));
+    const double dy = scale * static_cast<double>(to_compute(dy_of_row<Stored>(task, row)[col]));
     if (dy != dy) return {dy, dy};
     dbias.add(dy);
     if (!task.job->dweight) continue;
@@ -39,20 +38,20 @@ ColumnSums sum_wide_column(const BackwardTask& task, int64_t col, int exponent) 
       statistics.mean = static_cast<const C*>(saved.mean)[row];
       if (saved.residual) statistics.residual = static_cast<const C*>(saved.residual)[row];
     }
-    // To work a row's statistics out again takes a walk along it: not where they cannot be mended.
+    // A NaN stays NaN: skip the pass over the row that recomputing its statistics would take.
     if (statistics.rstd != statistics.rstd) {
       dweight.add(static_cast<double>(statistics.rstd));
       continue;
     }
-    const WideStatistics wide =
-        wide_from_saved<Stored, centered>(statistics, x, shape.cols, problem.eps);
-    dweight.add(dy * wide.normalized(static_cast<double>(scalar_from(x[col]))));
+    const ScalarStatistics scalar =
+        scalar_statistics_from<Stored, centered>(statistics, x, shape.cols, problem.eps);
+    dweight.add(dy * scalar.normalized(static_cast<double>(to_compute(x[col]))));
   }
   return {dweight.value() / scale, dbias.value() / scale};
 }
 
-// The blocks' partial sums of [begin, end), one block after the other; left in the first block's
-// place. Where a sum is not finite, neither is the result.
+// Adds columns [begin, end) of all blocks' partial sums, one block after another, into the first
+// block's. Where a sum is not finite, neither is the result.
 template <class C>
 void reduce_blocks(C* high, const C* low, int64_t blocks, int64_t stride, int64_t begin,
                    int64_t end) {
@@ -86,7 +85,7 @@ struct ReduceStrip {
   const int64_t begin, end;
   const Problem& problem = task.job->problem;
   const int64_t cols = problem.shape.cols;
-  const bool in_packs = problem.shape.inner == 1;
+  const bool in_pack_order = problem.shape.inner == 1;
   bool has_largest = false;
   C largest[kReduceCols] = {};  // |dy| of each column
 
@@ -95,7 +94,7 @@ struct ReduceStrip {
     for (int64_t row = 0; row < problem.shape.outer * problem.shape.inner; ++row) {
       const RowOf<const Stored> dy = dy_of_row<Stored>(task, row);
       for (int64_t col = begin; col < end; ++col) {
-        const C magnitude = std::fabs(scalar_from(dy[col]));
+        const C magnitude = std::fabs(to_compute(dy[col]));
         largest[col - begin] = magnitude > largest[col - begin] ? magnitude : largest[col - begin];
       }
     }
@@ -103,15 +102,15 @@ struct ReduceStrip {
 
   ColumnSums sum_again(int64_t col, int exponent) const {
     if (sizeof(C) == sizeof(float)) exponent = 0;
-    return problem.centered ? sum_wide_column<Stored, true>(task, col, exponent)
-                            : sum_wide_column<Stored, false>(task, col, exponent);
+    return problem.centered ? sum_scalar_column<Stored, true>(task, col, exponent)
+                            : sum_scalar_column<Stored, false>(task, col, exponent);
   }
 
-  // Additions lose nothing to underflow.
+  // Only overflow matters here: additions are exact in the subnormal range.
   double dbias(int64_t col, C value) {
     return std::isfinite(value) ? static_cast<double>(value) : sum_again(col, -100).dbias;
   }
-  // A tiny sum, zero too, is one of tiny terms or one of terms that cancel; those kept their bits.
+  // A tiny sum, or zero, has lost bits only if its terms are tiny, not if they cancel.
   double dweight(int64_t col, C value) {
     if (!std::isfinite(value)) return sum_again(col, -100).dweight;
     if (std::fabs(static_cast<double>(value)) >= kTiny<C>) return static_cast<double>(value);
@@ -121,14 +120,15 @@ struct ReduceStrip {
     return tiny ? sum_again(col, 100).dweight : static_cast<double>(value);
   }
 
-  // `sums` come in the order of packs, for rows; value_of(col, sum) mends those that need it.
+  // `sums` are in pack order where rows are contiguous. value_of(col, sum) corrects a sum that
+  // overflowed or underflowed.
   template <class F>
   void write(const C* sums, void* to, C least, F value_of) {
     auto* gradient = static_cast<Parameter*>(to);
     int64_t col = begin;
     if constexpr (std::is_same<Stored, Parameter>::value) {
       const int64_t whole = std::min(end, cols - cols % pack_size<Stored>);
-      for (; in_packs && col < whole; col += pack_size<Stored>) {
+      for (; in_pack_order && col < whole; col += pack_size<Stored>) {
         const Pack<Stored> values = load_ordered<Stored>(sums + col);
         bool ordinary = true;
         for (const Vector<C>& part : values.part)
@@ -138,8 +138,8 @@ struct ReduceStrip {
       }
     }
     for (; col < end; ++col) {
-      const C sum = sums[in_packs ? position_in_row<Stored>(col, cols) : col];
-      gradient[col] = stored_from<Parameter>(static_cast<C>(value_of(col, sum)));
+      const C sum = sums[in_pack_order ? position_in_row<Stored>(col, cols) : col];
+      gradient[col] = to_stored<Parameter>(static_cast<C>(value_of(col, sum)));
     }
   }
 

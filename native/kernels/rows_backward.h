@@ -1,26 +1,25 @@
-// Backward, the normalized axis contiguous. A few rows at a time: a walk over the columns takes the
-// two sums of each row and the parameters' gradients; a second one, over lines still in the cache,
-// writes dx.
+// Backward over contiguous rows, a few at a time: one pass over the columns computes the two sums
+// of each row and adds to the parameters' gradients; a second pass, from the cache, writes dx.
 #pragma once
 
 enum class Wanted { nothing, dweight, both };  // gradients of the parameters
 
-// Rows that are walked together, and share what is loaded for a column. Two where that leaves room
-// in the first-level cache for dx, four where there is none to be had.
+// The rows of a group share what is loaded for a column. Groups of two leave room in the
+// first-level cache for dx; longer rows would not fit anyway and go in fours.
 constexpr int64_t kMostGroupRows = 4;
-constexpr int64_t kWideRowBytes = 8 * 1024;
+constexpr int64_t kLongRowBytes = 8 * 1024;
 
 template <class Stored>
 inline int64_t rows_per_group(int64_t cols) {
   const int64_t row_bytes = cols * static_cast<int64_t>(sizeof(Stored));
-  return sizeof(Stored) >= 4 && row_bytes < kWideRowBytes ? 2 : kMostGroupRows;
+  return sizeof(Stored) >= 4 && row_bytes < kLongRowBytes ? 2 : kMostGroupRows;
 }
 
-constexpr int64_t kFoldRows = 16;  // added to low between two folds
+constexpr int64_t kFoldRows = 16;  // the most rows added to low between two folds
 
-// A block's partial sums of the parameters' gradients, unevaluated as high + low, in the order of
-// packs. Rows are added to low; every few groups, fold() moves what it can to high and leaves the
-// rounding error in low, as Kahan does. A sum that is not finite keeps that in high alone.
+// A block's partial sums of the parameters' gradients, unevaluated as high + low, in pack order.
+// Rows are added to low; every few groups, fold() moves the sum to high and leaves the rounding
+// error in low, as Kahan summation does. Where high is infinite or NaN, low is 0.
 template <class C>
 struct PartialSums {
   C *dweight_high, *dweight_low, *dbias_high, *dbias_low;
@@ -49,14 +48,15 @@ inline void fold(C* high, C* low, int64_t cols) {
   }
 }
 
-// The parameters' gradients from one row that took the wide path.
+// Adds a scalar row to the parameters' gradients.
 template <class Stored>
-void accumulate_wide_row(const WideStatistics& row, RowOf<const Stored> x, RowOf<const Stored> dy,
-                         const PartialSums<Compute<Stored>>& sums, int64_t cols, Wanted wanted) {
+void accumulate_scalar_row(const ScalarStatistics& row, RowOf<const Stored> x,
+                           RowOf<const Stored> dy, const PartialSums<Compute<Stored>>& sums,
+                           int64_t cols, Wanted wanted) {
   using C = Compute<Stored>;
   for (int64_t col = 0; col < cols; ++col) {
-    const double xhat = row.normalized(static_cast<double>(scalar_from(x[col])));
-    const double term = static_cast<double>(scalar_from(dy[col]));
+    const double xhat = row.normalized(static_cast<double>(to_compute(x[col])));
+    const double term = static_cast<double>(to_compute(dy[col]));
     const int64_t at = x.stride == 1 ? position_in_row<Stored>(col, cols) : col;
     add_compensated(sums.dweight_high[at], sums.dweight_low[at], static_cast<C>(term * xhat));
     if (wanted == Wanted::both)
@@ -68,8 +68,8 @@ void accumulate_wide_row(const WideStatistics& row, RowOf<const Stored> x, RowOf
 template <class C>
 constexpr double kTiny = sizeof(C) == sizeof(float) ? 0x1p-90 : 0x1p-900;
 
-// Huge sums may make dx overflow on its way, or have done so themselves; tiny ones may have lost
-// bits to underflow where dy itself is tiny. Zeros are what they seem.
+// False where dx needs a scalar row: huge sums may overflow, here or in dx; tiny ones may have lost
+// bits to underflow, unless they are small by cancellation (dy is not tiny) or dy is zero.
 template <class Stored>
 inline bool are_ordinary_sums(double sum_g, double sum_g_xhat, RowOf<const Stored> dy,
                               int64_t cols) {
@@ -81,7 +81,7 @@ inline bool are_ordinary_sums(double sum_g, double sum_g_xhat, RowOf<const Store
   return largest == 0 || largest >= tiny;
 }
 
-// R rows, and what is summed along and across them.
+// The sums along R rows (for dx) and across them (for dweight and dbias).
 template <class Stored, bool centered, bool has_weight, Wanted wanted, int64_t R>
 struct GroupSums {
   using C = Compute<Stored>;
@@ -94,7 +94,7 @@ struct GroupSums {
   void term(int64_t r, Vector<C> x_here, Vector<C> dy_here, Vector<C> w, int64_t count,
             Vector<C>& sum_g, Vector<C>& sum_g_xhat, Vector<C>& dweight, Vector<C>& dbias) const {
     Vector<C> xhat = normalizer[r].template normalized<centered>(x_here);
-    // The padding's xhat may be infinite, where a constant row is large.
+    // The padding's xhat, -mean * rstd, may be infinite where a large row is constant.
     if (count < W) xhat = keep_first(xhat, count);
     const Vector<C> g = has_weight ? dy_here * w : dy_here;
     if constexpr (centered) sum_g += g;
@@ -125,7 +125,7 @@ struct GroupSums {
     }
   }
 
-  void some(int64_t col, int64_t count, const C* weight, Vector<C>* sum_g, Vector<C>* sum_g_xhat,
+  void tail(int64_t col, int64_t count, const C* weight, Vector<C>* sum_g, Vector<C>* sum_g_xhat,
             C* dweight_low, C* dbias_low) const {
     const Vector<C> w = has_weight ? load_first(weight + col, count) : Vector<C>{};
     Vector<C> dweight = {}, dbias = {};
@@ -147,12 +147,12 @@ struct GroupSums {
     }
   }
 
-  void walk(int64_t cols, const C* weight, C* dweight_low, C* dbias_low) {
+  void sum(int64_t cols, const C* weight, C* dweight_low, C* dbias_low) {
     constexpr int64_t size = pack_size<Stored>;
     const int64_t whole = cols - cols % size;
     for (int64_t col = 0; col < whole;) {
       const int64_t block_end = std::min(whole, col + kFlush * W);
-      // Local arrays, not members: the compiler then keeps them in registers.
+      // Local arrays, not members, so that the compiler keeps them in registers.
       Vector<C> sum_g[R] = {}, sum_g_xhat[R] = {};
       for (; col < block_end; col += size)
         pack(col, weight, sum_g, sum_g_xhat, dweight_low, dbias_low);
@@ -161,7 +161,7 @@ struct GroupSums {
     if (whole == cols) return;
     Vector<C> sum_g[R] = {}, sum_g_xhat[R] = {};
     for (int64_t col = whole; col < cols; col += W)
-      some(col, std::min(W, cols - col), weight, sum_g, sum_g_xhat, dweight_low, dbias_low);
+      tail(col, std::min(W, cols - col), weight, sum_g, sum_g_xhat, dweight_low, dbias_low);
     flush(sum_g, sum_g_xhat);
   }
 };
@@ -177,7 +177,7 @@ struct RowGradient {
   const Stored *x, *dy;
   const C* weight;
   Stored* dx;
-  // To the rows of the next group, in elements; 0 where they need no fetching.
+  // Distance in elements to the next group's row, to prefetch it; 0: do not.
   int64_t x_ahead, dy_ahead;
 
   Vector<C> value(Vector<C> x_here, Vector<C> dy_here, Vector<C> w) const {
@@ -199,7 +199,7 @@ struct RowGradient {
       values.part[part] = value(values.part[part], dy_here.part[part], w.part[part]);
     store_pack<streamed>(dx + col, values);
   }
-  void some(int64_t col, int64_t count) const {
+  void tail(int64_t col, int64_t count) const {
     store_first(dx + col,
                 value(load_first(x + col, count), load_first(dy + col, count),
                       has_weight ? load_first(weight + col, count) : Vector<C>{}),
@@ -246,28 +246,29 @@ struct RowsBackward {
     return result;
   }
 
-  void wide_row(const WideStatistics& wide, int64_t row) const {
-    backward_wide_row<Stored, centered>(wide, {x(row), 1}, {dy(row), 1},
-                                        static_cast<const C*>(task.plain_weight), {dx(row), 1},
-                                        cols);
+  void write_scalar_dx(const ScalarStatistics& scalar, int64_t row) const {
+    backward_scalar_row<Stored, centered>(scalar, {x(row), 1}, {dy(row), 1},
+                                          static_cast<const C*>(task.scalar_weight), {dx(row), 1},
+                                          cols);
   }
 
-  void extraordinary_row(const RowStatistics<C>& row_statistics, int64_t row,
-                         const PartialSums<C>& sums) const {
-    const WideStatistics wide =
-        wide_from_saved<Stored, centered>(row_statistics, {x(row), 1}, cols, problem.eps);
+  void scalar_row(const RowStatistics<C>& row_statistics, int64_t row,
+                  const PartialSums<C>& sums) const {
+    const ScalarStatistics scalar =
+        scalar_statistics_from<Stored, centered>(row_statistics, {x(row), 1}, cols, problem.eps);
     if constexpr (wanted != Wanted::nothing)
-      accumulate_wide_row<Stored>(wide, {x(row), 1}, {dy(row), 1}, sums, cols, wanted);
-    if (job.dx.data) wide_row(wide, row);
+      accumulate_scalar_row<Stored>(scalar, {x(row), 1}, {dy(row), 1}, sums, cols, wanted);
+    if (job.dx.data) write_scalar_dx(scalar, row);
   }
 
   void write_dx(const RowStatistics<C>& row_statistics, const Normalizer<C>& normalizer,
                 double sum_g, double sum_g_xhat, int64_t row) {
     if (!are_ordinary_sums<Stored>(sum_g, sum_g_xhat, {dy(row), 1}, cols))
-      return wide_row(
-          wide_from_saved<Stored, centered>(row_statistics, {x(row), 1}, cols, problem.eps), row);
+      return write_scalar_dx(
+          scalar_statistics_from<Stored, centered>(row_statistics, {x(row), 1}, cols, problem.eps),
+          row);
     const double n = static_cast<double>(cols);
-    const bool fetch = task.fetch && row + 2 * group_rows <= last_row;
+    const bool prefetch = task.prefetch && row + 2 * group_rows <= last_row;
     const RowGradient<Stored, centered, has_weight> gradient = {
         normalizer,
         broadcast(static_cast<C>(sum_g / n)),
@@ -276,8 +277,8 @@ struct RowsBackward {
         dy(row),
         weight,
         dx(row),
-        fetch ? group_rows * problem.x.outer_stride : 0,
-        fetch ? group_rows * job.dy.outer_stride : 0};
+        prefetch ? group_rows * problem.x.outer_stride : 0,
+        prefetch ? group_rows * job.dy.outer_stride : 0};
     if (task.stream)
       stream_row(gradient, dx(row), cols, lines);
     else
@@ -292,9 +293,9 @@ struct RowsBackward {
       group.x[r] = x(row + r);
       group.dy[r] = dy(row + r);
     }
-    if (task.fetch && !task.stream && job.dx.data)
+    if (task.prefetch && !task.stream && job.dx.data)
       for (int64_t r = 0; r < R; ++r) prefetch_for_writing(dx(row + r), cols);
-    group.walk(cols, weight, sums.dweight_low, sums.dbias_low);
+    group.sum(cols, weight, sums.dweight_low, sums.dbias_low);
     if (!job.dx.data) return;
     for (int64_t r = 0; r < R; ++r)
       write_dx(rows[r], group.normalizer[r], group.total_g[r].sum(), group.total_g_xhat[r].sum(),
@@ -314,7 +315,7 @@ struct RowsBackward {
       if (rows[r].ordinary)
         group<1>(rows + r, row + r, sums);
       else
-        extraordinary_row(rows[r], row + r, sums);
+        scalar_row(rows[r], row + r, sums);
     }
   }
 

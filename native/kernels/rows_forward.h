@@ -1,15 +1,15 @@
-// Forward, the normalized axis contiguous: one row after another, each read from memory once while
-// it fits the cache.
+// Forward over contiguous rows, one after another. A row that fits the cache is read from memory
+// once.
 #pragma once
 
-// Which parameters the layer has; a template argument, so that what is absent costs nothing.
+// Which parameters the layer has. A template argument, so that an absent one costs nothing.
 template <bool weight, bool bias>
 struct Affine {
   static constexpr bool has_weight = weight;
   static constexpr bool has_bias = bias;
 };
 
-// What turns x into xhat, and xhat into y, for one row or (columns) one row per lane.
+// Turns x into xhat, for one row or, over columns, for one row per lane.
 template <class C>
 struct Normalizer {
   Vector<C> mean, rstd, offset;
@@ -35,7 +35,7 @@ inline Vector<C> scale_and_shift(Vector<C> xhat, Vector<C> weight, Vector<C> bia
   return xhat;
 }
 
-// y of R neighboring rows, which share each vector of weight and bias.
+// Writes y of R neighboring rows, which share each load of weight and bias.
 template <class Stored, bool centered, class A, int64_t R>
 struct NormalizeRows {
   using C = Compute<Stored>;
@@ -46,7 +46,7 @@ struct NormalizeRows {
   Stored* y[R];
   const C* weight;
   const C* bias;
-  // To the rows of the next batch, in elements; 0 where they need no fetching.
+  // Distance in elements to the next batch's row, to prefetch it; 0: do not.
   int64_t ahead;
 
   template <bool streamed>
@@ -64,7 +64,7 @@ struct NormalizeRows {
       store_pack<streamed>(y[r] + col, values);
     }
   }
-  void some(int64_t col, int64_t count) const {
+  void tail(int64_t col, int64_t count) const {
     const Vector<C> w = A::has_weight ? load_first(weight + col, count) : Vector<C>{};
     const Vector<C> b = A::has_bias ? load_first(bias + col, count) : Vector<C>{};
     for (int64_t r = 0; r < R; ++r)
@@ -83,17 +83,17 @@ inline void save(const RowStatistics<C>& row, const Statistics& statistics, int6
   if (statistics.residual) static_cast<C*>(statistics.residual)[index] = row.residual;
 }
 
-// Rows whose statistics are computed together: as many as stay in the first-level cache. An x that
-// comes from far away takes turns with y in small pieces, or neither is fetched while the other is;
-// 16-bit types have too much else to do for that to show.
+// A batch of rows, whose statistics are computed together, fits the first-level cache. An x larger
+// than the second-level cache takes smaller batches, so that reading x and writing y overlap;
+// 16-bit types are bound by arithmetic and gain nothing from it.
 constexpr int64_t kBatchRows = 8;
 constexpr int64_t kBatchBytes = 16 * 1024;
-constexpr int64_t kFarBatchBytes = 1024;
+constexpr int64_t kL2BatchBytes = 1024;
 
 template <class Stored>
-inline int64_t rows_per_batch(int64_t cols, bool far) {
+inline int64_t rows_per_batch(int64_t cols, bool exceeds_l2) {
   const int64_t row_bytes = cols * static_cast<int64_t>(sizeof(Stored));
-  const int64_t bytes = far && sizeof(Stored) >= 4 ? kFarBatchBytes : kBatchBytes;
+  const int64_t bytes = exceeds_l2 && sizeof(Stored) >= 4 ? kL2BatchBytes : kBatchBytes;
   return std::max(int64_t{1}, std::min(kBatchRows, bytes / row_bytes));
 }
 
@@ -150,9 +150,9 @@ struct RowsForward {
         normalize<1>(batch, at, row);
         save(batch[at], problem.statistics, row);
       } else {
-        save(forward_wide_row<Stored, centered>(
-                 {x(row), 1}, static_cast<const C*>(task.plain_weight),
-                 static_cast<const C*>(task.plain_bias), problem.eps, {y(row), 1}, cols),
+        save(forward_scalar_row<Stored, centered>(
+                 {x(row), 1}, static_cast<const C*>(task.scalar_weight),
+                 static_cast<const C*>(task.scalar_bias), problem.eps, {y(row), 1}, cols),
              problem.statistics, row);
       }
       ++at;
@@ -163,10 +163,10 @@ struct RowsForward {
 template <class Stored, bool centered, class A>
 void forward_rows(const ForwardTask& task, int64_t begin, int64_t end) {
   RowsForward<Stored, centered, A> rows{task};
-  const int64_t batch_rows = rows_per_batch<Stored>(rows.cols, task.far);
+  const int64_t batch_rows = rows_per_batch<Stored>(rows.cols, task.exceeds_l2);
   for (int64_t first = begin; first < end; first += batch_rows) {
-    const bool fetch = task.fetch && end - first >= 2 * batch_rows;
-    rows.ahead = fetch ? batch_rows * rows.problem.x.outer_stride : 0;
+    const bool prefetch = task.prefetch && end - first >= 2 * batch_rows;
+    rows.ahead = prefetch ? batch_rows * rows.problem.x.outer_stride : 0;
     rows.batch(first, std::min(batch_rows, end - first));
   }
   if (task.stream) finish_streaming();

@@ -1,17 +1,15 @@
 // Vectors of the compute type (float or double), and loads and stores that convert from and to the
-// stored type. This file and its parts alone name an instruction set. Included once per instruction
-// set, inside an anonymous namespace: a shared inline function would be merged across instruction
-// sets.
+// stored type. Only this file and its parts know the instruction set.
 #pragma once
 
-// Before a loop over an array of vectors: unrolled early, the array becomes registers.
+// For a loop over an array of vectors: unrolled early, the array stays in registers.
 #if defined(__clang__)
 #define LAYERNORM_UNROLL _Pragma("unroll")
 #else
 #define LAYERNORM_UNROLL _Pragma("GCC unroll 16")
 #endif
 
-// For what a loop over a row calls: a call of its own would keep the row's values in memory.
+// For functions called in a loop over a row: a real call would spill the row's values to memory.
 #define LAYERNORM_INLINE inline __attribute__((always_inline))
 
 #if defined(__AVX512F__)
@@ -22,7 +20,7 @@ constexpr int kVectorBytes = 32;
 constexpr int kVectorBytes = 16;
 #endif
 
-// Stored 16-bit types; float and double store themselves.
+// The 16-bit stored types. float and double are both stored and compute types.
 struct bfloat16 {
   uint16_t bits;
 };

@@ -25,8 +25,7 @@ inline DoubleVector fma(DoubleVector a, DoubleVector b, DoubleVector c) {
 #endif
 }
 
-// The lanes of a float vector as doubles, the first and the second half.
-inline DoubleVector widen_first(FloatVector v) {
+inline DoubleVector first_half_as_doubles(FloatVector v) {
 #if defined(__AVX512F__)
   return _mm512_cvtps_pd(_mm512_castps512_ps256(v));
 #elif defined(__AVX2__)
@@ -37,7 +36,7 @@ inline DoubleVector widen_first(FloatVector v) {
   return DoubleVector{v[0], v[1]};
 #endif
 }
-inline DoubleVector widen_second(FloatVector v) {
+inline DoubleVector second_half_as_doubles(FloatVector v) {
 #if defined(__AVX512F__)
   return _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1));
 #elif defined(__AVX2__)
@@ -77,8 +76,8 @@ inline double sum_of_lanes(DoubleVector v) {
 #endif
 }
 
-// Lane k of the result: the sum of the lanes of v[k]. As many vectors as each has lanes, which
-// costs little more than the sum of one.
+// Lane k of the result is the sum of the lanes of v[k], for lanes<double> vectors. Costs little
+// more than the sum of one.
 inline DoubleVector sums_of_lanes(const DoubleVector* v) {
 #if defined(__AVX512F__)
   DoubleVector pairs[4];
@@ -173,7 +172,7 @@ inline Vector<C> lane_indices_below(int64_t count, Vector<C> v) {
   const Mask keep = index < static_cast<Index>(count);
   return reinterpret_cast<Vector<C>>(reinterpret_cast<Mask>(v) & keep);
 }
-// Zero in the lanes from `count` on: padding would otherwise hold -mean and inflate the variance.
+// Zeroes the lanes from `count` on: padding would hold -mean and inflate the variance.
 inline FloatVector keep_first(FloatVector v, int64_t count) {
   return lane_indices_below<float>(count, v);
 }

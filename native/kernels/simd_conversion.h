@@ -1,21 +1,21 @@
 // One number from and to its stored type. A part of simd.h.
 #pragma once
 
-inline float scalar_from(bfloat16 value) {
+inline float to_compute(bfloat16 value) {
   const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
   float result;
   std::memcpy(&result, &bits, sizeof(result));
   return result;
 }
 // Round to nearest, ties to even, subnormals included; a NaN stays a (quiet) NaN.
-inline bfloat16 bfloat16_from(float value) {
+inline bfloat16 to_bfloat16(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof(bits));
   if (value != value) return {static_cast<uint16_t>((bits >> 16) | 0x40u)};
   return {static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
 }
 
-inline float scalar_from(float16 value) {
+inline float to_compute(float16 value) {
 #if defined(__F16C__)
   return _cvtsh_ss(value.bits);
 #else
@@ -39,7 +39,7 @@ inline float scalar_from(float16 value) {
   return result;
 #endif
 }
-inline float16 float16_from(float value) {
+inline float16 to_float16(float value) {
 #if defined(__F16C__)
   return {static_cast<uint16_t>(_cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT))};
 #else
@@ -65,12 +65,12 @@ inline float16 float16_from(float value) {
   return {static_cast<uint16_t>(half | sign)};
 #endif
 }
-inline float scalar_from(float value) { return value; }
-inline double scalar_from(double value) { return value; }
+inline float to_compute(float value) { return value; }
+inline double to_compute(double value) { return value; }
 
 template <class Stored>
-inline Stored stored_from(Compute<Stored> value) {
-  if constexpr (std::is_same<Stored, bfloat16>::value) return bfloat16_from(value);
-  if constexpr (std::is_same<Stored, float16>::value) return float16_from(value);
+inline Stored to_stored(Compute<Stored> value) {
+  if constexpr (std::is_same<Stored, bfloat16>::value) return to_bfloat16(value);
+  if constexpr (std::is_same<Stored, float16>::value) return to_float16(value);
   if constexpr (sizeof(Stored) >= 4) return value;
 }

@@ -1,9 +1,9 @@
-// Vectors from and to memory, whole or their first elements. A part of simd.h.
+// Loads and stores of whole vectors and of their first lanes. A part of simd.h.
 #pragma once
 
-// As many doubles as a vector holds, from and to memory of the compute type. In the processors' own
-// conversions: GCC 12 takes double(float(v)), written with vector types, for v.
-inline DoubleVector load_wide(const float* from) {
+// lanes<double> elements of the compute type, as doubles. With intrinsics, because GCC 12 drops the
+// rounding of double(float(v)) written with vector types.
+inline DoubleVector load_doubles(const float* from) {
 #if defined(__AVX512F__)
   return _mm512_cvtps_pd(_mm256_loadu_ps(from));
 #elif defined(__AVX2__)
@@ -16,12 +16,12 @@ inline DoubleVector load_wide(const float* from) {
   return DoubleVector{from[0], from[1]};
 #endif
 }
-inline DoubleVector load_wide(const double* from) {
+inline DoubleVector load_doubles(const double* from) {
   DoubleVector v;
   std::memcpy(&v, from, sizeof(v));
   return v;
 }
-inline void store_narrow(float* to, DoubleVector v) {
+inline void store_doubles(float* to, DoubleVector v) {
 #if defined(__AVX512F__)
   _mm256_storeu_ps(to, _mm512_cvtpd_ps(v));
 #elif defined(__AVX2__)
@@ -34,9 +34,8 @@ inline void store_narrow(float* to, DoubleVector v) {
   for (int64_t lane = 0; lane < lanes<double>; ++lane) to[lane] = static_cast<float>(v[lane]);
 #endif
 }
-inline void store_narrow(double* to, DoubleVector v) { std::memcpy(to, &v, sizeof(v)); }
+inline void store_doubles(double* to, DoubleVector v) { std::memcpy(to, &v, sizeof(v)); }
 
-// load: a whole vector, from any address.
 inline FloatVector load(const float* from) {
   FloatVector v;
   std::memcpy(&v, from, sizeof(v));
@@ -56,7 +55,7 @@ inline FloatVector load(const bfloat16* from) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
 #else
   FloatVector v;
-  for (int lane = 0; lane < lanes<float>; ++lane) v[lane] = scalar_from(from[lane]);
+  for (int lane = 0; lane < lanes<float>; ++lane) v[lane] = to_compute(from[lane]);
   return v;
 #endif
 }
@@ -67,63 +66,64 @@ inline FloatVector load(const float16* from) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
 #else
   FloatVector v;
-  for (int lane = 0; lane < lanes<float>; ++lane) v[lane] = scalar_from(from[lane]);
+  for (int lane = 0; lane < lanes<float>; ++lane) v[lane] = to_compute(from[lane]);
   return v;
 #endif
 }
 
-// A vector in its stored form, on its way to memory.
+// A vector converted to the stored type.
 template <class Stored>
-struct Packed {
+struct StoredVector {
   typedef uint8_t type
       __attribute__((vector_size(kVectorBytes * sizeof(Stored) / sizeof(Compute<Stored>))));
 };
 
-inline Packed<float>::type pack(FloatVector v, float) {
-  return reinterpret_cast<Packed<float>::type>(v);
+inline StoredVector<float>::type to_stored(FloatVector v, float) {
+  return reinterpret_cast<StoredVector<float>::type>(v);
 }
-inline Packed<double>::type pack(DoubleVector v, double) {
-  return reinterpret_cast<Packed<double>::type>(v);
+inline StoredVector<double>::type to_stored(DoubleVector v, double) {
+  return reinterpret_cast<StoredVector<double>::type>(v);
 }
-inline Packed<bfloat16>::type pack(FloatVector v, bfloat16) {
+inline StoredVector<bfloat16>::type to_stored(FloatVector v, bfloat16) {
 #if defined(__AVX512F__)
   // Integer rounding, not vcvtneps2bf16: that flushes subnormals.
   const __m512i bits = _mm512_castps_si512(v);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
   const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
   const __mmask16 is_nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
-  const __m512i kept = _mm512_mask_or_epi32(rounded, is_nan, bits, _mm512_set1_epi32(0x00400000));
-  return reinterpret_cast<Packed<bfloat16>::type>(
-      _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16)));
+  const __m512i chosen = _mm512_mask_or_epi32(rounded, is_nan, bits, _mm512_set1_epi32(0x00400000));
+  return reinterpret_cast<StoredVector<bfloat16>::type>(
+      _mm512_cvtepi32_epi16(_mm512_srli_epi32(chosen, 16)));
 #elif defined(__AVX2__)
   const __m256i bits = _mm256_castps_si256(v);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
   const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
   const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x00400000));
   const __m256 is_nan = _mm256_cmp_ps(v, v, _CMP_UNORD_Q);
-  const __m256i kept = _mm256_castps_si256(
+  const __m256i chosen = _mm256_castps_si256(
       _mm256_blendv_ps(_mm256_castsi256_ps(rounded), _mm256_castsi256_ps(quiet), is_nan));
-  const __m256i high = _mm256_srli_epi32(kept, 16);
+  const __m256i high = _mm256_srli_epi32(chosen, 16);
   const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(high, high), 0x08);
-  return reinterpret_cast<Packed<bfloat16>::type>(_mm256_castsi256_si128(packed));
+  return reinterpret_cast<StoredVector<bfloat16>::type>(_mm256_castsi256_si128(packed));
 #else
   bfloat16 out[lanes<float>];
-  for (int lane = 0; lane < lanes<float>; ++lane) out[lane] = bfloat16_from(v[lane]);
-  Packed<bfloat16>::type result;
+  for (int lane = 0; lane < lanes<float>; ++lane) out[lane] = to_bfloat16(v[lane]);
+  StoredVector<bfloat16>::type result;
   std::memcpy(&result, out, sizeof(result));
   return result;
 #endif
 }
-inline Packed<float16>::type pack(FloatVector v, float16) {
+inline StoredVector<float16>::type to_stored(FloatVector v, float16) {
 #if defined(__AVX512F__)
-  return reinterpret_cast<Packed<float16>::type>(
+  return reinterpret_cast<StoredVector<float16>::type>(
       _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 #elif defined(__AVX2__)
-  return reinterpret_cast<Packed<float16>::type>(_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+  return reinterpret_cast<StoredVector<float16>::type>(
+      _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
 #else
   float16 out[lanes<float>];
-  for (int lane = 0; lane < lanes<float>; ++lane) out[lane] = float16_from(v[lane]);
-  Packed<float16>::type result;
+  for (int lane = 0; lane < lanes<float>; ++lane) out[lane] = to_float16(v[lane]);
+  StoredVector<float16>::type result;
   std::memcpy(&result, out, sizeof(result));
   return result;
 #endif
@@ -131,14 +131,14 @@ inline Packed<float16>::type pack(FloatVector v, float16) {
 
 template <class Stored>
 inline void store(Stored* to, Vector<Compute<Stored>> v) {
-  const auto packed = pack(v, Stored{});
+  const auto packed = to_stored(v, Stored{});
   std::memcpy(to, &packed, sizeof(packed));
 }
 
-// Past the cache, for outputs too large to be found there again; `to` is aligned to the vector.
+// Stores past the cache. `to` must be aligned to the bytes stored.
 template <class Stored>
 inline void stream(Stored* to, Vector<Compute<Stored>> v) {
-  const auto packed = pack(v, Stored{});
+  const auto packed = to_stored(v, Stored{});
 #if defined(__SSE2__)
   if constexpr (sizeof(packed) == 16) {
     _mm_stream_si128(reinterpret_cast<__m128i*>(to), reinterpret_cast<const __m128i&>(packed));
@@ -159,14 +159,14 @@ inline void stream(Stored* to, Vector<Compute<Stored>> v) {
 #endif
   std::memcpy(to, &packed, sizeof(packed));
 }
-// Streamed stores are weakly ordered: whoever reads next may be another thread.
+// Streamed stores are weakly ordered: without a fence, another thread could read old values.
 inline void finish_streaming() {
 #if defined(__SSE2__)
   _mm_sfence();
 #endif
 }
 
-// The first `count` < lanes elements, and zeros; nothing past them is touched.
+// The first `count` < lanes elements, then zeros. Memory past them is not touched.
 template <class Stored>
 inline Vector<Compute<Stored>> load_first(const Stored* from, int64_t count) {
 #if defined(__AVX512F__)
@@ -186,7 +186,7 @@ inline Vector<Compute<Stored>> load_first(const Stored* from, int64_t count) {
 }
 template <class Stored>
 inline void store_first(Stored* to, Vector<Compute<Stored>> v, int64_t count) {
-  const auto packed = pack(v, Stored{});
+  const auto packed = to_stored(v, Stored{});
 #if defined(__AVX512F__)
   const auto mask = static_cast<__mmask16>((1u << count) - 1u);
   if constexpr (std::is_same<Stored, float>::value)

@@ -1,10 +1,9 @@
-// Packs: what one load of a vector's width brings of the stored type. A part of simd.h.
+// Packs: the elements of one full-width load. A part of simd.h.
 #pragma once
 
-// What one full-width load brings: a vector, or for bfloat16 two, its even and its odd elements.
-// Unpacking and packing them that way takes one instruction each. Rows are walked in packs, and
-// what goes with a row's columns (weight, bias, partial sums) is kept in the same order:
-// position_in_row says where a column went.
+// A pack is one vector, or for bfloat16 two: the even elements and the odd ones, because splitting
+// and joining them so takes one instruction each. Arrays along the columns (weight, bias, partial
+// sums) are stored in the same order, the pack order.
 template <class Stored>
 constexpr int64_t vectors_in_pack = std::is_same<Stored, bfloat16>::value ? 2 : 1;
 
@@ -16,7 +15,7 @@ struct Pack {
   Vector<Compute<Stored>> part[vectors_in_pack<Stored>];
 };
 
-// The packs end where the last whole one does; what follows is in its own order.
+// Where column `col` is in pack order. Columns after the last whole pack stay in their own order.
 template <class Stored>
 inline int64_t position_in_row(int64_t col, int64_t cols) {
   constexpr int64_t size = pack_size<Stored>, parts = vectors_in_pack<Stored>;
@@ -39,7 +38,7 @@ inline Pack<Stored> load_pack(const Stored* from) {
   }
 }
 
-// Values kept in the order of packs.
+// Loads values of the compute type that are in pack order.
 template <class Stored>
 inline Pack<Stored> load_ordered(const Compute<Stored>* from) {
   Pack<Stored> result;
@@ -48,8 +47,8 @@ inline Pack<Stored> load_ordered(const Compute<Stored>* from) {
   return result;
 }
 
-// The upper half of each element is its bfloat16. Not for NaNs whose rounding would overflow; rows
-// with NaNs never come here, and those of the parameters are made canonical beforehand.
+// Leaves the rounded bfloat16 in the upper half of each element. A NaN with its low bits set would
+// overflow to a number: rows with NaNs are scalar rows, and the parameters' NaNs are canonical.
 inline BitVector round_to_bfloat16(FloatVector v) {
   const BitVector bits = reinterpret_cast<BitVector>(v);
 #if defined(__AVX512F__)

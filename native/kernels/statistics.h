@@ -1,62 +1,61 @@
-// The mean and the reciprocal standard deviation of a row, in one pass where the row allows it.
+// The mean and the reciprocal standard deviation of a row, in one pass for most rows.
 //
-// d = x - shift, with a shift near the mean, sum(d) and sum(d^2): var = mean(d^2) - mean(d)^2 is
-// accurate as long as mean(d)^2 is small beside var. The shift is the mean of the row's first
-// elements; the condition is checked, and the few rows that fail it take a second pass around the
-// mean itself. Derived in docs/derivation.md.
+// With d = x - shift, var = mean(d^2) - mean(d)^2 is accurate as long as mean(d)^2 is small beside
+// var. The shift is the mean of the row's first elements. The few rows that fail the condition take
+// a second pass, shifted by the mean itself. Derived in docs/derivation.md.
 #pragma once
 
 template <class C>
 struct RowStatistics {
   C mean, residual;  // the mean is their unevaluated sum
   C rstd;
-  bool ordinary;  // false: sums left the safe range, or a NaN: see wide_row.h
+  bool ordinary;  // false: a sum left the safe range or is NaN; needs scalar_row.h
 };
 
-// mean(d)^2 as a part of the variance, at most. The subtraction loses one bit where they are equal:
-// sums of floats, held in double, can spare it, sums of doubles cannot.
+// The largest mean(d)^2 / variance. At 1 the subtraction loses one bit: sums of floats, computed in
+// double, can spare it; sums of doubles cannot.
 template <class C>
 constexpr double kWellCentered = sizeof(C) == sizeof(float) ? 1 : 0x1p-6;
 
-// Below it (with eps added) squares may have underflowed.
+// Below this variance + eps, squares may have underflowed.
 constexpr double smallest_variance(float) { return 0x1p-80; }
 constexpr double smallest_variance(double) { return 0x1p-900; }
 
-// shift + delta, unevaluated in the compute type.
+// shift + delta as an unevaluated sum mean + residual.
 inline void split_mean(const float* shift, DoubleVector delta, float* mean, float* residual) {
-  const DoubleVector sum = load_wide(shift) + delta;
-  store_narrow(mean, sum);
-  store_narrow(residual, sum - load_wide(mean));
+  const DoubleVector sum = load_doubles(shift) + delta;
+  store_doubles(mean, sum);
+  store_doubles(residual, sum - load_doubles(mean));
 }
 inline void split_mean(const double* shift, DoubleVector delta, double* mean, double* residual) {
-  const DoubleVector sum = load_wide(shift) + delta;
-  store_narrow(mean, sum);
-  store_narrow(residual, two_sum_error(load_wide(shift), delta, sum));
+  const DoubleVector sum = load_doubles(shift) + delta;
+  store_doubles(mean, sum);
+  store_doubles(residual, two_sum_error(load_doubles(shift), delta, sum));
 }
 
-// v / n; for sums of floats, whose doubles have bits to spare, without the division.
+// v / n; sums of floats have bits to spare and multiply by 1 / n, which is faster.
 template <class C>
 inline DoubleVector over(DoubleVector v, double n) {
   return sizeof(C) == sizeof(float) ? v * broadcast(1 / n) : v / broadcast(n);
 }
 
 // The statistics of several rows at once: the divisions and square roots are done side by side.
-// Entries past the rows in use hold zeros, which do no harm.
+// Entries past the rows in use are zero.
 template <class C, int64_t capacity>
 struct Batch {
   static constexpr int64_t W = lanes<double>;
   static_assert(capacity % W == 0, "whole vectors of doubles");
 
-  // A row's values are stored as whole vectors, which those of the next row then cut short: loading
-  // what one store has just written needs no waiting, loading what several have does.
+  // A row's value is stored as a whole vector, of which the next row's store leaves the first lane:
+  // a vector load right after a narrower store would stall.
   alignas(64) C shift[capacity + lanes<C>] = {};
   alignas(64) double sum[capacity + W] = {}, squares[capacity + W] = {};  // of d = x - shift
   alignas(64) C mean[capacity], residual[capacity], rstd[capacity];
   alignas(64) double total[capacity];  // variance + eps
 
-  DoubleVector delta(int64_t row, double n) const { return over<C>(load_wide(sum + row), n); }
+  DoubleVector delta(int64_t row, double n) const { return over<C>(load_doubles(sum + row), n); }
   DoubleVector variance(int64_t row, double n) const {
-    return over<C>(load_wide(squares + row) - load_wide(sum + row) * delta(row, n), n);
+    return over<C>(load_doubles(squares + row) - load_doubles(sum + row) * delta(row, n), n);
   }
 
   // Moves the shift of each row that needs it to its mean, and calls again(row) for those.
@@ -80,8 +79,8 @@ struct Batch {
     for (int64_t row = 0; row < rows; row += W) {
       split_mean(shift + row, delta(row, n), mean + row, residual + row);
       const DoubleVector sum_of_both = at_least_zero(variance(row, n)) + broadcast(eps);
-      store_narrow(total + row, sum_of_both);
-      store_narrow(rstd + row, broadcast(1.0) / square_root(sum_of_both));
+      store_doubles(total + row, sum_of_both);
+      store_doubles(rstd + row, broadcast(1.0) / square_root(sum_of_both));
     }
   }
 
@@ -91,7 +90,7 @@ struct Batch {
   }
 };
 
-// Four vectors of a row, in the order of packs.
+// Four vectors of a row, in pack order.
 template <class Stored>
 inline void load_four(const Stored* from, Vector<Compute<Stored>>* v) {
   constexpr int64_t parts = vectors_in_pack<Stored>;
@@ -177,7 +176,7 @@ inline void compute_statistics(const Stored* x, int64_t stride, int64_t rows, in
   batch.finish(rows, n, eps);
 }
 
-// sum(x - mean) / cols: what a float mean leaves out, for statistics that came without it.
+// sum(x - mean) / cols: the residual, for statistics that came without it.
 template <class Stored>
 inline Compute<Stored> residual_of(Compute<Stored> mean, const Stored* x, int64_t cols) {
   double sum, squares;

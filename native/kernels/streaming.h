@@ -1,30 +1,28 @@
-// Rows written past the cache. A streamed store wants an aligned address, which rows of an odd
-// width do not have: those are gathered in a small buffer and leave it a cache line at a time.
+// Writes rows past the cache. Streamed stores need aligned addresses, which rows of an odd width do
+// not have: a small buffer gathers those and writes whole cache lines.
 #pragma once
 
 constexpr int64_t kLine = 64;
 static_assert(kVectorBytes <= kLine, "a vector never spans more than two lines");
 
-// Brings a pack nearer, into the second-level cache.
+// Prefetches a pack into the second-level cache.
 template <class Stored>
 inline void prefetch_pack(const Stored* from) {
   for (int64_t at = 0; at < kVectorBytes; at += kLine)
     __builtin_prefetch(reinterpret_cast<const char*>(from) + at, 0, 2);
 }
 
-// Brings a row nearer that is going to be written.
 template <class Stored>
 inline void prefetch_for_writing(const Stored* row, int64_t cols) {
   constexpr int64_t step = kLine / static_cast<int64_t>(sizeof(Stored));
   for (int64_t col = 0; col < cols; col += step) __builtin_prefetch(row + col, 1, 2);
 }
 
-// Writes what it is given to memory, whole lines past the cache. Rows that follow one another share
-// their lines.
+// Writes rows to memory, whole cache lines past the cache. Adjacent rows share a line.
 template <class Stored>
 class LineWriter {
  public:
-  // Elements that one take() may bring.
+  // The most elements of one take().
   static constexpr int64_t kMost = 1024;
 
   LineWriter() = default;
@@ -32,17 +30,17 @@ class LineWriter {
   LineWriter& operator=(const LineWriter&) = delete;
   ~LineWriter() { write_rest(); }
 
-  // What follows goes there.
+  // The next elements go to `to`.
   void move_to(Stored* to) {
     char* address = reinterpret_cast<char*>(to);
     if (address == to_ + end_) return;
     write_rest();
-    // The buffer's lines are the memory's lines.
+    // Offsets in the buffer are offsets from the cache line in memory.
     begin_ = end_ = static_cast<int64_t>(reinterpret_cast<uintptr_t>(to) % kLine);
     to_ = address - begin_;
   }
 
-  // Where the next elements are to be put, at most kMost of them; then say how many they were.
+  // Write at most kMost elements at next(), then pass their number to take().
   Stored* next() { return reinterpret_cast<Stored*>(buffer_ + end_); }
   void take(int64_t count) {
     end_ += count * static_cast<int64_t>(sizeof(Stored));
@@ -78,7 +76,7 @@ inline bool is_aligned_for_streaming(const Stored* to) {
   return reinterpret_cast<uintptr_t>(to) % kVectorBytes == 0;
 }
 
-// Columns [begin, end) of the row's kernel, begin the start of a pack.
+// Runs a row's kernel over columns [begin, end); a pack starts at begin.
 template <bool streamed, class Stored, class Row>
 inline void write_columns(const Row& row, int64_t begin, int64_t end) {
   constexpr int64_t size = pack_size<Stored>, W = lanes<Compute<Stored>>;
@@ -88,10 +86,10 @@ inline void write_columns(const Row& row, int64_t begin, int64_t end) {
     row.template pack<streamed>(col + size);
   }
   for (; col + size <= end; col += size) row.template pack<streamed>(col);
-  for (; col < end; col += W) row.some(col, std::min(W, end - col));
+  for (; col < end; col += W) row.tail(col, std::min(W, end - col));
 }
 
-// Writes one row of `to` past the cache. `row.to(y)` is the row's kernel with y as its output.
+// Writes one row to `to`, past the cache. `row.to(y)` is the row's kernel with y as its output.
 template <class Row, class Stored>
 inline void stream_row(Row row, Stored* to, int64_t cols, LineWriter<Stored>& lines) {
   if (is_aligned_for_streaming(to)) {

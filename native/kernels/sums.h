@@ -1,18 +1,18 @@
-// Sums along a row that keep their accuracy: float lanes for a few additions, doubles above them.
+// Accurate sums along a row: a few additions in float lanes, then double.
 #pragma once
 
-// A lane is added to at most this often before it is flushed into a LaneTotal: the rounding of even
-// the least favorable input (all terms alike) then stays below one ulp of the sum.
+// The most additions to a lane before it is flushed into a LaneTotal. The rounding error then stays
+// below one ulp of the sum, even in the worst case (all terms equal).
 constexpr int64_t kFlush = 16;
 
-// What rounding took from sum = a + b; for doubles and vectors of them.
+// The rounding error of sum = a + b, exactly (Knuth's two-sum); for scalars and vectors.
 template <class T>
 inline T two_sum_error(T a, T b, T sum) {
   const T b_part = sum - a;
   return (a - (sum - b_part)) + (b - b_part);
 }
 
-// One total per lane, in double; for double itself, in double with the rounding errors beside it.
+// One total per lane, in double; terms that are doubles are summed with compensation.
 template <class C>
 struct LaneTotal;
 
@@ -20,8 +20,8 @@ template <>
 struct LaneTotal<float> {
   DoubleVector first = {}, second = {};
   void add(FloatVector v) {
-    first += widen_first(v);
-    second += widen_second(v);
+    first += first_half_as_doubles(v);
+    second += second_half_as_doubles(v);
   }
   double sum() const { return sum_of_lanes(first + second); }
   void store(double* to) const {
@@ -54,7 +54,7 @@ struct LaneTotal<double> {
   }
 };
 
-// Adds to a sum kept unevaluated as high + low. A sum that is not finite keeps that in high alone.
+// Adds to the unevaluated sum high + low. Once high is infinite or NaN, low stays finite.
 template <class C>
 inline void add_compensated(C& high, C& low, C value) {
   const C sum = high + value;

@@ -1,4 +1,4 @@
-// Memory exactly as long as asked for, at addresses that are aligned to an element and no more.
+// Memory of exactly the length asked for, aligned to one element only.
 #pragma once
 
 #include <cstdint>
@@ -16,11 +16,11 @@
 
 namespace layernorm::test {
 
-// One element too many on the heap is seen by the address sanitizer. It does not see the masked and
-// the streamed instructions; a page that nobody may touch, before or after, stops those too.
-enum class Place { heap, before_forbidden_page, after_forbidden_page };
+// The address sanitizer sees an access past the end of the heap, except by masked and streamed
+// instructions. A protected page before or after the memory catches those too.
+enum class Place { heap, before_protected_page, after_protected_page };
 
-// A NaN in every type: an element read from where none should be read spoils what it is used in.
+// A NaN in every type, so that a wrong element read shows in the result.
 constexpr unsigned char kPoison = 0xff;
 
 class Buffer {
@@ -87,7 +87,7 @@ class Buffer {
         mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (allocation_ == MAP_FAILED) std::abort();
     auto* begin = static_cast<unsigned char*>(allocation_);
-    const bool before = place == Place::before_forbidden_page;
+    const bool before = place == Place::before_protected_page;
     if (mprotect(before ? begin + whole : begin, page, PROT_NONE) != 0) std::abort();
     data_ = before ? begin + whole - bytes_ : begin + page;
 #else

@@ -1,5 +1,4 @@
-// What a test program needs: CHECK counts failures and says what failed, finish() is what main
-// returns.
+// CHECK counts failures and prints them; main returns finish().
 #pragma once
 
 #include <atomic>
@@ -18,7 +17,7 @@ inline bool holds(bool condition) {
   return condition;
 }
 
-// Says what failed, printf style; the first few times, for one mistake may fail thousands.
+// Prints the first few failures: one mistake can cause thousands.
 __attribute__((format(printf, 1, 2))) inline void fail(const char* format, ...) {
   constexpr int kMostShown = 20;
   if (failures.fetch_add(1) >= kMostShown) return;
@@ -33,13 +32,13 @@ __attribute__((format(printf, 1, 2))) inline void fail(const char* format, ...) 
 inline int finish() {
   std::printf("%s: %lld checks, %d failed\n", chosen_isa(), static_cast<long long>(checks.load()),
               failures.load());
-  // A program that checked nothing has not passed.
+  // A program that checked nothing fails.
   return failures.load() == 0 && checks.load() > 0 ? 0 : 1;
 }
 
 }  // namespace layernorm::test
 
-// CHECK(condition, format, ...): a macro, because the text is costly and seldom needed.
+// CHECK(condition, format, ...) is a macro so that the text is built only on failure.
 #define CHECK(condition, ...)                                                   \
   do {                                                                          \
     if (!layernorm::test::holds(condition)) layernorm::test::fail(__VA_ARGS__); \

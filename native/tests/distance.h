@@ -19,8 +19,8 @@ inline Bounds bounds_of(DataType type) {
   }
 }
 
-// Infinite where only one of the two is NaN, 0 where both are. An infinite result stands for the
-// number that would follow the largest.
+// Infinite where exactly one of the two is NaN, 0 where both are. An infinite result counts as the
+// number that would follow the largest one.
 inline Real distance(Real result, Real exact, DataType type) {
   if (std::isnan(result) && std::isnan(exact)) return 0;
   if (std::isnan(result) || std::isnan(exact)) return std::numeric_limits<Real>::infinity();
@@ -32,13 +32,13 @@ inline Real distance(Real result, Real exact, DataType type) {
   return std::fabs(result - exact);
 }
 
-// The last rounding forgiven: the distance to the nearest number that rounds to the result.
+// Ignores the last rounding: the distance to the nearest number that rounds to the result.
 inline Real distance_before_rounding(Real result, Real exact, DataType type) {
   const Real whole = distance(result, exact, type);
   if (whole == 0 || !std::isfinite(whole)) return whole;
   Real magnitude = std::fabs(result);
   if (std::isinf(magnitude)) magnitude = power_of_two(format_of(type).max_exponent);
-  // Below a power of two the numbers are closer.
+  // Numbers just below a power of two are closer to each other.
   const bool from_below = std::fabs(exact) < magnitude;
   const Real unit =
       from_below ? ulp(magnitude * (1 - power_of_two(-60)), type) : ulp(magnitude, type);

@@ -1,4 +1,4 @@
-// Rows at the ends of the types' ranges and beyond, and shapes of nothing.
+// Rows near the limits of the types, NaNs and infinities, and empty shapes.
 #include "judge.h"
 #include "variations.h"
 
@@ -7,43 +7,44 @@ namespace {
 using namespace layernorm;
 using namespace layernorm::test;
 
-// Short rows, one pack and a bit, several blocks of a sum; rows side by side. 13: a row of each
-// kind.
+// Short rows, one pack and a tail, several blocks of a sum; rows side by side. 13 rows: one of each
+// finite kind.
 constexpr Shape kShapes[] = {{13, 1, 1},   {13, 2, 1}, {13, 3, 1},  {13, 17, 1}, {13, 67, 1},
                              {13, 300, 1}, {3, 4, 13}, {1, 35, 66}, {2, 1, 13}};
 
-void test_every_kind_of_rows(uint64_t seed) {
+// Judges cases of each shape and kind of values, as set(given, values, option, random) completes
+// them.
+template <class F>
+void judge_all_values(uint64_t seed, F set) {
   for_each_kind([&](Case given) {
     for (const Shape& shape : kShapes)
       for (int values = 0; values <= static_cast<int>(Values::mixed); ++values)
-        for (const double eps : {0.0, 1e-5}) {
+        for (const bool option : {false, true}) {
           Random random(given.seed = ++seed);
           vary_parameters(given, random);
           given.shape = shape;
-          given.x_values = static_cast<Values>(values);
-          given.eps = eps;
-          given.gives_residual = random.coin();
+          set(given, static_cast<Values>(values), option, random);
           run_and_judge(given);
         }
+  });
+}
+
+void test_every_kind_of_rows(uint64_t seed) {
+  judge_all_values(seed, [](Case& given, Values values, bool with_eps, Random& random) {
+    given.x_values = values;
+    given.eps = with_eps ? 1e-5 : 0;
+    given.gives_residual = random.coin();
   });
 }
 
 void test_every_kind_of_dy(uint64_t seed) {
-  for_each_kind([&](Case given) {
-    for (const Shape& shape : kShapes)
-      for (int values = 0; values <= static_cast<int>(Values::mixed); ++values)
-        for (const bool same : {false, true}) {
-          Random random(given.seed = ++seed);
-          vary_parameters(given, random);
-          given.shape = shape;
-          given.dy_values = static_cast<Values>(values);
-          given.x_values = same ? given.dy_values : Values::ordinary;
-          run_and_judge(given);
-        }
+  judge_all_values(seed, [](Case& given, Values values, bool same_x, Random&) {
+    given.dy_values = values;
+    given.x_values = same_x ? values : Values::ordinary;
   });
 }
 
-// One element of one row is made bad, and only that row may change.
+// Only the row with the NaN or infinity changes.
 void test_a_row_that_is_not_finite_stays_alone(uint64_t seed) {
   const Real infinity = std::numeric_limits<Real>::infinity();
   for_each_kind([&](Case given) {
@@ -53,13 +54,10 @@ void test_a_row_that_is_not_finite_stays_alone(uint64_t seed) {
         vary_parameters(given, random);
         given.shape = shape;
         Inputs inputs = make_inputs(given);
-        Outputs clean = make_outputs(given, inputs), got = make_outputs(given, inputs);
-        run_forward(given, inputs, clean);
-        run_backward(given, inputs, clean);
+        const Outputs clean = run(given, inputs);
         const int64_t bad_row = random.below(given.rows());
         inputs.x.set(bad_row, random.below(shape.cols), bad);
-        run_forward(given, inputs, got);
-        run_backward(given, inputs, got);
+        const Outputs got = run(given, inputs);
         for (int64_t row = 0; row < given.rows(); ++row) {
           const auto shown = static_cast<long long>(row);
           if (row != bad_row) {
@@ -75,8 +73,8 @@ void test_a_row_that_is_not_finite_stays_alone(uint64_t seed) {
   });
 }
 
-// NaNs whose low bits are all ones would turn into numbers if they were rounded like numbers.
-void test_a_parameter_that_is_nan_spoils_its_column_alone(uint64_t seed) {
+// The NaNs have all low bits set: rounded to bfloat16 like numbers, they would overflow to numbers.
+void test_a_nan_parameter_changes_its_column_alone(uint64_t seed) {
   for_each_kind([&](Case given) {
     for (const Shape& shape : {Shape{5, 70, 1}, Shape{2, 40, 3}})
       for (const bool in_weight : {false, true})
@@ -113,10 +111,7 @@ void test_no_rows_give_gradients_of_zero(uint64_t seed) {
     for (const Shape& shape : {Shape{0, 37, 1}, Shape{0, 37, 5}}) {
       given.seed = ++seed;
       given.shape = shape;
-      const Inputs inputs = make_inputs(given);
-      Outputs outputs = make_outputs(given, inputs);
-      CHECK(run_forward(given, inputs, outputs) == Status::ok, "forward of no rows");
-      CHECK(run_backward(given, inputs, outputs) == Status::ok, "backward of no rows");
+      const Outputs outputs = run(given, make_inputs(given));
       for (int64_t col = 0; col < shape.cols; ++col)
         CHECK(outputs.dweight.get(0, col) == 0 && outputs.dbias.get(0, col) == 0,
               "a gradient of no rows is not zero: %s", given.text().c_str());
@@ -129,10 +124,7 @@ void test_no_columns_write_nothing(uint64_t seed) {
     for (const Shape& shape : {Shape{3, 0, 1}, Shape{3, 0, 5}, Shape{0, 0, 1}}) {
       given.seed = ++seed;
       given.shape = shape;
-      const Inputs inputs = make_inputs(given);
-      Outputs outputs = make_outputs(given, inputs);
-      CHECK(run_forward(given, inputs, outputs) == Status::ok, "forward of no columns");
-      CHECK(run_backward(given, inputs, outputs) == Status::ok, "backward of no columns");
+      run(given, make_inputs(given));
     }
   });
 }
@@ -143,7 +135,7 @@ int main() {
   test_every_kind_of_rows(1000000);
   test_every_kind_of_dy(2000000);
   test_a_row_that_is_not_finite_stays_alone(3000000);
-  test_a_parameter_that_is_nan_spoils_its_column_alone(4000000);
+  test_a_nan_parameter_changes_its_column_alone(4000000);
   test_no_rows_give_gradients_of_zero(5000000);
   test_no_columns_write_nothing(6000000);
   print_worst();

@@ -1,4 +1,4 @@
-// Judges one call of the forward and of the backward against the definition.
+// Judges one call of the forward and of the backward by the definition in reference.h.
 #pragma once
 
 #include "check.h"
@@ -8,7 +8,7 @@
 
 namespace layernorm::test {
 
-// The worst errors seen by this program, in ulp, so that a bound too loose is seen as well.
+// The largest errors of this program, in ulp. Printed, so that too loose a bound shows.
 struct Worst {
   Real y = 0, dx = 0, parameter = 0;
 };
@@ -82,8 +82,8 @@ class Judge {
   }
   Real bias(int64_t col) const { return case_.has_bias ? inputs_.bias.get(0, col) : 0; }
 
-  // The mean and the residual to 20 bits more than the compute type has, or all that the deviation
-  // leaves to be known; rstd as exact as dx has to be.
+  // mean + residual must have 20 bits more than the compute type, or as many as matter beside the
+  // deviation; rstd must be as exact as dx.
   void statistics(const NormalizedRow& exact, const Outputs& outputs, int64_t row) const {
     const DataType type = case_.compute();
     const int precision = format_of(type).precision;
@@ -108,7 +108,7 @@ class Judge {
           case_.text().c_str());
   }
 
-  // Rows without a derivative are not judged.
+  // A row without a derivative (variance and eps both 0) is not judged.
   void judge_dx(const NormalizedRow& exact, const Row& g, const Outputs& outputs,
                 int64_t row) const {
     if (std::isinf(exact.rstd)) return;

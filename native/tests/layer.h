@@ -1,8 +1,9 @@
-// One call of the kernels: its inputs, its outputs, and what was asked.
+// One call of the forward and of the backward: the case, its inputs and its outputs.
 #pragma once
 
 #include <string>
 
+#include "check.h"
 #include "tensor.h"
 #include "values.h"
 
@@ -18,7 +19,7 @@ struct Case {
   Values x_values = Values::ordinary, dy_values = Values::off_zero;
   Layout x_layout = Layout::dense, dy_layout = Layout::dense, output_layout = Layout::dense;
 
-  // What the calls are asked for, and where they put it.
+  // What the calls write, and where.
   bool in_place = false;  // y in x, and dx in dy or in x
   bool dx_in_x = false;
   bool wants_dx = true, wants_dweight = true, wants_dbias = true;
@@ -88,7 +89,7 @@ inline Inputs make_inputs(const Case& given) {
   return inputs;
 }
 
-// Poisoned, except for what is computed in place.
+// Poisoned, except in place, where they start as copies of the inputs.
 inline Outputs make_outputs(const Case& given, const Inputs& inputs) {
   Random random(given.seed + 1);
   const Shape parameter = {1, given.shape.cols, 1}, statistic = {1, given.rows(), 1};
@@ -138,7 +139,7 @@ inline Status run_forward(const Case& given, const Inputs& inputs, Outputs& outp
   return forward(job, threads);
 }
 
-// After run_forward, whose mean and rstd it reads.
+// Call after run_forward: reads its mean and rstd.
 inline Status run_backward(const Case& given, const Inputs& inputs, Outputs& outputs,
                            const Threads& threads = kAlone) {
   const bool residual = given.saves_residual && given.gives_residual;
@@ -152,6 +153,13 @@ inline Status run_backward(const Case& given, const Inputs& inputs, Outputs& out
                         given.wants_dweight ? outputs.dweight.data() : nullptr,
                         given.wants_dbias ? outputs.dbias.data() : nullptr};
   return backward(job, threads);
+}
+
+inline Outputs run(const Case& given, const Inputs& inputs, const Threads& threads = kAlone) {
+  Outputs outputs = make_outputs(given, inputs);
+  CHECK(run_forward(given, inputs, outputs, threads) == Status::ok, "forward: out of memory");
+  CHECK(run_backward(given, inputs, outputs, threads) == Status::ok, "backward: out of memory");
+  return outputs;
 }
 
 }  // namespace layernorm::test

@@ -1,5 +1,4 @@
-// The normalized axis strided, rows side by side: every number of neighbors, and strides of all
-// sorts.
+// Strided rows, side by side: every number of neighbors, and every pair of layouts.
 #include "judge.h"
 #include "variations.h"
 
@@ -8,7 +7,7 @@ namespace {
 using namespace layernorm;
 using namespace layernorm::test;
 
-// Up to three tiles of 64 rows, and what is left over.
+// Up to two full tiles of 64 rows, and the rows left over.
 void test_every_number_of_neighbors(uint64_t seed) {
   for (int64_t inner = 2; inner <= 140; ++inner)
     for_each_kind([&](Case given) {

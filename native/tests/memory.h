@@ -1,4 +1,4 @@
-// operator new that can be told to fail, for what must do without memory. Included once a program.
+// An operator new that can be made to fail. Included once in a program.
 #pragma once
 
 #include <cstdlib>

@@ -1,5 +1,4 @@
-// The number types as the tests see them: as long double, converted bit by bit here, and not by the
-// code under test.
+// The stored types as long double, converted here bit by bit, not by the code under test.
 #pragma once
 
 #include <algorithm>
@@ -46,7 +45,7 @@ inline Real smallest(DataType type) {
   return power_of_two(format.min_exponent + 1 - format.precision);
 }
 
-// From |value| to the next number of the type, as if it had no largest.
+// The distance from |value| to the next number of the type, as if it had no largest one.
 inline Real ulp(Real value, DataType type) {
   const Format format = format_of(type);
   int exponent = format.min_exponent;

@@ -1,4 +1,4 @@
-// Every combination of what a host may give and want.
+// Every combination of parameters, wanted gradients, statistics and eps.
 #include "judge.h"
 #include "variations.h"
 
@@ -19,7 +19,7 @@ void for_each_set_of_parameters(const Case& given, void (*f)(Case)) {
       }
 }
 
-// (7, 35): groups of two or four rows and what is left; a pack of 32, and columns beyond.
+// (7, 35): groups of two or four rows and rows left over; a pack of 32, and a tail.
 constexpr Shape kShapes[] = {{7, 35, 1}, {2, 7, 19}};
 
 void test_every_set_of_gradients(uint64_t seed) {

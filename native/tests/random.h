@@ -21,7 +21,7 @@ class Random {
   }
   bool coin() { return below(2) == 1; }
   double uniform() { return static_cast<double>(bits() >> 11) * 0x1p-53; }
-  // Close enough to normal: mean 0, variance 1, at most 3.5 away.
+  // Nearly normal: mean 0, variance 1, within 3.5 of the mean.
   double normal() {
     return (uniform() + uniform() + uniform() + uniform() - 2) * 1.7320508075688772;
   }

@@ -1,4 +1,4 @@
-// The definition, in long double: docs/specification.md.
+// The definition of docs/specification.md, in long double.
 #pragma once
 
 #include <algorithm>
@@ -31,13 +31,13 @@ inline NormalizedRow normalize(const Row& x, bool centered, Real eps) {
   for (const Real value : x)
     if (!std::isfinite(value)) return {nan, nan, nan, Row(x.size(), nan), false};
   NormalizedRow row = {0, 0, 0, x, true};
-  const Real held = centered ? x[0] : 0;
-  for (const Real value : x) row.constant = row.constant && value == held;
+  const Real center = centered ? x[0] : 0;
+  for (const Real value : x) row.constant = row.constant && value == center;
   if (row.constant) {
-    row.mean = held;
+    row.mean = center;
     row.xhat.assign(x.size(), 0);
   } else if (centered) {
-    // Twice: what the first mean lost to rounding, the second finds.
+    // Twice: the second mean corrects the rounding of the first.
     const Real near = mean_of(x);
     for (Real& value : row.xhat) value -= near;
     const Real rest = mean_of(row.xhat);

@@ -1,4 +1,4 @@
-// What may not change a bit of the results: docs/specification.md, "The same bits".
+// What must not change a bit of the results: docs/specification.md, "The same bits".
 #include <thread>
 #include <vector>
 
@@ -10,7 +10,7 @@ namespace {
 using namespace layernorm;
 using namespace layernorm::test;
 
-// A host's threads at their worst: each task on a thread of its own, the last tasks first.
+// Uneven pieces on five threads, the last piece started first.
 void run_scattered(void*, int64_t tasks, Threads::Body body, void* context) {
   const int64_t pieces = std::min<int64_t>(tasks, 5);
   std::vector<std::thread> threads;
@@ -26,13 +26,6 @@ void run_one_by_one(void*, int64_t tasks, Threads::Body body, void* context) {
 }
 constexpr Threads kOneByOne = {2, nullptr, run_one_by_one};
 
-Outputs run(const Case& given, const Inputs& inputs, const Threads& threads = kAlone) {
-  Outputs outputs = make_outputs(given, inputs);
-  CHECK(run_forward(given, inputs, outputs, threads) == Status::ok, "forward");
-  CHECK(run_backward(given, inputs, outputs, threads) == Status::ok, "backward");
-  return outputs;
-}
-
 bool same_statistics(const Case& given, const Outputs& a, int64_t row, const Outputs& b,
                      int64_t other_row) {
   for (const auto& [left, right] : {std::pair{&a.mean, &b.mean}, std::pair{&a.rstd, &b.rstd},
@@ -47,7 +40,7 @@ bool same_parameters(const Outputs& a, const Outputs& b) {
   return a.dweight.same_rows(b.dweight) && a.dbias.same_rows(b.dbias);
 }
 
-// Rows [first, first + count) of outer, [inner, inner + inners) of inner, as inputs of their own.
+// The part of the inputs that begins at (outer, inner) and has the part's shape, as a copy.
 Inputs part_of(const Case& whole, const Inputs& inputs, const Case& part, int64_t outer,
                int64_t inner) {
   Inputs result = make_inputs(part);
@@ -102,7 +95,7 @@ void test_a_batch_of_one(uint64_t seed) {
   });
 }
 
-// Some of a row's neighbors. One alone is another layout: contiguous.
+// Part of a row's neighbors, at least 2: inner == 1 is the contiguous layout.
 void test_fewer_neighbors(uint64_t seed) {
   for_each_kind([&](Case given) {
     for (const Values values : kValues) {
@@ -118,7 +111,7 @@ void test_fewer_neighbors(uint64_t seed) {
   });
 }
 
-// 200 KB and more of x, or the threads are not asked.
+// Large enough that the call uses its threads.
 constexpr Shape kLarge[] = {{1100, 129, 1}, {3, 501, 97}, {18, 8200, 1}, {9001, 17, 1}};
 
 void test_threads(uint64_t seed) {
@@ -140,8 +133,9 @@ void test_threads(uint64_t seed) {
   });
 }
 
-// Each run has its buffers at other places; the strides, the gaps and the reuse of memory differ.
-void test_memory(uint64_t seed) {
+// Calls f with a small case in both layouts, its inputs and its outputs. f may draw seeds too.
+template <class F>
+void for_each_small_case(uint64_t& seed, F f) {
   for_each_kind([&](Case given) {
     for (const Shape& shape : {Shape{9, 67, 1}, Shape{3, 11, 21}})
       for (const Values values : kValues) {
@@ -149,48 +143,44 @@ void test_memory(uint64_t seed) {
         given.shape = shape;
         given.x_values = given.dy_values = values;
         const Inputs inputs = make_inputs(given);
-        const Outputs expected = run(given, inputs);
-        for (int placing = 0; placing < 8; ++placing) {
-          Case other = given;
-          other.seed = ++seed;
-          other.x_layout = static_cast<Layout>(placing % 4);
-          other.dy_layout = other.output_layout = static_cast<Layout>(placing / 2);
-          other.in_place = placing >= 4;
-          other.dx_in_x = placing % 2 == 1;
-          const Inputs placed = part_of(given, inputs, other, 0, 0);
-          const Outputs got = run(other, placed);
-          CHECK(got.y.same_rows(expected.y), "y differs at another place: %s",
-                other.text().c_str());
-          CHECK(got.dx.same_rows(expected.dx), "dx differs at another place: %s",
-                other.text().c_str());
-          CHECK(same_parameters(got, expected), "gradients of parameters differ: %s",
-                other.text().c_str());
-        }
+        f(given, inputs, run(given, inputs));
       }
   });
 }
 
+// Other addresses, strides and gaps, in place and not.
+void test_memory(uint64_t seed) {
+  for_each_small_case(seed, [&](const Case& given, const Inputs& inputs, const Outputs& expected) {
+    for (int placing = 0; placing < 8; ++placing) {
+      Case other = given;
+      other.seed = ++seed;
+      other.x_layout = static_cast<Layout>(placing % 4);
+      other.dy_layout = other.output_layout = static_cast<Layout>(placing / 2);
+      other.in_place = placing >= 4;
+      other.dx_in_x = placing % 2 == 1;
+      const Inputs placed = part_of(given, inputs, other, 0, 0);
+      const Outputs got = run(other, placed);
+      CHECK(got.y.same_rows(expected.y), "y differs at another place: %s", other.text().c_str());
+      CHECK(got.dx.same_rows(expected.dx), "dx differs at another place: %s", other.text().c_str());
+      CHECK(same_parameters(got, expected), "gradients of parameters differ: %s",
+            other.text().c_str());
+    }
+  });
+}
+
 void test_what_else_is_wanted(uint64_t seed) {
-  for_each_kind([&](Case given) {
-    for (const Shape& shape : {Shape{9, 67, 1}, Shape{3, 11, 21}})
-      for (const Values values : kValues) {
-        given.seed = ++seed;
-        given.shape = shape;
-        given.x_values = given.dy_values = values;
-        const Inputs inputs = make_inputs(given);
-        const Outputs expected = run(given, inputs);
-        for (int wanted = 0; wanted < 7; ++wanted) {
-          Case less = given;
-          less.wants_dx = wanted & 1;
-          less.wants_dweight = wanted & 2;
-          less.wants_dbias = wanted & 4;
-          const Outputs got = run(less, inputs);
-          CHECK((!less.wants_dx || got.dx.same_rows(expected.dx)) &&
-                    (!less.wants_dweight || got.dweight.same_rows(expected.dweight)) &&
-                    (!less.wants_dbias || got.dbias.same_rows(expected.dbias)),
-                "a gradient has other bits than with all wanted: %s", less.text().c_str());
-        }
-      }
+  for_each_small_case(seed, [](const Case& given, const Inputs& inputs, const Outputs& expected) {
+    for (int wanted = 0; wanted < 7; ++wanted) {
+      Case less = given;
+      less.wants_dx = wanted & 1;
+      less.wants_dweight = wanted & 2;
+      less.wants_dbias = wanted & 4;
+      const Outputs got = run(less, inputs);
+      CHECK((!less.wants_dx || got.dx.same_rows(expected.dx)) &&
+                (!less.wants_dweight || got.dweight.same_rows(expected.dweight)) &&
+                (!less.wants_dbias || got.dbias.same_rows(expected.dbias)),
+            "a gradient has other bits than with all wanted: %s", less.text().c_str());
+    }
   });
 }
 

@@ -1,5 +1,5 @@
-// Large arrays, which are fetched ahead of their use, and still larger ones, whose outputs are
-// written past the cache: the bits of smaller ones, and no byte beside the rows.
+// Arrays large enough to be prefetched, and outputs large enough to be written past the cache: the
+// same bits as in smaller arrays, and no byte written between the rows.
 #include <thread>
 #include <vector>
 
@@ -11,9 +11,9 @@ namespace {
 using namespace layernorm;
 using namespace layernorm::test;
 
-// Of x: more than enough for schedule.cc, and just enough.
+// Bytes of x: above the limit of schedule.cc for streaming, and just at the other two limits.
 constexpr int64_t kStreamBytes = 16 * 1024 * 1024;
-constexpr int64_t kFarBytes = 2 * 1024 * 1024, kFetchBytes = 1024 * 1024;
+constexpr int64_t kL2Bytes = 2 * 1024 * 1024, kPrefetchBytes = 1024 * 1024;
 
 void run_on_two(void*, int64_t tasks, Threads::Body body, void* context) {
   std::thread other(body, context, tasks / 2, tasks);
@@ -27,7 +27,7 @@ void check_same_bits_as_in_parts(Case given) {
   Inputs inputs;
   inputs.x = Tensor(given.type, given.shape, given.x_layout, random);
   inputs.dy = Tensor(given.type, given.shape, given.dy_layout, random);
-  // Numbers made only once: what is judged here is where they go.
+  // The rows repeat a small pattern: what is tested here is where they are read and written.
   Case small = given;
   small.shape.outer = 61;
   const Inputs pattern = make_inputs(small);
@@ -38,17 +38,13 @@ void check_same_bits_as_in_parts(Case given) {
   }
   inputs.weight = pattern.weight.copy(random);
   inputs.bias = pattern.bias.copy(random);
-  Outputs outputs = make_outputs(given, inputs);
+  const Outputs outputs = run(given, inputs, kTwo);
   const Tensor& y = outputs.y;
   const Tensor& dx = outputs.dx;
-  run_forward(given, inputs, outputs, kTwo);
-  run_backward(given, inputs, outputs, kTwo);
 
   small.in_place = false;
-  Outputs expected = make_outputs(small, pattern);
+  const Outputs expected = run(small, pattern);
   const Judge judge(small, pattern);
-  run_forward(small, pattern, expected);
-  run_backward(small, pattern, expected);
   judge.forward(expected);
   judge.backward(expected);
   const auto bytes = static_cast<size_t>(given.shape.cols * size_of(given.type));
@@ -73,8 +69,8 @@ struct Kind {
   bool centered;
 };
 
-// 1027: rows begin anywhere in a line, and are longer than what a line writer takes at once. 1024:
-// all rows are as aligned as the first. 7: several rows in a line.
+// 1027: rows begin anywhere in a cache line, and are longer than one take() of the line writer.
+// 1024: all rows are aligned alike. 7: several rows in a cache line.
 constexpr Kind kKinds[] = {
     {1027, {DataType::float32, DataType::float32}, true},
     {1027, {DataType::float64, DataType::float64}, false},
@@ -106,8 +102,8 @@ void test_streamed_rows(uint64_t seed) {
   }
 }
 
-// 61, 100: several rows, and fewer in the last batch, are normalized together.
-void test_rows_fetched_ahead(int64_t bytes, uint64_t seed) {
+// 61, 100: batches of several rows, the last one shorter.
+void test_prefetched_rows(int64_t bytes, uint64_t seed) {
   for (const int64_t cols : {61, 100, 1027, 2053})
     for (const DataType type : {DataType::float32, DataType::bfloat16})
       for (const bool in_place : {false, true}) {
@@ -122,7 +118,7 @@ void test_rows_fetched_ahead(int64_t bytes, uint64_t seed) {
 
 int main() {
   test_streamed_rows(1000000);
-  test_rows_fetched_ahead(kFetchBytes, 2000000);
-  test_rows_fetched_ahead(kFarBytes, 3000000);
+  test_prefetched_rows(kPrefetchBytes, 2000000);
+  test_prefetched_rows(kL2Bytes, 3000000);
   return finish();
 }

@@ -1,4 +1,4 @@
-// An array of rows in memory, with whatever strides, and nothing but poison between its elements.
+// An array with any strides, and poison between its elements.
 #pragma once
 
 #include <algorithm>
@@ -13,8 +13,8 @@ enum class Layout {
   dense,
   padded,      // gaps between the rows, and with inner > 1 between the columns
   cols_first,  // the normalized axis outermost; with inner == 1 the same as padded
-  backward,    // outer runs down
-  broadcast,   // one outer after another in the same memory: only to be read
+  reversed,    // a negative outer stride
+  broadcast,   // an outer stride of 0: for inputs only
 };
 
 struct Strides {
@@ -23,7 +23,7 @@ struct Strides {
 
 inline Strides strides_of(Layout layout, const Shape& shape) {
   const int64_t dense = shape.cols * shape.inner;
-  // 3 and 5: the rows' alignments all differ.
+  // 3 and 5, so that the rows' alignments all differ.
   const int64_t col = shape.inner == 1 ? 1 : shape.inner + 3;
   switch (layout) {
     case Layout::dense: return {dense, shape.inner};
@@ -31,7 +31,7 @@ inline Strides strides_of(Layout layout, const Shape& shape) {
     case Layout::cols_first:
       if (shape.inner == 1) return {dense + 1, 1};
       return {shape.inner + 1, shape.outer * (shape.inner + 1) + 3};
-    case Layout::backward: return {-(shape.cols * col + 5), col};
+    case Layout::reversed: return {-(shape.cols * col + 5), col};
     case Layout::broadcast: return {0, shape.inner};
   }
   return {};
@@ -78,7 +78,7 @@ class Tensor {
     return true;
   }
 
-  // A copy with the same strides, in other memory.
+  // A copy with the same strides, in memory of its own.
   Tensor copy(Random& random) const {
     Tensor result;
     result.type_ = type_;
@@ -93,7 +93,7 @@ class Tensor {
   bool gaps_are_poison() const {
     const auto* begin = static_cast<const unsigned char*>(buffer_.data());
     std::vector<unsigned char> rest(begin, begin + buffer_.size());
-    // In one piece where there are millions: the thread sanitizer is slow with small ones.
+    // Whole rows where possible: the thread sanitizer is slow with millions of small pieces.
     const int64_t together = shape_.inner == 1 ? cols() : 1;
     for (int64_t row = 0; row < rows(); ++row)
       for (int64_t col = 0; col < cols(); col += together)
@@ -111,7 +111,7 @@ class Tensor {
   DataType type_ = DataType::float32;
   Shape shape_ = {0, 0, 1};
   Strides strides_ = {0, 0};
-  int64_t first_ = 0;  // element (0, 0, 0), from the lowest address
+  int64_t first_ = 0;  // index of element (0, 0, 0) from the lowest address
   Buffer buffer_;
 };
 

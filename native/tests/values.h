@@ -1,4 +1,4 @@
-// Rows of numbers that are hard in one way each.
+// Rows of numbers, each kind hard in one way.
 #pragma once
 
 #include <algorithm>
@@ -14,14 +14,14 @@ enum class Values {
   off_zero,
   mean_1e4,
   mean_2_to_20,
-  near_largest,           // squares overflow, and so does x - mean for some pairs
-  near_largest_one_sign,  // three of them overflow the sum that the mean is made of
+  near_largest,           // squares overflow, and x - mean may
+  near_largest_one_sign,  // a sum of three overflows
   smallest_normals,
   subnormals,
   constant,
   outlier,
-  first_is_outlier,  // the statistics' first guess of the mean is far off
-  two_neighbors,     // two numbers next to each other: the variance is all rounding
+  first_is_outlier,  // the first guess of the mean is far off
+  two_neighbors,     // two adjacent numbers: the variance is all rounding
   zeros,
   one_nan,
   one_infinity,
@@ -50,8 +50,8 @@ inline void fill_row(Values values, DataType type, int64_t row, Random& random,
   const Real limit = largest(type);
   const Real sign = row % 2 ? -1 : 1;
   const auto cols = static_cast<int64_t>(to.size());
-  const Real held[] = {0.1L, -3, 1.0L / 3, limit, -smallest(type), 60000};
-  const Real constant = held[random.below(6)];
+  const Real constants[] = {0.1L, -3, 1.0L / 3, limit, -smallest(type), 60000};
+  const Real constant = constants[random.below(6)];
   const Real neighbor = rounded(sign * (1 + random.uniform()), type);
   for (Real& x : to) {
     const Real normal = random.normal(), uniform = random.uniform();

@@ -1,4 +1,4 @@
-// The choices a host has, in all combinations or at random.
+// The choices of a caller, in all combinations or at random.
 #pragma once
 
 #include "layer.h"

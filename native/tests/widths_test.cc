@@ -1,4 +1,4 @@
-// Rows of every width and batches of every height, the normalized axis contiguous.
+// Contiguous rows of every width, and batches of every height.
 #include <vector>
 
 #include "judge.h"
@@ -9,7 +9,7 @@ namespace {
 using namespace layernorm;
 using namespace layernorm::test;
 
-// All up to twice the widest pack of 64 elements, then one below, at and above each power of two.
+// All up to twice the longest pack (64 elements), samples above, and around each power of two.
 std::vector<int64_t> widths() {
   std::vector<int64_t> result;
   for (int64_t cols = 1; cols <= 130; ++cols) result.push_back(cols);
@@ -32,7 +32,7 @@ void test_every_width(uint64_t seed) {
     });
 }
 
-// Rows are computed together in batches and groups, and what is left over.
+// Full batches and groups of rows, and the rows left over.
 void test_every_number_of_rows(uint64_t seed) {
   for (int64_t rows = 1; rows <= 40; ++rows)
     for (const int64_t cols : {3, 37, 131})

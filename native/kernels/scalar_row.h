@@ -1,9 +1,9 @@
-// Rows that the vector kernels hand over: sums that left the range of the compute type, squares
-// that underflowed, NaNs and infinities. One element at a time, in double, scaled by a power of two
-// where double itself needs it. Slow, and rare.
+// Scalar rows: the row done again in float64, element by element, scaled by a power of two where
+// even float64 would overflow or underflow. The vector kernels leave to it the rare rows whose sums
+// overflow, whose squares underflow, or that hold a NaN or an infinity.
 #pragma once
 
-// A row of a problem, or of an array beside it: element c at data[c * stride].
+// One row of an array.
 template <class Stored>
 struct RowOf {
   Stored* data;
@@ -11,7 +11,7 @@ struct RowOf {
   Stored& operator[](int64_t col) const { return data[col * stride]; }
 };
 
-class WideSum {
+class CompensatedSum {
  public:
   void add(double value) { add_compensated(high_, low_, value); }
   double value() const { return high_ + low_; }
@@ -21,7 +21,7 @@ class WideSum {
 };
 
 // The row times 2^-exponent has this mean and rstd.
-struct WideStatistics {
+struct ScalarStatistics {
   int exponent;
   double mean, residual;
   double rstd;  // 0 for a constant row with eps 0: its xhat is 0
@@ -35,7 +35,7 @@ template <class Stored>
 inline double largest_magnitude(RowOf<const Stored> row, int64_t cols) {
   double largest = 0;
   for (int64_t col = 0; col < cols; ++col) {
-    const double magnitude = std::fabs(static_cast<double>(scalar_from(row[col])));
+    const double magnitude = std::fabs(static_cast<double>(to_compute(row[col])));
     if (!(magnitude <= largest)) largest = magnitude;
     if (magnitude != magnitude) break;
   }
@@ -50,34 +50,34 @@ inline int scaling_exponent(double largest) {
 }
 
 template <class Stored, bool centered>
-WideStatistics wide_statistics(RowOf<const Stored> x, int64_t cols, double eps) {
+ScalarStatistics scalar_statistics(RowOf<const Stored> x, int64_t cols, double eps) {
   const double largest = largest_magnitude(x, cols);
   const double nan = std::numeric_limits<double>::quiet_NaN();
   if (!std::isfinite(largest)) return {0, nan, nan, nan};
-  WideStatistics row = {scaling_exponent<Stored>(largest), 0, 0, 0};
-  // An eps that would overflow leaves nothing of the variance: then nothing needs scaling.
+  ScalarStatistics row = {scaling_exponent<Stored>(largest), 0, 0, 0};
+  // Beside an eps that overflows when scaled, the variance vanishes: no scaling is needed.
   if (!(std::ldexp(eps, -2 * row.exponent) < 0x1p1000)) row.exponent = 0;
   const auto scaled = [&](int64_t col) {
-    return std::ldexp(static_cast<double>(scalar_from(x[col])), -row.exponent);
+    return std::ldexp(static_cast<double>(to_compute(x[col])), -row.exponent);
   };
   const double n = static_cast<double>(cols);
   if constexpr (centered) {
-    WideSum sum;
+    CompensatedSum sum;
     for (int64_t col = 0; col < cols; ++col) sum.add(scaled(col));
     row.mean = sum.value() / n;
-    WideSum rest;
+    CompensatedSum rest;
     for (int64_t col = 0; col < cols; ++col) rest.add(scaled(col) - row.mean);
     const double residual = rest.value() / n;
     const double mean = row.mean + residual;
     row.residual = two_sum_error(row.mean, residual, mean);
     row.mean = mean;
   }
-  WideSum squares;
+  CompensatedSum squares;
   for (int64_t col = 0; col < cols; ++col) {
     const double d = (scaled(col) - row.mean) - row.residual;
     squares.add(d * d);
   }
-  if (squares.value() == 0)  // a constant row: eps is all there is, and might not survive scaling
+  if (squares.value() == 0)  // a constant row: rstd depends on eps alone, which scaling could lose
     return {0, std::ldexp(row.mean, row.exponent), std::ldexp(row.residual, row.exponent),
             eps > 0 ? 1 / std::sqrt(eps) : 0};
   row.rstd = 1 / std::sqrt(squares.value() / n + std::ldexp(eps, -2 * row.exponent));
@@ -85,43 +85,43 @@ WideStatistics wide_statistics(RowOf<const Stored> x, int64_t cols, double eps) 
 }
 
 template <class Stored, bool centered>
-RowStatistics<Compute<Stored>> forward_wide_row(RowOf<const Stored> x,
-                                                const Compute<Stored>* weight,
-                                                const Compute<Stored>* bias, double eps,
-                                                RowOf<Stored> y, int64_t cols) {
+RowStatistics<Compute<Stored>> forward_scalar_row(RowOf<const Stored> x,
+                                                  const Compute<Stored>* weight,
+                                                  const Compute<Stored>* bias, double eps,
+                                                  RowOf<Stored> y, int64_t cols) {
   using C = Compute<Stored>;
-  const WideStatistics wide = wide_statistics<Stored, centered>(x, cols, eps);
+  const ScalarStatistics scalar = scalar_statistics<Stored, centered>(x, cols, eps);
   for (int64_t col = 0; col < cols; ++col) {
-    double value = wide.normalized(static_cast<double>(scalar_from(x[col])));
+    double value = scalar.normalized(static_cast<double>(to_compute(x[col])));
     if (weight) value *= static_cast<double>(weight[col]);
     if (bias) value += static_cast<double>(bias[col]);
-    y[col] = stored_from<Stored>(static_cast<C>(value));
+    y[col] = to_stored<Stored>(static_cast<C>(value));
   }
   RowStatistics<C> row;
-  const double mean = std::ldexp(wide.mean, wide.exponent);
+  const double mean = std::ldexp(scalar.mean, scalar.exponent);
   row.mean = static_cast<C>(mean);
   row.residual = static_cast<C>((mean - static_cast<double>(row.mean)) +
-                                std::ldexp(wide.residual, wide.exponent));
-  row.rstd = static_cast<C>(std::ldexp(wide.rstd, -wide.exponent));
+                                std::ldexp(scalar.residual, scalar.exponent));
+  row.rstd = static_cast<C>(std::ldexp(scalar.rstd, -scalar.exponent));
   row.ordinary = false;
   return row;
 }
 
-// rstd outside: too close to the ends of the compute type to carry its full precision.
+// Outside this range rstd is too close to the limits of the compute type for full precision.
 inline bool is_ordinary_rstd(float rstd) { return rstd > 0x1p-64f && rstd < 0x1p64f; }
 inline bool is_ordinary_rstd(double rstd) { return rstd > 0x1p-500 && rstd < 0x1p500; }
 
 template <class Stored, bool centered>
-WideStatistics wide_from_saved(const RowStatistics<Compute<Stored>>& saved, RowOf<const Stored> x,
-                               int64_t cols, double eps) {
-  if (!is_ordinary_rstd(saved.rstd)) return wide_statistics<Stored, centered>(x, cols, eps);
+ScalarStatistics scalar_statistics_from(const RowStatistics<Compute<Stored>>& saved,
+                                        RowOf<const Stored> x, int64_t cols, double eps) {
+  if (!is_ordinary_rstd(saved.rstd)) return scalar_statistics<Stored, centered>(x, cols, eps);
   return {0, static_cast<double>(saved.mean), static_cast<double>(saved.residual),
           static_cast<double>(saved.rstd)};
 }
 
 template <class Stored, bool centered>
-void backward_wide_row(const WideStatistics& row, RowOf<const Stored> x, RowOf<const Stored> dy,
-                       const Compute<Stored>* weight, RowOf<Stored> dx, int64_t cols) {
+void backward_scalar_row(const ScalarStatistics& row, RowOf<const Stored> x, RowOf<const Stored> dy,
+                         const Compute<Stored>* weight, RowOf<Stored> dx, int64_t cols) {
   using C = Compute<Stored>;
   const double largest = largest_magnitude(dy, cols);
   const int dy_exponent = scaling_exponent<Stored>(largest);
@@ -129,14 +129,14 @@ void backward_wide_row(const WideStatistics& row, RowOf<const Stored> x, RowOf<c
   if (weight)
     weight_exponent = scaling_exponent<C>(largest_magnitude(RowOf<const C>{weight, 1}, cols));
   const auto g = [&](int64_t col) {
-    double value = std::ldexp(static_cast<double>(scalar_from(dy[col])), -dy_exponent);
+    double value = std::ldexp(static_cast<double>(to_compute(dy[col])), -dy_exponent);
     if (weight) value *= std::ldexp(static_cast<double>(weight[col]), -weight_exponent);
     return value;
   };
   const auto xhat = [&](int64_t col) {
-    return row.normalized(static_cast<double>(scalar_from(x[col])));
+    return row.normalized(static_cast<double>(to_compute(x[col])));
   };
-  WideSum sum_g, sum_g_xhat;
+  CompensatedSum sum_g, sum_g_xhat;
   for (int64_t col = 0; col < cols; ++col) {
     if constexpr (centered) sum_g.add(g(col));
     sum_g_xhat.add(g(col) * xhat(col));
@@ -144,11 +144,11 @@ void backward_wide_row(const WideStatistics& row, RowOf<const Stored> x, RowOf<c
   const double n = static_cast<double>(cols);
   const double mean_g = sum_g.value() / n;
   const double mean_g_xhat = sum_g_xhat.value() / n;
-  // An infinity in dy spoils its whole row, as one in x does.
+  // An infinity in dy makes the whole row NaN, as one in x does.
   const double rstd = std::isfinite(largest) ? row.rstd : std::numeric_limits<double>::quiet_NaN();
   const int exponent = dy_exponent + weight_exponent - row.exponent;
   for (int64_t col = 0; col < cols; ++col) {
     const double value = rstd * ((g(col) - mean_g) - xhat(col) * mean_g_xhat);
-    dx[col] = stored_from<Stored>(static_cast<C>(std::ldexp(value, exponent)));
+    dx[col] = to_stored<Stored>(static_cast<C>(std::ldexp(value, exponent)));
   }
 }
