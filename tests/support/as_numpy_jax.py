@@ -30,12 +30,7 @@ def forward(x, weight, bias, *, kind: str, options: tuple[tuple[str, Any], ...])
     options = dict(options)
     given = (weight, bias) if kind == "layer_norm" else (weight,)
     y = getattr(ours, kind)(x, *given, **options)
-    definition = Definition(
-        arguments.check(x, weight, bias, options["axis"]),
-        options["eps"],
-        kind == "layer_norm",
-        options["zero_centered_weight"],
-    )
+    definition = arguments.define(x, weight, bias, centered=kind == "layer_norm", **options)
     order = arguments.order_of(x.shape, definition.axes) or tuple(range(x.ndim))
     moved = definition._replace(axes=tuple(order.index(axis) for axis in definition.axes))
     _, *statistics = primitives.forward(
