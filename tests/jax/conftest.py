@@ -1,4 +1,4 @@
-"""What JAX and Flax warn of themselves is no failure of ours; float64 where a test asks for it."""
+"""Ignores the warnings of Flax's own code, and enables float64 for the tests that ask for it."""
 
 import os
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def x64() -> Iterator[None]:
-    """Let JAX have float64 for one test."""
+    """Enable float64 in JAX for one test."""
     from jax_renamed import enable_x64
 
     with enable_x64(True):

@@ -1,4 +1,4 @@
-"""Equinox's modules over our functions: their fields, arguments, errors and types."""
+"""Our Equinox modules have the fields, arguments, errors and types of Equinox's own."""
 
 import numpy as np
 import pytest

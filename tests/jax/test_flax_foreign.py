@@ -1,6 +1,7 @@
-"""Flax's own tests of its normalization layers, from its source distribution, run on our classes.
+"""Flax's own tests of its normalization layers pass on our classes.
 
-`make` puts the distribution into build/sdists. (Equinox's holds no tests.)
+They are in Flax's source distribution, which `make` puts into build/sdists. (Equinox's source
+distribution holds no tests.)
 """
 
 import importlib.metadata
@@ -25,12 +26,12 @@ CHOSEN = " or ".join(
     )
 )
 
-# What does not pass, and why.
+# The tests that do not pass, and why.
 NOT_PASSED = {
     "NormalizationTest::test_layer_norm4": "the expected value, a float32 formula around 1e6, is "
     "off by 0.037; ours by 7e-8",
-    "NormalizationTest::test_normalization_equivalence0": "asks for the bits of Flax's "
-    "InstanceNorm, to less than an ulp",
+    "NormalizationTest::test_normalization_equivalence0": "asks for agreement with Flax's "
+    "InstanceNorm to less than an ulp",
     "NormalizationTest::test_normalization_equivalence1": "the same",
 }
 

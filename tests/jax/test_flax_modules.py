@@ -1,4 +1,4 @@
-"""Flax's modules over our functions: their parameters and types, and right where theirs are not."""
+"""Our Flax modules have the parameters and types of Flax's own, and are more accurate."""
 
 import warnings
 
@@ -159,7 +159,7 @@ def test_the_bits_are_those_of_numpy() -> None:
 
 
 def test_right_where_flax_is_not() -> None:
-    """Flax's variance is by default the difference of two large numbers."""
+    """By default Flax computes the variance as the difference of two large numbers."""
     x = random(4, 64) + 30_000
     theirs, mine = flax.linen.LayerNorm(), linen.LayerNorm()
     variables = theirs.init(jax.random.key(0), x)

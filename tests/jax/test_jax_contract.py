@@ -1,4 +1,4 @@
-"""The contract, kept by the JAX front end: NumPy's bits on the CPU, the bounds by the formulas."""
+"""The JAX front end keeps the contract: NumPy's bits on the CPU, the bounds by the formulas."""
 
 import hashlib
 from pathlib import Path
@@ -56,8 +56,8 @@ def test_a_batch_of_one_gives_the_bits_of_its_row_in_a_batch(kind, dtype) -> Non
     check_batch_of_one(OURS, Case(kind, dtype, 257, rows=37))
 
 
-# What the compiled formulas are judged on: XLA on the CPU takes subnormal numbers for 0, so no such
-# values, and none whose gradients are that small.
+# XLA on the CPU flushes subnormal numbers to 0. So the compiled formulas get no such values, and
+# none whose gradients are that small.
 ORDINARY = ("ordinary", "mean_1e4", "mean_2_to_20", "scale_1e18", "outlier", "alternating")
 COMPILED = [
     *[Case(kind, dtype, 63, values=v) for kind in KINDS for dtype in TYPES for v in ORDINARY],
@@ -83,14 +83,14 @@ def test_the_formulas_of_other_devices_are_within_the_bounds(case: Case) -> None
             for case in of_each_kind(value_cases, eps_cases, dy_cases, parameter_cases)
             if case.dtype == "float32" and case.cols != 1025
         ],
-        # Few columns and many rows, many columns: long sums.
+        # Long sums: over many rows, and over many columns.
         *[Case(kind, "float32", 3, values="off_zero", rows=10**5) for kind in KINDS],
         *[Case(kind, "float32", 2**20, values="mean_2_to_20", rows=1) for kind in KINDS],
     ]
 )
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_the_formulas_are_within_the_bounds_where_subnormals_are_kept(case, monkeypatch) -> None:
-    """Run by NumPy, operation for operation."""
+    """NumPy runs the formulas, operation by operation."""
     for module in (formulas, definition):
         monkeypatch.setattr(module, "jnp", np)
     check_forward(FORMULAS_BY_NUMPY, case)
@@ -105,12 +105,12 @@ def test_constant_rows_give_exactly_bias_in_the_formulas() -> None:
         np.testing.assert_array_equal(y, np.broadcast_to(bias, y.shape))
 
 
-@pytest.mark.parametrize("threads", [1, 2, 16])
+@pytest.mark.parametrize("threads", [1, 16])
 def test_the_bits_do_not_depend_on_the_number_of_threads(threads) -> None:
-    """XLA has as many threads as there are processors, or as PJRT is told before it starts."""
+    """PJRT reads the number of threads when it starts, so each number has a process of its own."""
     script = Path(__file__).parents[1] / "support" / "digest_of_results.py"
     digest = run_script(script, NPROC=str(threads)).split()
-    if jax.__version_info__ >= (0, 8):  # before, the threads have no names to be counted by
+    if jax.__version_info__ >= (0, 8):  # older versions do not name the threads
         assert int(digest[0]) == threads
     case = Case(cols=768, rows=2503)
     x, dy, weight, bias = case.arrays()

@@ -1,4 +1,4 @@
-"""Derivatives of any order in both modes, and what transforms make of the primitives."""
+"""Derivatives of any order in both modes, and vmap."""
 
 import functools
 import itertools
@@ -18,7 +18,7 @@ from layernorm import reference  # noqa: E402
 
 
 def formula(x, weight, bias, *, axis=-1, eps=1e-5, centered=True):
-    """Say it in jax.numpy, for JAX to differentiate."""
+    """Compute the definition in jax.numpy, for JAX to differentiate."""
     axes = tuple(np.atleast_1d(axis) % x.ndim)
     sizes = [size if each in axes else 1 for each, size in enumerate(x.shape)]
     d = x - x.mean(axes, keepdims=True) if centered else x
@@ -54,16 +54,16 @@ def test_check_grads_to_second_order_in_both_modes(name, shape, axis, x64) -> No
     x, weight, bias = problem(shape, axis)
     if name == "layer_norm":
         function = functools.partial(ours.layer_norm, axis=axis)
-        check_grads(function, (x, weight, bias), order=2, modes=("fwd", "rev"))
+        check_grads(jax.jit(function), (x, weight, bias), order=2, modes=("fwd", "rev"))
     else:
         function = functools.partial(ours.rms_norm, axis=axis, zero_centered_weight=True)
-        check_grads(function, (x, weight), order=2, modes=("fwd", "rev"))
+        check_grads(jax.jit(function), (x, weight), order=2, modes=("fwd", "rev"))
 
 
 @pytest.mark.parametrize("second", ["jvp", "vjp"])
 @each_pair
 def test_derivatives_of_the_tangent_along_other_tangents(name, second, x64) -> None:
-    """check_grads takes x for the tangent of x, along which xhat does not move."""
+    """check_grads uses x as the tangent of x, along which xhat does not change."""
     x, weight, bias = problem((3, 7))
     along = (jnp.cos(x * 7), bias, weight)
     others = (jnp.sin(x * 5), weight * bias)
@@ -81,7 +81,7 @@ def test_derivatives_of_the_tangent_along_other_tangents(name, second, x64) -> N
 
 @pytest.mark.parametrize("modes", ["ffr", "frr", "rfr"])
 def test_third_derivatives_in_any_order_of_modes(modes, x64) -> None:
-    """Of a function of one number, which moves x, weight and bias."""
+    """Of a function of one number, on which x, weight and bias all depend."""
     x, weight, bias = problem((2, 3))
     derivative = {
         "f": lambda f: lambda t: jax.jvp(f, (t,), (jnp.ones_like(t),))[1],
@@ -103,7 +103,7 @@ def test_jacobians_and_hessians_are_those_of_the_formula(name, x64) -> None:
     function, expected = PAIRS[name]
     arguments = problem()
     for jacobian in (jax.jacfwd, jax.jacrev):
-        both = [jacobian(f, argnums=(0, 1, 2))(*arguments) for f in (function, expected)]
+        both = [jax.jit(jacobian(f, argnums=(0, 1, 2)))(*arguments) for f in (function, expected)]
         assert_close(*both)
 
     def loss(f, *arguments):
@@ -192,7 +192,7 @@ def test_vmap_in_vmap(x64) -> None:
             return jnp.sum(jnp.sin(jax.vmap(jax.vmap(f, inner), outer)(*arguments)))
 
         both = [
-            jax.grad(functools.partial(nested, f), argnums=(0, 1, 2))(*given)
+            jax.jit(jax.grad(functools.partial(nested, f), argnums=(0, 1, 2)))(*given)
             for f in PAIRS["layer_norm"]
         ]
         assert_close(*both)

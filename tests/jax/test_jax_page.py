@@ -1,4 +1,4 @@
-"""The examples of docs/jax.md run as they stand."""
+"""The examples in docs/jax.md run as written."""
 
 import doctest
 import warnings
@@ -13,10 +13,10 @@ pytest.importorskip("equinox")
 PAGE = Path(__file__).parents[2] / "docs" / "jax.md"
 
 
-@pytest.mark.skipif(not hasattr(jax, "enable_x64"), reason="the page says what JAX 0.7 has not")
+@pytest.mark.skipif(not hasattr(jax, "enable_x64"), reason="the page uses names that JAX 0.7 lacks")
 def test_the_page_runs() -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Flax's own, while it is imported
+        warnings.simplefilter("ignore")  # Flax warns while it is imported
         failures, tried = doctest.testfile(str(PAGE), module_relative=False)
     assert tried > 10
     assert failures == 0

@@ -1,4 +1,4 @@
-"""Sharded arrays on 8 devices of the host, in a process of its own."""
+"""Arrays sharded over 8 devices of the host, in a process of its own."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from sharded_calls import rows_of_every_kind
 from layernorm import accuracy
 
 NONE: dict[str, int] = {}
-# An all-gather brings the moments; an all-reduce dweight and dbias, another two sums of each row.
+# One all-gather for the moments; one all-reduce for dweight and dbias, and one for two sums a row.
 COLLECTIVES = {
     "rows": (NONE, {"all-reduce": 1}),
     "two kept axes": (NONE, {"all-reduce": 1}),

@@ -1,4 +1,4 @@
-"""What people do with a function in JAX: jit, scan, remat, donation, compiling ahead of time."""
+"""The common uses of a function in JAX: jit, scan, remat, donation, ahead-of-time compilation."""
 
 import functools
 import threading
@@ -150,7 +150,7 @@ def test_several_threads_at_once_give_no_wrong_bits() -> None:
 
 
 def test_calls_within_one_program_share_xlas_threads() -> None:
-    """Independent calls, each large enough for threads of its own, run on XLA's at once."""
+    """Independent calls, each large enough for several threads, run on XLA's threads at once."""
     arrays = problem((2000, 129))
     x, weight, bias, _ = arrays
 

@@ -1,4 +1,4 @@
-"""Run by test_keras.py in a process for each backend: the layers, and the functions."""
+"""Run by test_keras.py, once for each backend: the layers, and the functions."""
 
 import doctest
 import inspect
@@ -21,7 +21,7 @@ import layernorm.keras as ours
 import layernorm.numpy as numpy_front_end
 from layernorm.keras import backends, formula
 
-# Keras's own, of NumPy.
+# Keras's own calls of NumPy cause it.
 pytestmark = pytest.mark.filterwarnings("ignore:.*__array__.*:DeprecationWarning")
 
 RNG = np.random.default_rng(0)
@@ -43,7 +43,7 @@ def test_the_front_end_of_the_backend_does_the_work() -> None:
 
 @each_kind
 def test_the_bits_are_those_of_the_numpy_front_end(kind) -> None:
-    """For every case of the table; y alone on NumPy's backend, which has no gradients."""
+    """On the NumPy backend only y, because that backend has no gradients."""
     for case in cases.dense_table(kind):
         x, dy, weight, bias = arrays = [dense(each) for each in case.arrays()]
         expected = forward_and_backward(numpy_front_end, case, *arrays)
@@ -60,7 +60,7 @@ def test_the_bits_are_those_of_the_numpy_front_end(kind) -> None:
 @each_kind
 def test_layers_over_any_axis_have_the_parameters_in_xs_order(kind, axis) -> None:
     mine, _, eps = PAIRS[kind]
-    x = normal(6, 4, 5, 3) + 1e4  # the mean is large, too
+    x = normal(6, 4, 5, 3) + 1e4  # a large mean too
     layer = mine(axis=axis)
     layer.build(x.shape)
     shape = tuple(x.shape[each] for each in layouts.axes_of(axis, x.ndim))
@@ -222,7 +222,7 @@ def test_convert_swaps_in_place_and_keeps_the_rest() -> None:
 def test_convert_reaches_functions_that_were_traced_before(call) -> None:
     model = keras.Sequential([keras.Input((2,)), keras.layers.LayerNormalization()])
     model.compile(keras.optimizers.SGD(0.0), "mse", jit_compile=BACKEND == "jax")
-    x = np.array([[1e30, -1e30]], np.float32)  # whose squares overflow, in Keras
+    x = np.array([[1e30, -1e30]], np.float32)  # their squares overflow in Keras
     y = np.array([[1, -1]], np.float32)
 
     def error() -> float:
@@ -258,7 +258,7 @@ def test_symbolic_tensors(kind, tmp_path) -> None:
     assert layer(inputs).shape == (None, 4, None, 8)
 
 
-@pytest.mark.skipif(BACKEND == "numpy", reason="an array of NumPy's carries no mask")
+@pytest.mark.skipif(BACKEND == "numpy", reason="NumPy arrays carry no mask")
 @each_kind
 def test_masks_go_through(kind) -> None:
     layer = PAIRS[kind][0]()
@@ -283,7 +283,8 @@ def test_bench_and_check_ask_the_layers_for_the_same_as_numpy(name, monkeypatch)
     if BACKEND == "tensorflow":
         import tensorflow as tf
 
-        set_once = "set_intra_op_parallelism_threads"  # before the first operation, which was
+        # TensorFlow allows that only before its first operation.
+        set_once = "set_intra_op_parallelism_threads"
         monkeypatch.setattr(tf.config.threading, set_once, lambda threads: None)
     from layernorm.cli.providers import keras_layers
 
@@ -295,7 +296,7 @@ def test_bench_and_check_ask_the_layers_for_the_same_as_numpy(name, monkeypatch)
 
 
 @pytest.mark.parametrize(("axis", "words"), [(4, "out of bounds|out of range"), ([1, -2], "twice")])
-def test_axes_that_x_has_not(axis, words) -> None:
+def test_axes_out_of_range(axis, words) -> None:
     with pytest.raises((ValueError, IndexError), match=words):
         ours.LayerNormalization(axis=axis)(normal(2, 3, 4)[..., None][..., 0])
 

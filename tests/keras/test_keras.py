@@ -1,4 +1,4 @@
-"""The Keras front end on each backend, in a process of its own (see own_process.py)."""
+"""The Keras front end, on each backend in a process of its own (see own_process.py)."""
 
 import importlib.util
 

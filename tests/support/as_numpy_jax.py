@@ -1,7 +1,7 @@
-"""The JAX front end with the functions of `layernorm.numpy`: the contract's checks take it.
+"""The JAX front end behind the functions of `layernorm.numpy`, for the contract's checks.
 
-Gradients come from jax.vjp of the public functions; or all of it from the formulas that serve other
-devices, compiled for the CPU here.
+`AsNumpy` calls the public functions, and jax.vjp of them. `FormulasAsNumpy` calls the formulas for
+other devices, compiled for the CPU.
 """
 
 import functools
@@ -30,12 +30,7 @@ def forward(x, weight, bias, *, kind: str, options: tuple[tuple[str, Any], ...])
     options = dict(options)
     given = (weight, bias) if kind == "layer_norm" else (weight,)
     y = getattr(ours, kind)(x, *given, **options)
-    definition = Definition(
-        arguments.check(x, weight, bias, options["axis"]),
-        options["eps"],
-        kind == "layer_norm",
-        options["zero_centered_weight"],
-    )
+    definition = arguments.define(x, weight, bias, centered=kind == "layer_norm", **options)
     order = arguments.order_of(x.shape, definition.axes) or tuple(range(x.ndim))
     moved = definition._replace(axes=tuple(order.index(axis) for axis in definition.axes))
     _, *statistics = primitives.forward(
@@ -57,7 +52,7 @@ backward = jax.jit(gradients, static_argnames=("kind", "options"))
 
 @functools.partial(jax.jit, static_argnames=("kind", "options"))
 def everything(dy, x, weight, bias, own, *, kind: str, options: tuple[tuple[str, Any], ...]):
-    """Return y, the statistics and the gradients, compiled at once. `own`: see `parameters`."""
+    """Return y, the statistics and the gradients, from one program. `own`: see `parameters`."""
     call = {"kind": kind, "options": options}
     return forward(x, weight, bias, **call), gradients(dy, x, *own, **call)
 
@@ -86,7 +81,7 @@ class AsNumpy(Adapter):
     """The public functions."""
 
     def forward_and_backward(self, case: Case, x, dy, weight, bias) -> dict[str, Array]:
-        """Do what `calls.forward_and_backward` does, in one compiled program."""
+        """Replace `calls.forward_and_backward` by one compiled program."""
         call = {"kind": case.kind, "options": tuple(case.definition.items())}
         own = parameters(x, weight, bias, **case.definition)
         with enable_x64(True):
@@ -113,7 +108,7 @@ class AsNumpy(Adapter):
 
 
 class FormulasAsNumpy(AsNumpy):
-    """The formulas for devices that have no kernels, compiled by XLA for the CPU."""
+    """The formulas for devices without kernels, compiled by XLA for the CPU."""
 
     run_forward = staticmethod(jax.jit(formula_forward, static_argnames="definition"))
     run_backward = staticmethod(
@@ -153,7 +148,7 @@ class FormulasAsNumpy(AsNumpy):
 
 
 class FormulasByNumpy(FormulasAsNumpy):
-    """The same, where `jnp` has been made NumPy: nothing flushes subnormal numbers."""
+    """The formulas where `jnp` is replaced by NumPy, which does not flush subnormal numbers."""
 
     run_forward = staticmethod(formula_forward)
     run_backward = staticmethod(formula_backward)

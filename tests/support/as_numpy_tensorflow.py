@@ -1,6 +1,6 @@
-"""The TensorFlow front end with the functions of `layernorm.numpy`: the contract's checks take it.
+"""The TensorFlow front end behind the functions of `layernorm.numpy`, for the contract's checks.
 
-Gradients come from a tape. In graphs, nothing of a shape is known before the graph runs.
+Gradients come from a tape. In graphs, shapes are unknown until the graph runs.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Prints how many threads XLA computes with here, and digests of a call that uses them."""
+"""Prints the number of XLA's threads, and digests of the results of a call that uses them."""
 
 import hashlib
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A plugin of pytest's: our classes under Flax's names, before Flax's tests are imported."""
+"""A pytest plugin that puts our classes under Flax's names before Flax's tests are imported."""
 
 import flax.linen
 import flax.nnx

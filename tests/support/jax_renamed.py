@@ -1,4 +1,4 @@
-"""What JAX 0.7 has in other places than later versions."""
+"""Names that later versions of JAX have moved."""
 
 import jax
 

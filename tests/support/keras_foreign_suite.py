@@ -1,7 +1,7 @@
-"""Keras's own tests of its layers, run on ours: KERAS_BACKEND=... python foreign_suite.py SDIST.
+"""Keras's own tests of its layers, run on ours: python keras_foreign_suite.py SDIST.
 
-The tests are in Keras's source distribution, not in its wheel. The two files run as they are, with
-our layers in the place of Keras's.
+The tests are in Keras's source distribution, not in its wheel. The two files run unchanged, with
+our layers in place of Keras's. KERAS_BACKEND selects the backend.
 """
 
 import sys
@@ -18,12 +18,12 @@ import layernorm.keras as ours
 
 FILES = ("layer_normalization_test.py", "rms_normalization_test.py")
 
-# Where the Makefile puts the source distribution.
+# The Makefile puts the source distribution there.
 SDISTS = sorted(Path(__file__).parents[2].glob("build/sdists/keras-*.tar.gz"))
 
 
 def run(sdist: Path) -> unittest.TestResult:
-    """Run the tests; the result tells how many, and what failed."""
+    """Run the tests; return how many ran, and which failed."""
     name = sdist.name.removesuffix(".tar.gz")
     assert name == f"keras-{keras.__version__}", f"{name}, beside Keras {keras.__version__}"
     suite = unittest.TestSuite()

@@ -1,4 +1,4 @@
-"""Gradients and arrays of whatever backend Keras runs on."""
+"""Gradients and arrays on any of Keras's backends."""
 
 import functools
 from collections.abc import Callable
@@ -12,7 +12,7 @@ BACKEND = keras.backend.backend()
 
 
 def to_tensor(array):
-    if array is None or BACKEND == "numpy":  # Keras makes a float64 array float32 there
+    if array is None or BACKEND == "numpy":  # there Keras converts float64 arrays to float32
         return array
     if BACKEND == "torch" and array.dtype == ml_dtypes.bfloat16:
         import torch
@@ -30,7 +30,7 @@ def to_array(tensor) -> np.ndarray:
 
 
 class Call(NamedTuple):
-    """A function with its keywords, to which equal calls are equal: JAX compiles them once."""
+    """A function with its keywords. Equal calls compare equal, so JAX compiles them once."""
 
     function: Callable
     options: tuple[tuple[str, Any], ...]
@@ -40,7 +40,7 @@ class Call(NamedTuple):
 
 
 def with_gradients(call: Call, given, dy):
-    """Return call(**given), and its gradients at dy by name; on NumPy's backend none."""
+    """Return call(**given) and its gradients at dy by name; no gradients on the NumPy backend."""
     if BACKEND == "tensorflow":
         import tensorflow as tf
 

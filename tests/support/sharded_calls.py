@@ -1,4 +1,4 @@
-"""Run in a process with 8 devices: results and collectives of sharded calls, as JSON lines."""
+"""A script for a process with 8 devices: prints results and collectives of sharded calls."""
 
 import collections
 import functools
@@ -46,7 +46,7 @@ def placed(array, spec):
 
 
 def arrays_of(*shape: int) -> list[np.ndarray]:
-    """Make x, weight, bias and dy; the same ones in each process."""
+    """Make x, weight, bias and dy, the same in every process."""
     rng = np.random.default_rng(8)
     sizes = (shape, shape[-1:], shape[-1:], shape)
     return [rng.normal(0.5, 1, size).astype(np.float32) for size in sizes]
@@ -56,7 +56,7 @@ def rows_of_every_kind(dtype: str) -> list[jax.Array]:
     x, *others = arrays_of(8, 16, 64)
     x[:, 0] = 1 + x[:, 0] * 1e-3  # far from zero
     x[:, 1] = np.linspace(-5, 5, 64) + x[:, 1]  # a shard's mean is far from the row's
-    x[0, 2], x[1, 2] = x[0, 2] * 1e18, 3.0  # wide; constant
+    x[0, 2], x[1, 2] = x[0, 2] * 1e18, 3.0  # large; constant
     return [jnp.asarray(each, dtype) for each in (x, *others)]
 
 
@@ -93,7 +93,7 @@ def call(kind: str, dtype: str, name: str) -> None:
 
 
 def rows_that_do_not_divide() -> None:
-    """An inner array whose rows the devices would have unequal parts of."""
+    """An intermediate array whose rows do not divide evenly among the devices."""
     x, weight, bias, _ = arrays_of(7, 64)
     x = placed(x, ())
 
@@ -127,7 +127,7 @@ def within_shard_map() -> None:
 
 
 def explicit_axes() -> None:
-    """On a mesh whose axes belong to the arrays' types."""
+    """On a mesh with explicit axes, which are part of an array's type."""
     kinds = (jax.sharding.AxisType.Explicit,) * 2
     x, weight, bias, _ = arrays_of(8, 64)
 

@@ -1,4 +1,4 @@
-"""Run by test_tensorflow.py in a process of its own: the bits are those of `layernorm.numpy`."""
+"""Run by test_tensorflow.py: the bits are those of `layernorm.numpy`."""
 
 import cases
 import pytest

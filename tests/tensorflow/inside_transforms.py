@@ -1,4 +1,4 @@
-"""Run by test_tensorflow.py in its own process: derivatives, graphs, files, errors, threads."""
+"""Run by test_tensorflow.py: derivatives, graphs, files, errors, threads."""
 
 import doctest
 import subprocess
@@ -42,7 +42,7 @@ def tensors(dtype=tf.float64, shape=(3, 4, 5), axis=(-1,)):
 
 
 def functions(kind, axis=-1, zero_centered_weight=False):
-    """Ours, and the formula, which TensorFlow differentiates by itself."""
+    """Return our function, and the formula, which TensorFlow differentiates by itself."""
     axes = (axis,) if isinstance(axis, int) else axis
     definition = Definition(axes, 1e-3, kind == "layer_norm", zero_centered_weight)
     options = {"axis": axis, "eps": 1e-3, "zero_centered_weight": zero_centered_weight}
@@ -115,7 +115,7 @@ def test_forward_mode_and_forward_over_reverse(kind, way) -> None:
 
     mine, theirs = functions(kind)
     assert_close(tangents(WAYS[way](mine)), tangents(theirs))
-    # The accumulator stands in the graph too: outside, TensorFlow fails with any graph's gradient.
+    # The accumulator is inside the graph: outside, TensorFlow fails on the gradient of any graph.
     got = WAYS[way](lambda: tangents_of_gradients(mine))()
     assert_close(got, tangents_of_gradients(theirs))
 
@@ -183,7 +183,7 @@ def test_a_float32_weight_beside_16_bits(way) -> None:
     assert types == [tf.bfloat16, tf.float32, tf.float32]
 
 
-def test_a_call_that_tensorflows_short_way_refuses(monkeypatch) -> None:
+def test_a_call_that_tensorflows_fast_path_refuses(monkeypatch) -> None:
     x, weight, bias, dy, _ = tensors(tf.float32)
     calls = (ours.layer_norm, lambda x, weight, bias: ours.layer_norm(x, None, bias))
     expected = [gradients(each, x, weight, bias, dy) for each in calls]
@@ -191,8 +191,8 @@ def test_a_call_that_tensorflows_short_way_refuses(monkeypatch) -> None:
     def refuse(*_):
         raise operators.core._FallbackException
 
-    way = SimpleNamespace(TFE_Py_FastPathExecute=refuse)
-    monkeypatch.setattr(operators, "pywrap_tfe", way)
+    refusing = SimpleNamespace(TFE_Py_FastPathExecute=refuse)
+    monkeypatch.setattr(operators, "pywrap_tfe", refusing)
     for call, wanted in zip(calls, expected, strict=True):
         for got, each in zip(gradients(call, x, weight, bias, dy), wanted, strict=True):
             np.testing.assert_array_equal(got, each)

@@ -13,52 +13,52 @@ _NO_STATE = object()
 
 
 class LayerNorm(equinox.nn.LayerNorm):
-    """Layer norm: an `equinox.nn.LayerNorm`, with its arguments, fields and types.
+    """Layer norm: an `equinox.nn.LayerNorm`, with the same arguments, fields and types.
 
     y = (x - mean) / sqrt(var + eps) * weight + bias, as `layernorm.jax.layer_norm`, over all axes.
-    Under jax.vmap, which Equinox has its users put around it, the whole batch is one call.
+    Under jax.vmap, which Equinox's users put around it, the whole batch is one call.
     """
 
     def __call__(self, x: Array, state: Any = _NO_STATE, *, key: Any = None) -> Any:
-        """Return y, and `state` as it is where it is given. `key` says nothing."""
+        """Return y; with `state`, also return it unchanged. `key` is ignored."""
         if x.shape != self.shape or not _is_served(x):
             return _theirs(super().__call__, x, state)
         with jax.named_scope("layernorm.equinox.LayerNorm"):
-            weight, bias = (_wide(each, x) for each in (self.weight, self.bias))
+            weight, bias = (_widened(each, x) for each in (self.weight, self.bias))
             y = functions.layer_norm(x, weight, bias, axis=_every(x), eps=self.eps)
         return y if state is _NO_STATE else (y, state)
 
 
 class RMSNorm(equinox.nn.RMSNorm):
-    """RMS norm: an `equinox.nn.RMSNorm`, with its arguments, fields and types.
+    """RMS norm: an `equinox.nn.RMSNorm`, with the same arguments, fields and types.
 
     y = x / sqrt(mean(x**2) + eps) * weight + bias, as `layernorm.jax.rms_norm`, over all axes.
     """
 
     def __call__(self, x: Array, state: Any = _NO_STATE, *, key: Any = None) -> Any:
-        """Return y, and `state` as it is where it is given. `key` says nothing."""
+        """Return y; with `state`, also return it unchanged. `key` is ignored."""
         if x.shape != self.shape or not _is_served(x):
             return _theirs(super().__call__, x, state)
         with jax.named_scope("layernorm.equinox.RMSNorm"):
-            weight, bias = (_wide(each, x) for each in (self.weight, self.bias))
+            weight, bias = (_widened(each, x) for each in (self.weight, self.bias))
             # A 16-bit y is rounded once, after the bias.
-            wide = x if bias is None else x.astype(bias.dtype)
-            y = functions.rms_norm(wide, weight, axis=_every(x), eps=self.eps)
+            given = x if bias is None else x.astype(bias.dtype)
+            y = functions.rms_norm(given, weight, axis=_every(x), eps=self.eps)
             y = y if bias is None else (y + bias).astype(x.dtype)
         return y if state is _NO_STATE else (y, state)
 
 
 def _is_served(x: Array) -> bool:
-    """Tell whether our functions know the type, and there is something to normalize."""
+    """Tell whether our functions take the type, and x has axes to normalize over."""
     return x.ndim > 0 and jnp.issubdtype(x.dtype, jnp.floating)
 
 
 def _theirs(call: Any, x: Array, state: Any) -> Any:
-    """Let Equinox have its say: its errors, and the types that are left."""
+    """Leave the call to Equinox: it raises its own errors, and takes other types."""
     return call(x) if state is _NO_STATE else call(x, state)
 
 
-def _wide(parameter: Array | None, x: Array) -> Array | None:
+def _widened(parameter: Array | None, x: Array) -> Array | None:
     if parameter is None:
         return None
     return parameter.astype(jnp.promote_types(x.dtype, jnp.float32))

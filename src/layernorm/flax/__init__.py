@@ -1,4 +1,4 @@
-"""Layer norm and RMS norm for Flax: `linen` and `nnx` hold the classes of Flax's modules' names."""
+"""Layer norm and RMS norm for Flax: `linen` and `nnx` have the classes of Flax's two modules."""
 
 from layernorm.flax import linen, nnx
 

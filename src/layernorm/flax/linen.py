@@ -9,16 +9,16 @@ from layernorm.flax.normalize import axes_of, is_served, normalize, settings_of
 
 
 class LayerNorm(linen.LayerNorm):
-    """Layer norm: a `flax.linen.LayerNorm`, with its arguments, parameters and types.
+    """Layer norm: a `flax.linen.LayerNorm`, with the same arguments, parameters and types.
 
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, as `layernorm.jax.layer_norm`. The variance
-    is always taken around the mean, and in float32 or more: `use_fast_variance` and
-    `force_float32_reductions` say nothing here.
+    is always that of the centered row, in float32 or float64: `use_fast_variance` and
+    `force_float32_reductions` are ignored.
     """
 
     @linen.compact
     def __call__(self, x: Any, *, mask: Any = None) -> Array:
-        """Return y. `mask`: which elements have a part in the mean and the variance."""
+        """Return y. `mask`: which elements the mean and the variance are taken over."""
         settings = settings_of(self, centered=True)
         if not is_served(x, settings):
             return super().__call__(x, mask=mask)
@@ -26,14 +26,14 @@ class LayerNorm(linen.LayerNorm):
 
 
 class RMSNorm(linen.RMSNorm):
-    """RMS norm: a `flax.linen.RMSNorm`, with its arguments, parameter and types.
+    """RMS norm: a `flax.linen.RMSNorm`, with the same arguments, parameter and types.
 
     y = x / sqrt(mean(x**2) + epsilon) * scale, as `layernorm.jax.rms_norm`.
     """
 
     @linen.compact
     def __call__(self, x: Any, *, mask: Any = None) -> Array:
-        """Return y. `mask`: which elements have a part in the mean of the squares."""
+        """Return y. `mask`: which elements the mean of the squares is taken over."""
         settings = settings_of(self, centered=False)
         if not is_served(x, settings):
             return super().__call__(x, mask=mask)

@@ -9,14 +9,14 @@ from layernorm.flax.normalize import is_served, normalize, settings_of
 
 
 class LayerNorm(nnx.LayerNorm):
-    """Layer norm: a `flax.nnx.LayerNorm`, with its arguments, parameters and types.
+    """Layer norm: a `flax.nnx.LayerNorm`, with the same arguments, parameters and types.
 
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, as `layernorm.jax.layer_norm`. The variance
-    is always taken around the mean: `use_fast_variance` says nothing here.
+    is always that of the centered row: `use_fast_variance` is ignored.
     """
 
     def __call__(self, x: Any, *, mask: Any = None) -> Array:
-        """Return y. `mask`: which elements have a part in the mean and the variance."""
+        """Return y. `mask`: which elements the mean and the variance are taken over."""
         settings = settings_of(self, centered=True)
         if not is_served(x, settings):
             return super().__call__(x, mask=mask)
@@ -26,13 +26,13 @@ class LayerNorm(nnx.LayerNorm):
 
 
 class RMSNorm(nnx.RMSNorm):
-    """RMS norm: a `flax.nnx.RMSNorm`, with its arguments, parameter and types.
+    """RMS norm: a `flax.nnx.RMSNorm`, with the same arguments, parameter and types.
 
     y = x / sqrt(mean(x**2) + epsilon) * scale, as `layernorm.jax.rms_norm`.
     """
 
     def __call__(self, x: Any, mask: Any = None) -> Array:
-        """Return y. `mask`: which elements have a part in the mean of the squares."""
+        """Return y. `mask`: which elements the mean of the squares is taken over."""
         settings = settings_of(self, centered=False)
         if not is_served(x, settings):
             return super().__call__(x, mask=mask)

@@ -1,4 +1,4 @@
-"""What the four classes have in common: Flax's types, axes and masks, and our functions."""
+"""The call of all four classes: Flax's types, axes and masks, computed by our functions."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from layernorm import jax as functions
 
 
 class Settings(NamedTuple):
-    """What a module says of a call, in Flax's words."""
+    """A module's settings, under Flax's names; and whether it is layer norm."""
 
     epsilon: float
     dtype: Any
@@ -24,19 +24,19 @@ class Settings(NamedTuple):
 
 
 def settings_of(module: Any, *, centered: bool) -> Settings:
-    """Read them off a module of Flax's."""
+    """Read the settings of a Flax module."""
     read = {name: getattr(module, name) for name in Settings._fields[:-1]}
     return Settings(**read, centered=centered)
 
 
 def axes_of(axes: Any, dims: int) -> tuple[int, ...]:
-    """Sort the axes and make them positive."""
+    """Return the axes sorted, none negative."""
     given = axes if isinstance(axes, Iterable) else (axes,)
     return tuple(sorted({axis + dims if axis < 0 else axis for axis in given}))
 
 
 def is_served(x: Any, settings: Settings) -> bool:
-    """Tell whether our functions know the type: Flax's own modules take complex numbers too."""
+    """Tell whether our functions take the type: Flax's own modules take complex numbers too."""
     types = [jnp.result_type(x), *([] if settings.dtype is None else [settings.dtype])]
     return not any(jnp.issubdtype(each, jnp.complexfloating) for each in types)
 
@@ -44,7 +44,7 @@ def is_served(x: Any, settings: Settings) -> bool:
 def normalize(
     x: Any, scale: Array | None, bias: Array | None, mask: Any, settings: Settings
 ) -> Array:
-    """Return y, of the type that Flax's rules say."""
+    """Return y, in the type that Flax's rules give."""
     x = jnp.asarray(x)
     out_type = canonicalize_dtype(x, scale, bias, dtype=settings.dtype)
     axes = axes_of(settings.reduction_axes, x.ndim)
@@ -72,8 +72,7 @@ def _widened(x: Array) -> Array:
 def _parameter(parameter: Array | None, x: Array, sizes: list[int]) -> Array | None:
     if parameter is None:
         return None
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    return parameter.reshape(sizes).astype(wide)
+    return parameter.reshape(sizes).astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _norm(
@@ -85,7 +84,7 @@ def _norm(
 
 
 def _of_moments(x: Array, axes: tuple[int, ...], mask: Any, settings: Settings) -> Array:
-    """Return xhat where the mask, or other devices, have a say in the mean and the variance."""
+    """Return xhat where a mask, or a mean over devices, changes the mean and the variance."""
     where = None if mask is None else jnp.asarray(mask, bool)
 
     def mean(v: Array) -> Array:
@@ -95,7 +94,7 @@ def _of_moments(x: Array, axes: tuple[int, ...], mask: Any, settings: Settings) 
         return jax.lax.pmean(here, settings.axis_name, axis_index_groups=settings.axis_index_groups)
 
     if settings.centered:
-        # Twice: the mean of what is left is what rounding took from the mean of a row far from 0.
+        # Twice: far from 0 the mean is rounded, and the second mean is that rounding error.
         x = x - jax.lax.stop_gradient(mean(x))
         x = x - mean(x)
     return x * jax.lax.rsqrt(mean(x * x) + settings.epsilon)

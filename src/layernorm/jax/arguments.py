@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, SupportsFloat
 
 import jax
 import jax.numpy as jnp
@@ -10,15 +10,20 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from layernorm import spec
+from layernorm.jax.definition import Definition
+
+Description = tuple[tuple[int, ...], Any]  # an array's shape and type
 
 
 def convert(name: str, type_name: str) -> str:
-    """Write how a user of JAX converts an array: the last words of an error."""
+    """Write how a user of JAX converts an array: the end of an error message."""
     return f"{name}.astype(jnp.{type_name})"
 
 
 def as_array(name: str, value: ArrayLike) -> Array:
-    """Take what jax.numpy takes for an array. Raises: TypeError."""
+    """Convert what jax.numpy accepts as an array. Raises: TypeError."""
+    if isinstance(value, Array):
+        return value  # traced ones too; jnp.asarray takes 40 Python calls to do the same
     try:
         return jnp.asarray(value)
     except TypeError as error:
@@ -27,16 +32,47 @@ def as_array(name: str, value: ArrayLike) -> Array:
         ) from error
 
 
-def check(x: Array, weight: Array | None, bias: Array | None, axis: spec.Axis) -> tuple[int, ...]:
-    """Check types and shapes; return the normalized axes. Raises: TypeError and ValueError."""
-    parameters = {"weight": weight, "bias": bias}
-    types = [None if each is None else str(each.dtype) for each in parameters.values()]
-    spec.check_types(str(x.dtype), *types, convert=convert)
-    axes = spec.normalize_axes(axis, x.ndim)
-    for name, given in parameters.items():
-        if given is not None:
-            spec.check_parameter(name, given.shape, x.shape, axes)
-    return axes
+def define(
+    x: Array,
+    weight: Array | None,
+    bias: Array | None,
+    *,
+    axis: spec.Axis,
+    eps: SupportsFloat,
+    centered: bool,
+    zero_centered_weight: bool,
+) -> Definition:
+    """Check all arguments, and define the call. Raises: TypeError and ValueError."""
+    definition: tuple[Any, ...] = (axis, eps, centered, bool(zero_centered_weight))
+    # Only these types: for a cache, True and 1.0 are the axis 1.
+    checked = _checked_once if type(axis) is int and type(eps) is float else _checked
+    return checked((x.shape, x.dtype), _described(weight), _described(bias), *definition)
+
+
+def _described(parameter: Array | None) -> Description | None:
+    return None if parameter is None else (parameter.shape, parameter.dtype)
+
+
+def _checked(
+    x: Description,
+    weight: Description | None,
+    bias: Description | None,
+    axis: spec.Axis,
+    eps: SupportsFloat,
+    centered: bool,
+    zero_centered_weight: bool,
+) -> Definition:
+    shape, dtype = x
+    types = [None if each is None else str(each[1]) for each in (weight, bias)]
+    spec.check_types(str(dtype), *types, convert=convert)
+    axes = spec.normalize_axes(axis, len(shape))
+    for name, parameter in (("weight", weight), ("bias", bias)):
+        if parameter is not None:
+            spec.check_parameter(name, parameter[0], shape, axes)
+    return Definition(axes, spec.check_eps(eps), centered, zero_centered_weight)
+
+
+_checked_once = functools.lru_cache(maxsize=1024)(_checked)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -48,7 +84,7 @@ def order_of(shape: Any, axes: tuple[int, ...]) -> tuple[int, ...] | None:
 
 
 def vary_alike(arrays: Sequence[Array | None]) -> list[Array | None]:
-    """Within jax.shard_map, have each vary along all axes of the mesh that one of them does.
+    """Within jax.shard_map, have each array vary along all mesh axes that any of them varies along.
 
     So the gradients of parameters that all devices share are added up.
     """

@@ -1,7 +1,7 @@
-"""What jax.vmap does to the primitives: one call for the whole batch, and no copied weights.
+"""What jax.vmap makes of the primitives: one call for the whole batch, and no copied weights.
 
-A batch that the parameters have no part in becomes more rows. One that they have a part in, or that
-needs gradients of the parameters for each of its members, becomes an axis of the batch.
+Where the members of a batch share the parameters, the batch becomes more rows. Where they do not,
+or where each member needs its own gradients of the parameters, it becomes a batch axis.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from layernorm.jax import derivatives
 from layernorm.jax.definition import Definition
 from layernorm.jax.primitives import backward_p, forward_p, parts, spaced, tangent_p
 
-Dims = Sequence[Any]  # the batch's axis of each operand, or None
+Dims = Sequence[Any]  # the batch axis of each operand, or None
 
 
 def _size(operands: Sequence[Any], dims: Dims) -> int:
@@ -25,31 +25,30 @@ def _size(operands: Sequence[Any], dims: Dims) -> int:
     )
 
 
-def _at(operand: Array, dim: int | None, place: int, size: int) -> Array:
-    """Put the batch's axis at this place, one copy for each member if there was none."""
+def _with_batch_at(index: int, operand: Array, dim: int | None, size: int) -> Array:
+    """Move the batch axis to this index; repeat an operand that has none for each member."""
     if dim is not None:
-        return jnp.moveaxis(operand, dim, place)
-    shape = (*operand.shape[:place], size, *operand.shape[place:])
-    return jnp.broadcast_to(jnp.expand_dims(operand, place), shape)
+        return jnp.moveaxis(operand, dim, index)
+    shape = (*operand.shape[:index], size, *operand.shape[index:])
+    return jnp.broadcast_to(jnp.expand_dims(operand, index), shape)
 
 
 def _parameter(
     parameter: Array | None, dim: int | None, definition: Definition, x: Array, size: int
 ) -> Array | None:
-    """Give a parameter the batch's axis in front, unless no batch has a part in it.
+    """Move the batch axis of a parameter to the front; one that all batches share is left as it is.
 
-    `definition` and `x` are those from before.
+    `definition` and `x` are those of one member.
     """
     if parameter is None:
         return None
-    own_dims = parameter.ndim - (dim is not None)
-    has_batch = own_dims == definition.batch_axes + len(definition.axes)
-    if dim is None:
-        return _at(parameter, None, 0, size) if has_batch and definition.batch_axes else parameter
-    parameter = jnp.moveaxis(parameter, dim, 0)
-    if has_batch:
-        return parameter
     batch = x.shape[: definition.batch_axes]
+    own_batch = parameter.ndim - (dim is not None) - len(definition.axes)
+    if dim is None:
+        return _with_batch_at(0, parameter, None, size) if own_batch else parameter
+    parameter = jnp.moveaxis(parameter, dim, 0)
+    if own_batch == len(batch):
+        return parameter
     spread = parameter.reshape(size, *(1,) * len(batch), *parameter.shape[1:])
     return jnp.broadcast_to(spread, (size, *batch, *parameter.shape[1:]))
 
@@ -74,18 +73,18 @@ def _forward(
     (x, *parameters), (dim, *others) = spaced(operands, given), spaced(dims, given)
     params = {"has_weight": has_weight, "has_bias": has_bias, "with_statistics": with_statistics}
     if all(each is None for each in others):
-        place = definition.batch_axes
-        x, definition = _at(x, dim, place, size), definition.with_row_axis()
+        index = definition.batch_axes
+        x, definition = _with_batch_at(index, x, dim, size), definition.with_row_axis()
     else:
-        place, one = 0, _one_of(x, dim)
+        index, one = 0, _one_of(x, dim)
         parameters = [
             _parameter(each, own, definition, one, size)
             for each, own in zip(parameters, others, strict=True)
         ]
-        x, definition = _at(x, dim, 0, size), definition.with_batch_axis()
+        x, definition = _with_batch_at(0, x, dim, size), definition.with_batch_axis()
     present = [x, *(each for each in parameters if each is not None)]
     results = forward_p.bind(*present, definition=definition, **params)
-    return results, [place] * len(results)
+    return results, [index] * len(results)
 
 
 def _backward(
@@ -102,12 +101,12 @@ def _backward(
     weight, dim = (operands[-1], dims[-1]) if has_weight else (None, None)
     one = _one_of(operands[0], dims[0])
     if dim is None and not any(need[1:]):
-        place, batched = definition.batch_axes, definition.with_row_axis()
+        index, batched = definition.batch_axes, definition.with_row_axis()
     else:
-        place, batched = 0, definition.with_batch_axis()
+        index, batched = 0, definition.with_batch_axis()
         weight = _parameter(weight, dim, definition, one, size)
     rows = [
-        _at(each, own, place, size)
+        _with_batch_at(index, each, own, size)
         for each, own in zip(operands[:count], dims[:count], strict=True)
     ]
     results = backward_p.bind(
@@ -118,7 +117,7 @@ def _backward(
         has_weight=has_weight,
         parameter_type=parameter_type,
     )
-    return results, [place] * len(results)
+    return results, [index] * len(results)
 
 
 def _tangent(
@@ -138,7 +137,7 @@ def _tangent(
 def tangent(
     *operands: Array, definition: Definition, given: tuple[bool, ...], has_weight: bool
 ) -> list[Array]:
-    """Compute what tangent_p stands for."""
+    """Compute tangent_p."""
     count = sum(given)
     x, statistics, weight = parts(operands[count:], definition, has_weight)
     rows = derivatives.rows_from(x, statistics, weight, definition)

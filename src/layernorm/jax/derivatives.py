@@ -1,11 +1,11 @@
 """Tangents and gradients in differentiable operations of jax.numpy.
 
-The ordinary gradient is the kernels' (docs/derivation.md). Here J is the derivative of xhat with
+The kernels compute the first gradient (docs/derivation.md). Here J is the derivative of xhat with
 respect to x, a symmetric operator on each row:
 
     J v = rstd * (v - mean(v) - xhat * mean(v * xhat))        RMS norm: without mean(v)
 
-and since all of it is made of differentiable operations, derivatives of any order follow.
+All operations are differentiable, so derivatives of any order follow.
 """
 
 from collections.abc import Sequence
@@ -19,21 +19,21 @@ from layernorm.jax.definition import Definition, compute_type
 
 
 class Rows(NamedTuple):
-    """x normalized: xhat, rstd and the weight, shaped to broadcast against x."""
+    """x normalized: xhat, rstd and the weight, each of a shape that broadcasts against x."""
 
     xhat: Array
     rstd: Array
     weight: Array | None  # None for ones
     definition: Definition
-    dtype: Any  # x's
+    dtype: Any  # x's type
 
     def spread(self, parameter: Array) -> Array:
-        """Widen a parameter (or its tangent), and shape it like x."""
-        wide = parameter.astype(self.xhat.dtype)
-        return self.definition.spread(wide, self.xhat.shape)
+        """Widen a parameter (or its tangent), and reshape it to broadcast against x."""
+        widened = parameter.astype(self.xhat.dtype)
+        return self.definition.spread(widened, self.xhat.shape)
 
     def mean(self, v: Array) -> Array:
-        """Take the mean of each row."""
+        """Return the mean of each row."""
         return v.mean(self.definition.axes, keepdims=True)
 
     def jacobian(self, v: Array) -> Array:
@@ -48,28 +48,28 @@ class Rows(NamedTuple):
 
 def rows_of(x: Array, weight: Array | None, definition: Definition) -> Rows:
     """Normalize x by the definition, differentiably."""
-    wide = x.astype(compute_type(x.dtype))
     axes = definition.axes
+    d = x.astype(compute_type(x.dtype))
     if definition.centered:
-        # Twice: the mean of what is left is what rounding took from the mean of a row far from 0.
-        near = wide - jax.lax.stop_gradient(wide.mean(axes, keepdims=True))
-        wide = near - near.mean(axes, keepdims=True)
-    rstd = jax.lax.rsqrt((wide * wide).mean(axes, keepdims=True) + definition.eps)
-    return _rows(wide * rstd, rstd, x, weight, definition)
+        # Twice: far from 0 the mean is rounded, and the second mean is that rounding error.
+        d = d - jax.lax.stop_gradient(d.mean(axes, keepdims=True))
+        d = d - d.mean(axes, keepdims=True)
+    rstd = jax.lax.rsqrt((d * d).mean(axes, keepdims=True) + definition.eps)
+    return _rows(d * rstd, rstd, x, weight, definition)
 
 
 def rows_from(
     x: Array, statistics: Sequence[Array], weight: Array | None, definition: Definition
 ) -> Rows:
-    """Normalize x by the statistics that the forward has kept."""
-    wide = x.astype(compute_type(x.dtype))
+    """Normalize x by the statistics that the forward has saved."""
+    d = x.astype(compute_type(x.dtype))
     spread = [definition.spread_rows(each) for each in statistics]
     if definition.centered:
         mean, rstd, residual = spread
-        wide = (wide - mean) - residual
+        d = (d - mean) - residual
     else:
         (rstd,) = spread
-    return _rows(wide * rstd, rstd, x, weight, definition)
+    return _rows(d * rstd, rstd, x, weight, definition)
 
 
 def _rows(xhat: Array, rstd: Array, x: Array, weight: Array | None, definition: Definition) -> Rows:
@@ -98,8 +98,8 @@ def forward_tangent(
 
 def backward(rows: Rows, dy: Array, parameter_type: Any) -> tuple[Array, Array, Array]:
     """Return dx, dweight and dbias."""
-    wide = dy.astype(rows.xhat.dtype)
+    widened = dy.astype(rows.xhat.dtype)
     summed = rows.definition.summed(dy.ndim)
-    dx = rows.jacobian(rows.times_weight(wide))
-    dweight, dbias = (wide * rows.xhat).sum(summed), wide.sum(summed)
+    dx = rows.jacobian(rows.times_weight(widened))
+    dweight, dbias = (widened * rows.xhat).sum(summed), widened.sum(summed)
     return dx.astype(rows.dtype), dweight.astype(parameter_type), dbias.astype(parameter_type)

@@ -1,7 +1,7 @@
 """The definition in jax.numpy, for devices that have no kernels of ours: accurate, not tuned.
 
-Rows are scaled by a power of two, so that no sum leaves the type's range; the mean is taken twice,
-so that a row far from zero keeps its digits; long sums are taken by halves.
+Rows are scaled by a power of two, so that no sum leaves the type's range. Rows are centered twice,
+so that a row far from zero keeps its digits. Long sums are pairwise.
 """
 
 import functools
@@ -15,12 +15,12 @@ from jax import Array
 from layernorm.jax.definition import Definition, compute_type
 from layernorm.jax.primitives import parts, present, spaced
 
-# The last so many terms of a sum are left to jnp.sum, whose order is the compiler's.
+# Up to this many terms are left to jnp.sum, which adds in an order of the compiler's choice.
 _SHORT = 32
 
 
 def total(v: Array, axes: tuple[int, ...]) -> Array:
-    """Sum over the axes, which are kept as size 1, by halves: the error grows with log2(n)."""
+    """Sum pairwise over the axes, which are kept as size 1: the error grows with log2(n)."""
     kept = tuple(1 if axis in axes else size for axis, size in enumerate(v.shape))
     if not axes:
         return v
@@ -43,14 +43,14 @@ def exponent(v: Array, axes: tuple[int, ...]) -> Array:
 
 
 def times_power(v: Array, power: Array) -> Array:
-    """Return v * 2**power, in two steps: a single factor could be out of range."""
+    """Return v * 2**power, by two factors: a single one could be out of range."""
     half = power // 2
     one = jnp.ones((), v.dtype)
     return v * jnp.ldexp(one, half) * jnp.ldexp(one, power - half)
 
 
 class Moments(NamedTuple):
-    """A row's mean, and the mean square of what is left without it, each with a scale of its own.
+    """A row's mean, and the mean square of the centered row, each with a scale of its own.
 
     The mean is (mean + residual) * 2**mean_power, the mean square square * 4**power.
     """
@@ -63,7 +63,7 @@ class Moments(NamedTuple):
 
 
 def centered(x: Array, definition: Definition) -> tuple[Array, Moments]:
-    """Return (x - mean) / 2**power, and the moments. RMS norm: of x itself, with a mean of 0."""
+    """Return (x - mean) / 2**power, and the moments. In RMS norm the mean is 0."""
     axes, count = definition.axes, definition.cols(x.shape)
     mean_power = exponent(x, axes)
     rest = times_power(x, -mean_power)
@@ -81,21 +81,21 @@ def centered(x: Array, definition: Definition) -> tuple[Array, Moments]:
 
 
 def _mean_or_constant(v: Array, axes: tuple[int, ...], count: int) -> Array:
-    """Return the mean; of a constant row the constant, which a sum's rounding would miss."""
+    """Return the mean; for a constant row exactly the constant, without a sum's rounding."""
     highest, lowest = v.max(axes, keepdims=True), v.min(axes, keepdims=True)
     return jnp.where(highest == lowest, highest, total(v, axes) / count)
 
 
 def power_of_eps(eps: float) -> int:
-    """Find the least power that spreads are scaled by: eps is not to overflow."""
+    """Find the least power that variances may be scaled by without eps overflowing."""
     return math.frexp(eps)[1] // 2 if eps else -(10**4)
 
 
 def rstd_of(moments: Moments, eps: float) -> Array:
     """Return 2**power / sqrt(var + eps); 0 where that is a division by zero."""
     own = jnp.asarray(eps, moments.square.dtype)
-    spread = moments.square + times_power(times_power(own, -moments.power), -moments.power)
-    return jnp.where(spread == 0, 0, 1 / jnp.sqrt(spread))
+    variance = moments.square + times_power(times_power(own, -moments.power), -moments.power)
+    return jnp.where(variance == 0, 0, 1 / jnp.sqrt(variance))
 
 
 def scaled_and_shifted(
@@ -111,8 +111,8 @@ def scaled_and_shifted(
 
 
 def _weight(weight: Array, like: Array, definition: Definition) -> Array:
-    wide = definition.spread(weight.astype(like.dtype), like.shape)
-    return 1 + wide if definition.zero_centered_weight else wide
+    widened = definition.spread(weight.astype(like.dtype), like.shape)
+    return 1 + widened if definition.zero_centered_weight else widened
 
 
 def forward(
@@ -123,9 +123,9 @@ def forward(
     with_statistics: bool,
     merged: Callable[[Array, Moments], tuple[Array, Moments]] | None = None,
 ) -> list[Array]:
-    """Return y, and the statistics where they are asked for.
+    """Return y, and the statistics if `with_statistics`.
 
-    `merged` makes what `centered` returns of parts of rows that of whole rows.
+    Where x holds parts of rows, `merged` turns the results of `centered` into those of whole rows.
     """
     x, weight, bias = spaced(operands, (True, has_weight, has_bias))
     rest, moments = centered(x.astype(compute_type(x.dtype)), definition)
@@ -137,7 +137,7 @@ def forward(
 
 
 def statistics_of(moments: Moments, rstd: Array, definition: Definition) -> list[Array]:
-    """Return mean, rstd and residual as they are saved; rstd alone for RMS norm."""
+    """Return mean, rstd and residual, unscaled, as they are saved; rstd alone for RMS norm."""
     rstd = times_power(rstd, -moments.power)
     means = [times_power(each, moments.mean_power) for each in (moments.mean, moments.residual)]
     every = [means[0], rstd, means[1]] if definition.centered else [rstd]
@@ -153,7 +153,7 @@ def backward(
 ) -> list[Array]:
     """Return those of dx, dweight and dbias that are needed.
 
-    The statistics are worked out again: they have the forward's bits, without its last scaling.
+    The statistics are recomputed: the saved ones are unscaled, and may be out of range.
     """
     dy, *rest = operands
     x, _, weight = parts(rest, definition, has_weight)
@@ -174,11 +174,11 @@ def backward(
 
 
 def _centered_and_projected(g: Array, xhat: Array, definition: Definition) -> tuple[Array, Array]:
-    """Return g - mean(g), and mean(g * xhat); in RMS norm g itself."""
+    """Return g - mean(g) (in RMS norm g itself) and mean(g * xhat)."""
     axes, cols = definition.axes, definition.cols(g.shape)
     if definition.centered:
         g = g - total(g, axes) / cols
-        g = g - total(g, axes) / cols  # what rounding took from the mean
+        g = g - total(g, axes) / cols  # the rounding error of the first mean
     return g, total(g * xhat, axes) / cols
 
 
@@ -195,15 +195,15 @@ def gradients(
     parameter_type: Any,
     centered_and_projected: Callable[[Array, Array, Definition], tuple[Array, Array]],
 ) -> list[Array]:
-    """Return those of dx, dweight and dbias that are needed, from xhat and rstd * 2**x_power.
+    """Return those of dx, dweight and dbias that are needed.
 
-    Each row of dy is divided by 2**dy_power on the way to dx.
+    `rstd` is scaled by 2**x_power. For dx, each row of dy is scaled by 2**-dy_power.
     """
-    wide = dy.astype(xhat.dtype)
+    widened = dy.astype(xhat.dtype)
     need_dx, need_dweight, need_dbias = need
     dx = dweight = dbias = None
     if need_dx:
-        g = times_power(wide, -dy_power)
+        g = times_power(widened, -dy_power)
         if weight is not None:
             g = g * _weight(weight, g, definition)
         rest, inner = centered_and_projected(g, xhat, definition)
@@ -211,12 +211,12 @@ def gradients(
     summed = definition.summed(dy.ndim)
     finish = functools.partial(_parameter, definition=definition, parameter_type=parameter_type)
     if need_dweight or need_dbias:
-        of_dy = exponent(wide, summed)
-        wide = times_power(wide, -of_dy)
+        power = exponent(widened, summed)
+        scaled = times_power(widened, -power)
         if need_dweight:
-            dweight = finish(times_power(total(wide * xhat, summed), of_dy))
+            dweight = finish(times_power(total(scaled * xhat, summed), power))
         if need_dbias:
-            dbias = finish(times_power(total(wide, summed), of_dy))
+            dbias = finish(times_power(total(scaled, summed), power))
     return present(dx, dweight, dbias)
 
 

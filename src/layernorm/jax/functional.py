@@ -1,7 +1,7 @@
 """Layer norm and RMS norm of JAX arrays."""
 
 import functools
-from typing import SupportsFloat
+from typing import Any, SupportsFloat
 
 import jax
 from jax import Array
@@ -11,7 +11,7 @@ from layernorm import spec
 from layernorm.jax import arguments, lowering, primitives
 from layernorm.jax.definition import Definition
 
-assert lowering, "importing it says what the primitives compile to"
+assert lowering, "imported for its effect: it registers what the primitives compile to"
 
 
 def layer_norm(
@@ -31,14 +31,15 @@ def layer_norm(
         x: array, float16, bfloat16, float32 or (with jax_enable_x64) float64, of any shape.
         weight, bias: arrays with the normalized shape (x's sizes along `axis`, in x's order), or
             None. Of x's type, or both float32 for 16-bit x.
-        axis: int or ints; need not be the last, nor neighbours.
+        axis: int or ints; need not be the last, nor neighbors.
         eps: added to the variance, in units of x squared. A number, not an array that is traced.
         zero_centered_weight: the weight stands for 1 + weight; no effect without one.
     Returns: y, with x's shape and type.
     Raises: ValueError for shapes, axes and eps; TypeError for types. When the call is traced.
     Source: Ba, Kiros and Hinton 2016, arXiv:1607.06450.
     """
-    return _norm(x, weight, bias, axis, eps, zero_centered_weight, centered=True)
+    options = {"axis": axis, "eps": eps, "zero_centered_weight": zero_centered_weight}
+    return _norm(x, weight, bias, centered=True, **options)
 
 
 def rms_norm(
@@ -60,24 +61,15 @@ def rms_norm(
     Raises: as `layer_norm` does.
     Source: Zhang and Sennrich 2019, arXiv:1910.07467.
     """
-    return _norm(x, weight, None, axis, eps, zero_centered_weight, centered=False)
+    options = {"axis": axis, "eps": eps, "zero_centered_weight": zero_centered_weight}
+    return _norm(x, weight, None, centered=False, **options)
 
 
-def _norm(
-    x: ArrayLike,
-    weight: ArrayLike | None,
-    bias: ArrayLike | None,
-    axis: spec.Axis,
-    eps: SupportsFloat,
-    zero_centered_weight: bool,
-    *,
-    centered: bool,
-) -> Array:
+def _norm(x: ArrayLike, weight: ArrayLike | None, bias: ArrayLike | None, **options: Any) -> Array:
     x = arguments.as_array("x", x)
     weight = None if weight is None else arguments.as_array("weight", weight)
     bias = None if bias is None else arguments.as_array("bias", bias)
-    axes = arguments.check(x, weight, bias, axis)
-    definition = Definition(axes, spec.check_eps(eps), centered, bool(zero_centered_weight))
+    definition = arguments.define(x, weight, bias, **options)
     if 0 in x.shape:
         return x
     return _compiled(x, weight, bias, definition)

@@ -1,8 +1,8 @@
 """What the primitives compile to: the kernels on the CPU, the formulas on other devices.
 
-Which of the two, and how an array is sharded, is known when a program is compiled. So the
-primitives become sharding.py's partitioned calls, and what is left on each device one of two
-further primitives, whose rules are chosen by the platform.
+The platform, and how arrays are sharded, are known only when a program is compiled. So the
+primitives become the partitioned calls of sharding.py. On each device these call two further
+primitives, which have a lowering rule for each platform.
 """
 
 from collections.abc import Sequence

@@ -1,12 +1,12 @@
 """The primitives that JAX sees, and their derivatives.
 
-    forward_p    x, weight, bias -> y; with the statistics where a derivative is to follow
+    forward_p    x, weight, bias -> y; and the statistics where a derivative follows
     tangent_p    x_tangent, weight_tangent, bias_tangent; x, statistics, weight -> y_tangent
-    backward_p   dy; x, statistics, weight -> dx, dweight, dbias, those that are needed
+    backward_p   dy; x, statistics, weight -> those of dx, dweight, dbias that are needed
 
 tangent_p is linear in the tangents, backward_p in dy, and each is the other's transpose. Their
-derivatives with respect to x count what x does through the statistics, so those have none of their
-own.
+derivatives with respect to x include the effect of x on the statistics. So the statistics have no
+derivatives of their own.
 """
 
 import functools
@@ -88,7 +88,7 @@ def backward(
     need: tuple[bool, ...],
     parameter_type: Any,
 ) -> list[MaybeArray]:
-    """Return dx, dweight and dbias, None for what is not needed."""
+    """Return dx, dweight and dbias; None for those that are not needed."""
     results = backward_p.bind(
         *present(dy, x, *statistics, weight),
         definition=definition,
@@ -100,21 +100,21 @@ def backward(
 
 
 def present(*operands: Any) -> list[Any]:
-    """Leave out None."""
+    """Return the operands that are not None."""
     return [each for each in operands if each is not None]
 
 
 def spaced(results: Sequence[Any], given: Sequence[bool]) -> list[Any]:
-    """Put None where nothing was given."""
+    """Undo `present`: put None where nothing was given."""
     following = iter(results)
     return [next(following) if each else None for each in given]
 
 
 def parts(operands: Sequence[Any], definition: Definition, has_weight: bool) -> tuple[Any, ...]:
-    """Part (x, *statistics, weight) into (x, statistics, weight), the weight perhaps None."""
+    """Split (x, *statistics, weight) into x, the statistics, and the weight or None."""
     x, *statistics = operands
     weight = statistics.pop() if has_weight else None
-    assert len(statistics) == (3 if definition.centered else 1)
+    assert len(statistics) == definition.statistics
     return x, statistics, weight
 
 
@@ -122,7 +122,7 @@ def parts(operands: Sequence[Any], definition: Definition, has_weight: bool) -> 
 
 
 def _shaped(x: Any, axes: Sequence[int], dtype: Any) -> Any:
-    """Describe an array of these axes of x."""
+    """Describe an array that has these axes of x."""
     spec = tuple(x.sharding.spec) + (None,) * (x.ndim - len(x.sharding.spec))
     sharding = NamedSharding(x.sharding.mesh, PartitionSpec(*(spec[axis] for axis in axes)))
     shape = tuple(x.shape[axis] for axis in axes)
@@ -138,9 +138,9 @@ def forward_shapes(
     with_statistics: bool,
 ) -> list[Any]:
     """Describe y and the statistics."""
-    y = _shaped(x, range(x.ndim), x.dtype)
-    count = (3 if definition.centered else 1) if with_statistics else 0
-    return [y, *[_shaped(x, definition.kept(x.ndim), compute_type(x.dtype))] * count]
+    of_y, *of_statistics = definition.forward_axes(x.ndim, with_statistics=with_statistics)
+    statistics = [_shaped(x, axes, compute_type(x.dtype)) for axes in of_statistics]
+    return [_shaped(x, of_y, x.dtype), *statistics]
 
 
 def backward_shapes(
@@ -153,10 +153,10 @@ def backward_shapes(
     parameter_type: Any,
 ) -> list[Any]:
     """Describe those of dx, dweight and dbias that are needed."""
-    axes = (*range(definition.batch_axes), *definition.axes)
-    parameter = _shaped(x, axes, parameter_type)
-    every = [_shaped(x, range(x.ndim), x.dtype), parameter, parameter]
-    return [shape for shape, needed in zip(every, need, strict=True) if needed]
+    types = (x.dtype, parameter_type, parameter_type)
+    needed = [dtype for dtype, each in zip(types, need, strict=True) if each]
+    every_axes = definition.backward_axes(x.ndim, need)
+    return [_shaped(x, axes, dtype) for axes, dtype in zip(every_axes, needed, strict=True)]
 
 
 def _tangent_shapes(*operands: Any, definition: Definition, given: Any, has_weight: bool) -> Any:
@@ -211,7 +211,7 @@ def _forward_jvp(
 def _through(
     function: Callable[..., Any], x: Any, weight: Any, x_tangent: Any, weight_tangent: Any
 ) -> Any:
-    """Differentiate a function of x and weight along those of their tangents that are not None."""
+    """Differentiate a function of x and weight along the tangents that are not None."""
     moving = [(each, along) for each, along in ((x, x_tangent), (weight, weight_tangent))]
     primals = [each for each, along in moving if along is not None]
 
@@ -278,7 +278,7 @@ def _tangent_transpose(
 
 
 def _fitted(gradient: Array, aval: Any) -> Array:
-    """Add up the gradients of a parameter that a batch of calls shares."""
+    """Sum the gradients of a parameter that a batch of calls shares."""
     shared = tuple(range(gradient.ndim - len(aval.shape)))
     if not shared:
         return gradient

@@ -1,8 +1,9 @@
 """How the primitives run on arrays that are sharded over devices.
 
-Along kept axes each device has whole rows: no communication, but for the sums that dweight and
-dbias are. Along normalized axes each has a part of every row: the moments of the parts (equal
-counts, means and mean squares) are gathered and merged; the backward adds up two sums a row.
+Sharded along kept axes, each device has whole rows: only the sums for dweight and dbias need
+communication. Sharded along normalized axes, each device has a part of every row: the moments of
+the parts (equal counts, means and mean squares) are gathered and merged, and the backward adds up
+two sums of each row.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ from jax.experimental.custom_partitioning import custom_partitioning
 from jax.extend.core import Primitive
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from layernorm.jax import formulas
+from layernorm.jax import derivatives, formulas
 from layernorm.jax.definition import Definition, compute_type
 from layernorm.jax.formulas import Moments, times_power
 from layernorm.jax.primitives import backward_p, forward_p, parts, spaced
@@ -37,9 +38,9 @@ local_backward_p = _local("backward")
 
 
 def _ask_for_devices() -> None:
-    """Have JAX tell the rules of these primitives which devices there are.
+    """Have JAX pass the devices to the lowering rules of these primitives.
 
-    No public name does; without it, programs for several devices are an error of JAX's.
+    No public function does that, and without it JAX refuses programs for several devices.
     """
     with contextlib.suppress(ImportError, AttributeError):
         from jax._src import dispatch
@@ -50,23 +51,23 @@ def _ask_for_devices() -> None:
 _ask_for_devices()
 
 
-class Plan(NamedTuple):
-    """Which axes of the mesh each axis of x is sharded along."""
+class MeshAxes(NamedTuple):
+    """The axes of the mesh that each axis of x is sharded along."""
 
     mesh: Mesh
     names: tuple[Names, ...]
 
     def over(self, axes: Sequence[int]) -> Names:
-        """Name the mesh's axes that these axes of x are sharded along."""
+        """Return the names of the mesh axes that these axes of x are sharded along."""
         return tuple(itertools.chain.from_iterable(self.names[axis] for axis in axes))
 
     def along(self, axes: Sequence[int]) -> NamedSharding:
-        """Shard an array of these axes of x as x is."""
+        """Return the sharding, like x's, of an array that has these axes of x."""
         return NamedSharding(self.mesh, PartitionSpec(*(self.names[axis] or None for axis in axes)))
 
 
-def _plan(mesh: Mesh, x: Any) -> Plan:
-    """Take x as it is sharded, but whole along what the devices would have unequal parts of."""
+def _mesh_axes(mesh: Mesh, x: Any) -> MeshAxes:
+    """Return x's own sharding, without the axes that do not divide evenly among the devices."""
     spec = tuple(x.sharding.spec) if isinstance(x.sharding, NamedSharding) else ()
     names = []
     for size, given in itertools.zip_longest(x.shape, spec):
@@ -75,63 +76,56 @@ def _plan(mesh: Mesh, x: Any) -> Plan:
         for name in own:
             devices *= mesh.shape[name]
         names.append(own if size % devices == 0 else ())
-    return Plan(mesh, tuple(names))
+    return MeshAxes(mesh, tuple(names))
 
 
 class Axes(NamedTuple):
-    """The axes of x that each operand and each result has."""
+    """The axes of x that each operand and each result of a primitive has."""
 
     operands: list[tuple[int, ...]]
     results: list[tuple[int, ...]]
-    x: int  # its place among the operands
+    x: int  # x's index among the operands
 
     def rule(self) -> str:
-        """Write the axes as Shardy's rule: each of x's is a factor of its own."""
+        """Return Shardy's rule, in which each axis of x is a factor of its own."""
 
-        def words(every: Sequence[tuple[int, ...]]) -> str:
+        def factors(every: Sequence[tuple[int, ...]]) -> str:
             return ", ".join(" ".join(f"i{axis}" for axis in axes) for axes in every)
 
-        return f"{words(self.operands)} -> {words(self.results)}"
+        return f"{factors(self.operands)} -> {factors(self.results)}"
 
 
 def _partitioned(
     whole: Callable[..., Any],
-    on_each: Callable[[Plan], Callable[..., Any]],
+    on_each: Callable[[MeshAxes], Callable[..., Any]],
     axes: Axes,
     operands: Sequence[Array],
 ) -> list[Array]:
     def partition(mesh: Mesh, arguments: Any, results: Any) -> Any:
-        plan = _plan(mesh, arguments[axes.x])
+        own = _mesh_axes(mesh, arguments[axes.x])
         of_operands, of_results = (
-            tuple(map(plan.along, every)) for every in (axes.operands, axes.results)
+            tuple(map(own.along, every)) for every in (axes.operands, axes.results)
         )
-        return mesh, on_each(plan), of_results, of_operands
+        return mesh, on_each(own), of_results, of_operands
 
     def infer(mesh: Mesh, arguments: Any, results: Any) -> Any:
-        plan = _plan(mesh, arguments[axes.x])
-        return tuple(map(plan.along, axes.results))
+        own = _mesh_axes(mesh, arguments[axes.x])
+        return tuple(map(own.along, axes.results))
 
     call = custom_partitioning(lambda *operands: tuple(whole(*operands)))
     call.def_partition(partition, infer, sharding_rule=axes.rule())
     return list(call(*operands))
 
 
-def _axes_of_parameter(parameter: Array, definition: Definition) -> tuple[int, ...]:
-    batch = parameter.ndim - len(definition.axes)
-    return (*range(batch), *definition.axes)
-
-
 # ---- forward
 
 
 def forward(*operands: Array, **params: Any) -> list[Array]:
-    """Compute what forward_p stands for, on however many devices."""
+    """Compute forward_p, on any number of devices."""
     definition, (x, *parameters) = params["definition"], operands
-    every = tuple(range(x.ndim))
-    statistics = (3 if definition.centered else 1) if params["with_statistics"] else 0
     axes = Axes(
-        operands=[every, *(_axes_of_parameter(each, definition) for each in parameters)],
-        results=[every, *[definition.kept(x.ndim)] * statistics],
+        operands=[tuple(range(x.ndim)), *map(definition.axes_of, parameters)],
+        results=definition.forward_axes(x.ndim, with_statistics=params["with_statistics"]),
         x=0,
     )
 
@@ -139,8 +133,8 @@ def forward(*operands: Array, **params: Any) -> list[Array]:
         results: list[Array] = local_forward_p.bind(*operands, **params)
         return results
 
-    def on_each(plan: Plan) -> Callable[..., Any]:
-        names = plan.over(definition.axes)
+    def on_each(own: MeshAxes) -> Callable[..., Any]:
+        names = own.over(definition.axes)
         if not names:
             return lambda *operands: tuple(whole(*operands))
         merged = functools.partial(_merge, names)
@@ -150,11 +144,11 @@ def forward(*operands: Array, **params: Any) -> list[Array]:
 
 
 def _merge(names: Names, rest: Array, own: Moments) -> tuple[Array, Moments]:
-    """Merge the moments of all devices' parts; shift and scale this one's part to them."""
-    packed = jnp.stack([*own[:3], *(each.astype(own.mean.dtype) for each in own[3:])])
-    parted = jax.lax.all_gather(packed, names)
-    mean, residual, square = (parted[:, at] for at in range(3))
-    mean_powers, powers = (parted[:, at].astype(own.power.dtype) for at in (3, 4))
+    """Merge the moments of all devices' parts; shift and scale this device's part to match."""
+    stacked = jnp.stack([*own[:3], *(each.astype(own.mean.dtype) for each in own[3:])])
+    gathered = jax.lax.all_gather(stacked, names)
+    mean, residual, square = (gathered[:, at] for at in range(3))
+    mean_powers, powers = (gathered[:, at].astype(own.power.dtype) for at in (3, 4))
     mean_power = mean_powers.max(0)
     near = times_power(mean, mean_powers - mean_power)
     middle = near.mean(0)
@@ -180,30 +174,25 @@ def _merge(names: Names, rest: Array, own: Moments) -> tuple[Array, Moments]:
 
 
 def backward(*operands: Array, **params: Any) -> list[Array]:
-    """Compute what backward_p stands for, on however many devices."""
-    definition, has_weight = params["definition"], params["has_weight"]
-    dims = operands[0].ndim
-    every, rows = tuple(range(dims)), definition.kept(dims)
-    parameter = (*range(definition.batch_axes), *definition.axes)
-    statistics = 3 if definition.centered else 1
+    """Compute backward_p, on any number of devices."""
+    definition, dims = params["definition"], operands[0].ndim
+    weight = [operands[-1]] if params["has_weight"] else []
     axes = Axes(
-        operands=[every, every, *[rows] * statistics],
-        results=[
-            each
-            for each, needed in zip((every, parameter, parameter), params["need"], strict=True)
-            if needed
+        operands=[
+            tuple(range(dims)),
+            *definition.forward_axes(dims, with_statistics=True),
+            *map(definition.axes_of, weight),
         ],
+        results=definition.backward_axes(dims, params["need"]),
         x=1,
     )
-    if has_weight:
-        axes.operands.append(_axes_of_parameter(operands[-1], definition))
 
     def whole(*operands: Array) -> list[Array]:
         results: list[Array] = local_backward_p.bind(*operands, **params)
         return results
 
-    def on_each(plan: Plan) -> Callable[..., Any]:
-        across, down = plan.over(definition.axes), plan.over(definition.summed(dims))
+    def on_each(own: MeshAxes) -> Callable[..., Any]:
+        across, down = own.over(definition.axes), own.over(definition.summed(dims))
         if not across and not (down and any(params["need"][1:])):
             return lambda *operands: tuple(whole(*operands))
         return lambda *operands: tuple(_backward_of_parts(across, down, *operands, **params))
@@ -223,8 +212,9 @@ def _backward_of_parts(
     """Return the gradients where other devices have parts of the rows, or other rows."""
     dy, *rest = operands
     x, statistics, weight = parts(rest, definition, has_weight)
-    wide = compute_type(x.dtype)
-    weight = None if weight is None else weight.astype(wide)  # sums of devices are rounded once
+    # In the compute type until the devices' sums are added up, so that they are rounded once.
+    sum_type = compute_type(x.dtype)
+    weight = None if weight is None else weight.astype(sum_type)
     if across:
         results = _gradients_of_parts(across, dy, x, statistics, weight, definition, need)
     else:
@@ -233,7 +223,7 @@ def _backward_of_parts(
             definition=definition,
             need=need,
             has_weight=has_weight,
-            parameter_type=wide,
+            parameter_type=sum_type,
         )
     dx, *sums = spaced(results, need)
     sums = [each for each in sums if each is not None]
@@ -251,18 +241,13 @@ def _gradients_of_parts(
     definition: Definition,
     need: tuple[bool, ...],
 ) -> list[Array]:
-    wide = compute_type(x.dtype)
-    spread = [definition.spread_rows(each) for each in statistics]
-    rest, rstd = x.astype(wide), spread[-1]
-    if definition.centered:
-        mean, rstd, residual = spread
-        rest = (rest - mean) - residual
+    rows = derivatives.rows_from(x, statistics, None, definition)
     cols = definition.cols(x.shape) * jax.lax.psum(1, across)
 
     def centered_and_projected(
         g: Array, xhat: Array, definition: Definition
     ) -> tuple[Array, Array]:
-        """Both sums in one collective."""
+        """Compute both sums in one collective."""
         sums = jnp.stack([formulas.total(each, definition.axes) for each in (g, g * xhat)])
         mean, inner = jax.lax.psum(sums, across) / cols
         return (g - mean if definition.centered else g), inner
@@ -270,13 +255,13 @@ def _gradients_of_parts(
     none = jnp.zeros((), jnp.int32)
     return formulas.gradients(
         dy,
-        rest * rstd,
-        rstd,
+        rows.xhat,
+        rows.rstd,
         weight,
         definition,
         x_power=none,
         dy_power=none,
         need=need,
-        parameter_type=wide,
+        parameter_type=rows.xhat.dtype,
         centered_and_projected=centered_and_projected,
     )

@@ -1,4 +1,4 @@
-"""Layer norm and RMS norm for Keras 3, on every backend: in place of its own layers."""
+"""Layer norm and RMS norm for Keras 3, on every backend: layers that replace Keras's own."""
 
 from layernorm.keras.conversion import convert
 from layernorm.keras.functional import layer_norm, rms_norm

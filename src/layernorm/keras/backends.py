@@ -1,4 +1,4 @@
-"""What does the work on each of Keras's backends."""
+"""The front end that computes on each of Keras's backends."""
 
 import functools
 import importlib
@@ -16,10 +16,10 @@ _FRONT_ENDS = {
 
 @functools.cache
 def front_end() -> ModuleType:
-    """Find the module whose layer_norm and rms_norm take the backend's tensors.
+    """Return the module whose layer_norm and rms_norm take the backend's tensors.
 
-    That is the front end for the backend's framework; where there is none, or where it cannot be
-    imported, `layernorm.keras.formula`.
+    It is the front end for the backend's framework. Where there is none, or it cannot be imported,
+    it is `layernorm.keras.formula`.
     """
     name = _FRONT_ENDS.get(keras.backend.backend())
     if name is not None:

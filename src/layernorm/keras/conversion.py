@@ -1,4 +1,4 @@
-"""Swaps a model's norms for ours, in place."""
+"""Replaces a model's norms by ours, in place."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,11 +17,11 @@ _COMPILED = ("train_function", "test_function", "predict_function")
 
 @dataclass
 class Conversion:
-    """What `convert` did: paths of layers, with the class that each had.
+    """What `convert` did: the paths of layers, with the class that each had.
 
     Attributes:
-        swapped: those that are ours now.
-        left: those whose name speaks of a norm, and that were left alone.
+        swapped: layers that are ours now.
+        left: layers that have "norm" in the name of their class, and were left as they are.
     """
 
     swapped: dict[str, str] = field(default_factory=dict)
@@ -34,16 +34,16 @@ class Conversion:
 
 
 def convert(model: Any) -> Conversion:
-    """Make every LayerNormalization and RMSNormalization of `model` one of ours, in place.
+    """Replace every LayerNormalization and RMSNormalization of `model` by ours, in place.
 
-    Weights, names, the state of an optimizer and the model's graph stay as they are, and what
-    `compile` was told; the functions it had traced are traced again. Only Keras's own classes are
-    swapped: a subclass, or a norm of another name, stays.
+    Weights, names, the optimizer's state, the model's graph and the settings of `compile` stay as
+    they are. Functions that Keras has traced are traced again. Only instances of Keras's own two
+    classes are replaced: subclasses and other norms stay.
 
     Args:
         model: any Keras model or layer, built or not.
     Returns: what was swapped, and which norms were left.
-    Raises: TypeError for what is not a layer.
+    Raises: TypeError if `model` is not a layer.
     """
     if not isinstance(model, keras.layers.Layer):
         raise TypeError(

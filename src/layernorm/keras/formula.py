@@ -1,4 +1,4 @@
-"""The definition in Keras's own operations, for backends that no front end serves."""
+"""The definition in Keras's operations, for backends that no front end serves."""
 
 from typing import Any
 
@@ -17,11 +17,11 @@ def layer_norm(
     eps: float = 1e-5,
     zero_centered_weight: bool = False,
 ) -> Any:
-    """Return y = (x - mean) / sqrt(var + eps) * weight + bias, worked out in float32 at least."""
+    """Return y = (x - mean) / sqrt(var + eps) * weight + bias, computed in float32 or float64."""
     axes = spec.normalize_axes(axis, len(x.shape))
     d = _widened(x)
     d = d - ops.mean(d, axes, keepdims=True)
-    d = d - ops.mean(d, axes, keepdims=True)  # what the first mean lost to rounding
+    d = d - ops.mean(d, axes, keepdims=True)  # the rounding error of the first mean
     return _scaled(d, weight, bias, axes, eps, zero_centered_weight, x.dtype)
 
 
@@ -33,7 +33,7 @@ def rms_norm(
     eps: float = 1e-6,
     zero_centered_weight: bool = False,
 ) -> Any:
-    """Return y = x / sqrt(mean(x**2) + eps) * weight, worked out in float32 at least."""
+    """Return y = x / sqrt(mean(x**2) + eps) * weight, computed in float32 or float64."""
     axes = spec.normalize_axes(axis, len(x.shape))
     return _scaled(_widened(x), weight, None, axes, eps, zero_centered_weight, x.dtype)
 

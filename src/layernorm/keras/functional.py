@@ -1,4 +1,4 @@
-"""Layer norm and RMS norm of Keras's tensors: the backend's own, and symbolic ones."""
+"""Layer norm and RMS norm of Keras's tensors: those of the backend, and symbolic ones."""
 
 from typing import Any, SupportsFloat
 
@@ -22,17 +22,18 @@ def layer_norm(
     y = (x - mean) / sqrt(var + eps) * weight + bias, with the biased variance.
 
     Args:
-        x: a tensor of the backend, or a symbolic one, of float16, bfloat16, float32 or float64.
+        x: a tensor of the backend, or a symbolic one: float16, bfloat16, float32 or float64.
         weight, bias: tensors or variables with the normalized shape (x's sizes along `axis`, in
             x's order), or None. Of x's type, or both float32 for 16-bit x.
         axis: int or ints; need not be the last, nor neighbors.
         eps: added to the variance, in units of x squared.
         zero_centered_weight: the weight stands for 1 + weight; no effect without one.
     Returns: y, with x's shape and type.
-    Raises: what the backend's front end raises for shapes, axes and types.
+    Raises: the errors of the backend's front end for shapes, axes and types.
     Source: Ba, Kiros and Hinton 2016, arXiv:1607.06450.
     """
-    return _norm(Norm(axis, eps, True, zero_centered_weight), x, weight, bias)
+    options = {"axis": axis, "eps": eps, "zero_centered_weight": zero_centered_weight}
+    return _norm(x, weight, bias, centered=True, **options)
 
 
 def rms_norm(
@@ -54,7 +55,8 @@ def rms_norm(
     Raises: as `layer_norm` does.
     Source: Zhang and Sennrich 2019, arXiv:1910.07467.
     """
-    return _norm(Norm(axis, eps, False, zero_centered_weight), x, weight, None)
+    options = {"axis": axis, "eps": eps, "zero_centered_weight": zero_centered_weight}
+    return _norm(x, weight, None, centered=False, **options)
 
 
 @keras.saving.register_keras_serializable("layernorm")
@@ -71,20 +73,13 @@ class Norm(keras.Operation):
         name: str | None = None,
     ) -> None:
         super().__init__(name=name)
-        self.axis, self.eps, self.centered = axis, eps, centered
-        self.zero_centered_weight = zero_centered_weight
+        self.axis = axis
+        self.options: dict[str, Any] = {"eps": eps, "centered": centered}
+        self.options["zero_centered_weight"] = zero_centered_weight
 
     def call(self, x: Any, weight: Any = None, bias: Any = None) -> Any:
         """Return y."""
-        return norm(
-            x,
-            weight,
-            bias,
-            axis=self.axis,
-            eps=self.eps,
-            centered=self.centered,
-            zero_centered_weight=self.zero_centered_weight,
-        )
+        return norm(x, weight, bias, axis=self.axis, **self.options)
 
     def compute_output_spec(self, x: Any, weight: Any = None, bias: Any = None) -> Any:
         """Return y's shape and type."""
@@ -95,10 +90,11 @@ class Norm(keras.Operation):
         return keras.KerasTensor(x.shape, dtype=x.dtype)
 
 
-def _norm(operation: Norm, x: Any, weight: Any, bias: Any) -> Any:
-    if any(isinstance(each, keras.KerasTensor) for each in (x, weight, bias)):
-        return operation.symbolic_call(x, weight, bias)
-    return operation.call(*(_tensor(each) for each in (x, weight, bias)))
+def _norm(x: Any, weight: Any, bias: Any, **options: Any) -> Any:
+    symbolic = keras.KerasTensor
+    if isinstance(x, symbolic) or isinstance(weight, symbolic) or isinstance(bias, symbolic):
+        return Norm(**options).symbolic_call(x, weight, bias)
+    return norm(_tensor(x), _tensor(weight), _tensor(bias), **options)
 
 
 def _tensor(given: Any) -> Any:

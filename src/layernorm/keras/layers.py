@@ -1,4 +1,4 @@
-"""Layer norm and RMS norm as layers, which stand in for Keras's own."""
+"""Layer norm and RMS norm as layers that replace Keras's own."""
 
 import math
 from typing import Any
@@ -23,18 +23,18 @@ class LayerNormalization(keras.layers.LayerNormalization):
     axis: Any
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        """Make gamma and beta."""
+        """Create gamma and beta."""
         self.axis = _in_order(self.axis, input_shape)
         super().build(input_shape)
 
     def call(self, inputs: Any) -> Any:
         """Return y."""
-        if self.rms_scaling:  # neither of our norms: it divides by the standard deviation
+        if self.rms_scaling:  # not RMS norm: Keras then divides by the standard deviation
             return super().call(inputs)
         return _call(self, inputs, self.gamma, self.beta, centered=True)
 
     def load_own_variables(self, store: Any) -> None:
-        """Take gamma and beta from a file of ours or of Keras's."""
+        """Load gamma and beta from a file of ours or of Keras's."""
         super().load_own_variables(_reshaped(self, store))
 
 
@@ -55,7 +55,7 @@ class RMSNormalization(keras.layers.RMSNormalization):
         self.supports_masking = True
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        """Make scale."""
+        """Create scale."""
         axis = _in_order(self.axis, input_shape)
         self.axis = list(axis) if isinstance(axis, list | tuple) else [axis]
         self.scale = self.add_weight(
@@ -70,12 +70,12 @@ class RMSNormalization(keras.layers.RMSNormalization):
         return _call(self, x, self.scale, None, centered=False)
 
     def load_own_variables(self, store: Any) -> None:
-        """Take scale from a file of ours or of Keras's."""
+        """Load scale from a file of ours or of Keras's."""
         super().load_own_variables(_reshaped(self, store))
 
 
 def _in_order(axis: Any, input_shape: tuple[int | None, ...]) -> Any:
-    """Return `axis`, a list of it in x's order: Keras sorts [1, -1] as [-1, 1]."""
+    """Return `axis`, sorted in x's order if it is a list: Keras sorts [1, -1] as [-1, 1]."""
     if not isinstance(axis, list | tuple):
         return axis
     if all(each < 0 for each in axis) or all(each >= 0 for each in axis):
@@ -90,12 +90,13 @@ def _call(layer: Any, x: Any, weight: Any, bias: Any, *, centered: bool) -> Any:
         x = ops.cast(x, x_type)
     axes = spec.normalize_axes(layer.axis, len(x.shape))
     weight, bias = _parameters(weight, bias, x_type, [x.shape[each] for each in axes])
-    y = norm(x, weight, bias, axis=axes, eps=layer.epsilon, centered=centered)
-    return ops.cast(y, layer.compute_dtype)
+    axis = axes[0] if len(axes) == 1 else axes
+    y = norm(x, weight, bias, axis=axis, eps=layer.epsilon, centered=centered)
+    return y if x_type == layer.compute_dtype else ops.cast(y, layer.compute_dtype)
 
 
 def _parameters(weight: Any, bias: Any, x_type: str, shape: list[int]) -> list[Any]:
-    """Return the variables' values in a type that goes with x, and in the normalized shape."""
+    """Return the variables' values in a type allowed beside x's, and in the normalized shape."""
     allowed = spec.parameter_types(x_type)
     given = [
         each if each is None else ops.convert_to_tensor(each, dtype=each.dtype)
@@ -104,8 +105,8 @@ def _parameters(weight: Any, bias: Any, x_type: str, shape: list[int]) -> list[A
     types = {keras.backend.standardize_dtype(each.dtype) for each in given if each is not None}
     fits = len(types) < 2 and types <= set(allowed)
     return [
-        # A layer that Keras has built over axes [1, -1] has the sizes in the other order; Keras too
-        # only reshapes it.
+        # Where Keras built the layer over axes [1, -1], the sizes are in the other order. Keras
+        # reshapes them too.
         each
         if each is None or (fits and list(each.shape) == shape)
         else ops.reshape(each if fits else ops.cast(each, allowed[-1]), shape)
@@ -114,7 +115,7 @@ def _parameters(weight: Any, bias: Any, x_type: str, shape: list[int]) -> list[A
 
 
 def _reshaped(layer: Any, store: Any) -> dict[str, Any]:
-    """Give saved weights the layer's shapes, where Keras had the axes [1, -1] in another order."""
+    """Reshape saved weights to the layer's shapes, where Keras sorted the axes [1, -1]."""
     saved = {key: store[key] for key in tuple(store.keys())}
     variables = layer._trainable_variables + layer._non_trainable_variables
     for key, variable in zip(saved, variables, strict=False):

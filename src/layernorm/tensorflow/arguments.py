@@ -1,4 +1,4 @@
-"""What a call computes, apart from its tensors, and the checks of both."""
+"""What a call computes, apart from its tensors; and the checks of its arguments."""
 
 import functools
 import struct
@@ -14,16 +14,16 @@ from layernorm import spec
 class Definition:
     """What a call computes, apart from its tensors."""
 
-    axis: tuple[int, ...]  # negative and ascending, where the number of x's axes is known
+    axes: tuple[int, ...]  # negative and ascending, where the number of x's axes is known
     eps: float
     centered: bool = True  # False: RMS norm
     zero_centered_weight: bool = False
 
     @functools.cached_property
     def attributes(self) -> tuple[Any, ...]:
-        """The attributes of both operations: names and values in turns."""
+        """The attributes of both operations: names and values alternate."""
         return (
-            *("axis", list(self.axis)),
+            *("axis", list(self.axes)),
             # A float attribute has 32 bits: too few for eps.
             *("eps_bits", struct.unpack("q", struct.pack("d", self.eps))[0]),
             *("centered", self.centered, "zero_centered_weight", self.zero_centered_weight),
@@ -31,10 +31,10 @@ class Definition:
 
 
 @functools.lru_cache(maxsize=1024)
-def plain_definition(
+def define_unchecked(
     axis: int, eps: float, centered: bool, zero_centered_weight: bool
 ) -> Definition:
-    """Define a call whose axis is one int; whether x has it is not known yet."""
+    """Define a call over one axis, without a check that x has it: the kernel checks that."""
     return Definition((axis,), spec.check_eps(eps), centered, zero_centered_weight)
 
 
@@ -44,7 +44,7 @@ def define(
     """Check axis and eps, and define the call. Raises: ValueError, TypeError."""
     rank = x.shape.rank
     if rank is None:
-        # The kernel knows it. As many as TensorFlow's tensors may have, to check the rest.
+        # The kernel will know the rank. Check the rest against 254, the most that a tensor has.
         given = spec.normalize_axes(axis, 254)
         axes = tuple(each - 254 if each >= 127 else each for each in given)
     else:
@@ -55,13 +55,13 @@ def define(
 def check(
     x: tf.Tensor, weight: tf.Tensor | None, bias: tf.Tensor | None, definition: Definition
 ) -> None:
-    """Check types, and the shapes as far as they are known. Raises: TypeError, ValueError."""
+    """Check the types, and the shapes as far as known. Raises: TypeError, ValueError."""
     given = [each if each is None else each.dtype.name for each in (weight, bias)]
     spec.check_types(x.dtype.name, *given, convert=_convert)
     rank = x.shape.rank
     if rank is None:
         return
-    axes = [each % rank for each in definition.axis]
+    axes = [each % rank for each in definition.axes]
     for name, parameter in (("weight", weight), ("bias", bias)):
         if parameter is None:
             continue

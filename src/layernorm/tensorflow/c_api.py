@@ -1,4 +1,4 @@
-"""Brings TensorFlow and the compiled module together: once, when the front end is imported."""
+"""Connects the compiled module to TensorFlow's C interface, once, at the front end's import."""
 
 import functools
 import sys
@@ -22,15 +22,15 @@ def _load() -> str | None:
 
 
 missing: str | None = _load()
-"""Why the kernels are not served, where they are not: the formula then does the work."""
+"""Why the kernels cannot be used, or None. Without them, the formula computes everything."""
 
 
 @functools.cache
 def serves() -> bool:
-    """Tell whether the kernels do the work: on machines with CPUs alone.
+    """Tell whether the kernels compute: only on machines without other devices than CPUs.
 
-    An operation that has kernels for the CPU only would pull its tensors off the other devices. The
-    first call also passes TensorFlow's bound on threads on to the kernels.
+    Elsewhere an operation with kernels for the CPU alone would copy its tensors off their device.
+    The first call also passes TensorFlow's bound on threads to the kernels.
     """
     if missing is not None:
         return False

@@ -25,15 +25,15 @@ def layer_norm(
 
     Args:
         x: a tensor of float16, bfloat16, float32 or float64, or what tf.convert_to_tensor takes;
-            its shape may be unknown in part, or altogether.
+            its shape may be partly or wholly unknown.
         weight, bias: tensors or variables with the normalized shape (x's sizes along `axis`, in
             x's order), or None. Of x's type, or both float32 for 16-bit x.
         axis: int or ints; need not be the last, nor neighbors.
         eps: added to the variance, in units of x squared.
         zero_centered_weight: the weight stands for 1 + weight; no effect without one.
     Returns: y, with x's shape and type.
-    Raises: ValueError for shapes, axes and eps, TypeError for types; where a shape is known only
-        when the graph runs, tf.errors.InvalidArgumentError.
+    Raises: ValueError for shapes, axes and eps; TypeError for types; for shapes that are unknown
+        until the graph runs, tf.errors.InvalidArgumentError.
     Source: Ba, Kiros and Hinton 2016, arXiv:1607.06450.
     """
     return _norm(x, weight, bias, axis, eps, True, zero_centered_weight)
@@ -72,28 +72,22 @@ def _norm(
 ) -> tf.Tensor:
     if not isinstance(x, tf.Tensor):
         x = tf.convert_to_tensor(x)
-    if tf.executing_eagerly() and c_api.serves() and type(axis) is int and type(eps) is float:
-        # The kernel checks everything; what it refuses is checked again below, for the words.
-        definition = arguments.plain_definition(axis, eps, centered, zero_centered_weight)
-        try:
-            return operators.forward(x, _listed(weight), _listed(bias), definition)[0]
-        except (tf.errors.InvalidArgumentError, TypeError, ValueError):
-            pass
+    if type(axis) is int and type(eps) is float and c_api.serves():
+        definition = arguments.define_unchecked(axis, eps, centered, zero_centered_weight)
+        y = operators.try_forward(x, weight, bias, definition)
+        if y is not None:
+            return y
     definition = arguments.define(x, axis, eps, centered, zero_centered_weight)
     weight = None if weight is None else tf.convert_to_tensor(weight)
     bias = None if bias is None else tf.convert_to_tensor(bias)
     arguments.check(x, weight, bias, definition)
     if c_api.serves() and not _is_for_xla():
-        return operators.forward(x, _listed(weight), _listed(bias), definition)[0]
+        return operators.forward(x, weight, bias, definition)
     return formula.y_of(x, weight, bias, definition)
 
 
-def _listed(parameter: Any) -> list[Any]:
-    return [] if parameter is None else [parameter]
-
-
 def _is_for_xla() -> bool:
-    """Tell whether XLA will compile the graph under construction: it takes no operation of ours."""
+    """Tell whether XLA will compile the graph that is being built: it has no kernels of ours."""
     if tf.executing_eagerly():
         return False
     return bool(control_flow_util.GraphOrParentsInXlaContext(ops.get_default_graph()))

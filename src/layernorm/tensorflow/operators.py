@@ -3,8 +3,8 @@
     LayerNorm          x, weight, bias            -> y, statistics
     LayerNormBackward  dy, x, statistics, weight  -> dx, dweight, dbias
 
-The kernels and the definitions are the compiled module's (native/bindings/tensorflow/operators.cc).
-Weight and bias are lists of one tensor or none, and so are their gradients.
+The compiled module defines both (native/bindings/tensorflow/operators.cc). There weight and bias
+are lists of one tensor or none, and so are their gradients.
 """
 
 import struct
@@ -24,23 +24,48 @@ Tensors = Sequence[tf.Tensor]
 LAYER_NORM = "LayerNorm__import_layernorm_tensorflow"
 BACKWARD = "LayerNormBackward__import_layernorm_tensorflow"
 
-# The inputs of each; those that are lists have the type P, and their lengths are attributes.
+# The inputs of each, with the attributes that say their type or, for the lists, their length. The
+# type of the lists is P.
 _INPUTS = {
     LAYER_NORM: {"x": "T", "weight": "weights", "bias": "biases"},
     BACKWARD: {"dy": "T", "x": "T", "statistics": "S", "weight": "weights"},
 }
 
 
+def try_forward(x: tf.Tensor, weight: Any, bias: Any, definition: Definition) -> tf.Tensor | None:
+    """Take the fast path of an eager call: return y, or None where it refuses the arguments.
+
+    The kernel checks them all, but its errors are terse. The caller's own checks raise better ones.
+    """
+    where = context.context()
+    if not where.executing_eagerly():
+        return None
+    inputs, attributes = _of_forward(x, weight, bias, definition)
+    try:
+        y, _ = pywrap_tfe.TFE_Py_FastPathExecute(where, LAYER_NORM, None, *inputs, *attributes)
+    except (core._NotOkStatusException, core._FallbackException, TypeError, ValueError):
+        return None
+    return y
+
+
 def forward(
-    x: tf.Tensor, weight: Tensors, bias: Tensors, definition: Definition
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return y and the statistics."""
+    x: tf.Tensor, weight: tf.Tensor | None, bias: tf.Tensor | None, definition: Definition
+) -> tf.Tensor:
+    """Return y."""
+    y, _ = _call(LAYER_NORM, *_of_forward(x, weight, bias, definition))
+    return y
+
+
+def _of_forward(
+    x: tf.Tensor, weight: Any, bias: Any, definition: Definition
+) -> tuple[Sequence[Any], tuple[Any, ...]]:
+    """Return the inputs and the attributes of the forward."""
     statistics_type = tf.float64 if x.dtype == tf.float64 else tf.float32
     attributes = (*definition.attributes, "S", statistics_type)
-    if not weight and not bias:
+    if weight is None and bias is None:
         attributes += ("P", x.dtype)
-    y, statistics = _call(LAYER_NORM, (x, weight, bias), attributes)
-    return y, statistics
+    inputs = (x, [] if weight is None else [weight], [] if bias is None else [bias])
+    return inputs, attributes
 
 
 def backward(
@@ -51,7 +76,7 @@ def backward(
     bias: Tensors,
     definition: Definition,
 ) -> list[tf.Tensor]:
-    """Return dx, and dweight and dbias for those that there are."""
+    """Return dx, and dweight and dbias where there is a weight and a bias."""
     attributes = (*definition.attributes, "biases", len(bias))
     if not weight:
         attributes += ("P", bias[0].dtype if bias else x.dtype)
@@ -92,7 +117,7 @@ def _recorded(op: tf.Operation) -> tuple[Any, ...]:
 def _call_in_full(
     name: str, inputs: Sequence[Any], attributes: tuple[Any, ...], where: Any
 ) -> Tensors:
-    """Call it eagerly with every attribute, where TensorFlow's short way does not take it."""
+    """Execute an eager call with every attribute, where TensorFlow's fast path refuses it."""
     options = dict(zip(attributes[::2], attributes[1::2], strict=True))
     flat: list[tf.Tensor] = []
     for each, kind in zip(inputs, _INPUTS[name].values(), strict=True):
@@ -117,10 +142,10 @@ def _call_in_full(
 
 
 def _definition(op: Any) -> Definition:
-    """Read the definition off an operation, or what stands for it on an eager tape."""
+    """Read the definition from an operation, or from its record on an eager tape."""
     (eps,) = struct.unpack("d", struct.pack("q", op.get_attr("eps_bits")))
-    axis = tuple(op.get_attr("axis"))
-    return Definition(axis, eps, op.get_attr("centered"), op.get_attr("zero_centered_weight"))
+    axes = tuple(op.get_attr("axis"))
+    return Definition(axes, eps, op.get_attr("centered"), op.get_attr("zero_centered_weight"))
 
 
 @tf.RegisterGradient(LAYER_NORM)
@@ -135,7 +160,7 @@ def _gradients(op: Any, dy: tf.Tensor, _: Any) -> Tensors:
 def _gradients_of_gradients(op: Any, *gradients: tf.Tensor) -> Sequence[tf.Tensor | None]:
     """Differentiate the formula twice: derivatives of any order follow."""
     dy, x, _, *weights = op.inputs
-    # Of dbias' shape; a bias' value is of no account.
+    # Only the shape of a bias matters here, not its values.
     biases = [tf.zeros_like(each) for each in gradients[1 + len(weights) :]]
     definition = _definition(op)
 
@@ -155,10 +180,10 @@ def _pull_back(
     function: Callable[..., Any], at: Tensors, gradients: Tensors
 ) -> Sequence[tf.Tensor | None]:
     """Carry the gradients of function(*at) back to `at`."""
-    # Of another graph perhaps, where the gradients belong to a function of their own.
+    # The gradients may belong to a function, and `at` to the graph around it.
     at = [tf.identity(each) for each in at]
     if not tf.executing_eagerly():
-        # Where TensorFlow builds the backward of a function, it lets no tape record.
+        # While TensorFlow builds the backward of a function, tapes do not record.
         return tf.gradients(function(*at), at, list(gradients))
     with tf.GradientTape() as tape:
         tape.watch(at)
