@@ -13,7 +13,7 @@ from calls import assert_same_bits, forward_and_backward  # noqa: E402
 from cases import (  # noqa: E402
     KINDS,
     Case,
-    dense_table,
+    dense_front_end_cases,
     dy_cases,
     eps_cases,
     of_each_kind,
@@ -41,7 +41,7 @@ SEVERAL_BLOCKS = [
 ]
 
 
-@each([*SEVERAL_BLOCKS, *of_each_kind(dense_table)])
+@each([*SEVERAL_BLOCKS, *of_each_kind(dense_front_end_cases)])
 def test_the_bits_are_those_of_the_numpy_front_end(case: Case) -> None:
     x, dy, weight, bias = map(dense, case.arrays())
     expected = forward_and_backward(numpy_front_end, case, x, dy, weight, bias)

@@ -140,8 +140,8 @@ def width_cases(kind: str) -> list[Case]:
             if cols <= 4097:
                 cases.append(base.but(cols=cols, values="mixed", rows=EVERY_KIND + 2))
             else:
-                long = ("mean_2_to_20", "near_largest", "ordinary", "outlier", "two_values")
-                rows, few = (1, 2) if cols > 10**6 else (2, len(long))
+                long = ("mean_2_to_20", "near_largest", "outlier")
+                rows, few = (1, 1) if cols > 10**6 else (2, len(long))
                 cases += [base.but(cols=cols, values=values, rows=rows) for values in long[:few]]
     return cases
 
@@ -205,15 +205,29 @@ def parameter_cases(kind: str) -> list[Case]:
     return [case for case in cases if case.parameters or case.parameter_dtype is None]
 
 
-FAMILIES = (width_cases, value_cases, layout_cases, eps_cases, dy_cases, parameter_cases)
-
-
 def of_each_kind(*families: Callable[[str], list[Case]]) -> list[Case]:
     """The cases of these families, for layer norm and for RMS norm, each once."""
     return list(dict.fromkeys(case for kind in KINDS for cases in families for case in cases(kind)))
 
 
-def dense_table(kind: str) -> list[Case]:
-    """Every case, for arrays without strides: layouts that differ in nothing else are one."""
-    cases = (case for family in FAMILIES for case in family(kind))
+def front_end_cases(kind: str) -> list[Case]:
+    """What a front end to the same kernels as NumPy's can get wrong: layouts, types, options.
+
+    The kernels' arithmetic is judged once, on every kind of values, through NumPy. Here an array
+    has a row of each kind.
+    """
+    mixed = [base.but(values="mixed", dy_values="mixed") for base in each_type(kind)]
+    every_row = [base.but(rows=EVERY_KIND + 2) for base in mixed]
+    return [
+        *(base.but(cols=48, layout=layout) for base in mixed for layout in LAYOUTS),
+        *(base.but(cols=cols) for base in every_row for cols in (1, 3, 17, 63, 257, 769, 1025)),
+        *(base.but(cols=129, eps=eps) for base in every_row for eps in EPS),
+        *(base.but(cols=65537, values="mean_2_to_20", rows=2) for base in mixed),
+        *parameter_cases(kind),
+    ]
+
+
+def dense_front_end_cases(kind: str) -> list[Case]:
+    """Those for arrays without strides: layouts that differ in nothing else are one."""
+    cases = front_end_cases(kind)
     return list({(case.but(layout="any"), case.shape, case.axis): case for case in cases}.values())
