@@ -39,7 +39,7 @@ def _load_hypothesis_profile() -> None:
     every = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
     fixed = every | {"derandomize": True, "database": None}
     settings.register_profile("ci", max_examples=250, **fixed)
-    settings.register_profile("few", max_examples=100, **fixed)  # for each further isa
+    settings.register_profile("few", max_examples=60, **fixed)  # for each further isa
     settings.register_profile("dev", max_examples=50, **every)
     settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if IN_CI else "dev"))
 
