@@ -1,4 +1,4 @@
-"""Rules for every test: markers, profiles of hypothesis, and what counts as a failure in CI."""
+"""Rules for every test: markers, hypothesis profiles, and what counts as a failure in CI."""
 
 import importlib.util
 import os
@@ -23,7 +23,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _hide_folders_of_tests() -> None:
-    """Keep tests/torch and its like from being imported where the framework is not installed."""
+    """Keep `import torch` from finding tests/torch where PyTorch is not installed, and so on."""
     for folder in Path(__file__).parent.iterdir():
         spec = importlib.util.find_spec(folder.name) if folder.is_dir() else None
         if spec is not None and spec.origin is None:
@@ -33,19 +33,19 @@ def _hide_folders_of_tests() -> None:
 def _load_hypothesis_profile() -> None:
     try:
         from hypothesis import HealthCheck, settings
-    except ImportError:  # test_properties.py skips, which CI takes for a failure
+    except ImportError:  # test_properties.py skips, a failure in CI
         return
-    # Large arrays are slow to make, and no sign of a bad test.
+    # Large arrays are slow to make; that is not a sign of a bad test.
     every = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
     fixed = every | {"derandomize": True, "database": None}
-    settings.register_profile("ci", max_examples=400, **fixed)
-    settings.register_profile("few", max_examples=100, **fixed)  # for each further isa
+    settings.register_profile("ci", max_examples=250, **fixed)
+    settings.register_profile("few", max_examples=60, **fixed)  # for each further isa
     settings.register_profile("dev", max_examples=50, **every)
     settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if IN_CI else "dev"))
 
 
 def _require_the_forced_isa() -> None:
-    """Stop a run that was meant for an instruction set which the kernels did not take."""
+    """Stop a run whose kernels do not use the instruction set that it was meant for."""
     forced = os.environ.get("LAYERNORM_ISA")
     if forced:
         from layernorm import _native
@@ -62,9 +62,9 @@ def pytest_report_header() -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Start the longest tests first; leave the slow ones to CI and to `-m slow`.
+    """Start the longest tests first; run the slow ones in CI or with `-m slow` only.
 
-    LAYERNORM_EVERY=n takes every n-th test alone.
+    LAYERNORM_EVERY=n runs every n-th test only.
     """
     items[:] = items[:: int(os.environ.get("LAYERNORM_EVERY", "1"))]
     longest = ("test_every_isa.py", "test_triton_interpreted.py", "test_keras.py")
@@ -77,7 +77,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def fail_missing_import_in_ci(report: pytest.TestReport | pytest.CollectReport) -> None:
-    """In CI every optional framework is there: a test that skips for want of one has not run."""
+    """In CI every optional framework is installed: a test that skips without one is a failure."""
     if not (IN_CI and report.skipped):
         return
     reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)

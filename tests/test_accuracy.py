@@ -1,4 +1,4 @@
-"""The measure itself: passes the right answer, and catches one that is an ulp too far."""
+"""`layernorm.accuracy` itself: it passes the right answer and catches one that is an ulp off."""
 
 import ml_dtypes
 import numpy as np
@@ -34,7 +34,7 @@ def rounded(exact, name):
 
 
 def example(name, axis=-1, shape=(6, 129)):
-    """x, weight, bias and dy; x of the wide types has a mean of 100 standard deviations."""
+    """x, weight, bias and dy; beyond 16 bits, x has a mean of 100 standard deviations."""
     rng = np.random.default_rng(10)
     normalized = tuple(shape[a] for a in sorted(np.atleast_1d(axis) % len(shape)))
     far = 0.0 if name in SIXTEEN_BITS else 100.0
@@ -127,7 +127,7 @@ def test_the_wrong_neighbor_in_16_bits_is_caught(name):
 
 @pytest.mark.parametrize("name", SIXTEEN_BITS)
 def test_rounding_twice_is_told_from_rounding_once(name):
-    """Rounding xhat to 16 bits before the weight, as ONNX's text has it, is not the contract."""
+    """Rounding xhat to 16 bits before the weight, as ONNX specifies, breaks the bound."""
     x, weight, bias, _ = example(name)
     early = rounded(reference.normalize(x), name).astype(np.float32)
     y = (early * weight.astype(np.float32) + bias.astype(np.float32)).astype(TYPES[name])
@@ -145,7 +145,7 @@ def test_six_ulp_in_one_element_of_dx_are_caught(name):
     index = np.unravel_index(np.argmin(np.abs(exact) / scale), x.shape)
     for ulps in (4.0, 6.0):
         dx = rounded(moved(exact, index, ulps, scale[index], compute), name)
-        if name in SIXTEEN_BITS:  # the rounding may have hidden it: then it is no error
+        if name in SIXTEEN_BITS:  # the rounding may hide it: then it is not an error
             assert dx_error(dx, dy, x, weight) <= ulps
         else:
             assert abs(dx_error(dx, dy, x, weight) - ulps) <= 0.5
@@ -267,7 +267,7 @@ def test_subnormal_answers_are_judged_by_the_smallest_number(name):
 
 
 @pytest.mark.parametrize("name", ["float32", "float64"])
-def test_known_mistakes_are_caught(name):
+def test_known_faults_are_caught(name):
     x, weight, bias, dy = example(name)
     mean = x.mean(-1, keepdims=True)
     var = (x**2).mean(-1, keepdims=True) - mean**2

@@ -1,4 +1,4 @@
-"""Who may import whom, what is public, and what every public function says of itself."""
+"""Who may import whom, what is public, and what every public docstring has."""
 
 import contextlib
 import copy

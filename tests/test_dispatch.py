@@ -1,4 +1,4 @@
-"""The top level: public names, and the front end found from the array's type."""
+"""The top level: public names, and the choice of the front end by the array's type."""
 
 import importlib.util
 import subprocess
@@ -14,7 +14,7 @@ from layernorm import numpy as front
 
 
 @pytest.mark.parametrize("name", ["layer_norm", "rms_norm"])
-def test_the_top_level_goes_to_the_arrays_front_end(name):
+def test_the_top_level_calls_the_front_end_of_the_array(name):
     x, weight, *_ = a_problem((3, 4, 5), 1)
     options = {"axis": 1, "eps": 0.1, "zero_centered_weight": True}
     expected = getattr(front, name)(x, weight, **options)
@@ -27,7 +27,7 @@ def test_the_top_level_goes_to_the_arrays_front_end(name):
 
 
 @pytest.mark.parametrize("x", [None, 1.0, {1: 2}, range(3), "abc"], ids=repr)
-def test_the_top_level_rejects_what_it_does_not_know(x):
+def test_the_top_level_rejects_other_objects(x):
     for call in (layernorm.layer_norm, layernorm.rms_norm):
         with pytest.raises(
             TypeError,
@@ -62,7 +62,7 @@ FRAMEWORKS = {"torch", "triton", "jax", "flax", "equinox", "tensorflow", "keras"
         ("keras", "keras.KerasTensor((2, 3))"),
     ],
 )
-def test_a_call_imports_no_framework_that_the_user_has_not(framework, x):
+def test_a_call_imports_no_other_framework(framework, x):
     if importlib.util.find_spec(framework) is None:
         pytest.skip(f"could not import {framework}")
     code = f"""

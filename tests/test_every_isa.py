@@ -1,7 +1,7 @@
 """The contract on each instruction set that this machine has.
 
-A process takes one instruction set for good, so this run judges the one it took, and each of the
-others gets a pytest of its own. conftest.py stops such a run if the kernels did not obey.
+A process uses one instruction set. This one's is judged by the other tests, and each further one in
+a process of its own, which conftest.py stops if the kernels do not use it.
 """
 
 import os
@@ -12,9 +12,10 @@ from own_process import run_tests
 from layernorm import _native
 
 OTHERS = [] if "LAYERNORM_ISA" in os.environ else [i for i in _native.isas() if i != _native.isa()]
-# The native tests judge each instruction set as well. No factor of the number of types or kinds.
+# The native tests judge each instruction set as well. 3 is coprime to the numbers of types and
+# kinds, so each of them comes up.
 EVERY = "3"
-# Memory is asked for in the same way on each.
+# How much memory is allocated does not depend on it.
 OPTIONS = ("-m", "not slow", "--deselect=tests/contract/test_memory.py")
 
 

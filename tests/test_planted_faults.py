@@ -1,7 +1,7 @@
 """The suite's own checks catch wrong implementations, and let right ones pass.
 
-Each fault of faults.py and faults_of_manners.py stands here beside a check that has to catch it,
-with the case that brings it out.
+CAUGHT has each fault of faults.py and interface_faults.py with a check that must catch it, on a
+case that shows it.
 """
 
 import inspect
@@ -9,10 +9,10 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import bad_calls
 import checkers
 import faults
-import faults_of_manners as manners
-import mistakes
+import interface_faults
 import numpy as np
 import pytest
 from cases import Case
@@ -42,15 +42,15 @@ def thread_counts(implementation: Any) -> None:
     checkers.check_thread_counts(implementation, case, implementation.set_num_threads, counts)
 
 
-def refusal(name: str) -> Check:
-    right = mistakes.forward_arguments("layer_norm")
-    return lambda implementation: mistakes.check_refused(
-        implementation.layer_norm, mistakes.FORWARD[name], right
+def rejection(name: str) -> Check:
+    right = bad_calls.forward_arguments("layer_norm")
+    return lambda implementation: bad_calls.check_rejected(
+        implementation.layer_norm, bad_calls.FORWARD[name], right
     )
 
 
-def refusal_of_integers(implementation: Any) -> None:
-    checkers.check_other_types_are_refused(implementation, "layer_norm", np.dtype(np.int64))
+def rejection_of_integers(implementation: Any) -> None:
+    checkers.check_other_types_are_rejected(implementation, "layer_norm", np.dtype(np.int64))
 
 
 NOT_FINITE = checkers.check_a_row_that_is_not_finite_stays_alone
@@ -58,7 +58,7 @@ CONSTANT = checkers.check_constant_rows_give_bias
 
 CAUGHT: dict[type, Check] = {
     faults.EpsOutsideTheRoot: forward(eps=1e-3),
-    faults.EpsLeftOut: forward(eps=1e-3),
+    faults.EpsOmitted: forward(eps=1e-3),
     faults.UnbiasedVariance: forward(cols=769),
     faults.MeanOfSquaresMinusSquareOfMean: forward(values="mean_1e2"),
     faults.SquaresOverflow: forward(values="scale_1e30"),
@@ -67,32 +67,32 @@ CAUGHT: dict[type, Check] = {
     faults.Float32MeanAlone: forward(values="mean_1e4"),
     faults.ResidualDroppedInBackward: backward(values="mean_1e4"),
     faults.StatisticsOfAnotherRow: forward(values="mixed"),
-    faults.TailLeftOutOfTheVariance: forward(cols=769),
+    faults.TailMissingFromTheVariance: forward(cols=769),
     faults.PaddingInTheVariance: forward(cols=769, values="mean_1e2"),
-    faults.SubnormalsTakenForZero: forward(values="subnormals", eps=0.0),
-    faults.NanSwallowed: by(NOT_FINITE, np.nan, cols=7),
+    faults.SubnormalsFlushedToZero: forward(values="subnormals", eps=0.0),
+    faults.NanIgnored: by(NOT_FINITE, np.nan, cols=7),
     faults.InfinityMakesTheOthersZero: by(NOT_FINITE, np.inf, kind="rms_norm", cols=7),
     faults.NanSpreadsOverTheBatch: by(NOT_FINITE, np.nan, cols=7),
     faults.ZeroByZeroInConstantRows: by(CONSTANT, eps=0.0),
     faults.RoundedMeanOfConstantRows: by(CONSTANT, cols=1000),
     faults.BiasBeforeWeight: forward(),
-    faults.BiasForgottenWithoutWeight: forward(parameters="bias"),
+    faults.BiasIgnoredWithoutWeight: forward(parameters="bias"),
     faults.ZeroCenteredWeightNotShifted: forward(parameters="weight bias zero_centered"),
     faults.ZeroCenteredWeightRoundedTo16Bits: forward(
         dtype="bfloat16", parameters="weight zero_centered"
     ),
     faults.RoundedTwice: forward(dtype="bfloat16"),
-    faults.BitsCutOffInsteadOfRounded: forward(dtype="bfloat16"),
+    faults.TruncatedInsteadOfRounded: forward(dtype="bfloat16"),
     faults.RmsNormCentered: forward(kind="rms_norm", cols=17),
     faults.MeanOfGDropped: backward(),
     faults.ProjectionDropped: backward(),
     faults.MeanOfGInRmsNorm: backward(kind="rms_norm"),
-    faults.WeightLeftOutOfDx: backward(),
+    faults.WeightMissingFromDx: backward(),
     faults.GradientSumsOverflow: backward(dy_values="near_largest", cols=65),
     faults.ParametersAveragedOverRows: backward(),
     faults.ParametersSummedIn16Bits: backward(dtype="bfloat16", cols=9, rows=20011),
     faults.ParametersSummedOneByOne: backward(cols=9, rows=20011),
-    faults.LastRowsLeftOutOfParameters: backward(cols=9),
+    faults.LastRowsMissingFromParameters: backward(cols=9),
     faults.LastAxisOnly: forward(layout="last_two_axes", cols=48),
     faults.StridesIgnored: forward(layout="every_second_row"),
     faults.BitsDependOnTheBatch: by(checkers.check_batch_of_one, rows=37),
@@ -100,20 +100,22 @@ CAUGHT: dict[type, Check] = {
     faults.BitsDependOnAlignment: by(checkers.check_alignment, cols=67),
     faults.BitsDependOnThreads: thread_counts,
     faults.BitsDependOnTheRun: thread_counts,
-    manners.WritesToX: forward(),
-    manners.WritesToDy: backward(),
-    manners.LeavesTheTailOfOut: by(checkers.check_every_element_is_written, cols=67),
-    manners.IgnoresOut: by(checkers.check_every_element_is_written, cols=67),
-    manners.ReadsWhatItWroteInPlace: by(checkers.check_in_place, cols=67),
-    manners.PromotedToTheParametersType: forward(dtype="bfloat16", parameter_dtype="float32"),
-    manners.GradientsInTheTypeOfX: backward(dtype="bfloat16", parameter_dtype="float32"),
-    manners.StatisticsInTheTypeOfX: by(checkers.check_statistics, dtype="float16"),
-    manners.AcceptsIntegers: refusal_of_integers,
-    manners.AcceptsPartialOverlap: by(checkers.check_partial_overlap_is_refused, cols=8),
-    manners.AcceptsNegativeEps: refusal("eps_negative"),
-    manners.BroadcastsTheWeight: refusal("weight_that_would_broadcast"),
-    manners.WritesOutBeforeItRefuses: refusal("eps_negative"),
-    manners.SaysNothing: refusal("eps_negative"),
+    interface_faults.WritesToX: forward(),
+    interface_faults.WritesToDy: backward(),
+    interface_faults.LeavesTheTailOfOut: by(checkers.check_every_element_is_written, cols=67),
+    interface_faults.IgnoresOut: by(checkers.check_every_element_is_written, cols=67),
+    interface_faults.ReadsWhatItWroteInPlace: by(checkers.check_in_place, cols=67),
+    interface_faults.PromotedToTheParametersType: forward(
+        dtype="bfloat16", parameter_dtype="float32"
+    ),
+    interface_faults.GradientsInTheTypeOfX: backward(dtype="bfloat16", parameter_dtype="float32"),
+    interface_faults.StatisticsInTheTypeOfX: by(checkers.check_statistics, dtype="float16"),
+    interface_faults.AcceptsIntegers: rejection_of_integers,
+    interface_faults.AcceptsPartialOverlap: by(checkers.check_partial_overlap_is_rejected, cols=8),
+    interface_faults.AcceptsNegativeEps: rejection("eps_negative"),
+    interface_faults.BroadcastsTheWeight: rejection("weight_that_would_broadcast"),
+    interface_faults.WritesOutBeforeItRefuses: rejection("eps_negative"),
+    interface_faults.GivesNoReason: rejection("eps_negative"),
 }
 each = pytest.mark.parametrize(
     ("fault", "check"), CAUGHT.items(), ids=[fault.__name__ for fault in CAUGHT]
@@ -145,8 +147,8 @@ def test_the_check_lets_another_right_implementation_pass(check) -> None:
 def test_every_fault_has_a_check() -> None:
     written = {
         member
-        for module in (faults, manners)
+        for module in (faults, interface_faults)
         for _, member in inspect.getmembers(module, inspect.isclass)
         if member.__module__ == module.__name__
     }
-    assert written - set(CAUGHT) == {faults.BitsOfTheMean, manners.Wrapped}
+    assert written - set(CAUGHT) == {faults.BitsOfTheMean, interface_faults.Wrapped}

@@ -1,4 +1,4 @@
-"""The contract for arrays, parameters and options that hypothesis makes up."""
+"""The contract for arrays, parameters and options that hypothesis generates."""
 
 import math
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ MOST_ELEMENTS = 6000
 
 @dataclass(frozen=True)
 class Problem(Case):
-    """A case whose shape and axes are its own, not those of a named layout."""
+    """A case with a shape and axes of its own, not those of a named layout."""
 
     layout: str = "made up"
     its_shape: tuple[int, ...] = ()
@@ -34,7 +34,7 @@ class Problem(Case):
 
 @st.composite
 def shapes(draw: st.DrawFn) -> tuple[int, ...]:
-    """One to five axes; often one of them long, to reach past the blocks of the kernels."""
+    """Draw one to five axes, often one of them long, past the blocks of the kernels."""
     shape = []
     room = MOST_ELEMENTS
     for _ in range(draw(st.integers(1, 5))):
@@ -75,7 +75,7 @@ def problems(
 
 
 def extreme_numbers(dtype: str) -> st.SearchStrategy[float]:
-    """Numbers where something changes: zeros, the ends of the type's range, powers of two."""
+    """Draw zeros, the ends of the type's range, powers of two."""
     largest, normal, smallest, epsilon = LIMITS[dtype]
     ends = [0.0, -0.0, 1.0, 1 + epsilon, largest, -largest, normal, smallest, -smallest]
     exponents = st.integers(round(math.log2(smallest)), round(math.log2(largest)) - 1)
@@ -85,7 +85,7 @@ def extreme_numbers(dtype: str) -> st.SearchStrategy[float]:
 
 @st.composite
 def arrays(draw: st.DrawFn, problem: Problem, name: str) -> Array:
-    """Make x or dy: its values, a few replaced by extreme ones, in memory of any strides."""
+    """Draw x or dy: values of one kind, a few replaced by extreme ones, in any strides."""
     rng = np.random.default_rng([problem.seed, ("x", "dy").index(name)])
     values = problem.values if name == "x" else problem.dy_values
     rows, cols = math.prod(problem.statistics_shape), math.prod(problem.normalized_shape)
@@ -100,7 +100,7 @@ def arrays(draw: st.DrawFn, problem: Problem, name: str) -> Array:
 
 @st.composite
 def memory_of(draw: st.DrawFn, array: Array) -> Array:
-    """Lay an array out: any order of its axes, steps from -2 to 3, an offset, an odd address.
+    """Copy the array to memory with its axes in any order, steps from -2 to 3 and any offset.
 
     A step of 0 repeats the first index along its axis.
     """

@@ -1,4 +1,6 @@
-"""The reference's axes, modes, edges, types and variants; its digits have a file of their own."""
+"""The reference's axes, modes, edges, types and variants. test_reference_in_80_digits.py has its
+accuracy.
+"""
 
 import itertools
 
@@ -168,7 +170,7 @@ def test_empty_arrays(exact):
 @pytest.mark.parametrize(
     "dtype", ["float16", ml_dtypes.bfloat16, "float32", ">f4", ">f8", "int32", np.longdouble]
 )
-def test_takes_any_real_type_and_leaves_it_alone(dtype, exact):
+def test_any_real_type_is_taken_and_left_unchanged(dtype, exact):
     x = np.array([[1, 5, 2], [3, -7, 4]]).astype(dtype)
     before = x.tobytes()
     expected = reference.layer_norm(x.astype(np.float64), exact=exact)
@@ -226,7 +228,7 @@ def test_variants_are_their_formulas(eps, unbiased):
         )
 
 
-def test_the_unbiased_variance_of_one_element_does_not_exist():
+def test_the_unbiased_variance_of_one_element_is_nan():
     assert np.isnan(reference.layer_norm_unbiased(np.ones((2, 1)))).all()
     assert np.isnan(reference.layer_norm_eps_on_std(np.ones((2, 1)), unbiased=True)).all()
 

@@ -1,4 +1,4 @@
-"""Processes, threads, signals and imports: docs/specification.md, "Edges"."""
+"""docs/specification.md, "Edges": processes, threads, signals; and imports."""
 
 import json
 import os
@@ -90,8 +90,8 @@ def test_the_environment_sets_the_number_of_threads() -> None:
 
 
 @pytest.mark.parametrize("value", ["", "0", "-1", "many", "1e3", "2.5", "100000", "9" * 30])
-def test_a_number_of_threads_of_no_sense_in_the_environment_does_no_harm(value) -> None:
-    probe("a_thread_count_of_no_sense_in_the_environment", LAYERNORM_NUM_THREADS=value)
+def test_an_invalid_thread_count_in_the_environment_is_ignored(value) -> None:
+    probe("an_invalid_thread_count_in_the_environment", LAYERNORM_NUM_THREADS=value)
 
 
 @linux_only
@@ -107,7 +107,7 @@ def test_small_inputs_start_no_threads() -> None:
 
 @linux_only
 def test_large_inputs_start_threads() -> None:
-    """Or the test before would pass for want of any."""
+    """Otherwise the test before could not fail."""
     probe("threads_for_large_inputs")
 
 
@@ -126,7 +126,7 @@ def test_a_number_of_threads_out_of_range_is_a_value_error(count, set_num_thread
 
 
 @pytest.mark.parametrize("count", [2.0, "2", None, [2]])
-def test_a_number_of_threads_that_is_no_int_is_a_type_error(count, set_num_threads) -> None:
+def test_a_number_of_threads_that_is_not_an_int_is_a_type_error(count, set_num_threads) -> None:
     with pytest.raises(TypeError):
         set_num_threads(count)
 
@@ -160,7 +160,7 @@ def test_the_search_for_frameworks_finds_one(tmp_path) -> None:
 
 
 def import_milliseconds(module: str) -> float:
-    """Python's own account of what importing the module takes once NumPy is there."""
+    """Measure an import after NumPy's, as Python itself reports it."""
     code = f"import numpy, {module}"
     command = [sys.executable, "-X", "importtime", "-c", code]
     account = subprocess.run(command, capture_output=True, text=True, check=True).stderr
@@ -172,5 +172,5 @@ def import_milliseconds(module: str) -> float:
 
 
 def test_import_layernorm_takes_under_50_ms_more_than_numpy() -> None:
-    # It takes 5; the least of several, for the machine may be busy.
+    # It takes 5. The least of several, because the machine may be busy.
     assert min(import_milliseconds("layernorm") for _ in range(7)) < 50

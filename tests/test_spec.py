@@ -1,4 +1,4 @@
-"""Axes, shapes, types and layouts: what `layernorm.spec` accepts, rejects and says."""
+"""`layernorm.spec`: the axes, shapes, types and layouts it accepts, and its error messages."""
 
 import math
 
@@ -30,7 +30,7 @@ def test_axes_come_out_sorted_and_not_negative(axis, axes):
 
 
 @pytest.mark.parametrize("axis", NOT_AXES, ids=repr)
-def test_what_is_no_int_is_no_axis(axis):
+def test_an_axis_that_is_not_an_int_is_a_type_error(axis):
     with pytest.raises(TypeError, match=r"axis is .*expected an int.*axis=-1"):
         spec.normalize_axes(axis, 3)
 
@@ -47,7 +47,7 @@ def test_what_is_no_int_is_no_axis(axis):
         (-1, 0, r"shape \(\).*reshape"),
     ],
 )
-def test_axes_that_x_has_not_are_rejected(axis, ndim, message):
+def test_axes_out_of_range_twice_or_empty_are_value_errors(axis, ndim, message):
     with pytest.raises(ValueError, match=message):
         spec.normalize_axes(axis, ndim)
 
@@ -96,7 +96,7 @@ def test_weight_and_bias_have_one_type():
 
 
 @pytest.mark.parametrize("x_type", ["int64", "bool", "complex64", "object", "float128"])
-def test_other_types_are_told_what_to_call(x_type):
+def test_an_error_about_another_type_says_what_to_call(x_type):
     with pytest.raises(TypeError, match=f"x has type {x_type}.*: call it with x as float32"):
         spec.check_types(x_type, convert="{} as {}".format)
 
@@ -111,7 +111,7 @@ def test_other_types_are_told_what_to_call(x_type):
         ((), (1,), r"weight has shape \(\)"),
     ],
 )
-def test_a_parameter_of_another_shape_is_told_the_right_one(shape, axes, message):
+def test_an_error_about_a_parameters_shape_says_which_one_fits(shape, axes, message):
     with pytest.raises(ValueError, match=message):
         spec.check_parameter("weight", shape, (32, 1024), axes)
 
@@ -125,18 +125,18 @@ def test_normalized_shape_of_a_layer(given, shape):
 
 
 @pytest.mark.parametrize("given", [None, True, 3.0, "3", [3.0], (True,)], ids=repr)
-def test_normalized_shape_that_is_no_int(given):
+def test_a_normalized_shape_that_is_not_of_ints_is_a_type_error(given):
     with pytest.raises(TypeError, match="normalized_shape is"):
         spec.check_normalized_shape(given)
 
 
 @pytest.mark.parametrize("given", [(), -1, (3, -4)], ids=repr)
-def test_normalized_shape_that_is_no_shape(given):
+def test_an_empty_or_negative_normalized_shape_is_a_value_error(given):
     with pytest.raises(ValueError, match="normalized_shape is"):
         spec.check_normalized_shape(given)
 
 
-def test_a_layer_says_which_x_it_needs():
+def test_a_layers_error_says_which_x_it_needs():
     spec.check_trailing("LayerNorm((3, 4))", (3, 4), (2, 3, 4))
     for shape in [(4, 3), (4,), (), (2, 3, 4, 1)]:
         with pytest.raises(ValueError, match=r"but LayerNorm\(\(3, 4\)\) needs \(\.\.\., 3, 4\)"):

@@ -1,1 +1,1 @@
-"""One module for each section of the contract."""
+"""A module for each section of docs/specification.md."""

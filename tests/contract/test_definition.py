@@ -105,7 +105,7 @@ def test_gradients_are_those_of_the_function(kind, axis) -> None:
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_short_call_gives_the_bits_of_the_forward(kind, dtype) -> None:
+def test_the_call_without_statistics_gives_the_same_bits(kind, dtype) -> None:
     case = Case(kind, dtype, cols=67)
     x, _, weight, bias = case.arrays()
     parameters = (weight,) if kind == "rms_norm" else (weight, bias)
@@ -114,7 +114,7 @@ def test_the_short_call_gives_the_bits_of_the_forward(kind, dtype) -> None:
     assert_same_bits(getattr(layernorm, kind)(x, *parameters, **case.definition), y, "y")
 
 
-def test_a_list_is_taken_through_asarray() -> None:
+def test_a_list_is_converted_by_asarray() -> None:
     np.testing.assert_allclose(ours.layer_norm([1.0, 3.0], [2.0, 2.0], [1.0, 1.0], eps=0), [-1, 3])
 
 
@@ -122,7 +122,7 @@ def test_a_list_is_taken_through_asarray() -> None:
 @pytest.mark.parametrize("layout", ["contiguous", "channels_first", "axes_apart", "row_slice"])
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_statistics_are_saved_one_a_row(kind, dtype, layout, values) -> None:
+def test_each_row_has_its_statistics(kind, dtype, layout, values) -> None:
     check_statistics(ours, Case(kind, dtype, cols=35, layout=layout, values=values))
 
 

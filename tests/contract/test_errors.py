@@ -2,47 +2,47 @@
 
 import numpy as np
 import pytest
-from calls import unchanged
-from cases import KINDS
-from mistakes import (
+from bad_calls import (
     BACKWARD,
     BIAS,
     BIAS_OF_FORWARD,
     FORWARD,
     WEIGHT,
-    Mistake,
+    BadCall,
     X,
-    check_refused,
+    check_rejected,
     forward_arguments,
 )
+from calls import unchanged
+from cases import KINDS
 
 import layernorm
 import layernorm.numpy as ours
 
 
-def each(mistakes: dict[str, Mistake]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("mistake", mistakes.values(), ids=mistakes)
+def each(bad_calls: dict[str, BadCall]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("bad_call", bad_calls.values(), ids=bad_calls)
 
 
 @each(FORWARD)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_mistake_is_told_and_leaves_inputs_and_out_unchanged(kind, mistake) -> None:
-    check_refused(getattr(ours, kind), mistake, forward_arguments(kind))
-    check_refused(getattr(ours, f"{kind}_forward"), mistake, forward_arguments(kind))
+def test_a_bad_call_raises_and_leaves_inputs_and_out_unchanged(kind, bad_call) -> None:
+    check_rejected(getattr(ours, kind), bad_call, forward_arguments(kind))
+    check_rejected(getattr(ours, f"{kind}_forward"), bad_call, forward_arguments(kind))
 
 
 @each(BIAS_OF_FORWARD)
-def test_a_mistake_in_bias_is_told_and_leaves_inputs_and_out_unchanged(mistake) -> None:
+def test_a_bad_bias_raises_and_leaves_inputs_and_out_unchanged(bad_call) -> None:
     for call in (ours.layer_norm, ours.layer_norm_forward, layernorm.layer_norm):
-        check_refused(call, mistake, forward_arguments("layer_norm"))
+        check_rejected(call, bad_call, forward_arguments("layer_norm"))
 
 
-def test_a_mistake_in_place_leaves_x_unchanged() -> None:
-    for mistake in (*FORWARD.values(), *BIAS_OF_FORWARD.values()):
-        if "out" not in mistake.change and "x" not in mistake.change:
+def test_a_bad_call_in_place_leaves_x_unchanged() -> None:
+    for bad_call in (*FORWARD.values(), *BIAS_OF_FORWARD.values()):
+        if "out" not in bad_call.change and "x" not in bad_call.change:
             x = X.copy()
             right = {"x": x, "weight": WEIGHT, "bias": BIAS, "out": x}
-            check_refused(ours.layer_norm, mistake, right)
+            check_rejected(ours.layer_norm, bad_call, right)
 
 
 def test_out_that_overlaps_a_parameter_is_an_error() -> None:
@@ -61,10 +61,10 @@ def test_out_whose_elements_share_memory_is_an_error() -> None:
 
 @each(BACKWARD)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_mistake_in_the_backward_is_told(kind, mistake) -> None:
+def test_a_bad_call_of_the_backward_raises(kind, bad_call) -> None:
     _, stats = getattr(ours, f"{kind}_forward")(X, WEIGHT)
     right = {"dy": X, "x": X, "stats": stats, "weight": WEIGHT}
-    check_refused(getattr(ours, f"{kind}_backward"), mistake, right)
+    check_rejected(getattr(ours, f"{kind}_backward"), bad_call, right)
 
 
 def test_stats_of_the_other_function_are_an_error() -> None:

@@ -1,13 +1,13 @@
 """docs/specification.md, "Edges": more than 2^31, and more than 2^32, elements.
 
-In a process whose memory is limited: one copy of x too many fails there, instead of starving the
+In a process whose memory is limited, so that an extra copy of x fails instead of starving the
 machine.
 """
 
 from pathlib import Path
 
 import pytest
-from large_probes import run_alone
+from own_process import run_alone
 
 PROBE = Path(__file__).parents[1] / "support" / "many_elements.py"
 GIB = 10  # 2^32 elements take 8 in 16 bits; as much again would be too much

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 # 256 MiB of x each: 1% of that is far above what Python allocates meanwhile, and above the few
-# hundred KiB to which Linux keeps count.
+# hundred KiB by which Linux's count may be off.
 LAYOUTS = {
     "short_rows": {"shape": [2**20, 64], "axis": -1, "dtype": "float32"},
     "rows": {"shape": [87_383, 769], "axis": -1, "dtype": "float32"},

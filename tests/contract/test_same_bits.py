@@ -15,8 +15,8 @@ from values import TYPES
 
 import layernorm.numpy as ours
 
-# 3 and 17 leave a vector partly empty; 257 and 769 the last of several; 4097 is past any block;
-# 20011 no longer fits the first cache.
+# 3 and 17 leave a vector partly empty, 257 and 769 the last of several. 4097 exceeds any block,
+# 20011 the first cache.
 COLS = (1, 3, 17, 64, 257, 769, 4097, 20011)
 THREADS = (1, 2, 3, 16)
 

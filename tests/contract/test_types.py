@@ -47,14 +47,14 @@ def test_results_have_native_byte_order(dtype) -> None:
     ("dtype", "parameter_dtype"), [pair for pair in MIXED if pair not in PAIRS]
 )
 @pytest.mark.parametrize("which", ["weight", "bias"])
-def test_parameters_of_any_other_type_are_refused(dtype, parameter_dtype, which) -> None:
+def test_parameters_of_any_other_type_are_rejected(dtype, parameter_dtype, which) -> None:
     x = np.ones((2, 4), dtype_of(dtype))
     parameter = np.ones(4, dtype_of(parameter_dtype))
     with pytest.raises(TypeError, match=rf"{which}.*{parameter_dtype}.*{dtype}"):
         ours.layer_norm(x, **{which: parameter})
 
 
-def test_weight_and_bias_of_two_types_are_refused() -> None:
+def test_weight_and_bias_of_two_types_are_rejected() -> None:
     x, weight = np.ones((2, 4), np.float16), np.ones(4, np.float16)
     with pytest.raises(TypeError, match=r"weight.*float16.*bias.*float32"):
         ours.layer_norm(x, weight, weight.astype(np.float32))

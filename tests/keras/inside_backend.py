@@ -44,7 +44,7 @@ def test_the_front_end_of_the_backend_does_the_work() -> None:
 @each_kind
 def test_the_bits_are_those_of_the_numpy_front_end(kind) -> None:
     """On the NumPy backend only y, because that backend has no gradients."""
-    for case in cases.dense_table(kind):
+    for case in cases.dense_front_end_cases(kind):
         x, dy, weight, bias = arrays = [dense(each) for each in case.arrays()]
         expected = forward_and_backward(numpy_front_end, case, *arrays)
         given = {"x": x, "weight": weight, "bias": bias}

@@ -1,4 +1,4 @@
-"""What a front end for other arrays needs to be taken by the contract's checks."""
+"""The functions of `layernorm.numpy` on top of a front end for other arrays, for the checkers."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +9,7 @@ from layouts import Array, Axis, axes_of
 
 @dataclass
 class Stats:
-    """What a forward leaves to its backward; None where the front end's users do not see it."""
+    """What a forward saves for its backward; None for what the front end does not return."""
 
     call: dict[str, Any]
     bias: Array | None
@@ -19,10 +19,10 @@ class Stats:
 
 
 class Adapter:
-    """The functions of `layernorm.numpy`, made of two methods that the front end's adapter has.
+    """The functions of `layernorm.numpy`, in terms of two methods of a subclass.
 
     `_forward(x, weight, bias, centered=..., **options)` returns y and `Stats`;
-    `_backward(dy, x, stats, weight)` dx, dweight and (layer norm) dbias.
+    `_backward(dy, x, stats, weight)` returns dx, dweight and, for layer norm, dbias.
     """
 
     def layer_norm_forward(self, x: Array, weight=None, bias=None, **options: Any):
@@ -47,9 +47,10 @@ def parameters(
     zero_centered_weight: bool,
     **_: Any,
 ) -> tuple[Array, Array]:
-    """Return weight and bias, ones and zeros where there are none.
+    """Return weight and bias, with ones and zeros for those that are None.
 
-    NumPy's backward gives dweight and dbias without parameters too; these change no bit of dx.
+    NumPy's backward returns dweight and dbias without parameters too. Ones and zeros change no bit
+    of dx.
     """
     given = bias if weight is None else weight
     dtype = x.dtype.newbyteorder("=") if given is None else given.dtype

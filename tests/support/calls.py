@@ -22,7 +22,7 @@ def forward(impl: Any, case: Case, x: Array, weight: Array | None, bias: Array |
 def backward(
     impl: Any, case: Case, dy: Array, x: Array, stats: Any, weight: Array | None, **options
 ) -> Gradients:
-    """Call the case's backward: dx, dweight and dbias, which RMS norm has not."""
+    """Call the case's backward: dx, dweight and dbias, which is None for RMS norm."""
     options.setdefault("need_dweight", True)
     options["zero_centered_weight"] = case.zero_centered_weight
     dirty_freed_memory(x.nbytes)
@@ -32,7 +32,7 @@ def backward(
 
 
 def forward_and_backward(impl: Any, case: Case, x, dy, weight, bias) -> dict[str, Array]:
-    """Return y, the statistics, dx, dweight and dbias by name, those that there are."""
+    """Return y, the statistics, dx, dweight and dbias by name, without those that are None."""
     y, stats = forward(impl, case, x, weight, bias)
     dx, dweight, dbias = backward(impl, case, dy, x, stats, weight)
     results = {"y": y, "mean": stats.mean, "rstd": stats.rstd, "residual": stats.residual}
@@ -55,19 +55,19 @@ def assert_same_bits(got: Array, expected: Array, what: str) -> None:
     if bits(got) == bits(expected):
         return
     unsigned = f"u{got.itemsize}"
-    parted = np.ascontiguousarray(got).view(unsigned) != np.ascontiguousarray(expected).view(
+    differ = np.ascontiguousarray(got).view(unsigned) != np.ascontiguousarray(expected).view(
         unsigned
     )
-    at = tuple(int(i) for i in np.argwhere(parted.reshape(got.shape))[0])
+    at = tuple(int(i) for i in np.argwhere(differ.reshape(got.shape))[0])
     raise AssertionError(
-        f"{what}: {parted.sum()} of {got.size} elements have other bits; first at {at}: "
+        f"{what}: {differ.sum()} of {got.size} elements have other bits, the first at {at}: "
         f"{got[at]!r}, expected {expected[at]!r}"
     )
 
 
 def assert_equal_values(got: Array, expected: Array, what: str) -> None:
-    wide = np.longdouble if got.dtype.itemsize > 4 else np.float64
-    same = got.astype(wide) == expected.astype(wide)
+    exact = np.longdouble if got.dtype.itemsize > 4 else np.float64
+    same = got.astype(exact) == expected.astype(exact)
     assert got.shape == expected.shape, f"{what}: shape {got.shape}, expected {expected.shape}"
     assert same.all(), f"{what}: {got[~same].ravel()[:3]}, expected {expected[~same].ravel()[:3]}"
 

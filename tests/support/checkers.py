@@ -1,8 +1,8 @@
-"""The contract as functions: each takes an implementation and raises AssertionError if it is wrong.
+"""The contract as functions: each raises AssertionError for a wrong implementation.
 
-The contract's tests call them with our implementation; test_planted_faults.py calls the same ones
-with wrong implementations, so each is known to fail where it should. An implementation is anything
-with the functions of `layernorm.numpy`.
+The contract's tests call them with our implementation, and test_planted_faults.py with wrong ones,
+so each is known to fail where it should. An implementation is anything with the functions of
+`layernorm.numpy`.
 """
 
 import math
@@ -27,7 +27,7 @@ from values import dtype_of, statistics_type
 
 from layernorm import accuracy, reference
 
-ROWWISE = ("y", "mean", "rstd", "residual", "dx")  # what one row alone decides
+ROWWISE = ("y", "mean", "rstd", "residual", "dx")  # what depends on one row alone
 
 
 def check_forward(impl: Any, case: Case) -> None:
@@ -84,7 +84,7 @@ def judge_gradients(
 
 
 def check_statistics(impl: Any, case: Case) -> None:
-    """Stats have one mean and rstd a row, in the statistics' type, as exact as dx must be."""
+    """Stats have a mean and an rstd for each row, in the statistics' type, as exact as dx."""
     x, _, weight, bias = case.arrays()
     _, stats = forward(impl, case, x, weight, bias)
     dtype, centered, exact = statistics_type(case.dtype), case.kind == "layer_norm", np.longdouble
@@ -108,7 +108,7 @@ def check_statistics(impl: Any, case: Case) -> None:
 
 
 def check_every_element_is_written(impl: Any, case: Case) -> None:
-    """No NaN is left in a poisoned `out`, and `out` itself comes back."""
+    """No NaN is left in a poisoned `out`, and `out` itself is returned."""
     x, _, weight, bias = case.arrays()
     out = poisoned(x.shape, dtype_of(case.dtype))
     y, _ = forward(impl, case, x, weight, bias, out=out)
@@ -128,7 +128,7 @@ def check_in_place(impl: Any, case: Case) -> None:
 
 
 def check_batch_of_one(impl: Any, case: Case) -> None:
-    """One sample alone gives the bits that it gets in the batch: y, mean, rstd and dx."""
+    """A sample alone gets the bits that it gets in the batch: y, mean, rstd and dx."""
     x, dy, weight, bias = case.arrays()
     assert 0 not in axes_of(case.axis, x.ndim), "the first axis must be the batch"
     batch = forward_and_backward(impl, case, x, dy, weight, bias)
@@ -142,7 +142,7 @@ def check_batch_of_one(impl: Any, case: Case) -> None:
 
 
 def check_place_of_a_row(impl: Any, case: Case) -> None:
-    """Samples in another order give the same bits in that order."""
+    """Samples in another order get the same bits."""
     x, dy, weight, bias = case.arrays()
     order = np.random.default_rng(1).permutation(len(x))
     batch = forward_and_backward(impl, case, x, dy, weight, bias)
@@ -205,7 +205,7 @@ def _along_axes(bias: Array | None, case: Case, y: Array) -> Array:
 
 
 def check_a_row_that_is_not_finite_stays_alone(impl: Any, case: Case, bad: float) -> None:
-    """NaN or infinity anywhere in a row: that row of y and dx is NaN, the others keep their bits.
+    """NaN or infinity in a row: that row of y and dx is NaN, the others keep their bits.
 
     `bad` goes to each column in turn, in x and then in dy.
     """
@@ -242,7 +242,7 @@ def _assert_only_this_row_is_nan(got: Array, clean: Array, row: int, what: str) 
 
 
 def check_read_only_inputs(impl: Any, case: Case) -> None:
-    """Inputs that may not be written give the same bits."""
+    """Read-only inputs give the same bits."""
     arrays = case.arrays()
     expected = forward_and_backward(impl, case, *arrays)
     kept = (None if a is None else read_only(a) for a in arrays)
@@ -262,7 +262,7 @@ def check_zero_strides(impl: Any, case: Case) -> None:
         judge_gradients(case, gradients, case_dy, x, weight)
 
 
-def check_partial_overlap_is_refused(impl: Any, case: Case) -> None:
+def check_partial_overlap_is_rejected(impl: Any, case: Case) -> None:
     """An `out` that shares part of x's memory is a ValueError, and nothing is written."""
     _, _, weight, bias = case.arrays()
     shape = case.shape
@@ -280,7 +280,7 @@ def check_partial_overlap_is_refused(impl: Any, case: Case) -> None:
             forward(impl, case, x, weight, bias, out=out)
 
 
-def check_other_types_are_refused(impl: Any, kind: str, dtype: np.dtype) -> None:
+def check_other_types_are_rejected(impl: Any, kind: str, dtype: np.dtype) -> None:
     """A TypeError that names the type and says what to call."""
     called = r"x\.astype\(np\.float32\)"
     with pytest.raises(TypeError, match=rf"{re.escape(dtype.name)}.*{called}"):

@@ -1,7 +1,7 @@
 """Wrong layer norms: the model with one step of the arithmetic broken.
 
-Each has the fault that somebody has shipped, or easily could. test_planted_faults.py says which of
-the suite's checks catches it.
+Somebody has shipped each of these faults, or could have. test_planted_faults.py names the check
+that catches it.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ class EpsOutsideTheRoot(Model):
         return 1 / (np.sqrt(variance) + eps)
 
 
-class EpsLeftOut(Model):
+class EpsOmitted(Model):
     def rstd(self, variance, eps):
         return 1 / np.sqrt(variance)
 
@@ -66,14 +66,14 @@ class StatisticsOfAnotherRow(Model):
         return np.roll(super().rstd(variance, eps), 1, axis=0)
 
 
-class TailLeftOutOfTheVariance(Model):
+class TailMissingFromTheVariance(Model):
     def variance(self, rows, deviation):
         whole = max(rows.shape[1] // 16 * 16, 1)
         return np.square(deviation[:, :whole]).mean(axis=1, keepdims=True)
 
 
 class PaddingInTheVariance(Model):
-    """The last vector is filled up with zeros, which minus the mean are no longer zero."""
+    """The last vector is padded with zeros, which are not zero once the mean is subtracted."""
 
     def variance(self, rows, deviation):
         padding, mean = -rows.shape[1] % 16, (rows - deviation)[:, :1]
@@ -81,19 +81,19 @@ class PaddingInTheVariance(Model):
         return squares / rows.shape[1]
 
 
-class SubnormalsTakenForZero(Model):
+class SubnormalsFlushedToZero(Model):
     def rows(self, x, axis):
         rows = super().rows(x, axis)
         return np.where(np.abs(rows) < np.finfo(np.float32).smallest_normal, 0, rows)
 
 
-class NanSwallowed(Model):
+class NanIgnored(Model):
     def rows(self, x, axis):
         return np.nan_to_num(super().rows(x, axis), posinf=0.0, neginf=0.0)
 
 
 class InfinityMakesTheOthersZero(Model):
-    """The mean square is infinite and rstd is 0, so RMS norm gives 0 for the finite elements."""
+    """The mean square is infinite and rstd is 0, so the finite elements become 0 in RMS norm."""
 
     def not_finite_is_nan(self, rows, rstd):
         return rstd
@@ -123,7 +123,7 @@ class BiasBeforeWeight(Model):
         return xhat * factor if bias is None else super().affine(xhat, 1.0, bias) * factor
 
 
-class BiasForgottenWithoutWeight(Model):
+class BiasIgnoredWithoutWeight(Model):
     def affine(self, xhat, factor, bias):
         return super().affine(xhat, factor, None if np.isscalar(factor) else bias)
 
@@ -140,7 +140,7 @@ class ZeroCenteredWeightRoundedTo16Bits(Model):
 
 
 class RoundedTwice(Model):
-    """xhat is rounded to x's type before weight and bias come."""
+    """xhat is rounded to x's type before weight and bias are applied."""
 
     def forward(self, x, *args, **options):
         self.dtype = native(x.dtype)
@@ -150,7 +150,7 @@ class RoundedTwice(Model):
         return super().affine(xhat.astype(self.dtype).astype(xhat.dtype), factor, bias)
 
 
-class BitsCutOffInsteadOfRounded(Model):
+class TruncatedInsteadOfRounded(Model):
     def rounded(self, values, x, axis):
         nearest = values.astype(native(x.dtype))
         too_large = np.abs(nearest.astype(values.dtype)) > np.abs(values)
@@ -178,7 +178,7 @@ class MeanOfGInRmsNorm(Model):
         return super().mean_of_g(g, True)
 
 
-class WeightLeftOutOfDx(Model):
+class WeightMissingFromDx(Model):
     def dx(self, g, xhat, rstd, centered):
         return super().dx(g / self.weight, xhat, rstd, centered)
 
@@ -210,7 +210,7 @@ class ParametersSummedOneByOne(Model):
         return terms.astype(np.float32).cumsum(axis=0)[-1].astype(dtype)
 
 
-class LastRowsLeftOutOfParameters(Model):
+class LastRowsMissingFromParameters(Model):
     def summed(self, terms, dtype):
         return super().summed(terms[: max(len(terms) // 4 * 4, 1)], dtype)
 
@@ -228,7 +228,7 @@ class LastAxisOnly(Model):
 
 
 class StridesIgnored(Model):
-    """Reads the memory behind a view from its beginning, as if the view were all of it."""
+    """Reads the memory behind a view from its start, as if the view were contiguous."""
 
     def rows(self, x, axis):
         whole = x if x.base is None else x.base
@@ -237,7 +237,7 @@ class StridesIgnored(Model):
 
 
 class BitsOfTheMean(Model):
-    """The float32 mean of some rows is one bit larger."""
+    """The float32 mean of some rows is one unit in the last place larger."""
 
     def chosen(self, rows):
         raise NotImplementedError

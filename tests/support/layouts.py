@@ -31,12 +31,12 @@ def from_rows(rows: Array, shape: Sequence[int], axis: Axis) -> Array:
 
 
 def poisoned(shape: Sequence[int], dtype: np.dtype) -> Array:
-    """NaN wherever nobody writes."""
+    """Make an array of NaN: what is never written stays NaN."""
     return np.full(shape, np.nan, dtype)
 
 
 def unaligned(x: Array) -> Array:
-    """Copy x to one byte past where its type may stand."""
+    """Copy x to one byte past an aligned address."""
     view = np.ndarray(x.shape, x.dtype, buffer=np.empty(x.nbytes + 1, np.uint8), offset=1)
     view[...] = x
     return view
@@ -52,12 +52,12 @@ def at_offset(x: Array, elements: int) -> Array:
 
 
 def dense(x: Array | None) -> Array | None:
-    """Copy x as the frameworks have arrays that know no strides: contiguous, aligned, native."""
+    """Copy x as frameworks without strides store it: contiguous, aligned, in native byte order."""
     return None if x is None else np.array(x, x.dtype.newbyteorder("="), order="C")
 
 
 def byte_swapped(x: Array) -> Array:
-    """Give x the other byte order; ml_dtypes' bfloat16 has only one."""
+    """Copy x in the other byte order; bfloat16, which has only one, as it is."""
     return x.astype(x.dtype.newbyteorder()) if x.dtype.kind == "f" else x.copy()
 
 
@@ -68,7 +68,7 @@ def read_only(x: Array) -> Array:
 
 
 def strided(*steps: int) -> Callable[[Array], Array]:
-    """Copy x to where each axis has this step; a negative one runs backwards."""
+    """Copy x to memory with these steps, one for each axis; negative ones run backwards."""
 
     def lay(x: Array) -> Array:
         sizes = [size * abs(step) for size, step in zip(x.shape, steps, strict=True)]
@@ -87,12 +87,12 @@ def sliced(x: Array) -> Array:
 
 
 def transposed(*order: int) -> Callable[[Array], Array]:
-    """Copy x to memory where its axes lie in this order, the last one contiguous."""
+    """Copy x to memory with its axes in this order, the last one contiguous."""
     return lambda x: np.ascontiguousarray(x.transpose(order)).transpose(np.argsort(order))
 
 
 def split(cols: int) -> tuple[int, int]:
-    """Two factors of cols, as near to each other as they come."""
+    """Return the two factors of cols that are nearest to each other."""
     low = next(f for f in range(math.isqrt(cols), 0, -1) if cols % f == 0)
     return low, cols // low
 

@@ -1,7 +1,7 @@
 """Runs one probe on more than 2^31 or 2^32 elements: python many_elements.py PROBE GIB.
 
-The rows are copies of a few different ones, so that the right answer is that of the few. The
-process may not use more than GIB of memory.
+The rows are copies of a few different ones, so the right answer is that of the few. The process
+may use at most GIB of memory.
 """
 
 import resource
@@ -60,7 +60,7 @@ def check_parameters(shape: tuple[int, ...], axis: int) -> None:
     _, *sums = ours.layer_norm_backward(x, x, stats, WEIGHT, need_dx=False)
     _, *few_sums = ours.layer_norm_backward(few, few, few_stats, WEIGHT, need_dx=False)
     for total, of_few in zip(sums, few_sums, strict=True):
-        # The rounding of the few sums counts `times` over, hence not the contract's bound.
+        # Not the contract's bound: the rounding of the few sums counts `times` times.
         terms = 2.0 * np.prod(shape) / CHANNELS
         np.testing.assert_allclose(total / times, of_few, rtol=1e-5, atol=1e-6 * terms)
 

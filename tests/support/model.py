@@ -1,7 +1,7 @@
-"""Layer norm in plain NumPy with the front end's signatures, right by the contract, and slow.
+"""Layer norm in plain NumPy with the front end's signatures: right by the contract, and slow.
 
-It shows that the checkers let a right implementation pass whose sums differ from ours; and
-faults.py breaks one of its steps at a time to show that the checkers see it. Nothing else uses it.
+It shows that the checkers let a right implementation pass whose sums differ from ours. Each class
+of faults.py breaks one of its steps, which the checkers must see.
 """
 
 from types import SimpleNamespace
@@ -16,12 +16,12 @@ def native(dtype: np.dtype) -> np.dtype:
 
 
 def wide(dtype: np.dtype) -> np.dtype:
-    """Return a type with more range and precision: squares do not overflow, sums lose nothing."""
+    """Return a wider type, in which squares do not overflow and sums lose nothing."""
     return np.dtype(np.longdouble if native(dtype) == np.float64 else np.float64)
 
 
 class Model:
-    """Each step is a method, for a fault to replace."""
+    """Each step is a method that a fault can replace."""
 
     def layer_norm(self, *args: Any, **options: Any) -> Array:
         return self.layer_norm_forward(*args, **options)[0]
@@ -108,7 +108,7 @@ class Model:
         return rows_of(x, axis).astype(wide(x.dtype), order="C")
 
     def mean(self, rows):
-        """Return the mean, no more precise than it is saved."""
+        """Return the mean, rounded to the type in which it is saved."""
         if rows.shape[1] == 0:
             return np.full_like(rows, np.nan, shape=(len(rows), 1))
         saved = np.float64 if rows.dtype == np.longdouble else np.float32
@@ -117,15 +117,15 @@ class Model:
         return mean.astype(saved).astype(rows.dtype)
 
     def residual(self, rows, mean):
-        """Return what the mean leaves out."""
+        """Return what rounding the mean has lost."""
         return (rows - mean).sum(axis=1, keepdims=True) / max(rows.shape[1], 1)
 
     def residual_in_backward(self, rows, mean, stats):
-        # Not the saved one: where x is subnormal it is too small to save.
+        # Not the saved one: for a subnormal x it is too small to be saved.
         return self.residual(rows, mean)
 
     def rstd_again(self, rows, deviation, stats):
-        """Return the saved rstd, or one anew where that is no normal number of its type."""
+        """Return the saved rstd, or compute it again where the saved one is not a normal number."""
         rstd = stats.rstd.reshape(-1, 1).astype(rows.dtype)
         limits = np.finfo(stats.rstd.dtype)
         normal = (rstd >= limits.smallest_normal) & (rstd <= limits.max)

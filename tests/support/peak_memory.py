@@ -1,7 +1,7 @@
-"""Prints the peak memory of one call beyond its arrays, as a part of x: python peak_memory.py CASE.
+"""Prints the peak memory of one call beyond its arrays, in units of x: python peak_memory.py CASE.
 
-In a process of its own: the peak is the operating system's, which counts every allocation, NumPy's
-and C++'s alike, but only the largest so far.
+The peak is the operating system's, which counts every allocation of the process, NumPy's and C++'s
+alike, and only ever grows: hence a process for each call.
 """
 
 import ctypes
@@ -18,7 +18,7 @@ PR_SET_THP_DISABLE = 41
 
 
 def count_in_small_pages() -> None:
-    """Switch huge pages off: each may count up to 2 MiB that nobody asked for."""
+    """Switch huge pages off: each may add up to 2 MiB that nobody asked for."""
     if ctypes.CDLL(None).prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0) != 0:
         raise OSError("huge pages cannot be switched off")
 
@@ -29,8 +29,8 @@ def resident(field: str) -> int:
 
 
 def peak_beyond(call: Callable[[], object], results: int) -> int:
-    """Return how far the peak during the call is above the memory before it and its results."""
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is in use
+    """Return by how much the peak exceeds the memory before the call and its results."""
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to what is in use
     before = resident("VmRSS")
     kept = call()
     peak = resident("VmHWM")

@@ -1,6 +1,6 @@
-"""What test_robustness.py has to see in processes of their own: python process_probes.py PROBE.
+"""Probes of test_robustness.py, each run in a process of its own: python process_probes.py PROBE.
 
-A probe fails by an exception, a deadlock by its caller's timeout.
+A probe fails by an exception; a deadlock, by its caller's timeout.
 """
 
 import multiprocessing
@@ -32,7 +32,7 @@ def threads_alive() -> int:
 
 
 def run_in_child(expected: list[bytes]) -> int:
-    """Fork; return the child's exit status, 0 if it got the expected bits."""
+    """Fork; return the child's exit status: 0 if it got the expected bits."""
     child = os.fork()
     if child == 0:
         status = 1
@@ -102,7 +102,7 @@ def multiprocessing_by_fork() -> None:
 
 
 def eight_threads_at_once() -> None:
-    """Each with a shape of its own, some too small for the pool; the thread count changes too."""
+    """Each has its own shape, some too small for the pool, and the thread count changes."""
     layernorm.set_num_threads(3)
     shapes = [
         (1, 768),
@@ -140,8 +140,8 @@ def eight_threads_at_once() -> None:
 
 
 def ctrl_c() -> None:
-    """Works until it is interrupted, then once more."""
-    # A shell has its background jobs ignore it.
+    """Work until interrupted, then once more."""
+    # Background jobs of a shell ignore it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     expected = forward_and_backward()
     try:
@@ -191,7 +191,7 @@ def three_threads_by_environment() -> None:
     assert threads_alive() == before + 2
 
 
-def a_thread_count_of_no_sense_in_the_environment() -> None:
+def an_invalid_thread_count_in_the_environment() -> None:
     assert 1 <= layernorm.get_num_threads() <= 1024
     layernorm.set_num_threads(2)
     assert layernorm.get_num_threads() == 2

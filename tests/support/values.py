@@ -55,7 +55,7 @@ def ordinary(rng, rows, cols, limits):
 
 @_named
 def off_zero(rng, rows, cols, limits):
-    """Sums over many rows grow, so that what a 16-bit sum would drop is most of it."""
+    """Sums over many rows grow, so a 16-bit sum would drop most of them."""
     return rng.standard_normal((rows, cols)) + 0.5
 
 
@@ -91,7 +91,7 @@ def near_largest(rng, rows, cols, limits):
 
 @_named
 def near_largest_one_sign(rng, rows, cols, limits):
-    """Three of them already overflow the sum that the mean is made of."""
+    """The sum for the mean overflows from three elements on."""
     return rng.uniform(0.5, 1.0, (rows, cols)) * limits.largest
 
 
@@ -125,7 +125,7 @@ def outlier(rng, rows, cols, limits):
 
 @_named
 def first_is_outlier(rng, rows, cols, limits):
-    """A kernel that shifts by the first element gains nothing and may lose much."""
+    """Shifting by the first element, as some kernels do, is of no help and may lose precision."""
     x = rng.standard_normal((rows, cols))
     x[:, 0] = 3e4
     return x
@@ -142,11 +142,11 @@ def alternating(rng, rows, cols, limits):
     return sign * rng.uniform(1.0, 2.0, (rows, cols))
 
 
-EVERY_KIND = len(VALUES)  # the rows that `mixed` needs to show each
+EVERY_KIND = len(VALUES)  # how many rows `mixed` needs
 
 
 @_named
 def mixed(rng, rows, cols, limits):
-    """One row of each kind in turn, so that one row's trouble would show in its neighbours."""
+    """One row of each kind in turn, so that what leaks from one row shows in its neighbors."""
     kinds = [VALUES[name] for name in list(VALUES)[:EVERY_KIND]]
     return np.concatenate([kinds[row % EVERY_KIND](rng, 1, cols, limits) for row in range(rows)])

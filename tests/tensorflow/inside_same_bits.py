@@ -27,7 +27,7 @@ def assert_same_as_numpy(way: AsNumpy, case: Case) -> None:
 @pytest.mark.parametrize("kind", cases.KINDS)
 def test_every_case_of_the_table(kind, way) -> None:
     front_end = AsNumpy(way)
-    for case in cases.dense_table(kind):
+    for case in cases.dense_front_end_cases(kind):
         assert_same_as_numpy(front_end, case)
 
 

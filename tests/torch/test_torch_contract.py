@@ -7,7 +7,7 @@ torch = pytest.importorskip("torch")
 
 from as_numpy_torch import AsNumpy, to_array, to_tensor  # noqa: E402
 from calls import assert_same_bits, forward_and_backward  # noqa: E402
-from cases import KINDS, Case, layout_cases, of_each_kind, parameter_cases, value_cases  # noqa: E402
+from cases import KINDS, Case, front_end_cases, of_each_kind  # noqa: E402
 from checkers import check_backward, check_batch_of_one, check_forward  # noqa: E402
 from values import TYPES  # noqa: E402
 
@@ -22,16 +22,9 @@ def each(cases: list[Case]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", cases, ids=[case.id for case in cases])
 
 
-@each(of_each_kind(value_cases))
+@each(of_each_kind(front_end_cases))
 @each_way
-def test_results_are_within_their_bounds_for_every_kind_of_values(way, case: Case) -> None:
-    check_forward(WAYS[way], case)
-    check_backward(WAYS[way], case)
-
-
-@each(of_each_kind(layout_cases, parameter_cases))
-@each_way
-def test_results_are_within_their_bounds_for_every_layout_and_parameter(way, case: Case) -> None:
+def test_results_are_within_their_bounds(way, case: Case) -> None:
     check_forward(WAYS[way], case)
     check_backward(WAYS[way], case)
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from large_probes import run_alone
+from own_process import run_alone
 
 pytest.importorskip("torch")
 

@@ -1,4 +1,4 @@
-"""Wrong calls, and what the errors must say: what came, what was expected, what to do."""
+"""Bad calls, and what their errors must say: what came, what was expected, what to do."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,14 +12,14 @@ X = np.random.default_rng(0).standard_normal((32, 1024)).astype(np.float32)
 WEIGHT, BIAS = np.ones(1024, np.float32), np.zeros(1024, np.float32)
 
 
-class Mistake(NamedTuple):
-    change: dict[str, Any]  # arguments that differ from right ones
+class BadCall(NamedTuple):
+    change: dict[str, Any]  # to the arguments of a good call
     error: type[Exception]
-    words: tuple[str, ...]  # that its text must have
+    words: tuple[str, ...]  # in its message
 
 
-def of(error: type[Exception], *words: str, **change: Any) -> Mistake:
-    return Mistake(change, error, words)
+def of(error: type[Exception], *words: str, **change: Any) -> BadCall:
+    return BadCall(change, error, words)
 
 
 FORWARD = {
@@ -74,16 +74,16 @@ BACKWARD = {
 
 
 def forward_arguments(kind: str) -> dict[str, Any]:
-    """Right ones, with an `out` in which every write shows."""
+    """Arguments of a good call, with an `out` in which every write shows."""
     arguments = {"x": X, "weight": WEIGHT, "out": poisoned(X.shape, X.dtype)}
     return arguments | ({"bias": BIAS} if kind == "layer_norm" else {})
 
 
-def check_refused(call: Callable[..., Any], mistake: Mistake, right: dict[str, Any]) -> None:
-    """The mistake gets its error, whose text has its words; every array keeps its bits."""
-    arguments = right | mistake.change
+def check_rejected(call: Callable[..., Any], bad_call: BadCall, right: dict[str, Any]) -> None:
+    """The bad_call gets its error, whose text has its words; every array keeps its bits."""
+    arguments = right | bad_call.change
     arrays = {name: value for name, value in arguments.items() if isinstance(value, np.ndarray)}
-    with unchanged(**arrays), pytest.raises(mistake.error) as raised:
+    with unchanged(**arrays), pytest.raises(bad_call.error) as raised:
         call(**arguments)
     text = str(raised.value)
-    assert [word for word in mistake.words if word not in text] == [], text
+    assert [word for word in bad_call.words if word not in text] == [], text

@@ -1,4 +1,4 @@
-"""Wrong front ends: the arithmetic is right, and what they do with the caller's arrays is not."""
+"""Wrong front ends: right arithmetic, but wrong types, writes, checks or messages."""
 
 from typing import Any
 
@@ -64,7 +64,7 @@ class StatisticsInTheTypeOfX(Model):
 
 
 class Wrapped:
-    """Our own front end, for a fault to be put around it."""
+    """Our own front end, for a fault to wrap."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(ours, name)
@@ -99,8 +99,8 @@ class WritesOutBeforeItRefuses(Wrapped):
         return ours.layer_norm(*args, out=out, **options)
 
 
-class SaysNothing(Wrapped):
-    """An error of the right type without what came, what was expected, and what to do."""
+class GivesNoReason(Wrapped):
+    """An error of the right type that does not say what came, what was expected or what to do."""
 
     def layer_norm(self, *args, **options):
         try:
