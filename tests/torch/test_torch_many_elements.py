@@ -8,7 +8,7 @@ from own_process import run_alone
 pytest.importorskip("torch")
 
 PROBE = Path(__file__).parents[1] / "support" / "many_elements_torch.py"
-GIB = 11  # x and y, or x and dx, take 4 each in 16 bits, and what PyTorch itself has
+GIB = 11  # x and y, or x and dx, take 4 each in 16 bits; the rest is PyTorch's own
 
 
 @pytest.mark.slow
