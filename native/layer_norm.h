@@ -1,8 +1,8 @@
-// Layer normalization and RMS normalization on the CPU: the one interface every host calls.
+// Layer normalization and RMS normalization on the CPU: the one interface that all bindings call.
 //
-// A host (NumPy, PyTorch, XLA, TensorFlow) describes the problem in a plain struct, lends its
-// threads through a callback, and calls forward() or backward(). Nothing here throws, keeps state
-// between calls, or knows a framework. What is computed, and how exactly: docs/specification.md.
+// The bindings of a framework (NumPy, PyTorch, XLA, TensorFlow) describe the problem in a struct,
+// pass the framework's threads as a callback, and call forward() or backward(). Nothing here throws,
+// keeps state between calls, or knows a framework. The contract: docs/specification.md.
 #pragma once
 
 #include <cstdint>
@@ -11,13 +11,18 @@ namespace layernorm {
 
 enum class DataType : int32_t { float32, float64, bfloat16, float16 };
 
-// Statistics are float32, and float64 for float64: the type the kernels compute in.
+// Statistics are float32, and float64 for float64: the type that the kernels compute in.
 constexpr DataType compute_type(DataType type) {
   return type == DataType::float64 ? DataType::float64 : DataType::float32;
 }
 
 constexpr int64_t size_of(DataType type) {
   return type == DataType::float64 ? 8 : type == DataType::float32 ? 4 : 2;
+}
+
+// Weight and bias have one type, x's or, for 16-bit x, float32.
+constexpr bool accepts_parameter(DataType type, DataType parameter_type) {
+  return parameter_type == type || (size_of(type) == 2 && parameter_type == DataType::float32);
 }
 
 // Every array is seen as (outer, cols, inner): cols is normalized, and each (outer, inner) is a
@@ -36,8 +41,8 @@ struct Array {
   int64_t col_stride;
 };
 
-// One value a row, contiguous (outer, inner), of compute_type. The mean of a row is
-// mean + residual, unevaluated: for a row far from zero, mean alone is not enough for the backward.
+// One value for each row, contiguous (outer, inner), of compute_type. The mean of a row is the
+// unevaluated sum mean + residual: far from zero, mean alone is not exact enough for the backward.
 struct Statistics {
   void* mean;
   void* rstd;
@@ -50,7 +55,7 @@ struct Problem {
   DataType type;            // of x, y, dy and dx
   DataType parameter_type;  // of weight, bias, dweight and dbias: type, or float32 for 16-bit types
   bool centered;            // false: RMS normalization, mean = 0
-  bool zero_centered_weight;  // true: the weight stands for 1 + weight
+  bool zero_centered_weight;  // true: multiply by 1 + weight
   double eps;
   Array x;             // only read
   const void* weight;  // (cols,) or null
@@ -60,28 +65,28 @@ struct Problem {
 struct Forward {
   Problem problem;   // statistics: written where not null
   const void* bias;  // (cols,) or null
-  Array y;           // may be x itself; must not overlap it otherwise
+  Array y;           // x itself, or memory that does not overlap it
 };
 
 struct Backward {
   Problem
       problem;  // statistics: rstd and (when centered) mean are read; a null residual is recomputed
   Array dy;     // only read
-  Array dx;     // data null: not wanted; may be x or dy itself
+  Array dx;     // data null: not wanted. May be x or dy itself
   void* dweight;  // (cols,) or null: not wanted
   void* dbias;    // (cols,) or null: not wanted
 };
 
-// The host's threads. run() calls body(context, begin, end) on disjoint ranges that cover
-// [0, tasks), on any threads, and returns when all have returned. The results do not depend on how
-// it splits them.
+// A framework's threads. run() calls body(context, begin, end) on disjoint ranges that cover
+// [0, tasks), on any threads, and returns after all of them. The results do not depend on the
+// ranges.
 struct Threads {
   using Body = void (*)(void* context, int64_t begin, int64_t end);
   int count;
   void* pool;
   void (*run)(void* pool, int64_t tasks, Body body, void* context);
-  // Below this many bytes read and written, a second thread costs more than it brings: as long as
-  // it takes to wake one that has gone to sleep.
+  // With fewer bytes read and written for each, another thread costs more than it saves: it takes
+  // as long to wake one that sleeps.
   int64_t bytes_per_thread = 192 * 1024;
 };
 
@@ -90,8 +95,8 @@ enum class Status : int32_t { ok, out_of_memory };
 Status forward(const Forward& job, const Threads& threads);
 Status backward(const Backward& job, const Threads& threads);
 
-// Instruction sets. The best one that the processor runs is chosen at first use; LAYERNORM_ISA
-// names a lower one.
+// Instruction sets. At first use, the best that the processor supports is chosen; LAYERNORM_ISA
+// selects a lower one.
 const char* chosen_isa();
 int available_isa_count();
 const char* available_isa(int index);  // worst first

@@ -1,4 +1,4 @@
-// Who holds the GIL while the kernels run.
+// Running the kernels without the GIL.
 #pragma once
 
 #define PY_SSIZE_T_CLEAN
@@ -8,17 +8,19 @@
 #include <cstdint>
 #include <thread>
 
+#include "layer_norm.h"
+
 namespace layernorm::python {
 
-// Releasing the GIL costs about 0.1 us; below this size nobody could use it anyway.
+// Releasing the GIL costs about 0.1 us: below this size no other thread could use it.
 constexpr int64_t kLongWorkBytes = 64 * 1024;
 
 class WithoutGil {
  public:
   explicit WithoutGil(int64_t bytes)
       : state_(bytes >= kLongWorkBytes ? PyEval_SaveThread() : nullptr) {}
-  // A daemon thread that comes back while Python ends is made to exit (until Python 3.13), by an
-  // unwinding that would give up references without the GIL. It hangs instead, as from 3.14 on.
+  // Until Python 3.13, a daemon thread that takes the GIL back while Python exits is unwound, and
+  // would release references without the GIL. It hangs instead, as from 3.14 on.
   ~WithoutGil() {
     if (!state_) return;
     try {
@@ -33,5 +35,19 @@ class WithoutGil {
  private:
   PyThreadState* state_;
 };
+
+// Calls forward() or backward(), without the GIL where that takes long. False, with Python's
+// MemoryError set, where memory fails.
+template <class Job>
+bool run(Status (*kernels)(const Job&, const Threads&), const Job& job, const Threads& threads) {
+  const Shape& shape = job.problem.shape;
+  Status status;
+  {
+    const WithoutGil released(shape.outer * shape.cols * shape.inner * size_of(job.problem.type));
+    status = kernels(job, threads);
+  }
+  if (status != Status::ok) PyErr_NoMemory();
+  return status == Status::ok;
+}
 
 }  // namespace layernorm::python

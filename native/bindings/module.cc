@@ -1,11 +1,8 @@
 // The module `layernorm._native`: the functions of each framework's bindings, and what they share.
 #include <initializer_list>
 
+#include "bindings/methods.h"
 #include "bindings/numpy/arrays.h"
-#include "bindings/numpy/methods.h"
-#include "bindings/tensorflow/methods.h"
-#include "bindings/torch/methods.h"
-#include "bindings/xla/methods.h"
 #include "runtime/thread_pool.h"
 
 namespace {
@@ -75,7 +72,7 @@ PyModuleDef definition = {
 PyMODINIT_FUNC PyInit__native() {
   import_array();
   PyObject* module = PyModule_Create(&definition);
-  for (PyMethodDef* methods : {layernorm::python::methods, layernorm::torch::methods,
+  for (PyMethodDef* methods : {layernorm::numpy::methods, layernorm::torch::methods,
                                layernorm::tensorflow::methods, layernorm::xla::methods})
     if (module && PyModule_AddFunctions(module, methods) != 0) Py_CLEAR(module);
   return module;

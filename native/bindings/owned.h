@@ -1,4 +1,4 @@
-// References to Python's objects.
+// References to Python objects.
 #pragma once
 
 #define PY_SSIZE_T_CLEAN
@@ -9,12 +9,12 @@
 
 namespace layernorm::python {
 
-struct GiveUpReference {
+struct DeleteReference {
   void operator()(PyObject* object) const { Py_DECREF(object); }
 };
 
-// A reference, given up at the end.
-struct Owned : std::unique_ptr<PyObject, GiveUpReference> {
+// Owns one reference, or none.
+struct Owned : std::unique_ptr<PyObject, DeleteReference> {
   using unique_ptr::unique_ptr;
   PyObject* release_or_none() { return *this ? release() : Py_NewRef(Py_None); }
 };

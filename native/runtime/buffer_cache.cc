@@ -13,35 +13,35 @@ namespace layernorm {
 namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
-constexpr size_t kKeptByDefault = size_t{128} << 20;
+constexpr size_t kCachedByDefault = size_t{128} << 20;
 
-struct Block {
+struct Buffer {
   void* memory;
   size_t bytes;
 };
 
-// All access under the lock, which nobody waits for: after a fork it may be locked for good.
+// Guarded by the lock, which no thread waits for: after a fork it may stay locked forever.
 std::mutex lock;
-std::array<Block, 8> blocks;  // the longest unused first
-size_t count = 0, kept = 0;
+std::array<Buffer, 8> buffers;  // the longest unused first
+size_t count = 0, cached_bytes = 0;
 
-size_t most_kept() {
+size_t most_bytes() {
   static const size_t most = [] {
     const char* wanted = std::getenv("LAYERNORM_KEEP_BYTES");
-    return wanted ? static_cast<size_t>(std::strtoull(wanted, nullptr, 10)) : kKeptByDefault;
+    return wanted ? static_cast<size_t>(std::strtoull(wanted, nullptr, 10)) : kCachedByDefault;
   }();
   return most;
 }
 
-Block remove(size_t index) {
-  const Block block = blocks[index];
-  std::copy(blocks.begin() + index + 1, blocks.begin() + count, blocks.begin() + index);
+Buffer remove(size_t index) {
+  const Buffer buffer = buffers[index];
+  std::copy(buffers.begin() + index + 1, buffers.begin() + count, buffers.begin() + index);
   --count;
-  kept -= block.bytes;
-  return block;
+  cached_bytes -= buffer.bytes;
+  return buffer;
 }
 
-void* fresh_memory(size_t bytes) {
+void* new_memory(size_t bytes) {
 #if defined(__linux__)
   void* memory = std::aligned_alloc(kHugePage, (bytes + kHugePage - 1) / kHugePage * kHugePage);
   if (memory) madvise(memory, bytes, MADV_HUGEPAGE);
@@ -55,21 +55,21 @@ void* fresh_memory(size_t bytes) {
 
 void* take_buffer(size_t bytes) {
   {
-    const std::unique_lock<std::mutex> held(lock, std::try_to_lock);
-    for (size_t index = held ? count : 0; index-- > 0;)
-      if (blocks[index].bytes >= bytes && blocks[index].bytes <= bytes + bytes / 4)
+    const std::unique_lock<std::mutex> locked(lock, std::try_to_lock);
+    for (size_t index = locked ? count : 0; index-- > 0;)
+      if (buffers[index].bytes >= bytes && buffers[index].bytes <= bytes + bytes / 4)
         return remove(index).memory;
   }
-  return fresh_memory(bytes);
+  return new_memory(bytes);
 }
 
 void return_buffer(void* memory, size_t bytes) {
-  const std::unique_lock<std::mutex> held(lock, std::try_to_lock);
-  if (!held || bytes > most_kept()) return std::free(memory);
-  while (count == blocks.size() || (count > 0 && kept + bytes > most_kept()))
+  const std::unique_lock<std::mutex> locked(lock, std::try_to_lock);
+  if (!locked || bytes > most_bytes()) return std::free(memory);
+  while (count == buffers.size() || (count > 0 && cached_bytes + bytes > most_bytes()))
     std::free(remove(0).memory);
-  blocks[count++] = {memory, bytes};
-  kept += bytes;
+  buffers[count++] = {memory, bytes};
+  cached_bytes += bytes;
 }
 
 }  // namespace layernorm

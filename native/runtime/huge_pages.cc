@@ -6,7 +6,7 @@
 
 namespace layernorm {
 
-// Below, memory is mostly used again, and asking costs nothing that was measured.
+// Smaller results mostly reuse memory.
 [[maybe_unused]] constexpr int64_t kLargeBytes = 4 * 1024 * 1024;
 
 void ask_for_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] int64_t bytes) {

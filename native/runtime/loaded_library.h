@@ -1,4 +1,4 @@
-// C functions looked up in a library that the process has loaded: nothing of it is needed to build.
+// C functions looked up in a library that the process has loaded: it is not needed to build.
 #pragma once
 
 #if defined(_WIN32)
@@ -11,7 +11,7 @@ namespace layernorm {
 
 class LoadedLibrary {
  public:
-  // By file name or path; holds none where no such library is loaded.
+  // By file name or path; false where no such library is loaded.
   explicit LoadedLibrary(const char* name) {
 #if defined(_WIN32)
     handle_ = GetModuleHandleA(name);
@@ -22,7 +22,7 @@ class LoadedLibrary {
 
   explicit operator bool() const { return handle_ != nullptr; }
 
-  // False where the library has no function of this name.
+  // False if the library has no function of this name.
   template <class Function>
   bool find(const char* name, Function*& function) const {
 #if defined(_WIN32)
@@ -41,13 +41,13 @@ class LoadedLibrary {
 #endif
 };
 
-// For a list X(result, name, parameters) of C functions: a pointer to each, and what finds them.
+// For a list X(result, name, parameters) of C functions: declares a pointer to each; looks each up.
 #define LAYERNORM_DECLARE(result, name, parameters) result(*name) parameters = nullptr;
 #define LAYERNORM_FIND(result, name, parameters) \
   if (!library.find(#name, this->name)) return #name;
 
-// Fills all of `c_api` or nothing of it, by its find(), from the library with this file name or
-// path. The name of what was not found, or null.
+// Fills all of `c_api` or none of it, through its find(), from the library with this file name or
+// path. Returns the name of what was not found, or null.
 template <class CApi>
 const char* load_functions(const char* name, CApi* c_api) {
   const LoadedLibrary library(name);

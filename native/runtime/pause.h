@@ -1,4 +1,4 @@
-// How a thread waits for others that will be done in microseconds.
+// How a thread waits for others that need only microseconds.
 #pragma once
 
 #if defined(__x86_64__)

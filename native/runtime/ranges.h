@@ -1,4 +1,4 @@
-// A call's tasks cut into ranges, which its threads take one after another.
+// A call's tasks divided into ranges, which its threads take one after another.
 #pragma once
 
 #include <algorithm>
@@ -8,11 +8,11 @@
 
 namespace layernorm {
 
-// For each thread: one that starts late leaves its share to others.
+// More than one, so that the others take the share of a thread that starts late.
 constexpr int64_t kRangesPerThread = 4;
 
-// Does ranges until none is left. `next` is the first that nobody has taken, `left` counts those
-// that are not done.
+// Works on ranges until none is left. `next` is the first that no thread has taken, `left` counts
+// those that are not done.
 inline void work_on_ranges(std::atomic<int64_t>& next, std::atomic<int64_t>& left, int64_t tasks,
                            int64_t ranges, Threads::Body body, void* context) {
   for (;;) {

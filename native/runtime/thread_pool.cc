@@ -24,8 +24,8 @@
 namespace layernorm {
 namespace {
 
-// How long an idle worker watches for the next call before it sleeps: long enough to catch the
-// next layer of a network, short enough not to be seen in a profile.
+// How long an idle worker spins before it sleeps: long enough to catch the next layer of a network,
+// too short to show in a profile.
 constexpr int kSpins = 4000;
 
 #if defined(__linux__)
@@ -34,7 +34,7 @@ using Processors = cpu_set_t;
 struct Processors {};
 #endif
 
-// Those that the thread which calls may run on; none where that is not known.
+// The processors that the calling thread may run on; empty where that is not known.
 Processors allowed() {
   Processors set = {};
 #if defined(__linux__)
@@ -59,16 +59,16 @@ int current_processor() {
 #endif
 }
 
-// Moves the thread that calls to another of these processors. A scheduler may wake a worker where
-// its caller runs, and leave the two to share that processor for milliseconds.
-void keep_off([[maybe_unused]] int processor, [[maybe_unused]] Processors others) {
+// Moves the calling thread to another of the processors. The scheduler may wake a worker where its
+// caller runs, and let the two share that processor for milliseconds.
+void move_from([[maybe_unused]] int processor, [[maybe_unused]] Processors others) {
 #if defined(__linux__)
   CPU_CLR(processor, &others);
   if (CPU_COUNT(&others) > 0) sched_setaffinity(0, sizeof(others), &others);
 #endif
 }
 
-// A container's share of the processors, where one is set.
+// A container's limit on processors, if there is one.
 long quota_processors() {
   long quota = 0, period = 0;
   if (std::FILE* file = std::fopen("/sys/fs/cgroup/cpu.max", "r")) {
@@ -87,7 +87,7 @@ int default_threads() {
       std::min({long{kMostThreads}, long{allowed_processors()}, quota_processors()}));
 }
 
-// Threads started meanwhile leave every signal to the host's own threads.
+// Threads started meanwhile block every signal, which stay with the process's own threads.
 class SignalsBlocked {
  public:
 #if !defined(_WIN32)
@@ -134,13 +134,13 @@ class Pool {
     }
     work_on_ranges(next_, left_, tasks, ranges, body, context);
     while (left_.load(std::memory_order_acquire) != 0) pause();
-    // A worker still looking for a range of this call must not find one of the next.
+    // A worker still looking for a range of this call must not take one of the next.
     std::lock_guard<std::mutex> lock(mutex_);
     helpers_ = 0;
     while (inside_.load(std::memory_order_acquire) != 0) pause();
   }
 
-  // False where no thread can be had; the caller then works alone.
+  // False where no thread can be started; the caller then works alone.
   bool start(int workers) {
     if (workers_ >= workers) return true;
     const SignalsBlocked blocked;
@@ -178,14 +178,14 @@ class Pool {
         callers_processor = callers_processor_;
       }
       if (callers_processor >= 0 && current_processor() == callers_processor)
-        keep_off(callers_processor, processors);
+        move_from(callers_processor, processors);
       work_on_ranges(next_, left_, tasks, ranges, body, context);
       inside_.fetch_sub(1, std::memory_order_release);
     }
   }
 
-  // One call at a time. No mutex: a task may itself call, and a thread must not try one that it
-  // has.
+  // One call at a time. Not a mutex: a task may call run() itself, and a thread must not lock a mutex
+  // that it owns.
   std::atomic<bool> busy_{false};
   std::mutex mutex_;
   std::condition_variable wake_;
@@ -194,7 +194,7 @@ class Pool {
   std::atomic<int64_t> next_{0}, left_{0};
   std::atomic<int> inside_{0};  // workers between taking a call and leaving it
   int sleepers_ = 0;
-  int helpers_ = 0;  // workers that may join the present call
+  int helpers_ = 0;  // workers that may join the current call
   int callers_processor_ = -1;
   Threads::Body body_ = nullptr;
   void* context_ = nullptr;
@@ -205,21 +205,20 @@ std::atomic<int> num_threads{0};
 std::atomic<Pool*> pool{nullptr};
 
 #if !defined(_WIN32)
-// A forked child has none of the threads, and whatever state the locks were in: it begins anew.
+// A forked child has no workers, and locks in any state: it makes a new pool.
 const bool forks_are_seen =
     pthread_atfork(nullptr, nullptr, [] { pool.store(nullptr, std::memory_order_release); }) == 0;
 #else
 constexpr bool forks_are_seen = true;
 #endif
 
-// Never destroyed: its workers may still be running while the process ends. Null where there is no
-// memory for one.
+// Never destroyed: its workers may still run while the process exits. Null where memory fails.
 Pool* the_pool() {
   Pool* existing = pool.load(std::memory_order_acquire);
   if (existing || !forks_are_seen) return existing;
-  auto* fresh = new (std::nothrow) Pool;
-  if (!fresh || pool.compare_exchange_strong(existing, fresh)) return fresh;
-  delete fresh;
+  auto* created = new (std::nothrow) Pool;
+  if (!created || pool.compare_exchange_strong(existing, created)) return created;
+  delete created;
   return existing;
 }
 

@@ -1,5 +1,5 @@
-// Threads for a host that brings none (NumPy, TensorFlow). Started when first needed, asleep when
-// idle, gone and restarted after a fork.
+// Threads for the bindings of frameworks that lend none (NumPy, TensorFlow). Started when first
+// needed, asleep when idle, started again after a fork.
 #pragma once
 
 #include "layer_norm.h"
@@ -8,14 +8,14 @@ namespace layernorm {
 
 constexpr int kMostThreads = 1024;
 
-// As many as LAYERNORM_NUM_THREADS says, or as processors this process may run on.
+// By default LAYERNORM_NUM_THREADS, or the number of processors this process may run on.
 int get_num_threads();
 
 // From 1 to kMostThreads; takes effect at the next call.
 void set_num_threads(int count);
 
-// The pool as a kernel's callback, with no more threads than `most`. A second caller, while one is
-// being served, runs on its own thread alone: no caller ever waits for another.
+// The pool as a kernel's callback, with at most `most` threads. A caller that finds the pool busy
+// runs on its own thread alone: no caller waits for another.
 Threads pool_threads(int most = kMostThreads);
 
 }  // namespace layernorm

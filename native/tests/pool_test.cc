@@ -1,4 +1,4 @@
-// The thread pool: every task done once, whoever calls, however many threads there are meanwhile.
+// The thread pool: every task done once, for any callers and any number of threads.
 #include <atomic>
 #include <thread>
 #include <vector>
@@ -27,8 +27,8 @@ namespace {
 using namespace layernorm;
 using namespace layernorm::test;
 
-// Counts how often each task was done. The counts of tasks are plain numbers, so that the thread
-// sanitizer sees two threads at one task, or a call that returns before its last task is done.
+// Counts how often each task was done. The counts are not atomic, so that the thread sanitizer sees
+// two threads at one task, or a call that returns before its last task is done.
 struct Count {
   explicit Count(int64_t tasks) : done(static_cast<size_t>(tasks)) {}
 
@@ -143,7 +143,7 @@ void test_the_number_of_threads_may_change_meanwhile() {
 }
 
 #if defined(LAYERNORM_TEST_FORK)
-// 0 if a child of this process could use the pool; a child that hangs is ended by its alarm.
+// 0 if a forked child could use the pool; an alarm ends one that hangs.
 int status_of_a_child() {
   const pid_t child = fork();
   if (child == 0) {
@@ -169,7 +169,7 @@ void test_a_fork_between_calls() {
   }
 }
 
-// Neither a pool nor a thread can be made: the caller does it all.
+// Neither a pool nor a thread can be made: the caller does all the work.
 void test_without_memory_the_caller_works_alone() {
   set_num_threads(4);
   CHECK(call_covers_its_tasks(100), "before a fork");

@@ -1,11 +1,11 @@
-// TensorFlow's kernels as TensorFlow makes and runs them, behind a TensorFlow that is only as much
-// of one as they ask for: what it does not see in ordinary use is a process without memory.
+// The kernels as TensorFlow makes and runs them, on a fake of the functions that they call: failures
+// that the real TensorFlow does not produce in a test.
 #include <initializer_list>
 #include <vector>
 
 #include "bindings/tensorflow/kernels.h"
-#include "bindings/tensorflow/layout.h"
 #include "check.h"
+#include "layout.h"
 #include "memory.h"
 
 namespace {
@@ -19,7 +19,7 @@ struct FakeStatus {
 };
 FakeStatus* of(tf::Status* status) { return reinterpret_cast<FakeStatus*>(status); }
 
-// A node whose axis has one element, the last, and which has no parameters.
+// A node normalized over the last axis, without parameters.
 struct FakeNode {
   int32_t axes = 1;
   int failure = tf::kOk;  // what TensorFlow was told
@@ -57,7 +57,7 @@ tf::CApi fake_c_api() {
   return c_api;
 }
 
-// A call with one input, x; TensorFlow has no outputs to give.
+// A call with one input, x, and no outputs.
 struct FakeCall {
   std::vector<int64_t> sizes;
   int failure = tf::kOk;
@@ -100,7 +100,7 @@ void test_a_kernel_without_memory_is_a_failure() {
 }
 
 void test_more_axes_than_the_kernels_know_are_a_failure() {
-  for (const int32_t axes : {0, tf::kMostAxes + 1}) {
+  for (const int32_t axes : {0, static_cast<int32_t>(kMostAxes) + 1}) {
     FakeNode node;
     node.axes = axes;
     CHECK(!create(&node) && node.failure == tf::kInvalidArgument, "%d axes: failure %d",
@@ -108,7 +108,7 @@ void test_more_axes_than_the_kernels_know_are_a_failure() {
   }
 }
 
-// TensorFlow ends the process when it is asked for an output of as many elements.
+// TensorFlow aborts when it is asked for an output with so many elements.
 void test_rows_beyond_number_are_a_failure() {
   FakeNode node;
   void* kernel = create(&node);

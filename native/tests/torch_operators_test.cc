@@ -1,5 +1,5 @@
-// The operators as PyTorch calls them, behind a PyTorch that is only as much of one as they ask
-// for: it counts what is given back, and refuses what PyTorch would not.
+// The operators as PyTorch calls them, on a fake of the functions that they call: it counts what is
+// released, and can refuse what PyTorch does not.
 #include <cstring>
 #include <initializer_list>
 #include <map>
@@ -24,10 +24,10 @@ using torch::Value;
 
 constexpr int32_t kFloat32 = 6, kFloat64 = 7;
 
-// Tensors, lists and libraries that nobody has given back.
-int held = 0;
+// Tensors, lists and libraries that have not been released.
+int live = 0;
 std::map<std::string, torch::Kernel> kernels;
-std::string refused;  // the kernel that PyTorch does not take
+std::string refused;  // the name of the kernel that the fake refuses
 
 struct FakeTensor {
   FakeTensor(std::vector<int64_t> given, int32_t scalar_type)
@@ -35,31 +35,31 @@ struct FakeTensor {
     int64_t elements = 1;
     for (size_t axis = sizes.size(); axis-- > 0; elements *= sizes[axis]) strides[axis] = elements;
     data.resize(static_cast<size_t>(elements));
-    ++held;
+    ++live;
   }
-  ~FakeTensor() { --held; }
+  ~FakeTensor() { --live; }
 
   std::vector<int64_t> sizes, strides;
   int32_t type;
-  std::vector<double> data;  // room enough for each type
+  std::vector<double> data;  // large enough for each type
 };
 FakeTensor* of(TensorHandle handle) { return reinterpret_cast<FakeTensor*>(handle); }
 
 struct FakeList {
-  explicit FakeList(std::vector<Value> given) : values(std::move(given)) { ++held; }
-  ~FakeList() { --held; }
+  explicit FakeList(std::vector<Value> given) : values(std::move(given)) { ++live; }
+  ~FakeList() { --live; }
   std::vector<Value> values;
 };
 FakeList* of(ListHandle handle) { return reinterpret_cast<FakeList*>(handle); }
 
 Error new_library(LibraryHandle* library) {
-  ++held;
-  *library = reinterpret_cast<LibraryHandle>(&held);
+  ++live;
+  *library = reinterpret_cast<LibraryHandle>(&live);
   return 0;
 }
 
 template <class Given, class To>
-Error give(Given value, To* to) {
+Error store(Given value, To* to) {
   *to = value;
   return 0;
 }
@@ -75,47 +75,47 @@ torch::CApi fake_c_api() {
   c_api.aoti_torch_check = [](bool holds, const char*, const char*, uint32_t, const char* message) {
     if (!holds) throw std::runtime_error(message);
   };
-  c_api.aoti_torch_is_defined = [](TensorHandle, bool* is) { return give(true, is); };
+  c_api.aoti_torch_is_defined = [](TensorHandle, bool* is) { return store(true, is); };
   c_api.aoti_torch_get_dim = [](TensorHandle tensor, int64_t* axes) {
-    return give(static_cast<int64_t>(of(tensor)->sizes.size()), axes);
+    return store(static_cast<int64_t>(of(tensor)->sizes.size()), axes);
   };
   c_api.aoti_torch_get_sizes = [](TensorHandle tensor, int64_t** sizes) {
-    return give(of(tensor)->sizes.data(), sizes);
+    return store(of(tensor)->sizes.data(), sizes);
   };
   c_api.aoti_torch_get_strides = [](TensorHandle tensor, int64_t** strides) {
-    return give(of(tensor)->strides.data(), strides);
+    return store(of(tensor)->strides.data(), strides);
   };
   c_api.aoti_torch_get_dtype = [](TensorHandle tensor, int32_t* type) {
-    return give(of(tensor)->type, type);
+    return store(of(tensor)->type, type);
   };
-  c_api.aoti_torch_get_layout = [](TensorHandle, int32_t* layout) { return give(0, layout); };
-  c_api.aoti_torch_get_device_type = [](TensorHandle, int32_t* device) { return give(0, device); };
+  c_api.aoti_torch_get_layout = [](TensorHandle, int32_t* layout) { return store(0, layout); };
+  c_api.aoti_torch_get_device_type = [](TensorHandle, int32_t* device) { return store(0, device); };
   c_api.aoti_torch_empty_strided = [](int64_t axes, const int64_t* sizes, const int64_t*,
                                       int32_t type, int32_t, int32_t, TensorHandle* tensor) {
     auto* made = new FakeTensor(std::vector<int64_t>(sizes, sizes + axes), type);
-    return give(reinterpret_cast<TensorHandle>(made), tensor);
+    return store(reinterpret_cast<TensorHandle>(made), tensor);
   };
   c_api.aoti_torch_delete_tensor_object = [](TensorHandle tensor) {
     delete of(tensor);
     return Error{0};
   };
   c_api.torch_get_const_data_ptr = [](TensorHandle tensor, const void** data) {
-    return give(of(tensor)->data.data(), data);
+    return store(of(tensor)->data.data(), data);
   };
   c_api.torch_get_mutable_data_ptr = [](TensorHandle tensor, void** data) {
-    return give(of(tensor)->data.data(), data);
+    return store(of(tensor)->data.data(), data);
   };
   c_api.torch_list_size = [](ListHandle list, size_t* size) {
-    return give(of(list)->values.size(), size);
+    return store(of(list)->values.size(), size);
   };
   c_api.torch_list_get_item = [](ListHandle list, size_t at, Value* value) {
-    return give(of(list)->values[at], value);
+    return store(of(list)->values[at], value);
   };
   c_api.torch_delete_list = [](ListHandle list) {
     delete of(list);
     return Error{0};
   };
-  c_api.torch_get_num_threads = [](uint32_t* count) { return give(1u, count); };
+  c_api.torch_get_num_threads = [](uint32_t* count) { return store(1u, count); };
   c_api.aoti_torch_library_init_fragment = [](const char*, const char*, uint32_t,
                                               LibraryHandle* library) {
     return new_library(library);
@@ -123,7 +123,7 @@ torch::CApi fake_c_api() {
   c_api.aoti_torch_library_init_impl = [](const char*, const char*, const char*, uint32_t,
                                           LibraryHandle* library) { return new_library(library); };
   c_api.aoti_torch_library_def = [](LibraryHandle, const char*) { return Error{0}; };
-  c_api.aoti_torch_delete_library_object = [](LibraryHandle) { return Error{--held < 0}; };
+  c_api.aoti_torch_delete_library_object = [](LibraryHandle) { return Error{--live < 0}; };
   c_api.torch_library_impl = [](LibraryHandle, const char* name, torch::Kernel kernel, uint64_t) {
     if (name == refused) return Error{1};
     kernels[name] = kernel;
@@ -146,7 +146,7 @@ Value number(double value) {
   return bits;
 }
 
-// What PyTorch's error says; empty for none. The stack then holds the results.
+// The message of PyTorch's error; empty for none, and the stack holds the results.
 std::string error_of(const char* name, std::vector<Value>& stack) {
   stack.resize(16);
   try {
@@ -158,31 +158,31 @@ std::string error_of(const char* name, std::vector<Value>& stack) {
 }
 
 void test_the_operators_are_defined() {
-  CHECK(torch::define_operators() && held == 2, "%d held", held);
-  CHECK(torch::override_aten() && held == 3, "%d held", held);
-  CHECK(torch::restore_aten() && held == 2, "%d held", held);
+  CHECK(torch::define_operators() && live == 2, "%d live", live);
+  CHECK(torch::override_aten() && live == 3, "%d live", live);
+  CHECK(torch::restore_aten() && live == 2, "%d live", live);
 }
 
 void test_what_pytorch_refuses_leaves_nothing_behind() {
-  const int before = held;
+  const int before = live;
   for (const char* name : {"rms_norm_backward", "layer_norm"}) {
     refused = name;
-    CHECK(!torch::define_operators() && held == before, "%s refused: %d held", name, held - before);
+    CHECK(!torch::define_operators() && live == before, "%s refused: %d live", name, live - before);
   }
   for (const char* name : {"native_layer_norm", "native_layer_norm_backward"}) {
     refused = name;
     for (int time = 0; time < 2; ++time)
-      CHECK(!torch::override_aten() && held == before, "%s refused: %d held", name, held - before);
+      CHECK(!torch::override_aten() && live == before, "%s refused: %d live", name, live - before);
   }
 }
 
-void test_a_call_gives_back_all_but_its_results() {
-  const int before = held;
+void test_a_call_releases_all_but_its_results() {
+  const int before = live;
   const Value x = tensor({2, 3});
   const float values[] = {1, 2, 3, -5, 0, 5};
   std::memcpy(of(reinterpret_cast<TensorHandle>(x))->data.data(), values, sizeof(values));
   std::vector<Value> stack = {x, kAbsent, kAbsent, list({kMinusOne}), number(1e-5), kFalse};
-  CHECK(error_of("layer_norm", stack).empty() && held == before + 4, "%d held", held - before);
+  CHECK(error_of("layer_norm", stack).empty() && live == before + 4, "%d live", live - before);
   for (int result = 0; result < 4; ++result) {
     const auto* each = reinterpret_cast<FakeTensor*>(stack[static_cast<size_t>(result)]);
     float first[3];
@@ -192,9 +192,9 @@ void test_a_call_gives_back_all_but_its_results() {
   }
 }
 
-// An axis that x has not.
-void test_an_error_gives_back_every_argument() {
-  const int before = held;
+// The axis is out of range.
+void test_an_error_releases_every_argument() {
+  const int before = live;
   const auto axis = [] { return list({5}); };
   std::map<std::string, std::vector<Value>> calls;
   calls["layer_norm"] = {tensor({2, 3}), kAbsent, kAbsent, axis(), number(1e-5), kFalse};
@@ -207,11 +207,11 @@ void test_an_error_gives_back_every_argument() {
   for (auto& [name, stack] : calls)
     CHECK(error_of(name.c_str(), stack) == "layernorm: axis is out of range for x",
           "%s: another error", name.c_str());
-  CHECK(held == before, "%d held", held - before);
+  CHECK(live == before, "%d live", live - before);
 }
 
 void test_more_axes_than_the_kernels_know_are_an_error() {
-  const int before = held;
+  const int before = live;
   const std::vector<int64_t> many(70, 1);
   std::vector<Value> forward = {tensor(many), list(std::vector<Value>(70, 1)), kAbsent, kAbsent,
                                 number(1e-5)};
@@ -221,7 +221,7 @@ void test_more_axes_than_the_kernels_know_are_an_error() {
                                  kFalse,         list({1, 0})};
   CHECK(error_of("rms_norm_backward", backward) == "layernorm: a tensor has more than 64 axes",
         "the statistics");
-  CHECK(held == before, "%d held", held - before);
+  CHECK(live == before, "%d live", live - before);
 }
 
 }  // namespace
@@ -229,8 +229,8 @@ void test_more_axes_than_the_kernels_know_are_an_error() {
 int main() {
   torch::c_api = fake_c_api();
   test_the_operators_are_defined();
-  test_a_call_gives_back_all_but_its_results();
-  test_an_error_gives_back_every_argument();
+  test_a_call_releases_all_but_its_results();
+  test_an_error_releases_every_argument();
   test_more_axes_than_the_kernels_know_are_an_error();
   test_what_pytorch_refuses_leaves_nothing_behind();
   return finish();

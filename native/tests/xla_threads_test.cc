@@ -1,5 +1,5 @@
 // XLA's threads as the kernels use them, on pools that XLA might have: one that works, one that
-// begins its tasks when the call is long over, one that never does, one that takes none.
+// starts its tasks long after the call, one that never does, one that accepts none.
 #include <chrono>
 #include <thread>
 #include <vector>
@@ -17,7 +17,7 @@ struct Task {
   void* data;
 };
 
-// What stands behind XLA's opaque pointers here.
+// What XLA's opaque pointers point to here.
 struct FakeContext {
   int64_t threads = 1;
   bool has_pool = true;
@@ -58,8 +58,8 @@ xla::Api fake_api() {
   return api;
 }
 
-// Counts how often each task was done. Plain numbers, so that the thread sanitizer sees two threads
-// at one task; with slow helpers a call that does not wait for them returns too early.
+// Counts how often each task was done. Not atomic, so that the thread sanitizer sees two threads at
+// one task; with slow helpers, a call that does not wait for them returns too early.
 struct Count {
   Count(int64_t tasks, bool slow) : slow_helpers(slow), done(static_cast<size_t>(tasks)) {}
 
@@ -106,11 +106,11 @@ void test_every_task_is_done_once_on_threads_that_work() {
   }
 }
 
-void test_tasks_that_begin_after_the_call_do_nothing() {
+void test_tasks_that_start_after_the_call_do_nothing() {
   for (const int64_t tasks : kTasks) {
     FakeContext context;
     context.threads = 4;
-    CHECK(covers_its_tasks(&context, tasks), "%d tasks, none begun", static_cast<int>(tasks));
+    CHECK(covers_its_tasks(&context, tasks), "%d tasks, none started", static_cast<int>(tasks));
     for (const Task& each : context.waiting) each.run(each.data);
   }
 }
@@ -119,14 +119,14 @@ void test_without_a_pool_the_caller_works_alone() {
   FakeContext context;
   context.has_pool = false;
   CHECK(covers_its_tasks(&context, 33), "33 tasks without a pool");
-  CHECK(context.errors == 0, "%d errors were not given back", context.errors);
+  CHECK(context.errors == 0, "%d errors were not destroyed", context.errors);
 }
 
 }  // namespace
 
 int main() {
   test_every_task_is_done_once_on_threads_that_work();
-  test_tasks_that_begin_after_the_call_do_nothing();
+  test_tasks_that_start_after_the_call_do_nothing();
   test_without_a_pool_the_caller_works_alone();
   return finish();
 }

@@ -235,7 +235,7 @@ def test_what_only_the_running_graph_knows_is_an_error_of_tensorflows() -> None:
     with pytest.raises(tf.errors.InvalidArgumentError, match="weight needs the sizes of x"):
         call(tf.ones((2, 3)), tf.ones(2))
     far = tf.function(lambda x: ours.layer_norm(x, axis=-3), input_signature=anything[:1])
-    with pytest.raises(tf.errors.InvalidArgumentError, match="axis names an axis that x has not"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="axis is out of range for x"):
         far(tf.ones((2, 3)))
 
 

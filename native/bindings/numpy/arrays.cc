@@ -2,14 +2,15 @@
 #include "arrays.h"
 
 #include <cstdlib>
+#include <cstring>
 
 #include "runtime/buffer_cache.h"
 
-namespace layernorm::python {
+namespace layernorm::numpy {
 namespace {
 
-// Vectors that begin and end within a cache line are the fastest to write, and to read again. For a
-// small result, to ask for that takes longer.
+// Vectors that do not cross cache lines are the fastest to write and read. For a small array,
+// setting NumPy's handler costs more than that saves.
 constexpr size_t kLine = 64;
 constexpr size_t kAlignedFrom = size_t{64} << 10;
 
@@ -18,7 +19,7 @@ void* allocate(void*, size_t bytes) {
 #if !defined(_WIN32)
   return std::aligned_alloc(kLine, (bytes + kLine - 1) / kLine * kLine);
 #else
-  return std::malloc(bytes);  // free() takes no other
+  return std::malloc(bytes);  // free() cannot take aligned memory
 #endif
 }
 void* allocate_zeros(void*, size_t count, size_t bytes) { return std::calloc(count, bytes); }
@@ -31,14 +32,33 @@ void release(void*, void* memory, size_t bytes) {
 PyDataMem_Handler handler = {
     "layernorm", 1, {nullptr, allocate, allocate_zeros, reallocate, release}};
 
+// ml_dtypes registers bfloat16 with NumPy when it is imported, under a number that stays.
+bool is_bfloat16(PyArray_Descr* descr) {
+  static int number = -1;
+  if (descr->type_num == number) return true;
+  if (descr->type_num < NPY_USERDEF || PyDataType_ELSIZE(descr) != 2) return false;
+  if (std::strstr(descr->typeobj->tp_name, "bfloat16") == nullptr) return false;
+  number = descr->type_num;
+  return true;
+}
+
 PyObject* own_handler() {
   static PyObject* capsule = nullptr;
   if (!capsule) capsule = PyCapsule_New(&handler, "mem_handler", nullptr);
-  if (!capsule) PyErr_Clear();  // NumPy's own handler serves too
+  if (!capsule) PyErr_Clear();  // NumPy's own handler is used
   return capsule;
 }
 
 }  // namespace
+
+bool data_type(PyArray_Descr* descr, DataType* type) {
+  switch (descr->type_num) {
+    case NPY_FLOAT: *type = DataType::float32; return true;
+    case NPY_DOUBLE: *type = DataType::float64; return true;
+    case NPY_HALF: *type = DataType::float16; return true;
+    default: *type = DataType::bfloat16; return is_bfloat16(descr);
+  }
+}
 
 OwnedArray new_array(PyArray_Descr* descr, int dimensions, const npy_intp* shape) {
   const auto bytes = static_cast<size_t>(PyArray_MultiplyList(shape, dimensions)) *
@@ -55,4 +75,4 @@ OwnedArray new_array(PyArray_Descr* descr, int dimensions, const npy_intp* shape
   return array;
 }
 
-}  // namespace layernorm::python
+}  // namespace layernorm::numpy

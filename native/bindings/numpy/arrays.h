@@ -1,5 +1,4 @@
-// What the NumPy host knows of arrays: their types. Included by each file of the host after
-// Python.h and NumPy's headers.
+// NumPy's arrays: their types, and new ones. Included first by each file that uses NumPy's C API.
 #pragma once
 
 #define PY_SSIZE_T_CLEAN
@@ -8,11 +7,10 @@
 #define PY_ARRAY_UNIQUE_SYMBOL layernorm_numpy_api
 #include <numpy/arrayobject.h>
 
-#include "bindings/gil.h"
 #include "bindings/owned.h"
 #include "layer_norm.h"
 
-namespace layernorm::python {
+namespace layernorm::numpy {
 
 // False for types that the kernels do not know.
 bool data_type(PyArray_Descr* descr, DataType* type);
@@ -21,24 +19,14 @@ inline bool data_type(PyArrayObject* array, DataType* type) {
   return data_type(PyArray_DESCR(array), type);
 }
 
-inline bool accepts_parameter(DataType type, DataType parameter_type) {
-  return parameter_type == type || (size_of(type) == 2 && parameter_type == DataType::float32);
-}
-
-// The ways for plain arrays, which need no help from Python; None where they cannot serve, and then
-// nothing has been touched.
-PyObject* try_forward(PyObject*, PyObject* const* arguments, Py_ssize_t count);
-PyObject* try_forward_with_statistics(PyObject*, PyObject* const* arguments, Py_ssize_t count);
-PyObject* try_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count);
-
-struct OwnedArray : Owned {
+struct OwnedArray : python::Owned {
   using Owned::Owned;
   PyArrayObject* array() const { return reinterpret_cast<PyArrayObject*>(get()); }
   void* data() const { return get() ? PyArray_DATA(array()) : nullptr; }
 };
 
-// Uninitialized; all but a small one aligned to cache lines, a large one in memory that an earlier
-// one left.
+// Uninitialized; all but a small one aligned to cache lines, a large one in memory from the buffer
+// cache.
 OwnedArray new_array(PyArray_Descr* descr, int dimensions, const npy_intp* shape);
 
-}  // namespace layernorm::python
+}  // namespace layernorm::numpy

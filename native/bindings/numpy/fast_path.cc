@@ -1,15 +1,21 @@
-// The fast path for NumPy arrays that are contiguous, aligned and normalized over their last axes:
-// no Python between the call and the kernels.
+#include "fast_path.h"
+
 #define NO_IMPORT_ARRAY
 #include <algorithm>
 #include <initializer_list>
+#include <utility>
 
 #include "arrays.h"
 #include "bindings/arguments.h"
+#include "bindings/gil.h"
+#include "layout.h"
 #include "runtime/thread_pool.h"
 
-namespace layernorm::python {
+namespace layernorm::numpy {
 namespace {
+
+using python::has_count;
+using python::tuple_of;
 
 // Null for anything but a contiguous, aligned ndarray of a type that the kernels know.
 PyArrayObject* ordinary(PyObject* object, DataType* type) {
@@ -42,7 +48,7 @@ struct Rows {
     if (!x || axes < 1 || axes > PyArray_NDIM(x) || PyArray_SIZE(x) == 0) return false;
     for (int at = 0; at < axes; ++at) cols *= normalized_shape()[at];
     problem.shape = {PyArray_SIZE(x) / cols, cols, 1};
-    problem.x = {PyArray_DATA(x), cols, 1};
+    problem.x = contiguous_array(PyArray_DATA(x), problem.shape);
     problem.parameter_type = problem.type;
     return true;
   }
@@ -116,9 +122,10 @@ struct ForwardCall {
   // arguments: x, weight, bias, axis, eps, out, centered, zero_centered_weight
   bool take(PyObject* const* arguments) {
     Problem& problem = job.problem;
-    Integers axes;
+    python::Integers axes;
     if (!PyArray_CheckExact(arguments[0]) || !axes.take(arguments[3]) ||
-        !take_eps(arguments[4], problem) || !take_flags(arguments[6], arguments[7], problem))
+        !python::take_eps(arguments[4], problem) ||
+        !python::take_flags(arguments[6], arguments[7], problem))
       return false;
     const int ndim = PyArray_NDIM(reinterpret_cast<PyArrayObject*>(arguments[0]));
     PyArrayObject *weight = nullptr, *bias = nullptr;
@@ -146,15 +153,8 @@ struct ForwardCall {
         out ? OwnedArray(Py_NewRef(reinterpret_cast<PyObject*>(out)))
             : new_array(PyArray_DESCR(rows.x), PyArray_NDIM(rows.x), PyArray_DIMS(rows.x));
     if (!y) return y;
-    job.y = {y.data(), rows.cols, 1};
-    Status status;
-    {
-      const WithoutGil released(PyArray_NBYTES(rows.x));
-      status = forward(job, pool_threads());
-    }
-    if (status == Status::ok) return y;
-    PyErr_NoMemory();
-    return OwnedArray();
+    job.y = contiguous_array(y.data(), job.problem.shape);
+    return python::run(forward, job, pool_threads()) ? std::move(y) : OwnedArray();
   }
 };
 
@@ -205,8 +205,8 @@ PyObject* try_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count) 
   if (!dy || !PyTuple_CheckExact(axes) || PyTuple_GET_SIZE(axes) > NPY_MAXDIMS ||
       !rows.take(arguments[1], static_cast<int>(PyTuple_GET_SIZE(axes)), problem) ||
       !are_last_axes(axes, PyArray_NDIM(rows.x)) || dy_type != problem.type ||
-      !same_shape(dy, rows.x) || !take_eps(arguments[7], problem) ||
-      !take_flags(arguments[12], arguments[13], problem))
+      !same_shape(dy, rows.x) || !python::take_eps(arguments[7], problem) ||
+      !python::take_flags(arguments[12], arguments[13], problem))
     Py_RETURN_NONE;
   Statistics& saved = problem.statistics;
   if (!rows.take_statistics(arguments[2], problem.type, &saved.mean) ||
@@ -245,17 +245,12 @@ PyObject* try_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count) 
   if (need_dweight) dweight = new_array(parameter_descr, rows.axes, rows.normalized_shape());
   if (need_dbias) dbias = new_array(parameter_descr, rows.axes, rows.normalized_shape());
   if ((need_dx && !dx) || (need_dweight && !dweight) || (need_dbias && !dbias)) return nullptr;
-  job.dy = {PyArray_DATA(dy), rows.cols, 1};
-  job.dx = {dx.data(), rows.cols, 1};
+  job.dy = contiguous_array(PyArray_DATA(dy), problem.shape);
+  job.dx = contiguous_array(dx.data(), problem.shape);
   job.dweight = dweight.data();
   job.dbias = dbias.data();
-  Status status;
-  {
-    const WithoutGil released(PyArray_NBYTES(rows.x));
-    status = backward(job, pool_threads());
-  }
-  if (status != Status::ok) return PyErr_NoMemory();
+  if (!python::run(backward, job, pool_threads())) return nullptr;
   return tuple_of({dx.release_or_none(), dweight.release_or_none(), dbias.release_or_none()});
 }
 
-}  // namespace layernorm::python
+}  // namespace layernorm::numpy

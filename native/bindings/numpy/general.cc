@@ -1,37 +1,15 @@
 // The general path for NumPy arrays: layernorm.spec has checked the arguments; here they become a
 // Problem.
 #define NO_IMPORT_ARRAY
-#include <cstring>
 #include <initializer_list>
 
 #include "arrays.h"
-#include "methods.h"
+#include "bindings/gil.h"
+#include "bindings/methods.h"
+#include "fast_path.h"
 #include "runtime/thread_pool.h"
 
-namespace layernorm::python {
-namespace {
-
-// ml_dtypes registers bfloat16 with NumPy when it is imported; its number is known from then on.
-bool is_bfloat16(PyArray_Descr* descr) {
-  static int number = -1;
-  if (descr->type_num == number) return true;
-  if (descr->type_num < NPY_USERDEF || PyDataType_ELSIZE(descr) != 2) return false;
-  if (std::strstr(descr->typeobj->tp_name, "bfloat16") == nullptr) return false;
-  number = descr->type_num;
-  return true;
-}
-
-}  // namespace
-
-bool data_type(PyArray_Descr* descr, DataType* type) {
-  switch (descr->type_num) {
-    case NPY_FLOAT: *type = DataType::float32; return true;
-    case NPY_DOUBLE: *type = DataType::float64; return true;
-    case NPY_HALF: *type = DataType::float16; return true;
-    default: *type = DataType::bfloat16; return is_bfloat16(descr);
-  }
-}
-
+namespace layernorm::numpy {
 namespace {
 
 // The arguments of forward() and backward(), taken one by one; the first mistake is kept.
@@ -134,18 +112,9 @@ class Arguments {
   bool ok_;
 };
 
-int64_t bytes_of(const Problem& problem) {
-  return problem.shape.outer * problem.shape.cols * problem.shape.inner * size_of(problem.type);
-}
-
 template <class Job>
 PyObject* run(const Job& job, Status (*kernels)(const Job&, const Threads&)) {
-  Status status;
-  {
-    const WithoutGil released(bytes_of(job.problem));
-    status = kernels(job, pool_threads());
-  }
-  if (status != Status::ok) return PyErr_NoMemory();
+  if (!python::run(kernels, job, pool_threads())) return nullptr;
   Py_RETURN_NONE;
 }
 
@@ -184,17 +153,12 @@ PyObject* empty(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   if (count != 2) return PyErr_Format(PyExc_TypeError, "takes 2 arguments, got %zd", count);
   PyArray_Descr* descr = nullptr;
   if (!PyArray_DescrConverter(arguments[1], &descr)) return nullptr;
-  const Owned held(reinterpret_cast<PyObject*>(descr));
+  const python::Owned owned(reinterpret_cast<PyObject*>(descr));
   PyArray_Dims shape = {nullptr, 0};
   if (!PyArray_IntpConverter(arguments[0], &shape)) return nullptr;
   OwnedArray array = new_array(descr, shape.len, shape.ptr);
   PyDimMem_FREE(shape.ptr);
   return array.release();
-}
-
-template <class F>
-PyCFunction as_method(F* function) {
-  return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
 }
 
 }  // namespace
@@ -209,4 +173,4 @@ PyMethodDef methods[] = {
     {nullptr, nullptr, 0, nullptr},
 };
 
-}  // namespace layernorm::python
+}  // namespace layernorm::numpy

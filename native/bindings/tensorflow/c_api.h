@@ -1,6 +1,6 @@
 // TensorFlow's C interface for operations and kernels, looked up in the library that TensorFlow has
-// loaded. Nothing of TensorFlow is needed to build, and one binary serves every version that has
-// these functions (tensorflow/c/ops.h, kernels.h, tf_tensor.h and tf_status.h).
+// loaded. TensorFlow is not needed to build, and one binary serves every version that has these
+// functions (tensorflow/c/ops.h, kernels.h, tf_tensor.h and tf_status.h).
 #pragma once
 
 #include <cstddef>
@@ -75,15 +75,15 @@ constexpr int kOk = 0, kInvalidArgument = 3, kResourceExhausted = 8;  // codes o
 struct CApi {
   LAYERNORM_TENSORFLOW_FUNCTIONS(LAYERNORM_DECLARE)
 
-  // The name of a function that the library does not have, or null.
+  // Returns the name of a function that the library does not have, or null.
   const char* find(const LoadedLibrary& library);
 };
 
 // All null until load_c_api() has found every function.
 extern CApi c_api;
 
-// Looks the functions up in the library with this file name or path, which TensorFlow has loaded.
-// The name of what was not found, or null.
+// Finds the functions in the library with this file name or path, which TensorFlow has loaded.
+// Returns the name of what was not found, or null.
 inline const char* load_c_api(const char* library) { return load_functions(library, &c_api); }
 
 struct DeleteStatus {

@@ -30,31 +30,32 @@ void* create_kernel(KernelConstruction* construction) {
     if (status.ok()) c_api.TF_OpKernelConstruction_GetAttrBool(construction, name, &value, status);
     return value != 0;
   };
-  std::unique_ptr<Definition> made(new (std::nothrow) Definition());
-  if (!made) {
+  std::unique_ptr<Definition> definition(new (std::nothrow) Definition());
+  if (!definition) {
     c_api.TF_SetStatus(status, kResourceExhausted, "layernorm: out of memory for a kernel");
     c_api.TF_OpKernelConstruction_Failure(construction, status);
     return nullptr;
   }
   int32_t total = 0;
-  c_api.TF_OpKernelConstruction_GetAttrSize(construction, "axis", &made->axes, &total, status);
-  if (status.ok() && (made->axes < 1 || made->axes > kMostAxes))
+  c_api.TF_OpKernelConstruction_GetAttrSize(construction, "axis", &definition->axes_count, &total,
+                                            status);
+  if (status.ok() && (definition->axes_count < 1 || definition->axes_count > kMostAxes))
     c_api.TF_SetStatus(status, kInvalidArgument, "layernorm: axis names no axis, or too many");
   if (status.ok())
-    c_api.TF_OpKernelConstruction_GetAttrInt64List(construction, "axis", made->axis, made->axes,
-                                                   status);
+    c_api.TF_OpKernelConstruction_GetAttrInt64List(construction, "axis", definition->axes,
+                                                   definition->axes_count, status);
   // An attribute of type float has 32 bits, so the 64 of eps come as an int.
   const int64_t eps_bits = integer("eps_bits");
-  std::memcpy(&made->eps, &eps_bits, sizeof(made->eps));
-  made->centered = flag("centered");
-  made->zero_centered_weight = flag("zero_centered_weight");
-  made->has_weight = integer("weights") == 1;
-  made->has_bias = integer("biases") == 1;
+  std::memcpy(&definition->eps, &eps_bits, sizeof(definition->eps));
+  definition->centered = flag("centered");
+  definition->zero_centered_weight = flag("zero_centered_weight");
+  definition->has_weight = integer("weights") == 1;
+  definition->has_bias = integer("biases") == 1;
   int32_t code = 0;
   if (status.ok()) c_api.TF_OpKernelConstruction_GetAttrType(construction, "P", &code, status);
-  if (status.ok() && !from_code(code, &made->parameter_type))
-    c_api.TF_SetStatus(status, kInvalidArgument, "layernorm: P is no type of parameters");
-  if (status.ok()) return made.release();
+  if (status.ok() && !from_code(code, &definition->parameter_type))
+    c_api.TF_SetStatus(status, kInvalidArgument, "layernorm: P is not a type of parameters");
+  if (status.ok()) return definition.release();
   c_api.TF_OpKernelConstruction_Failure(construction, status);
   return nullptr;
 }
@@ -64,10 +65,10 @@ void delete_kernel(void* kernel) { delete static_cast<Definition*>(kernel); }
 void compute_norm(void* kernel, KernelContext* context) {
   Call call(kernel, context);
   const Definition& definition = call.definition();
-  Held weight, bias;
+  OwnedTensor weight, bias;
   {
-    // Let go before y is made: held, x could not be written over.
-    const Held x = call.input(0);
+    // Released before y is allocated: y can take x's memory only if nothing else refers to it.
+    const OwnedTensor x = call.input(0);
     if (!call.take_x(x)) return;
   }
   int next = 1;
@@ -80,9 +81,10 @@ void compute_norm(void* kernel, KernelContext* context) {
     if (!call.take_parameter("bias", bias)) return;
   }
   Problem& problem = call.problem();
-  const Held y = call.output_as_x(0, 0);
-  const Held statistics = call.output(1, compute_type(problem.type), call.statistics_sizes());
-  const Held x = call.input(0);
+  const OwnedTensor y = call.output_as_x(0, 0);
+  const OwnedTensor statistics =
+      call.output(1, compute_type(problem.type), call.statistics_sizes());
+  const OwnedTensor x = call.input(0);
   if (call.failed()) return;
   problem.statistics = call.statistics_at(statistics);
   if (call.is_empty()) {
@@ -91,17 +93,18 @@ void compute_norm(void* kernel, KernelContext* context) {
     if (bytes > 0) std::memset(statistics.data(), 0, static_cast<size_t>(bytes));
     return;
   }
-  const Walked walked_x = Walked::to_read(call, x.data(), problem.type);
-  const Walked walked_y = Walked::to_write(call, y.data(), problem.type);
-  if (walked_x.failed() || walked_y.failed()) {
+  const Layout& layout = call.layout();
+  const Collapsed collapsed_x = Collapsed::to_read(layout, x.data(), problem.type);
+  const Collapsed collapsed_y = Collapsed::to_write(layout, y.data(), problem.type);
+  if (collapsed_x.failed() || collapsed_y.failed()) {
     call.fail_for_memory();
     return;
   }
   if (weight) problem.weight = weight.data();
-  problem.x = walked_x.array(call);
-  Forward job = {problem, bias ? bias.data() : nullptr, walked_y.array(call)};
+  problem.x = collapsed_x.array(layout);
+  Forward job = {problem, bias ? bias.data() : nullptr, collapsed_y.array(layout)};
   if (forward(job, threads()) == layernorm::Status::ok)
-    walked_y.flush(call);
+    collapsed_y.flush(layout);
   else
     call.fail_for_memory();
 }
@@ -109,11 +112,11 @@ void compute_norm(void* kernel, KernelContext* context) {
 void compute_backward(void* kernel, KernelContext* context) {
   Call call(kernel, context);
   const Definition& definition = call.definition();
-  const Held x = call.input(1);
+  const OwnedTensor x = call.input(1);
   if (!call.take_x(x)) return;
   Problem& problem = call.problem();
   {
-    const Held dy = call.input(0);
+    const OwnedTensor dy = call.input(0);
     DataType type;
     if (call.failed()) return;
     if (!dy.has_sizes(call.sizes()) || !dy.data_type(&type) || type != problem.type) {
@@ -121,7 +124,7 @@ void compute_backward(void* kernel, KernelContext* context) {
       return;
     }
   }
-  const Held statistics = call.input(2);
+  const OwnedTensor statistics = call.input(2);
   if (call.failed()) return;
   DataType statistics_type;
   if (!statistics.has_sizes(call.statistics_sizes()) || !statistics.data_type(&statistics_type) ||
@@ -129,43 +132,44 @@ void compute_backward(void* kernel, KernelContext* context) {
     call.fail("the statistics are not those of this x");
     return;
   }
-  Held weight;
+  OwnedTensor weight;
   if (definition.has_weight) {
     weight = call.input(3);
     if (!call.take_parameter("weight", weight)) return;
     problem.weight = weight.data();
   }
-  const Held dx = call.output_as_x(0, 0);
-  Held dweight, dbias;
+  const OwnedTensor dx = call.output_as_x(0, 0);
+  OwnedTensor dweight, dbias;
   int next = 1;
-  const Sizes& normalized = call.layout().normalized();
+  const Sizes& normalized = call.normalized_sizes();
   if (definition.has_weight) dweight = call.output(next++, problem.parameter_type, normalized);
   if (definition.has_bias) dbias = call.output(next++, problem.parameter_type, normalized);
-  const Held dy = call.input(0);
+  const OwnedTensor dy = call.input(0);
   if (call.failed()) return;
   if (call.is_empty()) {
     const int64_t bytes = normalized.elements() * size_of(problem.parameter_type);
-    for (const Held* each : {&dweight, &dbias})
+    for (const OwnedTensor* each : {&dweight, &dbias})
       if (*each && bytes > 0) std::memset(each->data(), 0, static_cast<size_t>(bytes));
     return;
   }
   problem.statistics = call.statistics_at(statistics);
-  const Walked walked_x = Walked::to_read(call, x.data(), problem.type);
-  const Walked walked_dy = Walked::to_read(call, dy.data(), problem.type);
-  const Walked walked_dx = Walked::to_write(call, dx.data(), problem.type);
-  if (walked_x.failed() || walked_dy.failed() || walked_dx.failed()) {
+  const Layout& layout = call.layout();
+  const Collapsed collapsed_x = Collapsed::to_read(layout, x.data(), problem.type);
+  const Collapsed collapsed_dy = Collapsed::to_read(layout, dy.data(), problem.type);
+  const Collapsed collapsed_dx = Collapsed::to_write(layout, dx.data(), problem.type);
+  if (collapsed_x.failed() || collapsed_dy.failed() || collapsed_dx.failed()) {
     call.fail_for_memory();
     return;
   }
-  problem.x = walked_x.array(call);
+  problem.x = collapsed_x.array(layout);
   Backward job = {};
   job.problem = problem;
-  job.dy = walked_dy.array(call);
-  job.dx = walked_dx.array(call);
+  job.dy = collapsed_dy.array(layout);
+  job.dx = collapsed_dx.array(layout);
   if (dweight) job.dweight = dweight.data();
   if (dbias) job.dbias = dbias.data();
   if (backward(job, threads()) == layernorm::Status::ok)
-    walked_dx.flush(call);
+    collapsed_dx.flush(layout);
   else
     call.fail_for_memory();
 }

@@ -1,4 +1,4 @@
-// What TensorFlow runs for our two operations: a kernel made for each node, and its work.
+// What TensorFlow runs for our two operations: a kernel object for each node, and its work.
 #pragma once
 
 #include "c_api.h"
@@ -14,7 +14,7 @@ void compute_norm(void* kernel, KernelContext* context);
 // Inputs: dy, x, statistics, weight. Outputs: dx, dweight, dbias.
 void compute_backward(void* kernel, KernelContext* context);
 
-// TensorFlow's own bound on the threads within one operation; 0 for none.
+// At most as many threads for one operation as TensorFlow's own setting; 0 for no bound.
 void bound_threads(int most);
 
 }  // namespace layernorm::tensorflow

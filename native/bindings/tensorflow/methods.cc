@@ -1,4 +1,4 @@
-#include "methods.h"
+#include "bindings/methods.h"
 
 #include <algorithm>
 

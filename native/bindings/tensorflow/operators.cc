@@ -9,7 +9,7 @@
 namespace layernorm::tensorflow {
 namespace {
 
-// y and dx are shaped like x, dweight like weight; the rest is not known before the axes are.
+// y and dx have x's shape, dweight has weight's; the others depend on the axes.
 void infer_norm(ShapeContext* context, Status* status) {
   c_api.TF_ShapeInferenceContextSetUnknownShape(context, status);
   ShapeHandle* shape = c_api.TF_NewShapeHandle();
@@ -68,8 +68,8 @@ bool define(const Operation& operation, const OwnedStatus& status) {
 
 const char* define_operators() {
   static std::string reason;
-  // Where a graph names an operation that is not registered, TensorFlow's error repeats the name:
-  // it says what to do.
+  // For a graph with an operation that is not registered, TensorFlow's error repeats its name, which
+  // therefore says what to do.
   const Operation operations[] = {
       {"LayerNorm__import_layernorm_tensorflow",
        infer_norm,

@@ -1,9 +1,9 @@
-// The operations that TensorFlow knows us by: a norm, and its backward.
+// The two operations registered with TensorFlow: a norm, and its backward.
 #pragma once
 
 namespace layernorm::tensorflow {
 
-// Once a process, after load_c_api(). The reason why TensorFlow refused, or null.
+// Once a process, after load_c_api(). Returns TensorFlow's error message, or null.
 const char* define_operators();
 
 }  // namespace layernorm::tensorflow

@@ -22,14 +22,14 @@ int32_t to_code(DataType type) {
   return 1;
 }
 
-bool Held::has_sizes(const Sizes& sizes) const {
+bool OwnedTensor::has_sizes(const Sizes& sizes) const {
   if (c_api.TF_NumDims(tensor_.get()) != sizes.count) return false;
   for (int axis = 0; axis < sizes.count; ++axis)
     if (c_api.TF_Dim(tensor_.get(), axis) != sizes.size[axis]) return false;
   return true;
 }
 
-bool Held::sizes(Sizes* sizes) const {
+bool OwnedTensor::sizes(Sizes* sizes) const {
   sizes->count = c_api.TF_NumDims(tensor_.get());
   if (sizes->count > kMostAxes) return false;
   for (int axis = 0; axis < sizes->count; ++axis)

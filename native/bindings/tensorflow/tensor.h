@@ -1,4 +1,4 @@
-// Tensors behind TensorFlow's handles: who owns them, and what they are.
+// Tensors behind TensorFlow's handles: ownership, types and sizes.
 #pragma once
 
 #include <memory>
@@ -8,7 +8,7 @@
 
 namespace layernorm::tensorflow {
 
-// The numbers that TensorFlow's types.proto gives the types. False for one that the kernels do not
+// The numbers of the types in TensorFlow's types.proto. False for a type that the kernels do not
 // know.
 bool from_code(int32_t code, DataType* type);
 int32_t to_code(DataType type);
@@ -17,11 +17,18 @@ struct DeleteTensor {
   void operator()(Tensor* tensor) const { c_api.TF_DeleteTensor(tensor); }
 };
 
+struct Sizes {
+  int count = 0;
+  int64_t size[kMostAxes];
+
+  int64_t elements() const { return count_elements(count, size); }
+};
+
 // Owns one handle, or none. The memory behind it belongs to TensorFlow.
-class Held {
+class OwnedTensor {
  public:
-  Held() = default;
-  explicit Held(Tensor* tensor) : tensor_(tensor) {}
+  OwnedTensor() = default;
+  explicit OwnedTensor(Tensor* tensor) : tensor_(tensor) {}
 
   explicit operator bool() const { return tensor_ != nullptr; }
   void* data() const { return c_api.TF_TensorData(tensor_.get()); }
@@ -29,7 +36,7 @@ class Held {
     return from_code(c_api.TF_TensorType(tensor_.get()), type);
   }
   bool has_sizes(const Sizes& sizes) const;
-  // False where there are more axes than the kernels know.
+  // False for more than kMostAxes.
   bool sizes(Sizes* sizes) const;
 
  private:

@@ -1,7 +1,6 @@
-// PyTorch's stable C interface, looked up in the library that PyTorch has loaded. Nothing of
-// PyTorch is needed to build, and one binary serves every version from 2.10 on: these functions
-// keep their binary interface (torch/csrc/stable/c/c_api.h and
-// torch/csrc/inductor/aoti_torch/c/c_api.h).
+// PyTorch's stable C interface, looked up in the library that PyTorch has loaded. PyTorch is not
+// needed to build, and one binary serves every version from 2.10 on: these functions keep their
+// binary interface (torch/csrc/stable/c/c_api.h and torch/csrc/inductor/aoti_torch/c/c_api.h).
 #pragma once
 
 #include <cstddef>
@@ -64,7 +63,7 @@ using Error = int32_t;  // 0: success
   X(Error, torch_parallel_for,                                                                     \
     (int64_t, int64_t, int64_t, void (*)(int64_t, int64_t, void*), void*))
 
-// Those that PyTorch has since 2.11: null before.
+// Since PyTorch 2.11: null before.
 #define LAYERNORM_TORCH_LATER_FUNCTIONS(X)                                               \
   X(Error, torch_from_blob,                                                              \
     (void*, int64_t, const int64_t*, const int64_t*, int64_t, int32_t, int32_t, int32_t, \
@@ -74,21 +73,21 @@ struct CApi {
   LAYERNORM_TORCH_FUNCTIONS(LAYERNORM_DECLARE)
   LAYERNORM_TORCH_LATER_FUNCTIONS(LAYERNORM_DECLARE)
 
-  // The name of a function that every version has and the library has not, or null.
+  // Returns the name of a function that every version has but the library lacks, or null.
   const char* find(const LoadedLibrary& library);
 };
 
 // All null until load_c_api() has found every function.
 extern CApi c_api;
 
-// Looks the functions up in the library with this file name or path, which PyTorch has loaded. The
-// name of what was not found, or null.
+// Finds the functions in the library with this file name or path, which PyTorch has loaded. Returns
+// the name of what was not found, or null.
 inline const char* load_c_api(const char* library) { return load_functions(library, &c_api); }
 
-// The version in which the C API's interface was read: the form of the values on the stack.
+// The version whose form the values on the stack have.
 constexpr uint64_t kCApiVersion = 0x020a000000000000;  // 2.10.0
 
-// PyTorch's threads, as many as torch.set_num_threads says.
+// PyTorch's threads, as many as torch.set_num_threads sets.
 Threads parallel_for();
 
 }  // namespace layernorm::torch

@@ -1,9 +1,11 @@
-// The parts of DLPack's C exchange interface that the PyTorch host uses, declared from its
+// The parts of DLPack's C exchange interface that the fast path uses, declared from its
 // specification (https://dmlc.github.io/dlpack, version 1): a tensor's memory without a Python
 // call.
 #pragma once
 
 #include <cstdint>
+
+#include "layer_norm.h"
 
 namespace layernorm::dlpack {
 
@@ -25,6 +27,11 @@ struct Type {
   uint8_t code, bits;
   uint16_t lanes;
 };
+
+constexpr Type type_of(DataType type) {
+  return {type == DataType::bfloat16 ? kBfloat : kFloat, static_cast<uint8_t>(8 * size_of(type)),
+          1};
+}
 
 struct Tensor {
   void* data;

@@ -14,12 +14,12 @@ namespace {
 
 using python::has_count;
 using python::Owned;
+using python::run;
 using python::tuple_of;
-using python::WithoutGil;
 
-// A fresh tensor of the same sizes and type, and its memory.
-Owned empty_like(const Plain& like, void** data) {
-  dlpack::ManagedTensor* managed = managed_like(like.view, like.bytes());
+// A new contiguous tensor of the same sizes and type, and its memory.
+Owned empty_like(const View& like, void** data) {
+  dlpack::ManagedTensor* managed = managed_like(like);
   if (!managed) return Owned(PyErr_NoMemory());
   *data = managed->tensor.data;
   void* object = nullptr;
@@ -27,7 +27,7 @@ Owned empty_like(const Plain& like, void** data) {
   return Owned(static_cast<PyObject*>(object));
 }
 
-// Of each row mean, rstd and residual, or, of RMS normalization, rstd.
+// Of mean, rstd and residual; for RMS normalization, of rstd alone.
 Py_ssize_t statistics_bytes(const Problem& problem, int64_t rows) {
   return (problem.centered ? 3 : 1) * rows * size_of(compute_type(problem.type));
 }
@@ -39,19 +39,13 @@ Statistics statistics_in(PyObject* bytes, const Problem& problem, int64_t rows) 
   return {first, first + size, first + 2 * size};
 }
 
-// False with Python's error set.
+// False, with Python's error set, where memory fails.
 bool run_forward(const FastCall& call, const Problem& problem, void* y) {
-  const Forward job = {problem, call.bias ? call.bias.data() : nullptr, {y, call.cols, 1}};
-  Status status;
-  {
-    const WithoutGil released(call.x.bytes());
-    status = forward(job, parallel_for());
-  }
-  if (status != Status::ok) PyErr_NoMemory();
-  return status == Status::ok;
+  const Forward job = {problem, call.bias.data, contiguous_array(y, problem.shape)};
+  return run(forward, job, parallel_for());
 }
 
-// y, or nothing with Python's error set.
+// y; null, with Python's error set, where memory fails.
 Owned run_forward(const FastCall& call, const Problem& problem) {
   void* data = nullptr;
   Owned y = empty_like(call.x, &data);
@@ -66,7 +60,7 @@ constexpr Py_ssize_t kRest = kFastPathArguments - kRestFrom + 1;
 PyObject* normalized_shape(const FastCall& call) {
   PyObject* tuple = PyTuple_New(call.axes);
   for (Py_ssize_t at = 0; tuple && at < call.axes; ++at)
-    PyTuple_SET_ITEM(tuple, at, PyLong_FromLongLong(call.sizes()[at]));
+    PyTuple_SET_ITEM(tuple, at, PyLong_FromLongLong(call.normalized_shape()[at]));
   return tuple;
 }
 
@@ -107,25 +101,24 @@ PyObject* try_forward_over_axes(PyObject*, PyObject* const* arguments, Py_ssize_
 PyObject* try_forward_into(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   if (!has_count("torch_try_forward_into", count, kFastPathArguments + 1)) return nullptr;
   FastCall call;
-  Plain out;
+  View out;
   Problem problem = {};
   PyObject* out_object = arguments[kFastPathArguments];
   if (!exchange || !is_unwatched() || !call.take(arguments, Over::axes, problem) ||
-      !out.take(out_object) || out.type != call.x.type ||
-      !out.has_sizes(call.x.view.shape, call.x.view.ndim) ||
-      (out.data() != call.x.data() && out.overlaps(call.x)) || out.overlaps(call.weight) ||
+      !view_of(out_object, &out) || out.type != call.x.type || !out.has_sizes_of(call.x) ||
+      (out.data != call.x.data && out.overlaps(call.x)) || out.overlaps(call.weight) ||
       out.overlaps(call.bias) || call.has_negated() || is_negated(out_object) ||
       call.wants_gradient() || wants_gradient(out_object))
     Py_RETURN_FALSE;
-  if (!run_forward(call, problem, out.data())) return nullptr;
+  if (!run_forward(call, problem, out.data)) return nullptr;
   Py_RETURN_TRUE;
 }
 
 PyObject* is_unwatched(PyObject*, PyObject*) { return PyBool_FromLong(is_unwatched()); }
 
-// (x, weight, rest, dy, need) -> (dx, dweight, dbias, None), the gradients of torch_try_forward's x,
-// weight and bias that `need` asks for. None alone where the call is not plain. the forward has
-// seen that x, weight and bias are no negated views.
+// (x, weight, rest, dy, need) -> (dx, dweight, dbias, None), the gradients of x, weight and bias that
+// `need` asks for; None alone where the fast path cannot serve the call. The forward has checked that
+// x, weight and bias are not negated.
 PyObject* try_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   if (!has_count("torch_try_backward", count, 5)) return nullptr;
   PyObject *rest = arguments[2], *need = arguments[4];
@@ -137,35 +130,30 @@ PyObject* try_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count) 
   for (Py_ssize_t at = 0; at < kRest - 1; ++at) given[kRestFrom + at] = PyTuple_GET_ITEM(rest, at);
   PyObject* statistics = PyTuple_GET_ITEM(rest, kRest - 1);
   FastCall call;
-  Plain dy;
+  View dy;
   Backward job = {};
   Problem& problem = job.problem;
   if (!exchange || !is_unwatched() || !call.take(given, Over::normalized_shape, problem) ||
-      !dy.take(arguments[3]) || is_negated(arguments[3]) || dy.type != problem.type ||
-      !dy.has_sizes(call.x.view.shape, call.x.view.ndim) || !PyBytes_Check(statistics) ||
+      !view_of(arguments[3], &dy) || is_negated(arguments[3]) || dy.type != problem.type ||
+      !dy.has_sizes_of(call.x) || !PyBytes_Check(statistics) ||
       PyBytes_GET_SIZE(statistics) != statistics_bytes(problem, call.rows()) ||
       c_api.aoti_torch_grad_mode_is_enabled())
     Py_RETURN_NONE;
   problem.statistics = statistics_in(statistics, problem, call.rows());
-  job.dy = {dy.data(), call.cols, 1};
-  job.dx = {nullptr, call.cols, 1};
+  job.dy = contiguous_array(dy.data, problem.shape);
+  job.dx = contiguous_array(nullptr, problem.shape);
   const Owned gradients(PyTuple_New(4));
   if (!gradients) return nullptr;
-  const Plain* of[3] = {&call.x, &call.weight, &call.bias};
+  const View* of[3] = {&call.x, &call.weight, &call.bias};
   void** data[3] = {&job.dx.data, &job.dweight, &job.dbias};
   for (Py_ssize_t at = 0; at < 4; ++at) {
     Owned gradient(Py_NewRef(Py_None));
-    if (at < 3 && *of[at] && PyTuple_GET_ITEM(need, at) == Py_True)
+    if (at < 3 && of[at]->data && PyTuple_GET_ITEM(need, at) == Py_True)
       gradient = empty_like(*of[at], data[at]);
     if (!gradient) return nullptr;
     PyTuple_SET_ITEM(gradients.get(), at, gradient.release());
   }
-  Status status;
-  {
-    const WithoutGil released(call.x.bytes());
-    status = backward(job, parallel_for());
-  }
-  return status == Status::ok ? Py_NewRef(gradients.get()) : PyErr_NoMemory();
+  return run(backward, job, parallel_for()) ? Py_NewRef(gradients.get()) : nullptr;
 }
 
 }  // namespace layernorm::torch

@@ -7,7 +7,6 @@
 #include "bindings/arguments.h"
 #include "bindings/owned.h"
 #include "c_api.h"
-#include "fast_path.h"
 
 namespace layernorm::torch {
 
@@ -21,8 +20,8 @@ using python::Owned;
 struct Parts {
   PyObject* tensor_type = nullptr;
   PyObject* parameter_type = nullptr;
-  PyObject* is_neg = nullptr;    // Tensor.is_neg
-  PyObject* watchers = nullptr;  // a tuple of functions: each returns False or 0, or else watches
+  PyObject* is_neg = nullptr;        // Tensor.is_neg
+  PyObject* watchers = nullptr;      // a tuple of functions: anything but False or 0 means watched
   PyObject* forward_mode = nullptr;  // a dict, in which _current_level is -1 outside of a level
   PyObject* profiler = nullptr;      // a dict, in which _is_profiler_enabled is True or False
 };
@@ -51,12 +50,15 @@ bool take_torch_eps(PyObject* object, Problem& problem) {
   return !problem.centered;
 }
 
-// weight or bias
-bool take_parameter(Plain& parameter, PyObject* object, const int64_t* normalized_shape,
-                    int64_t axes, DataType x_type) {
-  return parameter.take(object) && parameter.has_sizes(normalized_shape, axes) &&
-         (parameter.type == x_type ||
-          (size_of(x_type) == 2 && parameter.type == DataType::float32));
+bool type_of(const dlpack::Type& given, DataType* type) {
+  for (const DataType each :
+       {DataType::float32, DataType::float64, DataType::bfloat16, DataType::float16}) {
+    const dlpack::Type known = dlpack::type_of(each);
+    if (given.code != known.code || given.bits != known.bits || given.lanes != 1) continue;
+    *type = each;
+    return true;
+  }
+  return false;
 }
 
 }  // namespace
@@ -73,56 +75,21 @@ bool is_unwatched() {
   return PyDict_GetItemWithError(parts.profiler, profiler_name) == Py_False;
 }
 
-bool Plain::take(PyObject* object) {
+bool view_of(PyObject* object, View* view) {
   if (!is_tensor(object)) return false;
-  if (exchange->tensor_from_object(object, &view) != 0) {
+  dlpack::Tensor found = {};
+  if (exchange->tensor_from_object(object, &found) != 0) {
     PyErr_Clear();
     return false;
   }
-  return view.device.type == dlpack::kCpu && view.data && take_type() && is_contiguous();
-}
-
-int64_t Plain::elements() const {
-  int64_t product = 1;
-  for (int32_t axis = 0; axis < view.ndim; ++axis) product *= view.shape[axis];
-  return product;
-}
-
-bool Plain::has_sizes(const int64_t* sizes, int64_t count) const {
-  if (view.ndim != count) return false;
-  for (int64_t axis = 0; axis < count; ++axis)
-    if (view.shape[axis] != sizes[axis]) return false;
-  return true;
-}
-
-bool Plain::overlaps(const Plain& other) const {
-  if (!*this || !other) return false;
-  const char *own = static_cast<const char*>(data()), *its = static_cast<const char*>(other.data());
-  return own < its + other.bytes() && its < own + bytes();
-}
-
-bool Plain::take_type() {
-  if (view.dtype.lanes != 1) return false;
-  if (view.dtype.code == dlpack::kBfloat && view.dtype.bits == 16)
-    type = DataType::bfloat16;
-  else if (view.dtype.code == dlpack::kFloat && view.dtype.bits == 32)
-    type = DataType::float32;
-  else if (view.dtype.code == dlpack::kFloat && view.dtype.bits == 64)
-    type = DataType::float64;
-  else if (view.dtype.code == dlpack::kFloat && view.dtype.bits == 16)
-    type = DataType::float16;
-  else
+  if (found.device.type != dlpack::kCpu || !found.data || !type_of(found.dtype, &view->type))
     return false;
-  return true;
-}
-
-bool Plain::is_contiguous() const {
-  int64_t expected = 1;
-  for (int32_t axis = view.ndim - 1; axis >= 0; --axis) {
-    if (view.shape[axis] != 1 && view.strides[axis] != expected) return false;
-    expected *= view.shape[axis];
-  }
-  return true;
+  view->axes = found.ndim;
+  view->sizes = found.shape;
+  view->strides = found.strides;
+  view->data = static_cast<char*>(found.data) + found.byte_offset;
+  view->is_served = true;
+  return view->is_contiguous();
 }
 
 bool FastCall::take(PyObject* const* arguments, Over over, Problem& problem) {
@@ -130,27 +97,33 @@ bool FastCall::take(PyObject* const* arguments, Over over, Problem& problem) {
   weight_object = arguments[1];
   bias_object = arguments[2];
   python::Integers given;
-  if (!is_tensor(x_object) || !given.take(arguments[3]) || !x.take(x_object)) return false;
-  axes = over == Over::axes ? given.trailing(x.view.ndim) : given.count;
-  if (axes < 1 || axes > x.view.ndim) return false;
-  if (over == Over::normalized_shape && !std::equal(given.value, given.value + axes, sizes()))
+  if (!is_tensor(x_object) || !given.take(arguments[3]) || !view_of(x_object, &x)) return false;
+  axes = over == Over::axes ? given.trailing(x.axes) : given.count;
+  if (axes < 1 || axes > x.axes) return false;
+  if (over == Over::normalized_shape &&
+      !std::equal(given.value, given.value + axes, normalized_shape()))
     return false;
-  for (int64_t at = 0; at < axes; ++at) cols *= sizes()[at];
+  for (int64_t at = 0; at < axes; ++at) cols *= normalized_shape()[at];
   problem.type = problem.parameter_type = x.type;
   if (!python::take_flags(arguments[5], arguments[6], problem)) return false;
   if (over == Over::axes ? !python::take_eps(arguments[4], problem)
                          : !take_torch_eps(arguments[4], problem))
     return false;
   const bool has_weight = weight_object != Py_None, has_bias = bias_object != Py_None;
-  if (has_weight && !take_parameter(weight, weight_object, sizes(), axes, x.type)) return false;
-  if (has_bias && !take_parameter(bias, bias_object, sizes(), axes, x.type)) return false;
+  if (has_weight && !take_parameter(weight_object, &weight)) return false;
+  if (has_bias && !take_parameter(bias_object, &bias)) return false;
   if (has_weight && has_bias && weight.type != bias.type) return false;
   if (has_weight) problem.parameter_type = weight.type;
   if (has_bias) problem.parameter_type = bias.type;
-  problem.weight = weight.view.data ? weight.data() : nullptr;
+  problem.weight = weight.data;
   problem.shape = {rows(), cols, 1};
-  problem.x = {x.data(), cols, 1};
+  problem.x = contiguous_array(x.data, problem.shape);
   return true;
+}
+
+bool FastCall::take_parameter(PyObject* object, View* parameter) const {
+  return view_of(object, parameter) && parameter->has_sizes(axes, normalized_shape()) &&
+         accepts_parameter(x.type, parameter->type);
 }
 
 bool FastCall::wants_gradient() const {

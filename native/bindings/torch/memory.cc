@@ -11,7 +11,7 @@ namespace {
 
 constexpr size_t kLine = 64;
 
-// Its sizes and strides follow it, and the memory of a tensor that is not large.
+// Followed in memory by its sizes and strides, and by the data of a tensor that is not large.
 struct Managed : dlpack::ManagedTensor {
   size_t bytes;
 
@@ -24,7 +24,7 @@ struct Managed : dlpack::ManagedTensor {
 
 void release(dlpack::ManagedTensor* given) {
   auto* managed = static_cast<Managed*>(given);
-  // Not where the data lies: malloc may put a large tensor's own memory right behind this one's.
+  // By size, not by address: malloc may place a large tensor's memory right behind this block.
   if (is_large(static_cast<int64_t>(managed->bytes)))
     return_buffer(managed->tensor.data, managed->bytes);
   std::free(managed);
@@ -34,11 +34,11 @@ void release_data(void* data, void* bytes) { return_buffer(data, reinterpret_cas
 
 }  // namespace
 
-dlpack::ManagedTensor* managed_like(const dlpack::Tensor& like, int64_t bytes) {
-  const auto size = static_cast<size_t>(bytes);
-  const size_t header = sizeof(Managed) + 2 * sizeof(int64_t) * static_cast<size_t>(like.ndim);
-  void* memory = is_large(bytes) ? take_buffer(size) : nullptr;
-  if (is_large(bytes) && !memory) return nullptr;
+dlpack::ManagedTensor* managed_like(const View& like) {
+  const auto size = static_cast<size_t>(like.bytes());
+  const size_t header = sizeof(Managed) + 2 * sizeof(int64_t) * static_cast<size_t>(like.axes);
+  void* memory = is_large(like.bytes()) ? take_buffer(size) : nullptr;
+  if (is_large(like.bytes()) && !memory) return nullptr;
   auto* managed = static_cast<Managed*>(std::malloc(header + (memory ? 0 : kLine + size)));
   if (!managed) {
     if (memory) return_buffer(memory, size);
@@ -49,13 +49,15 @@ dlpack::ManagedTensor* managed_like(const dlpack::Tensor& like, int64_t bytes) {
   managed->deleter = release;
   managed->flags = 0;
   managed->bytes = size;
-  managed->tensor = like;
-  managed->tensor.data = memory ? memory : managed->memory_behind();
+  managed->tensor.device = {dlpack::kCpu, 0};
+  managed->tensor.dtype = dlpack::type_of(like.type);
+  managed->tensor.ndim = static_cast<int32_t>(like.axes);
   managed->tensor.byte_offset = 0;
   managed->tensor.shape = managed->sizes();
-  managed->tensor.strides = managed->sizes() + like.ndim;
-  std::copy(like.shape, like.shape + like.ndim, managed->tensor.shape);
-  std::copy(like.strides, like.strides + like.ndim, managed->tensor.strides);
+  managed->tensor.strides = managed->sizes() + like.axes;
+  managed->tensor.data = memory ? memory : managed->memory_behind();
+  std::copy(like.sizes, like.sizes + like.axes, managed->tensor.shape);
+  std::copy(like.strides, like.strides + like.axes, managed->tensor.strides);
   return managed;
 }
 
@@ -65,11 +67,11 @@ Tensor large_empty(int64_t axes, const int64_t* sizes, const int64_t* strides, D
   void* data = c_api.torch_from_blob ? take_buffer(size) : nullptr;
   if (!data) {
     Tensor result = empty(axes, sizes, strides, type);
-    ask_for_huge_pages(result.write(), bytes);
+    ask_for_huge_pages(result.data(), bytes);
     return result;
   }
   TensorHandle handle = nullptr;
-  constexpr int32_t kNoIndex = -1;  // with 0, PyTorch finds that the memory is on another device
+  constexpr int32_t kNoIndex = -1;  // with 0, PyTorch reports memory on another device
   const Error error = c_api.torch_from_blob(data, axes, sizes, strides, 0, scalar_type(type),
                                             c_api.aoti_torch_device_type_cpu(), kNoIndex, &handle,
                                             c_api.aoti_torch_layout_strided(), nullptr, 0,

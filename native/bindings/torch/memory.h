@@ -1,5 +1,5 @@
-// Memory of fresh tensors. That of large ones outlives them, and serves the next of their size
-// (buffer_cache.h). Where it is ours, PyTorch cannot resize their storage.
+// Memory of new tensors. That of large ones comes from the buffer cache (buffer_cache.h); PyTorch
+// cannot resize the storage of a tensor in such memory.
 #pragma once
 
 #include "dlpack.h"
@@ -10,12 +10,12 @@ namespace layernorm::torch {
 
 inline bool is_large(int64_t bytes) { return static_cast<size_t>(bytes) >= kCachedFrom; }
 
-// A tensor's sizes and type with fresh memory of that many bytes, for PyTorch to take over; null
-// where there is no memory.
-dlpack::ManagedTensor* managed_like(const dlpack::Tensor& like, int64_t bytes);
+// New memory for a tensor of the same sizes and type, contiguous, that PyTorch takes over; null
+// where memory fails.
+dlpack::ManagedTensor* managed_like(const View& like);
 
-// Of at least kCachedFrom bytes. PyTorch's own memory, with a request for huge pages, where it takes
-// no other (before 2.11).
+// For a tensor that is_large(). PyTorch's own memory, with a request for huge pages, before PyTorch
+// 2.11, which takes no other.
 Tensor large_empty(int64_t axes, const int64_t* sizes, const int64_t* strides, DataType type,
                    int64_t bytes);
 

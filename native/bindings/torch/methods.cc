@@ -1,14 +1,15 @@
-#include "methods.h"
+#include "bindings/methods.h"
 
 #include "c_api.h"
 #include "fast_path.h"
+#include "fast_path_call.h"
 #include "operators.h"
 
 namespace layernorm::torch {
 namespace {
 
 // torch_load(library, parts): finds PyTorch's C functions in the library, defines our operators,
-// and opens the short way with `parts`, a dict (see fast_path.cc).
+// and opens the fast path with the dict `parts` (open_fast_path).
 PyObject* load(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   if (count != 2) return PyErr_Format(PyExc_TypeError, "torch_load takes 2 arguments");
   const char* library = PyUnicode_AsUTF8(arguments[0]);
@@ -35,11 +36,6 @@ PyObject* override(PyObject*, PyObject* on) {
   if (!(on == Py_True ? override_aten() : restore_aten()))
     return PyErr_Format(PyExc_RuntimeError, "PyTorch refused the kernels of native_layer_norm");
   Py_RETURN_NONE;
-}
-
-template <class F>
-PyCFunction as_method(F* function) {
-  return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
 }
 
 }  // namespace

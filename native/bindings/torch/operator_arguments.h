@@ -1,4 +1,4 @@
-// An operator's arguments as PyTorch's stable interface hands them over, and what they say of axes.
+// An operator's arguments as PyTorch's stable interface passes them, and the axes that they name.
 #pragma once
 
 #include <algorithm>
@@ -9,7 +9,7 @@
 
 namespace layernorm::torch {
 
-// The arguments of an operator, taken one by one; each belongs to us from then on.
+// The arguments of an operator, taken one by one; each is ours to release from then on.
 class Arguments {
  public:
   explicit Arguments(const Value* stack) : next_(stack) {}
@@ -61,45 +61,43 @@ class Arguments {
 
 inline Value result(Tensor tensor) { return reinterpret_cast<Value>(tensor.release()); }
 
-inline Axes axes_of(const int64_t* given, int64_t count, int64_t axes) {
-  Axes result;
-  result.count = axes;
+inline void check_count(int64_t axes) {
   check(axes <= kMostAxes, "layernorm: x has more than 64 axes");
+}
+
+inline Axes axes_of(const int64_t* given, int64_t count, int64_t axes) {
+  check_count(axes);
   check(count >= 1 && count <= axes, "layernorm: axis names no axis of x, or more than there are");
-  for (int64_t at = 0; at < count; ++at) {
-    const int64_t axis = given[at] < 0 ? given[at] + axes : given[at];
-    check(axis >= 0 && axis < axes, "layernorm: axis is out of range for x");
-    check(!result.normalized[axis], "layernorm: axis names an axis of x twice");
-    result.normalized[axis] = true;
-  }
+  Axes result;
+  const Axes::Mistake mistake = result.take(axes, given, count);
+  check(mistake != Axes::Mistake::out_of_range, "layernorm: axis is out of range for x");
+  check(mistake != Axes::Mistake::repeated, "layernorm: axis names an axis of x twice");
   return result;
 }
 
 // Sizes as PyTorch writes them: [2, 3].
-inline std::string words(const int64_t* sizes, int64_t count) {
+inline std::string text_of(int64_t count, const int64_t* sizes) {
   std::string text = "[";
   for (int64_t at = 0; at < count; ++at) text += (at ? ", " : "") + std::to_string(sizes[at]);
   return text + "]";
 }
 
 // PyTorch's normalized_shape: the last sizes of x.
-inline Axes trailing_axes(const int64_t* normalized_shape, int64_t count, const Tensor& x) {
-  const int64_t axes = x.axes();
-  check(axes <= kMostAxes, "layernorm: x has more than 64 axes");
+inline Axes trailing_axes(const int64_t* normalized_shape, int64_t count, const View& x) {
+  check_count(x.axes);
   check(count >= 1,
         "Expected normalized_shape to be at least 1-dimensional, i.e., containing at least one "
         "element, but got normalized_shape = []");
-  const std::string shape = words(normalized_shape, std::min(count, kMostAxes));
+  const std::string shape = text_of(std::min(count, kMostAxes), normalized_shape);
   const std::string message = "Given normalized_shape=" + shape +
                               ", expected input with shape [*, " + shape.substr(1) +
-                              ", but got input of size" + words(x.sizes(), axes);
-  bool fits = count <= axes;
-  for (int64_t at = 0; fits && at < count; ++at)
-    fits = x.sizes()[axes - count + at] == normalized_shape[at];
+                              ", but got input of size" + text_of(x.axes, x.sizes);
+  const bool fits = count <= x.axes && std::equal(normalized_shape, normalized_shape + count,
+                                                  x.sizes + x.axes - count);
   check(fits, message.c_str());
   int64_t given[kMostAxes];
   for (int64_t at = 0; at < count; ++at) given[at] = at - count;
-  return axes_of(given, count, axes);
+  return axes_of(given, count, x.axes);
 }
 
 }  // namespace layernorm::torch

@@ -1,5 +1,4 @@
-// What runs behind every operator: a call's tensors checked, its results allocated, the kernels
-// run.
+// The work of every operator: check the tensors, allocate the results, run the kernels.
 #pragma once
 
 #include "saved_statistics.h"
@@ -12,16 +11,16 @@ struct Call {
   Tensor x, weight, bias;  // weight, bias: may be absent
   Axes axes;
   Problem problem = {};
+  View view;  // of x
   Order order;
 
-  // Fills in the types, the order of the axes and the shape. Raises PyTorch's RuntimeError.
-  void take_types();
-  bool is_empty() const { return x.elements() == 0; }
+  // Fills in all but the first three and axes. Raises PyTorch's RuntimeError.
+  void check_tensors();
+  bool is_empty() const { return view.elements() == 0; }
   DataType compute() const { return compute_type(problem.type); }
-  int64_t rows() const { return axes.rows(x.sizes()); }
+  int64_t rows() const { return axes.rows(view.sizes); }
 
-  // y or dx: with x's strides where no element is missing between them, else contiguous, as
-  // PyTorch's own are whatever x is.
+  // y or dx: with x's strides if x is dense, else contiguous; or contiguous, as PyTorch's own.
   Tensor empty_as_x(bool contiguous) const;
   Tensor empty_parameter() const;
   Tensor empty_statistics(DataType type) const;
@@ -33,7 +32,6 @@ struct Call {
   int64_t statistics_sizes_[kMostAxes];
 
   void check_parameter(const char* name, const Tensor& parameter, DataType* type) const;
-  int64_t normalized_sizes(int64_t* sizes) const;
 };
 
 struct ForwardResults {
@@ -47,7 +45,7 @@ struct BackwardResults {
   Tensor dx, dweight, dbias;  // absent: not wanted
 };
 
-// `saved` are mean, rstd and residual; without the residual it is worked out again.
+// `saved` are mean, rstd and residual; an absent residual is recomputed.
 BackwardResults run_backward(Call& call, const Tensor& dy, Tensor (&saved)[3],
                              const bool (&need)[3], bool for_aten);
 

@@ -8,14 +8,14 @@
 namespace layernorm::torch {
 namespace {
 
-// A gradient that was not asked for is a tensor without elements: an operator returns tensors.
+// An operator returns tensors: one without elements for a gradient that is not wanted.
 Tensor or_nothing(Tensor given) {
   const int64_t none = 0;
   return given ? std::move(given) : empty_contiguous(1, &none, DataType::float32);
 }
 
-// axis, eps, zero_centered_weight, and for a backward the flags `need`. Looked at when all of them
-// are ours: an error leaves nothing on the stack.
+// axis, eps, zero_centered_weight, and for a backward the flags `need`. Checked after all have been
+// taken, so that an error leaks none.
 void take_definition(Arguments& take, bool centered, Call& call, bool* need = nullptr,
                      int64_t needs = 0) {
   int64_t given[kMostAxes];
@@ -24,7 +24,7 @@ void take_definition(Arguments& take, bool centered, Call& call, bool* need = nu
   call.problem.eps = take.number();
   call.problem.zero_centered_weight = take.flag();
   if (need) take.flags(need, needs);
-  call.axes = axes_of(given, count, call.x.axes());
+  call.axes = axes_of(given, count, call.x.view().axes);
 }
 
 constexpr char kLayerNorm[] =
@@ -111,7 +111,7 @@ void native_layer_norm(Value* stack, uint64_t, uint64_t) {
   const int64_t count = take.list(normalized_shape);
   call.weight = take.optional_tensor();
   call.bias = take.optional_tensor();
-  call.axes = trailing_axes(normalized_shape, count, call.x);
+  call.axes = trailing_axes(normalized_shape, count, call.x.view());
   call.problem.centered = true;
   call.problem.eps = take.number();
   ForwardResults results = run_forward(call, true);
@@ -136,7 +136,7 @@ void native_layer_norm_backward(Value* stack, uint64_t, uint64_t) {
   call.bias = take.optional_tensor();
   bool need[3];
   take.flags(need, 3);
-  call.axes = trailing_axes(normalized_shape, count, call.x);
+  call.axes = trailing_axes(normalized_shape, count, call.x.view());
   call.problem.centered = true;
   BackwardResults results = run_backward(call, dy, saved, need, true);
   stack[0] = result(need[0] ? std::move(results.dx) : undefined());
@@ -154,10 +154,10 @@ struct DeleteLibrary {
   void operator()(LibraryHandle library) const { c_api.aoti_torch_delete_library_object(library); }
 };
 
-// What is registered in it goes with it.
+// Deleting it takes back what is registered in it.
 using Library = std::unique_ptr<LibraryOpaque, DeleteLibrary>;
 
-// Kernels for the CPU; null where PyTorch refuses.
+// Kernels for the CPU; null if PyTorch refuses.
 Library kernels_of(const char* name_space) {
   LibraryHandle library = nullptr;
   const Error error =
@@ -165,7 +165,7 @@ Library kernels_of(const char* name_space) {
   return Library(error == 0 ? library : nullptr);
 }
 
-// Never deleted: PyTorch may be gone when the process ends.
+// Never deleted at exit: PyTorch may be gone by then.
 LibraryHandle aten_override = nullptr;
 
 }  // namespace

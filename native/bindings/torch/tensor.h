@@ -1,10 +1,10 @@
-// Tensors behind the C API's handles: who owns them, what they are, and what the kernels read.
+// Tensors behind the C API's handles: ownership, and what the kernels read and write.
 #pragma once
 
 #include <memory>
 
 #include "c_api.h"
-#include "layout.h"
+#include "view.h"
 
 namespace layernorm::torch {
 
@@ -26,19 +26,10 @@ class Tensor {
   TensorHandle handle() const { return handle_.get(); }
   TensorHandle release() { return handle_.release(); }
 
-  int64_t axes() const;
-  const int64_t* sizes() const;
-  const int64_t* strides() const;
-  int64_t elements() const;
-  bool is_contiguous() const;
-  bool has_sizes_of(const Tensor& other) const;
-  // False for types that the kernels do not know.
-  bool data_type(DataType* type) const;
-  bool is_plain() const;  // on the CPU, with strides
-  const void* read() const;
-  void* write() const;
+  View view() const;  // its data only to be read
+  void* data() const;
 
-  // A view with the axes in this order.
+  // A tensor of the same memory with the axes in this order.
   Tensor in_order(const Order& order) const;
   void copy_from(const Tensor& other) const;
 
@@ -48,28 +39,26 @@ class Tensor {
 
 int32_t scalar_type(DataType type);  // PyTorch's number for it
 
-void contiguous_strides(int64_t axes, const int64_t* sizes, int64_t* strides);
-
 Tensor empty(int64_t axes, const int64_t* sizes, const int64_t* strides, DataType type);
 Tensor empty_contiguous(int64_t axes, const int64_t* sizes, DataType type);
 Tensor undefined();
-// The tensor itself, or its copy: contiguous, of this type.
+// The tensor itself if it is contiguous and of this type, else a copy that is.
 Tensor contiguous(Tensor given, DataType type);
 
-// A tensor as the kernels walk it in this order. What they cannot walk goes through a copy: one
-// that is read is copied at once, one that is written by flush().
-class Walked {
+// A tensor as the kernels read or write it in this order: in place if they can, else through a
+// copy. One that is read is copied at once, one that is written by flush().
+class Collapsed {
  public:
-  static Walked to_read(const Tensor& tensor, const Order& order, DataType type);
-  static Walked to_write(const Tensor& tensor, const Order& order, DataType type);
+  static Collapsed to_read(const Tensor& tensor, const Order& order, DataType type);
+  static Collapsed to_write(const Tensor& tensor, const Order& order, DataType type);
   const Array& array() const { return array_; }
   void flush() const {
     if (target_) target_.copy_from(copy_);
   }
 
  private:
-  bool walk_in_place(const Tensor& tensor, const Order& order, void* data);
-  void walk_copy(const Tensor& tensor, const Order& order, DataType type);
+  // False where it takes a copy, which has been made, of undefined contents.
+  bool collapse(const View& view, const Order& order, DataType type, void* data);
 
   Array array_ = {};
   Tensor copy_, target_;

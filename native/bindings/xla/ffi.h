@@ -1,7 +1,7 @@
-// The parts of XLA's foreign function interface that the host uses, declared from its C header
+// The parts of XLA's foreign function interface that the bindings use, declared from its C header
 // (xla/ffi/api/c_api.h, shipped with jaxlib): the frame of a call, its buffers and attributes, and
 // XLA's threads. XLA only appends to these structs, so one binary serves every version that has
-// them; nothing of XLA is needed to build.
+// them, and XLA is not needed to build.
 #pragma once
 
 #include <cstddef>
@@ -9,7 +9,7 @@
 
 namespace layernorm::xla {
 
-// The newest version in which the structs were read; they are the same from version 1 on.
+// The newest version whose structs were checked; they are the same from version 1 on.
 constexpr int kMajor = 0;
 constexpr int kMinor = 3;
 
@@ -96,7 +96,7 @@ struct DestroyError {
   Error* error;
 };
 
-// Runs task(data) on a thread of XLA's, some time.
+// Runs task(data) later, on a thread of XLA's.
 struct Schedule {
   size_t struct_size;
   Extension* extension;

@@ -64,9 +64,7 @@ void Reader::require(bool condition, const char* mistake) {
   if (!condition && !mistake_) mistake_ = mistake;
 }
 
-Array Batch::array(const Buffer* buffer) const {
-  return {data_of(buffer), shape.cols * shape.inner, shape.inner};
-}
+Array Batch::array(const Buffer* buffer) const { return contiguous_array(data_of(buffer), shape); }
 
 int64_t Batch::parameter_stride(const Buffer* parameter) const {
   return parameter && parameter->rank == batch_axes + normalized_axes ? shape.cols : 0;
@@ -81,9 +79,7 @@ Batch batch_of(Reader* reader, const Buffer* x) {
   reader->require(fits, "the axes");
   if (!fits) return {0, 0, 0, {0, 0, 0}};
   const auto product = [x](int64_t from, int64_t to) {
-    int64_t result = 1;
-    for (int64_t axis = from; axis < to; ++axis) result *= x->sizes[axis];
-    return result;
+    return count_elements(to - from, x->sizes + from);
   };
   const Shape shape = {product(batch, begin), product(begin, end), product(end, rank)};
   return {product(0, batch), batch, normalized, shape};

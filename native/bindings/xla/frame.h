@@ -1,16 +1,16 @@
-// What a call from XLA says: its buffers, taken one by one, its attributes, and the problem in
-// them.
+// A call from XLA: its buffers, taken one by one, its attributes, and the problem they describe.
 #pragma once
 
 #include <cstdint>
 
 #include "ffi.h"
 #include "layer_norm.h"
+#include "layout.h"
 
 namespace layernorm::xla {
 
-// Reads a frame. What is missing or of another kind than asked for is remembered in mistake(), and
-// something harmless is returned.
+// Reads a frame. The first value that is missing or of another kind is recorded in mistake(), and a
+// harmless one returned.
 class Reader {
  public:
   explicit Reader(const Frame& frame) : frame_(frame) {}
@@ -19,7 +19,7 @@ class Reader {
   int64_t integer(const char* name);
   double number(const char* name);
 
-  // Null where the buffer is not `given` to the call; else the next one.
+  // The next buffer; null if it is not `given` to the call.
   const Buffer* argument(bool given = true);
   const Buffer* result(bool given = true);
   bool has_more_results() const { return results_ < frame_.results.count; }
@@ -27,7 +27,7 @@ class Reader {
   DataType data_type(const Buffer* buffer);
   void require(bool condition, const char* mistake);
 
-  // Null where all was as it must be.
+  // Null if there was none.
   const char* mistake() const { return mistake_; }
 
  private:
@@ -39,8 +39,8 @@ class Reader {
   const char* mistake_ = nullptr;
 };
 
-// x as the attributes say: some leading axes are a batch of problems that have nothing to do with
-// each other, the axes from `begin` to `end` are normalized.
+// x as the attributes describe it: some leading axes are a batch of independent problems, the axes
+// from `begin` to `end` are normalized.
 struct Batch {
   int64_t problems;
   int64_t batch_axes, normalized_axes;
@@ -50,8 +50,8 @@ struct Batch {
   int64_t rows() const { return shape.outer * shape.inner; }
   int64_t bytes(DataType type) const { return problems * elements() * size_of(type); }
   Array array(const Buffer* buffer) const;
-  // How many elements of a parameter, or of its gradient, lie between two problems: none if they
-  // share it.
+  // The elements of a parameter, or of its gradient, from one problem to the next: 0 if they share
+  // it.
   int64_t parameter_stride(const Buffer* parameter) const;
 };
 

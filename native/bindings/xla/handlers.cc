@@ -11,16 +11,16 @@
 namespace layernorm::xla {
 namespace {
 
-// A batch of problems that together read and write less than this stays on the caller's thread.
+// A batch that reads and writes fewer bytes than this stays on the caller's thread.
 constexpr int64_t kFewBytes = 384 * 1024;
 
-// What XLA asks when the handler is registered. True: that was all it asked.
+// True if the frame asks for the handler's metadata, as XLA does when the handler is registered.
 bool answered_metadata(Frame* frame) {
   for (Extension* each = frame->extension; each; each = each->next) {
     if (each->kind != Extension::metadata) continue;
     Metadata* metadata = reinterpret_cast<MetadataExtension*>(each)->metadata;
     metadata->version.major = kMajor;
-    // Version 1 asks without showing its functions, and takes handlers of its own version alone.
+    // Version 1 asks without its functions, and accepts handlers of its own version only.
     metadata->version.minor = frame->api ? std::min(kMinor, frame->api->version.minor) : 1;
     metadata->traits = 0;
     return true;
@@ -47,8 +47,8 @@ Error* error_of(const Frame& frame, Status status) {
                   "layernorm: no memory for the kernels' scratch");
 }
 
-// Runs one(index, threads) for each problem: with all threads if there is one problem, each on one
-// thread if there are many. The results do not depend on it.
+// Runs one(index, threads) for each problem: a single one on all threads, each of several on one
+// thread. The results are the same.
 template <class One>
 Status run_each(const Frame& frame, int64_t problems, int64_t bytes, const One& one) {
   const Threads threads = threads_of(frame);
@@ -91,15 +91,15 @@ Problem move(const Problem& problem, const Batch& batch, int64_t index, int64_t 
   return moved;
 }
 
-// What both calls have; null where a buffer is not part of the call.
-struct Taken {
+// The buffers of both calls; null where one is not part of the call.
+struct CallBuffers {
   const Buffer *x, *weight, *mean, *rstd, *residual;
-  const Buffer* parameter;  // one that has the type of all
+  const Buffer* parameter;  // any: they have one type
   const Buffer* large;      // the result of x's size
 };
 
 // x, weight, bias -> y, mean, rstd, residual
-struct ForwardCall : Taken {
+struct ForwardCall : CallBuffers {
   static constexpr int64_t kArrays = 2;  // of x's size
   const Buffer* bias;
 
@@ -128,7 +128,7 @@ struct ForwardCall : Taken {
 };
 
 // dy, x, mean, rstd, residual, weight -> dx, dweight, dbias
-struct BackwardCall : Taken {
+struct BackwardCall : CallBuffers {
   static constexpr int64_t kArrays = 3;
   const Buffer *dy, *dweight, *dbias;
 
@@ -179,6 +179,7 @@ Error* handle(Frame* frame) {
       data_of(call.weight),
       {data_of(call.mean), data_of(call.rstd), data_of(call.residual)},
   };
+  reader.require(accepts_parameter(type, problem.parameter_type), "the type of a parameter");
   if (reader.mistake()) return mistake_of(*frame, reader.mistake());
   ask_for_huge_pages(data_of(call.large), batch.bytes(type));
   const int64_t weight_stride = batch.parameter_stride(call.weight);

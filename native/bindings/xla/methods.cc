@@ -1,4 +1,4 @@
-#include "methods.h"
+#include "bindings/methods.h"
 
 #include "bindings/owned.h"
 #include "handlers.h"
@@ -6,7 +6,7 @@
 namespace layernorm::xla {
 namespace {
 
-bool put(PyObject* handlers, const char* name, Handler* handler) {
+bool add(PyObject* handlers, const char* name, Handler* handler) {
   const python::Owned capsule(PyCapsule_New(reinterpret_cast<void*>(handler), nullptr, nullptr));
   return capsule && PyDict_SetItemString(handlers, name, capsule.get()) == 0;
 }
@@ -14,8 +14,8 @@ bool put(PyObject* handlers, const char* name, Handler* handler) {
 // xla_handlers(): a dict from the names of the calls to the handlers' capsules.
 PyObject* handlers(PyObject*, PyObject*) {
   python::Owned result(PyDict_New());
-  if (!result || !put(result.get(), "layernorm_forward", forward_handler) ||
-      !put(result.get(), "layernorm_backward", backward_handler))
+  if (!result || !add(result.get(), "layernorm_forward", forward_handler) ||
+      !add(result.get(), "layernorm_backward", backward_handler))
     return nullptr;
   return result.release();
 }

@@ -12,12 +12,11 @@
 namespace layernorm::xla {
 namespace {
 
-// How often the caller looks for the end before it lets others have its processor.
+// How often the caller checks for the end before it yields its processor.
 constexpr int kSpins = 4000;
 
-// One call, shared by the caller and the tasks that XLA was given. XLA may begin a task long after
-// the others have done all the work and the caller has left: it then finds no range, and touches
-// nothing but this.
+// One call, shared by the caller and the tasks scheduled with XLA. XLA may start a task long after
+// all work is done and the caller has returned: it then finds no range, and reads nothing but this.
 class Shared {
  public:
   Shared(int64_t tasks, int64_t ranges, Threads::Body body, void* context)
@@ -25,7 +24,7 @@ class Shared {
 
   void work() { work_on_ranges(next_, left_, tasks_, ranges_, body_, context_); }
 
-  // Only for ranges that some thread has begun.
+  // After work(), only for ranges that another thread has taken.
   void wait() const {
     for (int spin = 0; left_.load(std::memory_order_acquire) != 0; ++spin)
       spin < kSpins ? pause() : std::this_thread::yield();
@@ -44,7 +43,7 @@ void help(void* data) {
   (*shared)->work();
 }
 
-void forget(const Api& api, Error* error) {
+void destroy(const Api& api, Error* error) {
   DestroyError arguments = {sizeof(arguments), nullptr, error};
   api.destroy_error(&arguments);
 }
@@ -53,13 +52,13 @@ int64_t count_threads(const Frame& frame) {
   int64_t count = 1;
   CountThreads arguments = {sizeof(arguments), nullptr, frame.context, &count};
   if (Error* error = frame.api->count_threads(&arguments)) {
-    forget(*frame.api, error);
+    destroy(*frame.api, error);
     return 1;
   }
   return std::max(int64_t{1}, count);
 }
 
-// False where XLA takes no task, or there is no memory for one.
+// False where XLA refuses the task, or memory fails.
 bool schedule(const Frame& frame, const std::shared_ptr<Shared>& shared) {
   auto* own = new (std::nothrow) std::shared_ptr<Shared>(shared);
   if (!own) return false;
@@ -67,7 +66,7 @@ bool schedule(const Frame& frame, const std::shared_ptr<Shared>& shared) {
   Error* error = frame.api->schedule(&arguments);
   if (!error) return true;
   delete own;
-  forget(*frame.api, error);
+  destroy(*frame.api, error);
   return false;
 }
 
@@ -91,7 +90,7 @@ void run_tasks(void* pool, int64_t tasks, Threads::Body body, void* context) {
 
 Threads threads_of(const Frame& frame) {
   constexpr int64_t kMost = 1024;
-  // The kernels only pass it back.
+  // The kernels only pass it to run_tasks.
   void* pool = const_cast<Frame*>(&frame);
   return {static_cast<int>(std::min(count_threads(frame), kMost)), pool, run_tasks};
 }

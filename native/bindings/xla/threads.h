@@ -6,8 +6,8 @@
 
 namespace layernorm::xla {
 
-// The threads of the execution that this frame belongs to; the caller's alone where XLA has none.
-// The frame must outlive what is run on them.
+// The threads of the execution that this frame belongs to; the caller's alone if XLA has none. The
+// frame must outlive the work.
 Threads threads_of(const Frame& frame);
 
 }  // namespace layernorm::xla

@@ -1,0 +1,36 @@
+// Tensors of x's sizes as the kernels read and write them.
+#pragma once
+
+#include <memory>
+
+#include "layout.h"
+#include "tensor.h"
+
+namespace layernorm::tensorflow {
+
+// x's sizes, and the order of its axes in which the kernels take them.
+struct Layout {
+  Sizes sizes;
+  Order order;
+};
+
+// A tensor in place, or where its axes must be moved a copy: one that is read is copied at once, one
+// that is written by flush().
+class Collapsed {
+ public:
+  static Collapsed to_read(const Layout& layout, const void* data, DataType type);
+  static Collapsed to_write(const Layout& layout, void* data, DataType type);
+  bool failed() const { return failed_; }  // no memory for the copy
+  Array array(const Layout& layout) const {
+    return contiguous_array(copy_ ? copy_.get() : data_, layout.order.shape);
+  }
+  void flush(const Layout& layout) const;
+
+ private:
+  void* data_ = nullptr;
+  DataType type_ = DataType::float32;
+  std::unique_ptr<char[]> copy_;
+  bool failed_ = false;
+};
+
+}  // namespace layernorm::tensorflow
