@@ -158,6 +158,10 @@ sanitize-memory sanitize-threads: .venv-lint/ready
 	.venv-lint/bin/cmake --build build/$@
 	.venv-lint/bin/ctest --test-dir build/$@ --output-on-failure -j $(JOBS)
 
+.PHONY: faults
+faults: .venv/ready  ## plant faults in the C++, one at a time: the tests must catch each (minutes)
+	.venv/bin/python tests/cpp_faults --jobs $(JOBS) $(ARGS)
+
 .PHONY: bench
 bench: .venv/installed  ## time forward and backward beside every peer (minutes; keep the machine idle)
 	.venv/bin/python benchmarks/run.py $(ARGS)

@@ -25,21 +25,18 @@ enum class Values {
   zeros,
   one_nan,
   one_infinity,
-  mixed,  // one row of each finite kind in turn
+  mixed,       // one row of each finite kind in turn
+  equal_rows,  // the rounding errors of a sum over the rows all have one sign
 };
 constexpr int kFiniteKinds = static_cast<int>(Values::one_nan);
 
 inline const char* name_of(Values values) {
   static const char* const names[] = {
-      "ordinary",     "off_zero",      "mean_1e4",         "mean_2_to_20",
-      "near_largest", "largest_alike", "smallest_normals", "subnormals",
-      "constant",     "outlier",       "first_outlier",    "two_neighbors",
-      "zeros",        "one_nan",       "one_infinity",     "mixed"};
+      "ordinary",      "off_zero",         "mean_1e4",   "mean_2_to_20", "near_largest",
+      "largest_alike", "smallest_normals", "subnormals", "constant",     "outlier",
+      "first_outlier", "two_neighbors",    "zeros",      "one_nan",      "one_infinity",
+      "mixed",         "equal_rows"};
   return names[static_cast<int>(values)];
-}
-
-inline bool is_finite_kind(Values values) {
-  return values == Values::mixed || static_cast<int>(values) < kFiniteKinds;
 }
 
 // One row, not yet rounded to the type, but within its range.
@@ -70,6 +67,9 @@ inline void fill_row(Values values, DataType type, int64_t row, Random& random,
     }
   }
   Real& one = to[static_cast<size_t>(random.below(cols))];
+  if (values == Values::equal_rows)
+    for (int64_t col = 0; col < cols; ++col)
+      to[static_cast<size_t>(col)] = 0.1L * static_cast<Real>(col + 1);
   if (values == Values::outlier) one = 1e4L;
   if (values == Values::first_is_outlier) to[0] = 3e4L;
   if (values == Values::one_nan) one = std::numeric_limits<Real>::quiet_NaN();

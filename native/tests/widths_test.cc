@@ -48,11 +48,14 @@ void test_every_number_of_rows(uint64_t seed) {
 // Above a thousand rows the gradients of the parameters are summed in longer blocks.
 void test_many_rows(uint64_t seed) {
   for (const int64_t rows : {200, 999, 1000, 1031, 2500})
-    for_each_kind([&](Case given) {
-      given.seed = ++seed;
-      given.shape = {rows, 9, 1};
-      run_and_judge(given);
-    });
+    for (const Values values : {Values::ordinary, Values::equal_rows})
+      for_each_kind([&](Case given) {
+        given.seed = ++seed;
+        given.shape = {rows, 9, 1};
+        given.x_values = values;
+        given.dy_values = values == Values::ordinary ? Values::off_zero : values;
+        run_and_judge(given);
+      });
 }
 
 }  // namespace
