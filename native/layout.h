@@ -1,5 +1,5 @@
-// Tensors of any number of axes seen as (outer, cols, inner), for the bindings. layernorm.spec does
-// the same for NumPy: its `collapse` is the definition.
+// What all bindings need to describe tensors to the kernels: axes collapsed to (outer, cols, inner),
+// as layernorm.spec's `collapse` does it for NumPy, and the types that go together.
 #pragma once
 
 #include <cstdint>
@@ -7,6 +7,11 @@
 #include "layer_norm.h"
 
 namespace layernorm {
+
+// Weight and bias have one type, x's or, for 16-bit x, float32.
+constexpr bool accepts_parameter(DataType type, DataType parameter_type) {
+  return parameter_type == type || (size_of(type) == 2 && parameter_type == DataType::float32);
+}
 
 constexpr int64_t kMostAxes = 64;
 
@@ -22,6 +27,15 @@ bool is_dense(int64_t axes, const int64_t* sizes, const int64_t* strides);
 // A contiguous array of this shape.
 inline Array contiguous_array(void* data, const Shape& shape) {
   return {data, shape.cols * shape.inner, shape.inner};
+}
+
+// Statistics of `type` in one block of memory: mean, rstd and residual, or without centering rstd
+// alone.
+inline Statistics statistics_in(void* block, int64_t rows, DataType type, bool centered) {
+  char* first = static_cast<char*>(block);
+  if (!centered) return {nullptr, first, nullptr};
+  const int64_t bytes = rows * size_of(type);
+  return {first, first + bytes, first + 2 * bytes};
 }
 
 // Which axes of a tensor are normalized.
