@@ -20,6 +20,11 @@ constexpr int64_t size_of(DataType type) {
   return type == DataType::float64 ? 8 : type == DataType::float32 ? 4 : 2;
 }
 
+// Weight and bias have one type, x's or, for 16-bit x, float32.
+constexpr bool accepts_parameter(DataType type, DataType parameter_type) {
+  return parameter_type == type || (size_of(type) == 2 && parameter_type == DataType::float32);
+}
+
 // Every array is seen as (outer, cols, inner): cols is normalized, and each (outer, inner) is a
 // row. inner == 1 is the usual layout, the row contiguous; inner > 1 is channels first.
 struct Shape {

@@ -1,5 +1,5 @@
-// What all bindings need to describe tensors to the kernels: axes collapsed to (outer, cols, inner),
-// as layernorm.spec's `collapse` does it for NumPy, and the types that go together.
+// Tensors of any number of axes collapsed to (outer, cols, inner), for the bindings, as
+// layernorm.spec's `collapse` does it for NumPy.
 #pragma once
 
 #include <cstdint>
@@ -7,11 +7,6 @@
 #include "layer_norm.h"
 
 namespace layernorm {
-
-// Weight and bias have one type, x's or, for 16-bit x, float32.
-constexpr bool accepts_parameter(DataType type, DataType parameter_type) {
-  return parameter_type == type || (size_of(type) == 2 && parameter_type == DataType::float32);
-}
 
 constexpr int64_t kMostAxes = 64;
 
