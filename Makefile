@@ -3,8 +3,8 @@
 
 PYTHON ?= python3
 JOBS ?= 2
-# Processes that run the tests.
-WORKERS ?= 2
+# Processes that run the tests: one for a single file, which starts sooner.
+WORKERS ?= $(if $(findstring .py,$(ARGS)),0,2)
 # Passed on by `make test` (to pytest), `make demo`, `make demo-all`, `make bench` and `make minilm`.
 ARGS ?=
 
@@ -123,7 +123,7 @@ minilm: .venv/installed  ## a real PyTorch model with its own layer norms and wi
 test: package  ## the tests, against the installed wheel, on every instruction set of this machine
 	cd tests && ../.venv/bin/python -c 'import layernorm, sys; \
 	  sys.exit("site-packages" not in layernorm.__file__ and layernorm.__file__)'
-	.venv/bin/pytest -n $(WORKERS) $(ARGS)
+	.venv/bin/pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 .PHONY: lint
 lint: .venv-lint/ready  ## style, types, import rules, and C++ warnings

@@ -13,6 +13,7 @@ import torch
 
 import layernorm.torch
 from layernorm.cli.bench.timing import interleave
+from layernorm.cli.problem import ordinary_arrays
 from layernorm.torch import functional
 from layernorm.torch.gpu import backward as gpu_backward
 from layernorm.torch.gpu import forward as gpu_forward
@@ -22,9 +23,8 @@ from layernorm.torch.gpu import operators as gpu
 def main() -> None:
     warnings.simplefilter("ignore")  # PyTorch warns that a CPU kernel is overridden
     torch.set_num_threads(1)
-    x = torch.randn(64, 768, requires_grad=True)
-    weight, bias = (torch.randn(768, requires_grad=True) for _ in range(2))
-    dy = torch.randn(64, 768)
+    *leaves, dy = ordinary_arrays(torch.randn, (64, 768))
+    x, weight, bias = (each.requires_grad_() for each in leaves)
 
     def forward() -> torch.Tensor:
         return layernorm.torch.layer_norm(x, (768,), weight, bias)

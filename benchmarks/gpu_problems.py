@@ -1,5 +1,6 @@
 """The problems that `gpu.py` measures: sizes, types, tensors, and the work on them."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -36,12 +37,14 @@ class Problem(NamedTuple):
 
 
 def make(cell: Cell, device: str, seed: int) -> Problem:
+    """Draw the ordinary problem on the device."""
+    from layernorm.cli.problem import ordinary_arrays  # not before gpu.py has found the package
+
     generator = torch.Generator(device=device).manual_seed(seed)
-    options: dict[str, Any] = {"generator": generator, "device": device}
-    dtype = DTYPES[cell.dtype]
-    x, dy = (torch.randn(cell.rows, cell.cols, **options).to(dtype) for _ in range(2))
-    weight, bias = (torch.randn(cell.cols, **options).to(dtype) for _ in range(2))
-    return Problem(*(each.requires_grad_() for each in (x, weight, bias)), dy)
+    normal = functools.partial(torch.randn, generator=generator, device=device)
+    arrays = ordinary_arrays(normal, (cell.rows, cell.cols), mean=0.5)
+    *leaves, dy = (each.to(DTYPES[cell.dtype]) for each in arrays)
+    return Problem(*(each.requires_grad_() for each in leaves), dy)
 
 
 def call(cell: Cell, norm: Norm, given: Problem, y: Tensor | None = None) -> Any:

@@ -2,7 +2,7 @@
 
     python benchmarks/keras_fit.py [--samples 4]
 
-Times are medians in milliseconds, taken in turns in one process.
+Medians in milliseconds, timed in turns in one process.
 """
 
 import argparse

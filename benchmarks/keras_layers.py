@@ -2,7 +2,7 @@
 
     python benchmarks/keras_layers.py [--samples 30]
 
-Times are medians in microseconds; all of a line are taken in turns, in one process.
+Medians in microseconds; the calls of a line are timed in turns, in one process.
 """
 
 import argparse
@@ -21,16 +21,17 @@ import tensorflow as tf
 
 import layernorm.keras as ours
 import layernorm.tensorflow as front_end
+from layernorm.cli.problem import ordinary_arrays
 
 SHAPES = ((512, 768), (8192, 1024))
 Function = Callable[..., Any]
 
 
 def formula(x: Any, weight: Any, bias: Any) -> Any:
-    wide = tf.cast(x, tf.float32)
-    mean, variance = tf.nn.moments(wide, -1, keepdims=True)
-    xhat = (wide - mean) * tf.math.rsqrt(variance + 1e-5)
-    return tf.cast(xhat * tf.cast(weight, wide.dtype) + tf.cast(bias, wide.dtype), x.dtype)
+    widened = tf.cast(x, tf.float32)
+    mean, variance = tf.nn.moments(widened, -1, keepdims=True)
+    xhat = (widened - mean) * tf.math.rsqrt(variance + 1e-5)
+    return tf.cast(xhat * tf.cast(weight, tf.float32) + tf.cast(bias, tf.float32), x.dtype)
 
 
 def with_gradients(function: Function, dy: Any, variables: Sequence[Any] = ()) -> Function:
@@ -55,7 +56,7 @@ def medians(calls: dict[str, Function], samples: int) -> dict[str, float]:
 
 
 def layers(shape: tuple[int, int], dtype: str) -> dict[str, dict[str, Function]]:
-    x, dy = (tf.cast(tf.random.normal(shape), dtype) for _ in range(2))
+    x, *_, dy = (tf.cast(each, dtype) for each in ordinary_arrays(tf.random.normal, shape))
     policy = "float32" if dtype == "float32" else f"mixed_{dtype}"
     rows: dict[str, dict[str, Function]] = {}
     for name, kind in (
@@ -74,8 +75,8 @@ def layers(shape: tuple[int, int], dtype: str) -> dict[str, dict[str, Function]]
 
 
 def functions(shape: tuple[int, int], dtype: str) -> dict[str, dict[str, Function]]:
-    x, dy = (tf.cast(tf.random.normal(shape), dtype) for _ in range(2))
-    weight, bias = (tf.cast(tf.random.normal(shape[1:]), dtype) for _ in range(2))
+    arrays = ordinary_arrays(tf.random.normal, shape)
+    x, weight, bias, dy = (tf.cast(each, dtype) for each in arrays)
     rows: dict[str, dict[str, Function]] = {}
     for name, function in (("ours", front_end.layer_norm), ("formula", formula)):
         backward = with_gradients(function, dy)

@@ -13,6 +13,7 @@ import torch
 
 import layernorm.torch
 from layernorm.cli.bench.timing import Call, interleave
+from layernorm.cli.problem import ordinary_arrays
 
 COLS = 768
 
@@ -41,10 +42,10 @@ def main() -> None:
 
 def calls(norm: Callable[..., torch.Tensor], rows: int) -> tuple[Call, Call]:
     """Forward alone; forward and backward."""
-    x = torch.randn(rows, COLS, requires_grad=True)
-    count = 2 if "layer" in norm.__name__ else 1  # weight and bias, or weight
-    parameters = [torch.randn(COLS, requires_grad=True) for _ in range(count)]
-    dy = torch.randn(rows, COLS)
+    *leaves, dy = ordinary_arrays(torch.randn, (rows, COLS))
+    x, *parameters = (each.requires_grad_() for each in leaves)
+    if "rms" in norm.__name__:
+        parameters.pop()  # the bias
 
     def forward() -> torch.Tensor:
         return norm(x, (COLS,), *parameters)

@@ -2,10 +2,10 @@
 
     python benchmarks/with_reader.py [--threads 1,2] [--mib 8,12,16,32,64] [--cols 1024,1023]
 
-float32, layernorm.numpy; the reader adds up the rows of y or dx. Medians in milliseconds. An output
-that is written past the cache is written faster and read slower: to see which is better for a size,
-build a second package with other `kStreamBytes` in native/schedule.cc, and run this with the one
-and the other, several times in turns.
+float32, layernorm.numpy; the reader sums the rows of y or dx. Medians in milliseconds. An output
+written past the cache is written faster and read slower. To see which is better for a size, build a
+second package with another `kStreamBytes` (native/schedule.cc), and run this with each of the two,
+several times in turns.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import numpy as np
 
 import layernorm
 from layernorm.cli.bench.timing import Call, interleave
+from layernorm.cli.problem import make_problem
 from layernorm.numpy import layer_norm, layer_norm_backward, layer_norm_forward
 
 
@@ -36,10 +37,9 @@ def main() -> None:
 
 def calls(rows: int, cols: int) -> dict[str, Call]:
     """Forward with a new y, forward into out=, backward; each with its reader."""
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((rows, cols), np.float32)
-    weight, bias = np.ones(cols, np.float32), np.zeros(cols, np.float32)
-    dy, out = x[::-1].copy(), np.empty_like(x)
+    problem = make_problem((rows, cols), "float32")
+    x, weight, bias, dy = problem.x, problem.weight, problem.bias, problem.dy
+    out = np.empty_like(x)
     _, stats = layer_norm_forward(x, weight, bias)
     return {
         "forward": lambda: read(layer_norm(x, weight, bias)),

@@ -19,6 +19,9 @@ _FRONT_ENDS = {
     "keras": "layernorm.keras",  # symbolic tensors, and variables
 }
 
+# The modules by the type of x. Not a cached function, which the PyTorch compiler would trace.
+_known: dict[type, ModuleType] = {list: layernorm.numpy, tuple: layernorm.numpy}
+
 # Their arrays cannot be written to, so their functions take no `out`.
 _WITHOUT_OUT = ("layernorm.jax", "layernorm.tensorflow", "layernorm.keras")
 
@@ -47,7 +50,7 @@ def layer_norm(
     Raises: TypeError if x is of another kind, else what the front end raises.
     Source: Ba, Kiros and Hinton 2016, arXiv:1607.06450.
     """
-    function = _front_end_of(type(x)).layer_norm  # type: ignore[arg-type]
+    function = (_known.get(type(x)) or _front_end_of(type(x))).layer_norm
     if out is not None:
         function = _with_out(function, out)
     return function(x, weight, bias, axis=axis, eps=eps, zero_centered_weight=zero_centered_weight)
@@ -76,20 +79,18 @@ def rms_norm(
     Raises: TypeError if x is of another kind, else what the front end raises.
     Source: Zhang and Sennrich 2019, arXiv:1910.07467.
     """
-    function = _front_end_of(type(x)).rms_norm  # type: ignore[arg-type]
+    function = (_known.get(type(x)) or _front_end_of(type(x))).rms_norm
     if out is not None:
         function = _with_out(function, out)
     return function(x, weight, axis=axis, eps=eps, zero_centered_weight=zero_centered_weight)
 
 
-@functools.cache
-def _front_end_of(kind: type[Any]) -> ModuleType:
-    if kind in (list, tuple):
-        return layernorm.numpy
+def _front_end_of(kind: type) -> ModuleType:
     for each in kind.__mro__:
         name = _FRONT_ENDS.get(each.__module__.partition(".")[0])
         if name is not None:
-            return importlib.import_module(name)
+            _known[kind] = importlib.import_module(name)
+            return _known[kind]
     served = sorted({name.split(".")[1] for name in _FRONT_ENDS.values()})
     raise TypeError(
         f"x is of type {kind.__module__}.{kind.__qualname__}, expected an array of a kind that a "

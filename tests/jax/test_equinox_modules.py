@@ -41,9 +41,9 @@ def test_types_and_results_are_equinoxs(name, x_dtype, options) -> None:
     x = jnp.asarray(random(5, 8) * 3, x_dtype)
     got, expected = jax.vmap(mine)(x), jax.vmap(theirs)(x)
     assert got.dtype == expected.dtype
-    wide = [np.asarray(each, np.float64) for each in (got, expected)]
+    widened = [np.asarray(each, np.float64) for each in (got, expected)]
     eps = 0 if x_dtype == "int32" else float(jnp.finfo(x_dtype).eps)
-    np.testing.assert_allclose(*wide, atol=4 * eps)
+    np.testing.assert_allclose(*widened, atol=4 * eps)
 
 
 @each_class

@@ -87,8 +87,8 @@ def test_types_follow_flaxs_rules(name, x_dtype, dtype, param_dtype) -> None:
     pairs.append((of_nnx(nnx, name, 8, **options)(x), of_nnx(flax.nnx, name, 8, **options)(x)))
     for got, expected in pairs:
         assert got.dtype == expected.dtype
-        wide = [np.asarray(each, np.float32) for each in (got, expected)]
-        np.testing.assert_allclose(*wide, atol=8 * float(jnp.finfo(got.dtype).eps))
+        widened = [np.asarray(each, np.float32) for each in (got, expected)]
+        np.testing.assert_allclose(*widened, atol=8 * float(jnp.finfo(got.dtype).eps))
 
 
 AXES = [

@@ -54,10 +54,10 @@ def test_check_grads_to_second_order_in_both_modes(name, shape, axis, x64) -> No
     x, weight, bias = problem(shape, axis)
     if name == "layer_norm":
         function = functools.partial(ours.layer_norm, axis=axis)
-        check_grads(jax.jit(function), (x, weight, bias), order=2, modes=("fwd", "rev"))
+        check_grads(function, (x, weight, bias), order=2, modes=("fwd", "rev"))
     else:
         function = functools.partial(ours.rms_norm, axis=axis, zero_centered_weight=True)
-        check_grads(jax.jit(function), (x, weight), order=2, modes=("fwd", "rev"))
+        check_grads(function, (x, weight), order=2, modes=("fwd", "rev"))
 
 
 @pytest.mark.parametrize("second", ["jvp", "vjp"])
@@ -130,8 +130,8 @@ def test_forward_mode_of_a_row_far_from_zero(dtype) -> None:
     weight, bias, tangent = (jnp.asarray(each, dtype) for each in (weight, bias, tangent))
     none = jnp.zeros_like(weight)
     _, got = jax.jvp(ours.layer_norm, (x, weight, bias), (tangent, none, none))
-    wide = [np.asarray(each, np.float64) for each in (x, tangent, weight)]
-    _, expected = reference.layer_norm_jvp(*wide)
+    widened = [np.asarray(each, np.float64) for each in (x, tangent, weight)]
+    _, expected = reference.layer_norm_jvp(*widened)
     scale = np.abs(expected).max()
     assert np.abs(np.asarray(got, np.float64) - expected).max() < 4 * jnp.finfo(dtype).eps * scale
 
@@ -242,6 +242,6 @@ def test_what_is_not_needed_is_not_computed() -> None:
     assert "need_dbias = false" in text
     text = calls_in(jax.grad(loss, argnums=(1, 2)), x, weight, bias)
     assert "need_dx = false" in text
-    plain = calls_in(ours.layer_norm, x, weight, bias)
-    assert plain.count("layernorm_forward") == 1
-    assert "-> tensor<6x13xf32>" in plain  # no statistics
+    forward = calls_in(ours.layer_norm, x, weight, bias)
+    assert forward.count("layernorm_forward") == 1
+    assert "-> tensor<6x13xf32>" in forward  # no statistics

@@ -174,7 +174,7 @@ def test_the_top_level_takes_arrays_and_what_is_traced() -> None:
     y = numpy_front_end.rms_norm(x, weight, zero_centered_weight=True)
     got = layernorm.rms_norm(*given[:2], zero_centered_weight=True)
     assert_same_bits(np.asarray(got), y, "y")
-    with pytest.raises(TypeError, match=r"out is of type .*layernorm\.jax serves"):
+    with pytest.raises(TypeError, match=r"out is of type .*layernorm\.jax cannot be written to"):
         layernorm.layer_norm(*given, out=given[0])
 
 

@@ -1,4 +1,4 @@
-"""Large outputs: their memory outlives them and serves the next of their size."""
+"""The buffer cache: the memory of a large output serves the next output of its size."""
 
 import os
 import subprocess
@@ -26,18 +26,18 @@ def page_faults() -> int:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="huge pages are Linux's")
 @pytest.mark.parametrize("axis", [-1, 0])
-def test_the_next_output_takes_the_memory_of_one_that_is_gone(axis) -> None:
-    x = np.tile(X, (5, 1))  # 40 MiB: malloc gives that much back each time
+def test_the_next_output_reuses_the_memory_of_a_deleted_one(axis) -> None:
+    x = np.tile(X, (5, 1))  # 40 MiB, which malloc returns to the system each time
     for _ in range(8):
         ours.layer_norm(x, axis=axis)
     before = page_faults()
     for _ in range(8):
         ours.layer_norm(x, axis=axis)
-    # Fresh pages would be 20 huge ones a call at least; Python takes a few of its own.
+    # Fresh memory takes at least 20 huge pages a call; Python itself needs a few pages.
     assert page_faults() - before < 8 * 20 / 2
 
 
-def test_outputs_that_live_have_memory_of_their_own() -> None:
+def test_outputs_that_are_alive_share_no_memory() -> None:
     many = [ours.layer_norm(X) for _ in range(12)]
     for y in many:
         np.testing.assert_array_equal(y, EXPECTED)
@@ -65,7 +65,7 @@ def test_outputs_are_arrays_like_any_other() -> None:
     np.testing.assert_array_equal(y, EXPECTED[:16])
 
 
-def test_threads_that_make_and_drop_outputs_do_not_disturb_each_other() -> None:
+def test_threads_that_allocate_and_free_outputs_do_not_disturb_each_other() -> None:
     def work(seed: int) -> bool:
         x = np.random.default_rng(seed).standard_normal((1100, 1024), np.float32)
         expected = ours.layer_norm(x)

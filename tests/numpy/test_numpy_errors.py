@@ -1,4 +1,4 @@
-"""Every mistake is met with an error that says why, before anything is written."""
+"""Every wrong argument raises an error that says why, before anything is written."""
 
 import numpy as np
 import pytest

@@ -117,7 +117,7 @@ def test_empty_arrays(shape, dtype):
 
 
 class Index:
-    """An integer of its own kind."""
+    """An object with `__index__` that is no int."""
 
     def __init__(self, value):
         self.value = value
@@ -219,7 +219,7 @@ def test_array_likes():
         np.testing.assert_array_equal(layernorm.layer_norm(x), front.layer_norm(x))
 
 
-def test_subclasses_give_plain_arrays(tmp_path):
+def test_subclasses_give_base_class_arrays(tmp_path):
     x, *_ = a_problem()
     x.tofile(tmp_path / "x")
     mapped = np.memmap(tmp_path / "x", x.dtype, "r+", shape=x.shape)

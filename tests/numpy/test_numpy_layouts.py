@@ -1,4 +1,4 @@
-"""Arrays of any strides in, and results through any strides out, by `layernorm.numpy`."""
+"""`layernorm.numpy` with inputs and `out` of any strides."""
 
 import sys
 from types import SimpleNamespace
@@ -30,7 +30,7 @@ def ends_swapped(x):
     return transposed(*order)(x.copy())
 
 
-MANNERS = {
+MEMORY = {
     "contiguous": np.copy,
     "fortran": lambda x: np.copy(x, order="F"),
     "reversed": reversed_along(-1),
@@ -49,7 +49,7 @@ LAYOUTS = {
     "two_trailing": ((3, 4, 5), (-2, -1)),
     "channels_first": ((2, 7, 3, 5), 1),
     "leading": ((7, 20), 0),
-    "channels_first_cut_on_two_axes": ((2, 7, 4, 20), 1),  # where blocks are small
+    "channels_first_cut_on_two_axes": ((2, 7, 4, 20), 1),  # if blocks are small
     "apart": ((2, 3, 4, 5), (1, 3)),
     "apart_from_the_first": ((2, 3, 4, 5), (0, 2)),
     "outer_and_inner": ((3, 4, 5), (0, 2)),
@@ -60,35 +60,35 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("small_blocks", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("manner", MANNERS)
+@pytest.mark.parametrize("memory", MEMORY)
 def test_any_strides_give_the_right_answer_and_leave_the_inputs(
-    manner, layout, small_blocks, monkeypatch
+    memory, layout, small_blocks, monkeypatch
 ):
-    if small_blocks:  # a few rows each, so that the blocks' edges are crossed
+    if small_blocks:  # a few rows each, so that rows lie on both sides of a block's edge
         monkeypatch.setattr(blocks, "BLOCK_BYTES", 200)
     shape, axis = LAYOUTS[layout]
-    plain = a_problem(shape, axis)
-    x, weight, bias, dy = (MANNERS[manner](each) for each in plain)
+    dense = a_problem(shape, axis)
+    x, weight, bias, dy = (MEMORY[memory](each) for each in dense)
     options = {"axis": axis}
 
     y, stats = front.layer_norm_forward(x, weight, bias, **options)
-    assert_close(y, reference.layer_norm(*plain[:3], **options))
+    assert_close(y, reference.layer_norm(*dense[:3], **options))
     np.testing.assert_array_equal(y, front.layer_norm(x, weight, bias, **options))
-    assert_close((plain[0] - stats.mean) * stats.rstd, reference.layer_norm(plain[0], **options))
+    assert_close((dense[0] - stats.mean) * stats.rstd, reference.layer_norm(dense[0], **options))
     gradients = front.layer_norm_backward(dy, x, stats, weight)
-    expected = reference.layer_norm_backward(plain[3], *plain[:2], **options)
+    expected = reference.layer_norm_backward(dense[3], *dense[:2], **options)
     for got, right in zip(gradients, expected, strict=True):
         assert_close(got, right)
 
     y, stats = front.rms_norm_forward(x, weight, **options)
-    assert_close(y, reference.rms_norm(*plain[:2], **options))
-    assert_close(stats.rstd * np.ones(shape), reference_rstd(plain[0], axis))
+    assert_close(y, reference.rms_norm(*dense[:2], **options))
+    assert_close(stats.rstd * np.ones(shape), reference_rstd(dense[0], axis))
     gradients = front.rms_norm_backward(dy, x, stats, weight)
-    expected = reference.rms_norm_backward(plain[3], *plain[:2], **options)
+    expected = reference.rms_norm_backward(dense[3], *dense[:2], **options)
     for got, right in zip(gradients, expected, strict=True):
         assert_close(got, right)
 
-    for given, original in zip((x, weight, bias, dy), plain, strict=True):
+    for given, original in zip((x, weight, bias, dy), dense, strict=True):
         np.testing.assert_array_equal(given, original)
 
 
@@ -120,12 +120,12 @@ def test_a_scalar_parameter_is_broadcast_by_the_caller():
     assert_close(front.layer_norm(x, weight), 2.0 * reference.layer_norm(x))
 
 
-@pytest.mark.parametrize("manner", [m for m in MANNERS if m != "read_only"])
+@pytest.mark.parametrize("memory", [m for m in MEMORY if m != "read_only"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_out_is_written_through_any_strides_and_returned(manner, layout):
+def test_out_is_written_through_any_strides_and_returned(memory, layout):
     shape, axis = LAYOUTS[layout]
     x, weight, bias, _ = a_problem(shape, axis)
-    out = MANNERS[manner](np.full(shape, np.nan))
+    out = MEMORY[memory](np.full(shape, np.nan))
     assert front.layer_norm(x, weight, bias, axis=axis, out=out) is out
     assert_close(out, reference.layer_norm(x, weight, bias, axis=axis))
     assert front.rms_norm(x, weight, axis=axis, out=out) is out
@@ -141,16 +141,16 @@ def test_out_inside_a_larger_array_leaves_what_surrounds_it():
     assert (whole == 7.0).all()
 
 
-@pytest.mark.parametrize("manner", [m for m in MANNERS if m != "read_only"])
+@pytest.mark.parametrize("memory", [m for m in MEMORY if m != "read_only"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_out_may_be_x_itself(manner, layout):
+def test_out_may_be_x_itself(memory, layout):
     shape, axis = LAYOUTS[layout]
-    plain, weight, bias, _ = a_problem(shape, axis)
-    expected = reference.layer_norm(plain, weight, bias, axis=axis)
-    x = MANNERS[manner](plain)
+    dense, weight, bias, _ = a_problem(shape, axis)
+    expected = reference.layer_norm(dense, weight, bias, axis=axis)
+    x = MEMORY[memory](dense)
     assert front.layer_norm(x, weight, bias, axis=axis, out=x) is x
     assert_close(x, expected)
-    x = MANNERS[manner](plain)
+    x = MEMORY[memory](dense)
     front.layer_norm(x, weight, bias, axis=axis, out=x[...])  # another object, the same memory
     assert_close(x, expected)
 
@@ -164,7 +164,7 @@ def test_an_out_beside_x_in_one_buffer_is_no_overlap():
 
 
 def test_a_layout_that_collapses_is_not_copied(monkeypatch):
-    """Channels first and row slices reach the kernel as they lie."""
+    """The kernel reads channels first and row slices in place."""
 
     def no_copy(*_):
         raise AssertionError("copied in blocks")
@@ -178,8 +178,8 @@ def test_a_layout_that_collapses_is_not_copied(monkeypatch):
         front.layer_norm(channels_first, axis=(1, 3))
 
 
-@pytest.mark.parametrize("manner", [unaligned, byte_swapped])
-def test_what_the_kernels_cannot_read_does_not_reach_them(manner, monkeypatch):
+@pytest.mark.parametrize("memory", [unaligned, byte_swapped])
+def test_what_the_kernels_cannot_read_does_not_reach_them(memory, monkeypatch):
     def aligned_and_native(name):
         kernel = getattr(_native, name)
 
@@ -195,9 +195,9 @@ def test_what_the_kernels_cannot_read_does_not_reach_them(manner, monkeypatch):
     for name in ("forward", "backward"):
         module = sys.modules[f"layernorm.numpy.{name}"]
         monkeypatch.setattr(module, "_native", aligned_and_native(name))
-    x, weight, bias, dy = (manner(each) for each in a_problem())
-    _, stats = front.layer_norm_forward(x, weight, bias, out=manner(np.zeros(x.shape)))
-    stats.mean, stats.rstd, stats.residual = map(manner, (stats.mean, stats.rstd, stats.residual))
+    x, weight, bias, dy = (memory(each) for each in a_problem())
+    _, stats = front.layer_norm_forward(x, weight, bias, out=memory(np.zeros(x.shape)))
+    stats.mean, stats.rstd, stats.residual = map(memory, (stats.mean, stats.rstd, stats.residual))
     front.layer_norm_backward(dy, x, stats, weight)
 
 

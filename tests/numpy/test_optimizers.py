@@ -26,7 +26,7 @@ ADAM_OPTIONS = [
 
 
 def gradient(data, step, scale):
-    """Give a loss without a minimum to settle in: later steps are as telling as the first."""
+    """Return a gradient that does not vanish, so that late steps test as much as early ones."""
     return np.asarray(scale * np.sin(3.0 * data + 0.37 * step) + 0.1 * data)
 
 
@@ -34,7 +34,7 @@ def assert_same_steps(ours_type, theirs_type, lr, options):
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(40)
     starts = [rng.normal(size=shape) for shape in [(7,), (3, 4), ()]]
-    scales = [1.0, 1e-3, 1e3]  # a gradient beside eps, and one far above it
+    scales = [1.0, 1e-3, 1e3]  # gradients near eps, and far above it
     ours = [Parameter(start.copy()) for start in starts]
     theirs = [torch.nn.Parameter(torch.from_numpy(start.copy())) for start in starts]
     ours_optimizer = ours_type(ours, lr=lr, **options)
@@ -43,7 +43,7 @@ def assert_same_steps(ours_type, theirs_type, lr, options):
         ours_optimizer.zero_grad()
         theirs_optimizer.zero_grad()
         for index, (mine, other, scale) in enumerate(zip(ours, theirs, scales, strict=True)):
-            if index == 1 and step % 3 == 1:  # no gradient: passed over, and its time stands still
+            if index == 1 and step % 3 == 1:  # no gradient: the step is skipped, and not counted
                 continue
             mine.grad = gradient(mine.data, step, scale)
             other.grad = torch.from_numpy(gradient(other.detach().numpy(), step, scale))

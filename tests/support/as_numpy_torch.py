@@ -40,10 +40,10 @@ def to_array(tensor: torch.Tensor | None) -> Array | None:
 
 
 class AsNumpy(Adapter):
-    """`plain`: through the public functions, which may pass PyTorch's dispatcher by."""
+    """`public`: call the public functions, which may take the fast path; else the operators."""
 
-    def __init__(self, *, plain: bool = True) -> None:
-        self.plain = plain
+    def __init__(self, *, public: bool = True) -> None:
+        self.public = public
 
     def _forward(self, x, weight, bias, *, centered, axis=-1, eps=1e-5, zero_centered_weight=False):
         tensor = to_tensor(x)
@@ -51,7 +51,7 @@ class AsNumpy(Adapter):
         call = {"centered": centered, "axis": axes, "eps": eps}
         call["zero_centered_weight"] = zero_centered_weight
         y, *statistics = self._operator(tensor, to_tensor(weight), to_tensor(bias), call)
-        if self.plain:
+        if self.public:
             with torch.no_grad():
                 y = self._public(tensor, to_tensor(weight), to_tensor(bias), call)
         mean, rstd, residual = statistics if centered else (None, statistics[0], None)
@@ -82,6 +82,6 @@ class AsNumpy(Adapter):
         given = (x, *parameters(x, weight, stats.bias, **call))
         wanted = [to_tensor(each).requires_grad_() for each in given[: 2 + call["centered"]]]
         arguments = (*wanted, None)[:3]
-        y = self._public(*arguments, call) if self.plain else self._operator(*arguments, call)[0]
+        y = self._public(*arguments, call) if self.public else self._operator(*arguments, call)[0]
         gradients = torch.autograd.grad(y, wanted, to_tensor(dy))
         return tuple(to_array(each) for each in (*gradients, None)[:3])

@@ -1,9 +1,7 @@
-"""Runs one probe on more than 2^31 elements of tensors: python many_elements_of_torch.py PROBE.
+"""Checks the forward and the backward of more than 2^31 elements of tensors.
 
-The rows are copies of a few different ones, so that the right answer is that of the few.
+The rows are copies of a few different ones, so the right answer is that of the few.
 """
-
-import sys
 
 import torch
 
@@ -29,17 +27,12 @@ def assert_all_are_copies(few: torch.Tensor, repeated: torch.Tensor) -> None:
         assert torch.equal(copy, few), f"copy {number} differs"
 
 
-def check_forward() -> None:
-    few = torch.randn(ROWS).bfloat16() + 1
-    x = many(few)
+def check_forward(few: torch.Tensor, x: torch.Tensor) -> None:
     y = ours.layer_norm(x, (CHANNELS,), WEIGHT)
-    del x
     assert_all_are_copies(ours.layer_norm(few, (CHANNELS,), WEIGHT), y)
 
 
-def check_backward() -> None:
-    few = torch.randn(ROWS).bfloat16() + 1
-    x = many(few)
+def check_backward(few: torch.Tensor, x: torch.Tensor) -> None:
     definition = Definition((-1,), 1e-5)
     gradients = []
     for each in (few, x):
@@ -50,17 +43,15 @@ def check_backward() -> None:
     few_gradients, (dx, *sums) = gradients
     assert_all_are_copies(few_gradients[0], dx)
     for total, of_few in zip(sums, few_gradients[1:], strict=True):
-        # The rounding of the few sums counts as often over, hence not the contract's bound.
+        # Not the contract's bound: the rounding of the few sums counts as many times.
         terms = 2 * few.numel() / CHANNELS
         torch.testing.assert_close(
             total / (x.numel() / few.numel()), of_few, rtol=1e-5, atol=1e-6 * terms
         )
 
 
-PROBES = {
-    "forward": check_forward,
-    "backward": check_backward,
-}
-
 if __name__ == "__main__":
-    PROBES[sys.argv[1]]()
+    few = torch.randn(ROWS).bfloat16() + 1
+    x = many(few)
+    check_forward(few, x)
+    check_backward(few, x)

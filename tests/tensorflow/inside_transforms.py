@@ -257,7 +257,7 @@ def test_the_top_level_takes_tensors_and_variables() -> None:
         y = layernorm.rms_norm(given, weight, zero_centered_weight=True)
         np.testing.assert_array_equal(y, ours.rms_norm(x, weight, zero_centered_weight=True))
     with pytest.raises(
-        TypeError, match=r"out is of type EagerTensor.*layernorm\.tensorflow serves"
+        TypeError, match=r"out is of type EagerTensor.*layernorm\.tensorflow cannot be written to"
     ):
         layernorm.layer_norm(x, out=x)
 

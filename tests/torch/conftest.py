@@ -1,4 +1,4 @@
-"""What PyTorch warns of itself is no failure of ours."""
+"""PyTorch's warnings about itself do not fail our tests."""
 
 from pathlib import Path
 

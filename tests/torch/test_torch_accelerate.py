@@ -37,7 +37,7 @@ def assert_same(got, expected) -> None:
 
 
 def is_accelerated() -> bool:
-    """Tell by a row that PyTorch's own kernel gets wrong: its sum of squares overflows."""
+    """Tell from a row whose sum of squares overflows in PyTorch's own kernel."""
     return bool(F.layer_norm(torch.tensor([1e30, -1e30]), (2,))[0] == 1)
 
 
@@ -87,7 +87,7 @@ def test_a_forward_may_come_before_the_acceleration_begins(dtype) -> None:
     expected = torch.autograd.grad(y, x, y.detach(), retain_graph=True)
     with ours.accelerate():
         got = torch.autograd.grad(y, x, y.detach())
-    # PyTorch's own kernel has left statistics of 16 bits for 16-bit x.
+    # PyTorch's own kernel stored the statistics of a 16-bit x in 16 bits.
     coarse = {"rtol": 2e-2, "atol": 1e-2} if x.itemsize == 2 else {}
     torch.testing.assert_close(got, expected, **coarse)
 
@@ -104,7 +104,7 @@ def test_statistics_that_came_another_way_are_used_as_they_are() -> None:
         torch.testing.assert_close(copied, expected)
         other = backward(dy, x, weight.shape, mean, 2 * rstd, weight, bias, every)
         assert not torch.equal(other[0], expected[0])
-        mean.add_(1)  # what is behind the mean is no longer its own
+        mean.add_(1)  # the residual stored behind it no longer belongs to it
         other = backward(dy, x, weight.shape, mean, rstd, weight, bias, every)
         shifted = backward(dy, x, weight.shape, mean.clone(), rstd, weight, bias, every)
         assert_same(other, shifted)

@@ -118,7 +118,7 @@ def test_saved_tensors_go_through_hooks() -> None:
     x, weight = torch.randn(3, 5, requires_grad=True), torch.randn(5, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         y = ours.layer_norm(x, (5,), weight)
-    assert packed == [(3, 5), (5,)]  # the statistics are small, and stay with the node
+    assert packed == [(3, 5), (5,)]  # the statistics are small, and the node keeps them
     expected = torch.autograd.grad(ours.layer_norm(x, (5,), weight).sin().sum(), (x, weight))
     got = torch.autograd.grad(y.sin().sum(), (x, weight))
     assert all(map(torch.equal, got, expected))
@@ -137,7 +137,7 @@ def test_checkpointing_gives_the_same_bits(reentrant) -> None:
 @pytest.mark.parametrize("profiled", ["the forward", "the backward"])
 @pytest.mark.filterwarnings("ignore:.*Profiler clears events")  # before 2.12
 def test_checkpointing_of_what_is_profiled_in_part(profiled) -> None:
-    # The profiler closes the short way: then the other one has to save as many tensors.
+    # The profiler rules out the fast path: the general path has to save as many tensors.
     layers = torch.nn.Sequential(ours.LayerNorm(5), torch.nn.Linear(5, 5), ours.LayerNorm(5))
     x = torch.randn(3, 5, requires_grad=True)
     expected = torch.autograd.grad(layers(x).sin().sum(), x)

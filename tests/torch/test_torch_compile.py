@@ -94,7 +94,7 @@ def test_channels_last_is_kept_by_the_compiler() -> None:
 
 
 @pytest.mark.parametrize("transform", ["vmap", "grad", "jvp"])
-def test_transforms_inside_of_a_compiled_graph(transform) -> None:
+def test_transforms_inside_a_compiled_graph(transform) -> None:
     x = torch.randn(3, 13)
 
     def call(x):

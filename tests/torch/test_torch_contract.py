@@ -13,7 +13,7 @@ from values import TYPES  # noqa: E402
 
 import layernorm.numpy as numpy_front_end  # noqa: E402
 
-WAYS = {"functions": AsNumpy(plain=True), "operators": AsNumpy(plain=False)}
+WAYS = {"functions": AsNumpy(public=True), "operators": AsNumpy(public=False)}
 
 each_way = pytest.mark.parametrize("way", WAYS)
 
@@ -29,7 +29,7 @@ def test_results_are_within_their_bounds(way, case: Case) -> None:
     check_backward(WAYS[way], case)
 
 
-# Contiguous, so that both front ends walk the same memory. 2503 rows: several blocks of sums.
+# Contiguous, so that both front ends read the same memory. 2503 rows: several blocks of sums.
 SAME = [
     Case(kind, dtype, cols, values=values, rows=rows, parameter_dtype=parameter_dtype)
     for kind in KINDS

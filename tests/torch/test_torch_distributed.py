@@ -47,7 +47,7 @@ def check_dtensor() -> None:
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor, init_device_mesh
 
     mesh = init_device_mesh("cpu", (WORLD,))
-    # The same sizes with another axis: what DTensor caches for the one must not serve the other.
+    # The same sizes with another axis, which DTensor's cache must tell apart.
     for axis, kept in ((-1, 1), (1, 2)):
         reference = expected(axis)
         for placement in (Shard(0), Shard(1), Shard(2), Replicate()):

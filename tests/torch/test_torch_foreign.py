@@ -1,7 +1,7 @@
-"""Suites that PyTorch ships, run on us: OpInfo's samples and errors, ModuleInfo's modules.
+"""PyTorch's own suites, run on our functions and modules: OpInfo and ModuleInfo.
 
-Results are judged against PyTorch's own in float64, so that it is not taken at its word where it is
-the one that is wrong (16-bit gradients over many rows).
+The expected results are PyTorch's in float64, because its own 16-bit gradients over many rows are
+wrong.
 """
 
 import copy
@@ -47,14 +47,14 @@ each_way = pytest.mark.parametrize(("name", "way"), WAYS, ids=[" ".join(each) fo
 
 
 def function_of(name: str, way: str):
-    """Return the function, and what makes a context in which it is to be called."""
+    """Return the function, and a function that makes the context to call it in."""
     if way == "ours":
         return FUNCTIONS[name], nullcontext
     return OPERATORS[name].op, ours.accelerate
 
 
 def widened(given):
-    """Return the same with tensors of float64, leaves of a graph of their own."""
+    """Return the same with float64 tensors, the leaves of a new graph."""
     return tree_map(
         lambda each: (
             each.detach().double().requires_grad_(each.requires_grad)
@@ -66,7 +66,7 @@ def widened(given):
 
 
 def asking(given) -> list["torch.Tensor"]:
-    """Find the tensors that ask for a gradient."""
+    """Return the tensors that require a gradient."""
     leaves = tree_leaves(given)
     return [each for each in leaves if isinstance(each, torch.Tensor) and each.requires_grad]
 
@@ -119,7 +119,7 @@ def test_errors_are_pytorchs(name, way) -> None:
     function, context = function_of(name, way)
     info = OPERATORS[name]
     if info.error_inputs_func is None:
-        info = OPERATORS["native_layer_norm"]  # the same checks stand behind both
+        info = OPERATORS["native_layer_norm"]  # both make the same checks
     count = 0
     for error in info.error_inputs("cpu"):
         count += 1

@@ -66,7 +66,7 @@ def test_autocast_leaves_the_type_of_x() -> None:
 
 
 class Llama(nn.Module):
-    """As transformers has it: float32 inside, rounded before the weight."""
+    """The norm of transformers: float32 inside, rounded before the weight."""
 
     def __init__(self, cols, offset=0.0, eps_outside=False, round_first=True) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Outputs are tensors like any other, and the memory of large ones outlives them."""
+"""Outputs are ordinary tensors, and the buffer cache reuses the memory of large ones."""
 
 import copy
 import pickle
@@ -14,25 +14,25 @@ import torch.nn.functional as F  # noqa: E402
 import layernorm.torch as ours  # noqa: E402
 
 X = torch.randn(512, 1024)  # 2 MiB
-WIDE = (1024,)
+SHAPE = (1024,)
 
 
-def plain(x):
-    return ours.layer_norm(x, WIDE)
+def by_fast_path(x):
+    return ours.layer_norm(x, SHAPE)
 
 
 def by_operators(x):
-    return ours.layer_norm(x, WIDE, axis=-1)
+    return ours.layer_norm(x, SHAPE, axis=-1)
 
 
 def accelerated(x):
     with ours.accelerate():
-        return F.layer_norm(x, WIDE)
+        return F.layer_norm(x, SHAPE)
 
 
-def plain_gradient(x):
+def gradient_by_fast_path(x):
     x = x.detach().requires_grad_()
-    (dx,) = torch.autograd.grad(ours.layer_norm(x, WIDE), x, x.detach())
+    (dx,) = torch.autograd.grad(ours.layer_norm(x, SHAPE), x, x.detach())
     return dx
 
 
@@ -43,38 +43,40 @@ def page_faults() -> int:
 
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="huge pages are Linux's")
-each_way = pytest.mark.parametrize("way", [plain, by_operators, accelerated, plain_gradient])
+each_way = pytest.mark.parametrize(
+    "way", [by_fast_path, by_operators, accelerated, gradient_by_fast_path]
+)
 
 
 @linux_only
 @each_way
 @pytest.mark.filterwarnings("ignore:.*Warning only once for all operators.*")
-def test_the_next_output_takes_the_memory_of_one_that_is_gone(way) -> None:
+def test_the_next_output_reuses_the_memory_of_a_deleted_one(way) -> None:
     if torch.__version__ < "2.11" and way in (by_operators, accelerated):
-        pytest.skip("the operators' outputs are PyTorch's memory before 2.11")
-    x = torch.randn(9 * 1024, 1024)  # 36 MiB: malloc gives that much back each time
+        pytest.skip("the operators' outputs have PyTorch's memory before 2.11")
+    x = torch.randn(9 * 1024, 1024)  # 36 MiB, which malloc returns to the system each time
     for _ in range(8):
         way(x)
     before = page_faults()
     for _ in range(8):
         way(x)
-    # Fresh pages would be 18 huge ones a call at least; Python takes a few of its own.
+    # Fresh memory takes at least 18 huge pages a call; Python itself needs a few pages.
     assert page_faults() - before < 8 * 18 / 2
 
 
 @each_way
 @pytest.mark.filterwarnings("ignore:.*Warning only once for all operators.*")
-def test_outputs_that_live_have_memory_of_their_own(way) -> None:
+def test_outputs_that_are_alive_share_no_memory(way) -> None:
     many = [way(X + each) for each in range(12)]
     for each, result in enumerate(many):
         assert torch.equal(result, way(X + each))
 
 
 def test_an_output_takes_no_shorter_place() -> None:
-    y = plain(X[:500])
+    y = by_fast_path(X[:500])
     place = y.data_ptr()
     del y
-    assert plain(X).data_ptr() != place
+    assert by_fast_path(X).data_ptr() != place
 
 
 def test_nothing_outlives_its_use() -> None:
@@ -92,7 +94,7 @@ def test_many_calls_take_no_more_memory_than_a_few() -> None:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * 4096
 
-    # 256 KiB: malloc's; and the statistics nearly as large.
+    # 256 KiB, from malloc; the statistics are nearly as large.
     x, dy = torch.randn(16384, 4, requires_grad=True), torch.randn(16384, 4)
     for call in range(220):
         torch.autograd.grad(ours.layer_norm(x, (4,)), x, dy)
@@ -102,16 +104,16 @@ def test_many_calls_take_no_more_memory_than_a_few() -> None:
 
 
 def test_views_keep_the_memory() -> None:
-    row = plain(X)[7]
-    others = [plain(X + 1) for _ in range(3)]
-    assert torch.equal(row, plain(X[7:8])[0])
+    row = by_fast_path(X)[7]
+    others = [by_fast_path(X + 1) for _ in range(3)]
+    assert torch.equal(row, by_fast_path(X[7:8])[0])
     assert all(torch.equal(each, others[0]) for each in others)
 
 
 @pytest.mark.parametrize("rows", [3, 512])
 def test_outputs_are_tensors_like_any_other(rows) -> None:
     x = X[:rows]
-    y = plain(x)
+    y = by_fast_path(x)
     assert type(y) is torch.Tensor
     assert y.device == x.device
     assert y.is_contiguous()
@@ -136,11 +138,11 @@ def test_the_layout_of_a_large_output_is_that_of_x() -> None:
 
 @pytest.mark.parametrize("rows", [8, 512])
 def test_the_storage_of_an_output_cannot_be_resized(rows) -> None:
-    y = plain(X[:rows])
+    y = by_fast_path(X[:rows])
     assert not y.untyped_storage().resizable()
     with pytest.raises(RuntimeError, match="not resizable"):
         y.resize_(4096, 1024)
-    y.resize_(rows // 2, 1024)  # within what there is
+    y.resize_(rows // 2, 1024)  # within the memory that it has
 
 
 def test_small_outputs_of_any_number_of_axes_are_aligned_to_cache_lines() -> None:

@@ -1,13 +1,13 @@
-"""TensorFlow and Triton in one process."""
+"""The order in which TensorFlow and Triton can be imported into one process."""
 
 import contextlib
 import importlib.util
 
 
 def import_triton_before_tensorflow() -> None:
-    """Import Triton now, where both are installed; torch.compile and torch.func would later.
+    """Import Triton now if both are installed; torch.compile and torch.func would import it later.
 
-    Each has an LLVM of its own. TensorFlow's, loaded first, ends the process when Triton's comes:
+    Each has its own LLVM. If TensorFlow's is loaded first, loading Triton's ends the process:
     "inconsistency in registered CommandLine options" (tensorflow-cpu 2.21.0, triton 3.9.0).
     """
     if importlib.util.find_spec("tensorflow") is not None:

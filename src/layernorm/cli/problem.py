@@ -24,8 +24,14 @@ class Problem:
     dy: Array
     axis: int = -1
     eps: float = 1e-5
-    converted: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
-    """The same arrays as a framework holds them, so that providers can share them."""
+    _converted: dict[str, tuple[Any, ...]] = field(default_factory=dict, init=False, repr=False)
+
+    def arrays_of(self, framework: str, convert: Callable[[Array], Any]) -> tuple[Any, ...]:
+        """Return x, weight, bias and dy as the framework holds them, converted once."""
+        if framework not in self._converted:
+            arrays = (self.x, self.weight, self.bias, self.dy)
+            self._converted[framework] = tuple(map(convert, arrays))
+        return self._converted[framework]
 
     @property
     def type_name(self) -> str:

@@ -8,9 +8,10 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from layernorm import spec
-from layernorm.jax import arguments, lowering, primitives
+from layernorm.jax import arguments, autodiff, lowering, primitives
 from layernorm.jax.definition import Definition
 
+assert autodiff, "imported for its effect: it registers the derivatives of the primitives"
 assert lowering, "imported for its effect: it registers what the primitives compile to"
 
 

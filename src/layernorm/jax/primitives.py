@@ -1,12 +1,10 @@
-"""The primitives that JAX sees, and their derivatives.
+"""The primitives that JAX sees, and the shapes and types of their results.
 
     forward_p    x, weight, bias -> y; and the statistics where a derivative follows
     tangent_p    x_tangent, weight_tangent, bias_tangent; x, statistics, weight -> y_tangent
     backward_p   dy; x, statistics, weight -> those of dx, dweight, dbias that are needed
 
-tangent_p is linear in the tangents, backward_p in dy, and each is the other's transpose. Their
-derivatives with respect to x include the effect of x on the statistics. So the statistics have no
-derivatives of their own.
+What a transform makes of them: autodiff.py, batching.py, sharding.py and lowering.py.
 """
 
 import functools
@@ -17,10 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.extend.core import Primitive
-from jax.interpreters import ad
 from jax.sharding import NamedSharding, PartitionSpec
 
-from layernorm.jax import derivatives
 from layernorm.jax.definition import Definition, compute_type
 
 MaybeArray: TypeAlias = Array | None
@@ -118,9 +114,6 @@ def parts(operands: Sequence[Any], definition: Definition, has_weight: bool) -> 
     return x, statistics, weight
 
 
-# ---- shapes and types
-
-
 def _shaped(x: Any, axes: Sequence[int], dtype: Any) -> Any:
     """Describe an array that has these axes of x."""
     spec = tuple(x.sharding.spec) + (None,) * (x.ndim - len(x.sharding.spec))
@@ -167,174 +160,3 @@ def _tangent_shapes(*operands: Any, definition: Definition, given: Any, has_weig
 forward_p.def_abstract_eval(forward_shapes)
 tangent_p.def_abstract_eval(_tangent_shapes)
 backward_p.def_abstract_eval(backward_shapes)
-
-
-# ---- derivatives
-
-
-def _is_zero(value: Any) -> bool:
-    return isinstance(value, ad.Zero)
-
-
-def _nonzero(value: Any) -> Any:
-    return None if value is None or _is_zero(value) else value
-
-
-def _zero(result: Any) -> Any:
-    return ad.Zero(jax.typeof(result).to_tangent_aval())
-
-
-def _sum(terms: Sequence[Any], result: Any) -> Any:
-    return functools.reduce(ad.add_tangents, terms, _zero(result))
-
-
-def _forward_jvp(
-    primals: Sequence[Any],
-    tangents: Sequence[Any],
-    *,
-    definition: Definition,
-    has_weight: bool,
-    has_bias: bool,
-    with_statistics: bool,
-) -> tuple[list[Any], list[Any]]:
-    given = (True, has_weight, has_bias)
-    x, weight, bias = spaced(primals, given)
-    y, *statistics = forward(x, weight, bias, definition, with_statistics=True)
-    moving = [_nonzero(each) for each in spaced(tangents, given)]
-    of_y = _zero(y)
-    if any(each is not None for each in moving):
-        of_y = tangent(moving, x, statistics, weight, definition)
-    kept = statistics if with_statistics else []
-    return [y, *kept], [of_y, *map(_zero, kept)]
-
-
-def _through(
-    function: Callable[..., Any], x: Any, weight: Any, x_tangent: Any, weight_tangent: Any
-) -> Any:
-    """Differentiate a function of x and weight along the tangents that are not None."""
-    moving = [(each, along) for each, along in ((x, x_tangent), (weight, weight_tangent))]
-    primals = [each for each, along in moving if along is not None]
-
-    def of_moving(*values: Any) -> Any:
-        following = iter(values)
-        return function(*(next(following) if a is not None else each for each, a in moving))
-
-    return jax.jvp(of_moving, primals, [along for _, along in moving if along is not None])[1]
-
-
-def _tangent_jvp(
-    primals: Sequence[Any],
-    tangents: Sequence[Any],
-    *,
-    definition: Definition,
-    given: tuple[bool, ...],
-    has_weight: bool,
-) -> tuple[list[Any], list[Any]]:
-    count = sum(given)
-    x, statistics, weight = parts(primals[count:], definition, has_weight)
-    linear = spaced(primals[:count], given)
-    result = tangent(linear, x, statistics, weight, definition)
-    terms = []
-    second = [_nonzero(each) for each in spaced(tangents[:count], given)]
-    if any(each is not None for each in second):
-        terms.append(tangent(second, x, statistics, weight, definition))
-    along_x, _, along_weight = parts(tangents[count:], definition, has_weight)
-    along_x, along_weight = _nonzero(along_x), _nonzero(along_weight)
-    if along_x is not None or along_weight is not None:
-
-        def function(x: Any, weight: Any) -> Any:
-            return derivatives.forward_tangent(derivatives.rows_of(x, weight, definition), *linear)
-
-        terms.append(_through(function, x, weight, along_x, along_weight))
-    return [result], [_sum(terms, result)]
-
-
-def _tangent_transpose(
-    cotangents: Sequence[Any],
-    *operands: Any,
-    definition: Definition,
-    given: tuple[bool, ...],
-    has_weight: bool,
-) -> list[Any]:
-    (dy,) = cotangents
-    count = sum(given)
-    linear = [each.aval for each in operands[:count]]
-    rest: list[Any] = [None] * (len(operands) - count)
-    if _is_zero(dy):
-        return [*map(ad.Zero, linear), *rest]
-    x, statistics, weight = parts(operands[count:], definition, has_weight)
-    types = [each.dtype for each in spaced(linear, given)[1:] if each is not None]
-    gradients = backward(
-        dy,
-        x,
-        statistics,
-        weight,
-        definition,
-        need=given,
-        parameter_type=types[0] if types else x.dtype if weight is None else weight.dtype,
-    )
-    fitted = [_fitted(g, aval) for g, aval in zip(present(*gradients), linear, strict=True)]
-    return [*fitted, *rest]
-
-
-def _fitted(gradient: Array, aval: Any) -> Array:
-    """Sum the gradients of a parameter that a batch of calls shares."""
-    shared = tuple(range(gradient.ndim - len(aval.shape)))
-    if not shared:
-        return gradient
-    return gradient.astype(compute_type(gradient.dtype)).sum(shared).astype(gradient.dtype)
-
-
-def _backward_jvp(
-    primals: Sequence[Any],
-    tangents: Sequence[Any],
-    *,
-    definition: Definition,
-    need: tuple[bool, ...],
-    has_weight: bool,
-    parameter_type: Any,
-) -> tuple[list[Any], list[Any]]:
-    dy, *rest = primals
-    x, statistics, weight = parts(rest, definition, has_weight)
-    options: dict[str, Any] = {"need": need, "parameter_type": parameter_type}
-    results = present(*backward(dy, x, statistics, weight, definition, **options))
-    terms: list[list[Any]] = []
-    along_dy = _nonzero(tangents[0])
-    if along_dy is not None:
-        terms.append(present(*backward(along_dy, x, statistics, weight, definition, **options)))
-    along_x, _, along_weight = parts(tangents[1:], definition, has_weight)
-    along_x, along_weight = _nonzero(along_x), _nonzero(along_weight)
-    if along_x is not None or along_weight is not None:
-
-        def function(x: Any, weight: Any) -> Any:
-            rows = derivatives.rows_of(x, weight, definition)
-            every = derivatives.backward(rows, dy, parameter_type)
-            return [each for each, needed in zip(every, need, strict=True) if needed]
-
-        terms.append(_through(function, x, weight, along_x, along_weight))
-    sums = [_sum([term[at] for term in terms], result) for at, result in enumerate(results)]
-    return results, sums
-
-
-def _backward_transpose(
-    cotangents: Sequence[Any],
-    dy: Any,
-    *operands: Any,
-    definition: Definition,
-    need: tuple[bool, ...],
-    has_weight: bool,
-    parameter_type: Any,
-) -> list[Any]:
-    rest: list[Any] = [None] * len(operands)
-    moving = [_nonzero(each) for each in spaced(cotangents, need)]
-    if all(each is None for each in moving):
-        return [ad.Zero(dy.aval), *rest]
-    x, statistics, weight = parts(operands, definition, has_weight)
-    return [tangent(moving, x, statistics, weight, definition), *rest]
-
-
-ad.primitive_jvps[forward_p] = _forward_jvp
-ad.primitive_jvps[tangent_p] = _tangent_jvp
-ad.primitive_jvps[backward_p] = _backward_jvp
-ad.primitive_transposes[tangent_p] = _tangent_transpose
-ad.primitive_transposes[backward_p] = _backward_transpose

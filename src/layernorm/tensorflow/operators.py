@@ -24,8 +24,7 @@ Tensors = Sequence[tf.Tensor]
 LAYER_NORM = "LayerNorm__import_layernorm_tensorflow"
 BACKWARD = "LayerNormBackward__import_layernorm_tensorflow"
 
-# The inputs of each, with the attributes that say their type or, for the lists, their length. The
-# type of the lists is P.
+# The inputs of each, with the attribute for their type, or for the length of a list (of type P).
 _INPUTS = {
     LAYER_NORM: {"x": "T", "weight": "weights", "bias": "biases"},
     BACKWARD: {"dy": "T", "x": "T", "statistics": "S", "weight": "weights"},

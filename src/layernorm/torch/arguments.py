@@ -107,13 +107,9 @@ def axes_of(x: Tensor, normalized_shape: Sequence[int], axis: spec.Axis | None) 
             "element, but got normalized_shape = []: pass the sizes of the normalized axes"
         )
     axes = named_axes(x, normalized_shape, axis)
-    if axis is None:
-        expected = ", ".join(["*", *map(str, normalized_shape)])
-        fits = len(axes) <= x.dim() and tuple(x.shape[axes[0] :]) == tuple(normalized_shape)
-    else:
-        expected = f"{', '.join(map(str, normalized_shape))} along axes {axes}"
-        fits = tuple(x.shape[each] for each in axes) == tuple(normalized_shape)
-    if not fits:
+    if len(axes) > x.dim() or spec.normalized_shape(x.shape, axes) != tuple(normalized_shape):
+        sizes = ", ".join(map(str, normalized_shape))
+        expected = f"*, {sizes}" if axis is None else f"{sizes} along axes {axes}"
         raise RuntimeError(
             f"Given normalized_shape={list(normalized_shape)}, expected input with shape "
             f"[{expected}], but got input of size{list(x.shape)}: pass an input or a "

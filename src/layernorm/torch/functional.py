@@ -8,7 +8,7 @@ from torch.compiler import is_dynamo_compiling
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from layernorm import spec
-from layernorm._native import torch_try_forward
+from layernorm._native import torch_is_unwatched, torch_try_forward
 from layernorm.torch import arguments, decompositions, operators, sharding
 from layernorm.torch.arguments import Definition
 from layernorm.torch.autograd import Norm, apply, record_fast_path, requires_gradient
@@ -126,9 +126,12 @@ def norm(
     """Return y on the general path: check the arguments, then call the operators."""
     if isinstance(normalized_shape, int):
         normalized_shape = (normalized_shape,)
+    # The compiler and the tracer must see an operator, which a node of ours would hide.
+    is_recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
     if type(x) is not Tensor and not torch.compiler.is_compiling():
         sharding.prepare(x)
-    if not arguments.is_served(x, normalized_shape, weight, bias) or _is_left_to_pytorch():
+    is_served = arguments.is_served(x, normalized_shape, weight, bias)
+    if not is_served or (is_recorded and _is_left_to_pytorch()):
         return _pytorch(
             x, normalized_shape, weight, bias, eps, axis, centered, zero_centered_weight
         )
@@ -143,16 +146,19 @@ def norm(
     if eps is None:
         eps = arguments.machine_epsilon(x.dtype)
     definition = Definition(axes, float(eps), centered, zero_centered_weight)
-    # The compiler and the tracer must see an operator, which a node of ours would hide.
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if is_recorded:
         return operators.forward(x, weight, bias, definition)[0]
-    if not requires_gradient(x, weight, bias) and gpu.may_bypass_dispatcher(x, weight, bias):
-        return gpu.forward(x, weight, bias, definition, save=False)[0]
+    if not requires_gradient(x, weight, bias):
+        if gpu.may_bypass_dispatcher(x, weight, bias):
+            return gpu.forward(x, weight, bias, definition, save=False)[0]
+        if torch_is_unwatched():  # no forward mode and no transform, so no node is needed
+            with torch._C._AutoDispatchBelowAutograd():
+                return operators.forward(x, weight, bias, definition)[0]
     return apply(Norm, x, weight, bias, definition)[0]
 
 
 def _is_left_to_pytorch() -> bool:
-    """Tell whether the call is for an ONNX file, or for a transform inside a compiled graph.
+    """Tell whether a recorded call is for an ONNX file, or a transform inside a compiled graph.
 
     ONNX has its own operator for PyTorch's layer norm, and the compiler cannot trace a node of ours
     through `torch.func`.

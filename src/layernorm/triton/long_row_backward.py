@@ -171,11 +171,9 @@ def long_row_gradient_sums(
         *(COLS, CENTERED, HAS_WEIGHT, ZERO_CENTERED, STRIDED, VECTOR, BLOCKS, ROWS, HIGH, LOW),
     )
     tl.store(partial_pointers(exponent_ptr, program, ROWS), exponent)
-    sum_g_xhat = row_sums(g * xhat, True, LOW_FIRST)
-    tl.store(partial_pointers(sum_g_xhat_ptr, program, ROWS), sum_g_xhat)
+    tl.store(partial_pointers(sum_g_xhat_ptr, program, ROWS), row_sums(g * xhat, True, LOW_FIRST))
     if CENTERED:
-        sum_g = row_sums(g, True, LOW_FIRST)
-        tl.store(partial_pointers(sum_g_ptr, program, ROWS), sum_g)
+        tl.store(partial_pointers(sum_g_ptr, program, ROWS), row_sums(g, True, LOW_FIRST))
 
 
 @kernel

@@ -38,7 +38,7 @@ def _batch_of_one(provider: Provider, type_name: str) -> bool:
     for row in (0, 1, ROWS // 2 + 1, ROWS - 1):
         only = slice(row, row + 1)
         # A copy: neither the row's neighbors nor its alignment may matter.
-        alone = replace(problem, x=problem.x[only].copy(), dy=problem.dy[only].copy(), converted={})
+        alone = replace(problem, x=problem.x[only].copy(), dy=problem.dy[only].copy())
         for one, of_batch in zip(_rowwise(provider, alone), batch, strict=True):
             if not _same_bits(one, of_batch[only]):
                 return False
@@ -73,7 +73,7 @@ def _not_finite(provider: Provider, type_name: str) -> bool:
     clean = _forward(provider, problem)
     x = problem.x.copy()
     x[3, 5], x[10, COLS - 1], x[21, 0] = np.nan, np.inf, -np.inf
-    y = _forward(provider, replace(problem, x=x, converted={}))
+    y = _forward(provider, replace(problem, x=x))
     touched = np.isin(np.arange(32), (3, 10, 21))
     return bool(np.isnan(y[touched]).all()) and _same_bits(y[~touched], clean[~touched])
 

@@ -66,9 +66,9 @@ def print_comparison(runs: Sequence[Run], console: "Console") -> None:
     ]  # fmt: skip
     console.print(make_table(["", "accuracy", "loss differs by", "outputs", "other bits"], rows))
     console.print(
-        "  (Loss: the largest difference in any step, from the rounding of matrix products.\n"
-        "  Outputs: numbers that the layer norms returned. Other bits: how many of them are not\n"
-        "  bit for bit what layernorm.numpy returns for the same x, weight and bias.)"
+        "(Loss: the largest difference in any step, from the rounding of matrix products. Outputs: "
+        "how many numbers the layer norms returned. Other bits: how many of these are not bit for "
+        "bit what layernorm.numpy returns for the same x, weight and bias.)"
     )
 
 

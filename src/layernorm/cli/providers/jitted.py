@@ -48,7 +48,7 @@ class Jax(Provider):
         return lambda: forward(x, weight, bias).block_until_ready()
 
     def backward(self, problem: Problem) -> Call:
-        """Compile the second half of jax.vjp: what the forward saved is not computed again."""
+        """Compile the second half of jax.vjp, which takes what the forward saved."""
         self.require(problem, can_reuse=False)
         x, weight, bias, dy = _jax_arrays(problem)
         compiled = self._compile(problem)
@@ -102,7 +102,7 @@ class Flax(JaxLayer):
 
 
 class Linen(JaxLayer):
-    """`flax.linen.LayerNorm`, likewise."""
+    """`flax.linen.LayerNorm` with its defaults."""
 
     name: ClassVar[str] = "flax.linen"
     distribution: ClassVar[str] = "flax"
@@ -153,17 +153,12 @@ def _options_of_flax(problem: Problem) -> dict[str, Any]:
 def _layer_norm(x: Any, weight: Any, bias: Any, *, axis: int, eps: float) -> Any:
     shape = [1] * x.ndim
     shape[axis] = -1
-    wide = x.astype(jnp.float32)
-    mean = wide.mean(axis, keepdims=True)
-    centered = wide - mean
+    widened = x.astype(jnp.float32)
+    centered = widened - widened.mean(axis, keepdims=True)
     rstd = jax.lax.rsqrt((centered * centered).mean(axis, keepdims=True) + eps)
     weight, bias = (each.astype(jnp.float32).reshape(shape) for each in (weight, bias))
     return (centered * rstd * weight + bias).astype(x.dtype)
 
 
 def _jax_arrays(problem: Problem) -> tuple[Any, ...]:
-    if "jax" not in problem.converted:
-        arrays = (problem.x, problem.weight, problem.bias, problem.dy)
-        problem.converted["jax"] = tuple(jnp.asarray(each) for each in arrays)
-    converted: tuple[Any, ...] = problem.converted["jax"]
-    return converted
+    return problem.arrays_of("jax", jnp.asarray)

@@ -1,4 +1,4 @@
-"""Keras's layer and ours, on the backend that KERAS_BACKEND names; on JAX where it names none."""
+"""Keras's layer and ours, on the backend that KERAS_BACKEND names, by default JAX."""
 
 import importlib
 import os
@@ -11,7 +11,7 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 
 import keras
 
-# Where a function of x, weight and bias is run as Keras runs it on this backend.
+# The provider that runs a function of x, weight and bias as Keras does on this backend.
 _RUN_BY = {
     "jax": ("jitted", "Jax"),
     "numpy": ("numpy_formula", "NumpyFunction"),

@@ -11,18 +11,18 @@ from layernorm.cli.providers.provider import Call, Provider
 
 
 class NumpyFormula(Provider):
-    """Mean, variance, divide, scale, shift: one array operation after the other."""
+    """Mean, variance, divide, scale, shift: one array operation after another."""
 
     name: ClassVar[str] = "numpy"
     distribution: ClassVar[str] = "numpy"
 
     def forward(self, problem: Problem, *, reuse_output: bool = False) -> Call:
-        """Each operation makes a new array."""
+        """Return the call of the formula, each of whose operations makes a new array."""
         self.require(problem, reuse_output=reuse_output, can_reuse=False)
         return partial(_forward, problem)
 
     def backward(self, problem: Problem) -> Call:
-        """Take mean and rstd as saved by a forward."""
+        """Return the call of the formula for the gradients, given mean and rstd."""
         x = _widened(problem.x)
         mean, rstd = _statistics(x, problem)
         return partial(_backward, problem, mean, rstd)

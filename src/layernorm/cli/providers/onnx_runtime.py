@@ -25,14 +25,14 @@ IR_VERSION = 8  # that of the same release
 class OnnxRuntime(Provider):
     """LayerNormalization-17; for channels first, between two Transposes. Forward only.
 
-    Its "fresh" outputs come from an arena that keeps its memory, so they cost no page faults.
+    Its fresh outputs come from an arena that keeps its memory, so they cost no page faults.
     """
 
     name: ClassVar[str] = "onnxruntime"
     distribution: ClassVar[str] = "onnxruntime"
 
     def forward(self, problem: Problem, *, reuse_output: bool = False) -> Call:
-        """Run the session on values that stay in place; bound to one output if it is reused."""
+        """Return the call of a session; a reused output is bound to it."""
         self.require(problem, reuse_output=reuse_output, can_reuse=True)
         session = self._session(problem)
         arrays = {"x": problem.x, "weight": problem.weight, "bias": problem.bias}
@@ -52,7 +52,7 @@ class OnnxRuntime(Provider):
         return run
 
     def arrays(self, result: Any) -> tuple[Array, ...]:
-        """Copy y out; ONNX Runtime does not give bfloat16 to NumPy, so that is read in place."""
+        """Copy y; ONNX Runtime does not convert bfloat16 to NumPy, so its bits are read."""
         value = result[0] if isinstance(result, list) else result
         if value.element_type() != TensorProto.BFLOAT16:
             return (value.numpy(),)

@@ -11,19 +11,19 @@ from layernorm.cli.problem import Problem
 from layernorm.cli.providers.jitted import Equinox, Flax, Function, Jax, Linen
 from layernorm.cli.providers.provider import Call
 
-# JAX 0.7 has it elsewhere.
+# JAX 0.7 has it in jax.experimental.
 enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
 
 
 class OursJax(Jax):
-    """`layernorm.jax`, compiled as its peers are; float64 where JAX is told to have it."""
+    """`layernorm.jax`, compiled as its peers are; float64 with JAX's x64 mode."""
 
     name: ClassVar[str] = "layernorm"
     distribution: ClassVar[str] = "layernorm"
     types: ClassVar[tuple[str, ...]] = (*Jax.types, "float64")
 
     def function(self, problem: Problem) -> Function:
-        """Return y = f(x, weight, bias); for channels first with `axis`, and no transpose."""
+        """Return y = f(x, weight, bias); for channels first, `axis` instead of a transpose."""
         return partial(front_end.layer_norm, axis=problem.axis, eps=problem.eps)
 
     def forward(self, problem: Problem, *, reuse_output: bool = False) -> Call:
@@ -34,7 +34,7 @@ class OursJax(Jax):
             return _with_float64(super().forward(problem, reuse_output=reuse_output))
 
     def backward(self, problem: Problem) -> Call:
-        """Compile the second half of jax.vjp: what the forward saved is not computed again."""
+        """Compile the second half of jax.vjp, which takes what the forward saved."""
         if problem.type_name != "float64":
             return super().backward(problem)
         with enable_x64(True):

@@ -21,7 +21,7 @@ class OursTorch(Torch):
     distribution: ClassVar[str] = "layernorm"
 
     def forward(self, problem: Problem, *, reuse_output: bool = False) -> Call:
-        """`layer_norm`; for channels first with `axis`, and no permute."""
+        """`layer_norm`; for channels first, `axis` instead of a permute."""
         self.require(problem, reuse_output=reuse_output, can_reuse=False)
         x, weight, bias, _ = tensors_of(problem)
         axis = problem.axis if problem.is_channels_first else None
@@ -29,23 +29,23 @@ class OursTorch(Torch):
         return call if axis is None else partial(call, axis=axis)
 
     def backward(self, problem: Problem) -> Call:
-        """Run what autograd runs, without autograd around it."""
+        """Call the operator that autograd runs, without autograd."""
         self.require(problem, can_reuse=False)
         x, weight, bias, dy = tensors_of(problem)
         need = (True, True, True)
-        plain = None
+        fast = None
         if not problem.is_channels_first:
             shape = (problem.cols,)
-            asking = x.detach().requires_grad_()
-            plain = _native.torch_try_forward(asking, weight, bias, shape, problem.eps, True, False)
-        if plain is None:
+            leaf = x.detach().requires_grad_()
+            fast = _native.torch_try_forward(leaf, weight, bias, shape, problem.eps, True, False)
+        if fast is None:
             definition = Definition(named_axes(x, weight.shape, problem.axis), problem.eps)
             _, *statistics = operators.forward(x, weight, bias, definition)
             return partial(operators.backward, dy, x, weight, bias, definition, need, statistics)
-        _, rest = plain
+        _, saved = fast
 
         def backward() -> Any:
             with torch.no_grad():
-                return _native.torch_try_backward(x, weight, rest, dy, need)[:3]
+                return _native.torch_try_backward(x, weight, saved, dy, need)[:3]
 
         return backward

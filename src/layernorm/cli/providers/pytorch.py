@@ -13,7 +13,7 @@ from layernorm.cli.providers.provider import Call, Provider, Unsupported
 
 Tensor: TypeAlias = torch.Tensor
 
-COMPILED_SHAPES = 1000  # every shape is compiled for itself; PyTorch gives up after 8
+COMPILED_SHAPES = 1000  # by default, PyTorch stops compiling after 8
 
 
 class Torch(Provider):
@@ -35,12 +35,12 @@ class Torch(Provider):
         return partial(_forward_permuted, x, weight, bias, problem)
 
     def backward(self, problem: Problem) -> Call:
-        """Run what autograd runs, without autograd around it."""
+        """Call the operator that autograd runs, without autograd."""
         self.require(problem, can_reuse=False)
         return partial(_backward, *_backward_arguments(problem))
 
     def arrays(self, result: Any) -> tuple[Array, ...]:
-        """Share the tensors' memory; bfloat16 goes by its bits."""
+        """Return arrays that share the tensors' memory; bfloat16 is passed as bits."""
         tensors = result if isinstance(result, tuple) else (result,)
         return tuple(_array(each) for each in tensors)
 
@@ -61,7 +61,7 @@ class TorchCompiled(Torch):
             raise Unsupported(reason[0] if reason else type(error).__name__) from error
 
     def forward(self, problem: Problem, *, reuse_output: bool = False) -> Call:
-        """Compile for this shape; PyTorch keeps what it has compiled before."""
+        """Compile for this shape; PyTorch keeps what it has compiled."""
         self.require(problem, reuse_output=reuse_output, can_reuse=False)
         x, weight, bias, _ = tensors_of(problem)
         if not problem.is_channels_first:
@@ -73,7 +73,7 @@ class TorchCompiled(Torch):
         )
 
     def backward(self, problem: Problem) -> Call:
-        """Compile the same operator, which PyTorch takes apart and fuses."""
+        """Compile the same operator, which PyTorch decomposes and fuses."""
         self.require(problem, can_reuse=False)
         return partial(torch.compile(_backward, dynamic=False), *_backward_arguments(problem))
 
@@ -86,14 +86,14 @@ class TorchFunction(Torch):
         raise NotImplementedError
 
     def forward(self, problem: Problem, *, reuse_output: bool = False) -> Call:
-        """Call it without a graph."""
+        """Call it without recording a graph."""
         self.require(problem, reuse_output=reuse_output, can_reuse=False)
         x, weight, bias, _ = tensors_of(problem)
         call: Call = torch.no_grad()(partial(self.function(problem), x, weight, bias))
         return call
 
     def backward(self, problem: Problem) -> Call:
-        """Run autograd, once the forward has been done."""
+        """Return the call that runs autograd; the forward is done before."""
         self.require(problem, can_reuse=False)
         *given, dy = tensors_of(problem)
         leaves = [each.detach().requires_grad_() for each in given]
@@ -149,11 +149,8 @@ def _backward(
 
 def tensors_of(problem: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return x, weight, bias and dy, which share the arrays' memory."""
-    if "torch" not in problem.converted:
-        arrays = (problem.x, problem.weight, problem.bias, problem.dy)
-        problem.converted["torch"] = tuple(_tensor(each) for each in arrays)
-    tensors: tuple[Tensor, Tensor, Tensor, Tensor] = problem.converted["torch"]
-    return tensors
+    x, weight, bias, dy = problem.arrays_of("torch", _tensor)
+    return x, weight, bias, dy
 
 
 def _tensor(array: Array) -> Tensor:

@@ -1,14 +1,8 @@
-"""What runs in graphs of TensorFlow: a formula as people write it, and `layernorm.tensorflow`."""
+"""TensorFlow in graphs: a formula as people write it, and `layernorm.tensorflow`."""
 
-import importlib.util
 from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
-
-if importlib.util.find_spec("triton") is not None:
-    import triton  # before TensorFlow: the process crashes where Triton comes second
-
-    assert triton
 
 import tensorflow as tf
 
@@ -32,7 +26,7 @@ class TensorFlow(Provider):
         except RuntimeError:
             if tf.config.threading.get_intra_op_parallelism_threads() != threads:
                 raise Unsupported(
-                    "TensorFlow takes a number of threads once in a process"
+                    "TensorFlow's number of threads can be set once in a process"
                 ) from None
 
     def function(self, problem: Problem) -> Callable[[Any, Any, Any], Any]:
@@ -47,7 +41,7 @@ class TensorFlow(Provider):
         return lambda: graph(x, weight, bias)
 
     def backward(self, problem: Problem) -> Call:
-        """Trace the gradient of a graph whose forward is done: what a tape holds of it."""
+        """Return the gradients of a tape around the graph, whose forward is done before."""
         self.require(problem, can_reuse=False)
         *inputs, dy = _tensors(problem)
         graph = tf.function(self.function(problem), autograph=False)
@@ -57,7 +51,7 @@ class TensorFlow(Provider):
         return lambda: tape.gradient(y, inputs, dy)
 
     def arrays(self, result: Any) -> tuple[Array, ...]:
-        """Copy the tensors out."""
+        """Copy the tensors."""
         several = isinstance(result, list | tuple)
         return tuple(each.numpy() for each in (result if several else [result]))
 
@@ -65,11 +59,11 @@ class TensorFlow(Provider):
 class TensorFlowLayer(TensorFlow):
     """A layer: y in a graph, gradients by a tape around the layer itself.
 
-    Around a graph, the tape adds zeros to dx, and TensorFlow takes subnormal numbers for zero.
+    A tape around a graph adds zeros to dx, in which TensorFlow flushes subnormal numbers to zero.
     """
 
     def backward(self, problem: Problem) -> Call:
-        """Run what the tape holds."""
+        """Return the gradients of a tape, around the layer."""
         self.require(problem, can_reuse=False)
         *inputs, dy = _tensors(problem)
         with tf.GradientTape(persistent=True) as tape:
@@ -89,7 +83,7 @@ class OursTensorFlow(TensorFlow):
         return partial(front_end.layer_norm, axis=problem.axis, eps=problem.eps)
 
     def backward(self, problem: Problem) -> Call:
-        """Trace what a tape runs, without the tape's own additions to it."""
+        """Trace the operator that a tape runs, without what the tape adds."""
         self.require(problem, can_reuse=False)
         x, weight, bias, dy = _tensors(problem)
         definition = Definition((problem.axis,), problem.eps)
@@ -104,16 +98,12 @@ class OursTensorFlow(TensorFlow):
 
 
 def _formula(x: Any, weight: Any, bias: Any, *, axis: int, eps: float) -> Any:
-    wide = tf.cast(x, tf.float64 if x.dtype == tf.float64 else tf.float32)
-    mean, variance = tf.nn.moments(wide, [axis], keepdims=True)
+    widened = tf.cast(x, tf.float64 if x.dtype == tf.float64 else tf.float32)
+    mean, variance = tf.nn.moments(widened, [axis], keepdims=True)
     shape = [-1 if each == axis % len(x.shape) else 1 for each in range(len(x.shape))]
-    weight, bias = (tf.reshape(tf.cast(each, wide.dtype), shape) for each in (weight, bias))
-    return tf.cast((wide - mean) * tf.math.rsqrt(variance + eps) * weight + bias, x.dtype)
+    weight, bias = (tf.reshape(tf.cast(each, widened.dtype), shape) for each in (weight, bias))
+    return tf.cast((widened - mean) * tf.math.rsqrt(variance + eps) * weight + bias, x.dtype)
 
 
 def _tensors(problem: Problem) -> tuple[Any, ...]:
-    if "tensorflow" not in problem.converted:
-        arrays = (problem.x, problem.weight, problem.bias, problem.dy)
-        problem.converted["tensorflow"] = tuple(tf.constant(each) for each in arrays)
-    converted: tuple[Any, ...] = problem.converted["tensorflow"]
-    return converted
+    return problem.arrays_of("tensorflow", tf.constant)

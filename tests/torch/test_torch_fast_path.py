@@ -1,4 +1,4 @@
-"""The short way past the dispatcher is taken for plain tensors, and for nothing else."""
+"""The fast path past the dispatcher: which calls take it, and which the general path."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,23 +14,23 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 import layernorm  # noqa: E402
 import layernorm.torch as ours  # noqa: E402
 from layernorm import _native  # noqa: E402
-from layernorm.torch import functional  # noqa: E402
+from layernorm.torch import functional, over_axes  # noqa: E402
 
 SHAPE = (5,)
 
 
-def is_plain(x, weight=None, bias=None, shape=SHAPE, eps=1e-5) -> bool:
+def takes_fast_path(x, weight=None, bias=None, shape=SHAPE, eps=1e-5) -> bool:
     return _native.torch_try_forward(x, weight, bias, shape, eps, True, False) is not None
 
 
-def test_plain_tensors_take_the_short_way() -> None:
+def test_contiguous_tensors_take_the_fast_path() -> None:
     x, weight = torch.randn(3, 5), torch.nn.Parameter(torch.randn(5))
-    assert is_plain(x, weight, weight)
-    assert is_plain(x, shape=[5])
-    assert is_plain(x, shape=5)
-    assert is_plain(x, shape=x.shape)
-    assert is_plain(x.bfloat16(), weight.float(), None)
-    assert is_plain(x[1:])
+    assert takes_fast_path(x, weight, weight)
+    assert takes_fast_path(x, shape=[5])
+    assert takes_fast_path(x, shape=5)
+    assert takes_fast_path(x, shape=x.shape)
+    assert takes_fast_path(x.bfloat16(), weight.float(), None)
+    assert takes_fast_path(x[1:])
     y, rest = _native.torch_try_forward(x, weight, None, SHAPE, 1e-5, True, False)
     with torch.no_grad():
         dx, dweight, *others = _native.torch_try_backward(
@@ -79,12 +79,12 @@ def test_other_axes_and_eps_take_the_general_path(axis, eps) -> None:
 @pytest.mark.parametrize(
     "dy", ["a subclass", "transposed", "integers", "negated", "too short", "another type"]
 )
-def test_a_backward_of_another_dy_is_not_plain(dy) -> None:
+def test_a_backward_of_another_dy_takes_the_general_path(dy) -> None:
     x = torch.randn(3, 5, requires_grad=True)
     _, rest = _native.torch_try_forward(x, None, None, SHAPE, 1e-5, True, False)
     with torch.no_grad():
         assert _native.torch_try_backward(x, None, rest, x.detach(), (True,) * 4) is not None
-        other = {**NOT_PLAIN, "another type": torch.Tensor.double}[dy](torch.randn(3, 5))
+        other = {**OTHER_TENSORS, "another type": torch.Tensor.double}[dy](torch.randn(3, 5))
         assert _native.torch_try_backward(x, None, rest, other, (True,) * 4) is None
 
 
@@ -105,7 +105,7 @@ class Other(torch.Tensor):
     pass
 
 
-NOT_PLAIN = {
+OTHER_TENSORS = {
     "a subclass": lambda x: x.as_subclass(Other),
     "transposed": lambda x: torch.randn(5, 3).t(),
     "every second column": lambda x: torch.randn(3, 10)[:, ::2],
@@ -125,14 +125,14 @@ NOT_PLAIN = {
 }
 
 
-@pytest.mark.parametrize("kind", NOT_PLAIN)
-def test_other_tensors_do_not(kind) -> None:
-    assert not is_plain(NOT_PLAIN[kind](torch.randn(3, 5)))
+@pytest.mark.parametrize("kind", OTHER_TENSORS)
+def test_other_tensors_take_the_general_path(kind) -> None:
+    assert not takes_fast_path(OTHER_TENSORS[kind](torch.randn(3, 5)))
 
 
 @pytest.mark.parametrize("kind", ["negated", "a subclass", "broadcast", "zeros without memory"])
 def test_other_tensors_have_the_right_result(kind) -> None:
-    x = NOT_PLAIN[kind](torch.randn(3, 5))
+    x = OTHER_TENSORS[kind](torch.randn(3, 5))
     got = ours.layer_norm(x, SHAPE)
     assert type(got) is type(x)
     torch.testing.assert_close(got.as_subclass(torch.Tensor), F.layer_norm(x.clone(), SHAPE))
@@ -160,7 +160,7 @@ def test_a_dispatch_mode_around_the_backward_alone_sees_it() -> None:
     x = torch.randn(3, 5, requires_grad=True)
     y = ours.layer_norm(x, SHAPE)
     with Recorder() as recorder:
-        y.backward(torch.randn(3, 5))  # plain, but for the mode
+        y.backward(torch.randn(3, 5))  # the mode alone rules out the fast path
     assert "layernorm.layer_norm_backward.default" in recorder.names
 
 
@@ -186,15 +186,15 @@ def test_the_profiler_sees_our_operators() -> None:
     assert {"layernorm::layer_norm", "layernorm::layer_norm_backward"} <= names
 
 
-def test_a_level_of_forward_mode_closes_the_short_way() -> None:
+def test_a_level_of_forward_mode_rules_out_the_fast_path() -> None:
     with forward_ad.dual_level():
-        assert not is_plain(torch.randn(3, 5))
-    assert is_plain(torch.randn(3, 5))
+        assert not takes_fast_path(torch.randn(3, 5))
+    assert takes_fast_path(torch.randn(3, 5))
 
 
-def test_a_transform_closes_the_short_way() -> None:
+def test_a_transform_rules_out_the_fast_path() -> None:
     seen = []
-    torch.func.vmap(lambda x: seen.append(is_plain(x)) or x)(torch.randn(2, 3, 5))
+    torch.func.vmap(lambda x: seen.append(takes_fast_path(x)) or x)(torch.randn(2, 3, 5))
     assert seen == [False]
 
 
@@ -203,6 +203,41 @@ def test_a_wrong_number_of_arguments_is_an_error(arguments) -> None:
     for name in ("torch_try_forward", "torch_try_forward_into", "torch_try_backward"):
         with pytest.raises(TypeError, match="arguments"):
             getattr(_native, name)(*arguments)
+
+
+CALLS = {
+    "layer_norm": lambda x, w, b: ours.layer_norm(x, SHAPE, w, b),
+    "rms_norm": lambda x, w, b: ours.rms_norm(x, SHAPE, w, 1e-5),
+    "top layer_norm": layernorm.layer_norm,
+    "top rms_norm": lambda x, w, b: layernorm.rms_norm(x, w, axis=(1,), eps=1),
+    "top layer_norm, out": lambda x, w, b: layernorm.layer_norm(x, w, b, out=torch.empty(3, 5)),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "with_gradient"),
+    [(name, False) for name in CALLS] + [(name, True) for name in CALLS if "out" not in name],
+)
+def test_the_functions_take_the_fast_path_to_the_bits_of_the_general_one(
+    name, with_gradient, monkeypatch
+) -> None:
+    every = [torch.randn(size, requires_grad=with_gradient) for size in ((3, 5), (5,), (5,))]
+    dy = torch.randn(3, 5)
+
+    def results():
+        y = CALLS[name](*every)
+        gradients = torch.autograd.grad(y, every, dy, allow_unused=True) if with_gradient else ()
+        return [each.detach() for each in (y, *gradients) if each is not None]
+
+    with monkeypatch.context() as without_general_path:
+        without_general_path.delattr(functional, "norm")
+        fast = results()
+    monkeypatch.setattr(functional, "torch_try_forward", lambda *_: None)
+    monkeypatch.setattr(over_axes, "torch_try_forward_over_axes", lambda *_: None)
+    monkeypatch.setattr(over_axes, "torch_try_forward_into", lambda *_: False)
+    general = results()
+    assert len(fast) == len(general)
+    assert all(map(torch.equal, fast, general))
 
 
 def test_several_threads_may_call_at_once() -> None:
@@ -219,7 +254,7 @@ def test_several_threads_may_call_at_once() -> None:
             assert all(map(torch.equal, got, expected))
 
 
-@pytest.mark.parametrize("axis", [None, -1], ids=["plain", "operators"])
+@pytest.mark.parametrize("axis", [None, -1], ids=["fast", "general"])
 def test_subnormal_numbers_are_kept_where_pytorch_flushes_them(axis) -> None:
     weight = torch.full((5,), 1e-41)
 
@@ -241,7 +276,7 @@ def test_subnormal_numbers_are_kept_where_pytorch_flushes_them(axis) -> None:
     ]
 
 
-# out, of the top level's functions
+# `out`, of the top level's functions
 
 
 def into(x, out, **options):
@@ -261,7 +296,7 @@ def test_y_is_written_straight_into_out(dtype) -> None:
     assert torch.equal(x, expected)
 
 
-def test_a_plain_out_takes_no_second_tensor() -> None:
+def test_the_fast_path_writes_into_contiguous_tensors_alone() -> None:
     x, out = torch.randn(3, 5), torch.empty(3, 5)
     arguments = (x, None, None, -1, 1e-5, True, False)
     assert _native.torch_try_forward_into(*arguments, out)
