@@ -90,8 +90,8 @@ void test_random_layouts(uint64_t seed) {
       copy[static_cast<size_t>(order.axis[at])] = ordered_strides[at];
     check_every_element(axes, order, sizes, copy, contiguous_array(nullptr, order.shape));
   }
-  CHECK(in_place > 500 && moved > 500 && copied > 500, "%d in place, %d moved, %d copied",
-        in_place, moved, copied);
+  CHECK(in_place > 500 && moved > 500 && copied > 500, "%d in place, %d moved, %d copied", in_place,
+        moved, copied);
 }
 
 void test_axes_move_only_where_they_must() {
