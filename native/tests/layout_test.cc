@@ -112,6 +112,7 @@ void test_sizes_and_strides() {
   CHECK(strides == (Values{3, 3, 1}), "the strides");
   CHECK(is_contiguous(3, sizes.data(), strides.data()), "contiguous");
   CHECK(!is_contiguous(3, sizes.data(), permuted.data()), "permuted");
+  CHECK(!is_contiguous(3, sizes.data(), gaps.data()), "gaps");
   CHECK(is_dense(3, sizes.data(), permuted.data()), "permuted, but dense");
   CHECK(!is_dense(3, sizes.data(), gaps.data()), "gaps");
 }

@@ -65,8 +65,11 @@ struct Count {
 
   static void body(void* context, int64_t begin, int64_t end) {
     auto* count = static_cast<Count*>(context);
-    if (count->slow_helpers && std::this_thread::get_id() != count->caller)
-      std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    // The caller is slow too, or it would do all the tasks before a helper starts.
+    if (count->slow_helpers) {
+      const bool is_caller = std::this_thread::get_id() == count->caller;
+      std::this_thread::sleep_for(std::chrono::milliseconds(is_caller ? 1 : 2));
+    }
     for (int64_t task = begin; task < end; ++task) ++count->done[static_cast<size_t>(task)];
   }
 
