@@ -11,6 +11,7 @@ with one fault switched on at a time. A test that crashes or hangs has failed.
 import argparse
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -126,6 +127,14 @@ def update_copy() -> None:
                 path.unlink()
 
 
+def check_tests() -> None:
+    for fault in FAULTS:
+        name, _, word = fault.test.partition(" -k ")
+        path = ROOT / (name if name.endswith(".py") else f"native/tests/{name}.cc")
+        if not path.exists() or (word and not re.search(rf"def test\w*{word}", path.read_text())):
+            sys.exit(f"The test of the fault {fault.name!r} is gone: {fault.test}")
+
+
 def environment(**variables: str) -> dict[str, str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return os.environ | {"PATH": path, "PYTHONPATH": str(COPY / "src")} | variables
@@ -207,6 +216,8 @@ def main() -> None:
     arguments.add_argument("--only", nargs="+", default=[], help="faults with one of these words")
     arguments.add_argument("--jobs", type=int, default=2, help="processes at a time")
     options = arguments.parse_args()
+    planted_files()
+    check_tests()
     faults = [
         fault
         for fault in FAULTS
@@ -216,7 +227,6 @@ def main() -> None:
         for fault in faults:
             print(f"{fault.file:34} {fault.name} ({fault.test})")
         print(f"{len(faults)} faults")
-        planted_files()
         return
 
     begin = time.monotonic()
