@@ -8,6 +8,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import torch._dynamo as dynamo  # noqa: E402
+from torch._functorch import config as functorch_config  # noqa: E402
+from torch._inductor import config as inductor_config  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 from torch.library import opcheck  # noqa: E402
 
@@ -15,10 +17,16 @@ import layernorm.torch as ours  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
-def fresh_compiler():
+def fresh_compiler(monkeypatch):
+    # With CI set, the compiler is stricter, but a graph from its cache is not compiled again.
+    monkeypatch.setenv("CI", "true")
     dynamo.reset()
     dynamo.utils.counters.clear()
-    yield
+    with (
+        inductor_config.patch(fx_graph_cache=False),
+        functorch_config.patch(enable_autograd_cache=False),
+    ):
+        yield
     dynamo.reset()
 
 
