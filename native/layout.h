@@ -1,5 +1,5 @@
-// Tensors of any number of axes seen as (outer, cols, inner), for the bindings. layernorm.spec does
-// the same for NumPy: its `collapse` is the definition.
+// Tensors of any number of axes collapsed to (outer, cols, inner), for the bindings, as
+// layernorm.spec's `collapse` does it for NumPy.
 #pragma once
 
 #include <cstdint>
@@ -22,6 +22,15 @@ bool is_dense(int64_t axes, const int64_t* sizes, const int64_t* strides);
 // A contiguous array of this shape.
 inline Array contiguous_array(void* data, const Shape& shape) {
   return {data, shape.cols * shape.inner, shape.inner};
+}
+
+// Statistics of `type` in one block of memory: mean, rstd and residual, or without centering rstd
+// alone.
+inline Statistics statistics_in(void* block, int64_t rows, DataType type, bool centered) {
+  char* first = static_cast<char*>(block);
+  if (!centered) return {nullptr, first, nullptr};
+  const int64_t bytes = rows * size_of(type);
+  return {first, first + bytes, first + 2 * bytes};
 }
 
 // Which axes of a tensor are normalized.

@@ -10,6 +10,10 @@ import pytest
 
 from layernorm.cli.import_order import import_triton_before_tensorflow
 
+LONGEST = (
+    *("test_minilm.py", "test_triton_interpreted.py", "test_keras.py", "test_every_isa.py"),
+    *("test_many_elements.py", "test_torch_many_elements.py"),
+)
 IN_CI = os.environ.get("CI", "").lower() in ("1", "true")
 
 
@@ -67,8 +71,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     LAYERNORM_EVERY=n runs every n-th test only.
     """
     items[:] = items[:: int(os.environ.get("LAYERNORM_EVERY", "1"))]
-    longest = ("test_every_isa.py", "test_triton_interpreted.py", "test_keras.py")
-    items.sort(key=lambda item: item.path.name not in longest)
+    items.sort(key=lambda item: item.path.name not in LONGEST)
     if IN_CI or config.option.markexpr:
         return
     for item in items:

@@ -28,7 +28,7 @@ bool Integers::take(PyObject* object) {
 }
 
 bool Integers::append(PyObject* object) {
-  if (count == kMost) return false;
+  if (count == kMostAxes) return false;
   int overflow = 0;
   if (PyLong_CheckExact(object)) {
     value[count++] = PyLong_AsLongLongAndOverflow(object, &overflow);

@@ -5,7 +5,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-#include "layer_norm.h"
+#include "layout.h"
 
 namespace layernorm::python {
 
@@ -14,9 +14,8 @@ bool has_count(const char* name, Py_ssize_t count, Py_ssize_t expected);
 
 // An int, or a tuple or a list of ints: axes, or sizes.
 struct Integers {
-  static constexpr Py_ssize_t kMost = 64;
   Py_ssize_t count = 0;
-  int64_t value[kMost];
+  int64_t value[kMostAxes];
 
   // May run Python code: call it before reading the arrays.
   bool take(PyObject* object);

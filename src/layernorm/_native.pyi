@@ -1,4 +1,4 @@
-"""The compiled kernels' Python host. It trusts its arguments: call through a front end."""
+"""The compiled module. Most functions do not check their arguments: call a front end instead."""
 
 from typing import Any
 
@@ -25,8 +25,8 @@ def try_forward(
 ) -> _Array | None:
     """Return y for contiguous arrays, normalized over their last axes.
 
-    `axis` is an int or a tuple or a list of ints, in any order; negative ones count from the end.
-    None, with nothing touched, for anything else.
+    None, with nothing touched, for anything else. `axis` is an int, or a tuple or a list of ints in
+    any order; negative ones count from the end. `eps` is a float, an int or a NumPy scalar.
     """
 
 def try_forward_with_statistics(
@@ -40,7 +40,7 @@ def try_forward_with_statistics(
     zero_centered_weight: bool,
     /,
 ) -> tuple[_Array, _Fields] | None:
-    """Return (y, fields), where try_forward returns y: `Stats(*fields)` is what it keeps."""
+    """Return (y, fields) where `try_forward` returns y: the statistics are `Stats(*fields)`."""
 
 def try_backward(
     dy: object,
@@ -61,7 +61,7 @@ def try_backward(
 ) -> tuple[_Array | None, _Array | None, _Array | None] | None:
     """Return (dx, dweight, dbias) for contiguous arrays; None for anything else.
 
-    `axes` are the last of x, sorted, none negative, as `Stats` holds them.
+    `axes` are x's last, sorted and not negative, as `Stats` holds them.
     """
 
 def forward(
@@ -104,13 +104,13 @@ def backward(
     """Write those of dx, dweight and dbias that are not None."""
 
 def empty(shape: tuple[int, ...], dtype: np.dtype[Any], /) -> _Array:
-    """Return an uninitialized array; a large one in memory that an earlier one left."""
+    """Return an uninitialized array; a large one in memory from the buffer cache."""
 
 def isa() -> str:
     """Name the instruction set in use."""
 
 def isas() -> list[str]:
-    """Name the instruction sets that this machine can run, best last."""
+    """Name the instruction sets that this processor supports, best last."""
 
 def get_num_threads() -> int:
     """Return how many threads the kernels use at most."""
@@ -125,13 +125,13 @@ def tensorflow_load(library: str, /) -> None:
     """
 
 def tensorflow_bound_threads(most: int, /) -> None:
-    """Let the operations use at most `most` threads; 0 for no bound but the pool's own."""
+    """Let the operations use at most `most` threads; 0 for the pool's own bound."""
 
 def torch_load(library: str, parts: dict[str, object], /) -> None:
     """Find PyTorch's C functions in its loaded library, and define the operators."""
 
 def torch_override_aten(on: bool, /) -> None:
-    """Put the kernels under PyTorch's native_layer_norm, or take them away again."""
+    """Register the kernels for PyTorch's native_layer_norm, or remove them again."""
 
 def torch_try_forward(
     x: object,

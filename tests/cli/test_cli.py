@@ -12,7 +12,9 @@ import layernorm
 
 pytest.importorskip("rich")
 
+import layernorm.cli
 from layernorm.cli import main
+from layernorm.cli.command import COMMANDS
 from layernorm.cli.machine import caches
 
 RUN_PY = Path(__file__).parents[2] / "benchmarks" / "run.py"
@@ -28,6 +30,10 @@ def run_module(*arguments, environment=None, code=None):
         check=False,
         env={**os.environ, **(environment or {})},
     )
+
+
+def test_the_docstring_names_the_commands():
+    assert layernorm.cli.__doc__ == f"The command `layernorm`: {', '.join(COMMANDS)}."
 
 
 # info

@@ -209,3 +209,12 @@ def test_mistakes_are_told_when_the_call_is_traced(arguments, options, error) ->
     if not isinstance(arguments[0], str):
         with pytest.raises((TypeError, ValueError), match=text):
             jax.jit(functools.partial(ours.layer_norm, **options)).lower(*arguments)
+
+
+@pytest.mark.parametrize("axis", [True, 1.0])
+def test_a_checked_call_does_not_admit_another_type_that_equals_its_axis(axis) -> None:
+    """The checks of a call are cached, and to a cache True and 1.0 are the axis 1."""
+    x = np.ones((2, 3), "f")
+    ours.layer_norm(x, axis=1)
+    with pytest.raises(TypeError, match="axis is"):
+        ours.layer_norm(x, axis=axis)

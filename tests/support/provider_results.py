@@ -10,10 +10,13 @@ ROWS, CHANNELS_FIRST = ((6, 33), -1), ((2, 33, 3, 5), 1)
 
 
 def assert_results_are_numpys(provider: Provider, layouts=(ROWS, CHANNELS_FIRST)) -> None:
-    """Check y, and the gradients if the provider has them."""
+    """Check y, and the gradients if the provider has them.
+
+    Rows in every type; channels first in one, because the arguments do not depend on the type.
+    """
     done = 0
     for shape, axis in layouts:
-        for type_name in provider.types:
+        for type_name in provider.types if (shape, axis) == ROWS else provider.types[:1]:
             problem = make_problem(shape, type_name, axis=axis, eps=0.5)
             mine = ours.Ours(usable_processors())
             tolerance = 0.05 if problem.x.itemsize == 2 else 1e-4

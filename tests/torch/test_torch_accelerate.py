@@ -1,6 +1,7 @@
 """accelerate(): our kernels under PyTorch's own layer norm."""
 
 import threading
+from functools import partial
 
 import pytest
 
@@ -10,6 +11,7 @@ import torch.nn.functional as F  # noqa: E402
 from torch.utils.checkpoint import checkpoint  # noqa: E402
 
 import layernorm.torch as ours  # noqa: E402
+from layernorm.cli.problem import ordinary_arrays  # noqa: E402
 
 TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -18,9 +20,9 @@ each_type = pytest.mark.parametrize("dtype", TYPES, ids=str)
 
 def a_problem(dtype, rows=37, cols=769, mean=1e3):
     generator = torch.Generator().manual_seed(cols)
-    x = torch.randn(rows, cols, generator=generator, dtype=torch.float64) + mean
-    made = (x, *torch.randn(2, cols, generator=generator, dtype=torch.float64))
-    return [each.to(dtype).requires_grad_() for each in made]
+    normal = partial(torch.randn, generator=generator, dtype=torch.float64)
+    *given, _ = ordinary_arrays(normal, (rows, cols), mean=mean)
+    return [each.to(dtype).requires_grad_() for each in given]
 
 
 def results(function, inputs, seed=1):

@@ -12,6 +12,7 @@ from checkers import check_backward, check_batch_of_one, check_forward  # noqa: 
 from values import TYPES  # noqa: E402
 
 import layernorm.numpy as numpy_front_end  # noqa: E402
+import layernorm.torch as ours  # noqa: E402
 
 WAYS = {"functions": AsNumpy(public=True), "operators": AsNumpy(public=False)}
 
@@ -90,3 +91,11 @@ def test_arrays_become_tensors_and_come_back() -> None:
         x = Case(dtype=dtype, cols=5).arrays().x
         assert_same_bits(to_array(to_tensor(x)), x, dtype)
     assert to_tensor(np.arange(6.0)[::-2]).tolist() == [5.0, 3.0, 1.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("axis", [None, 0])  # the fast path, and the operators
+def test_the_default_eps_of_rms_norm_is_float32s_for_16_bits(dtype, axis) -> None:
+    x = 1e-3 * torch.randn(6, 6).to(dtype)  # mean squares near float32's eps, below a 16-bit one
+    expected = ours.rms_norm(x, (6,), eps=torch.finfo(torch.float32).eps, axis=axis)
+    assert torch.equal(ours.rms_norm(x, (6,), axis=axis), expected)

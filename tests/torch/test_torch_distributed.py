@@ -1,6 +1,7 @@
 """Data-parallel training and DTensor, on two processes over gloo."""
 
 import socket
+from functools import partial
 
 import pytest
 
@@ -10,6 +11,7 @@ dist = pytest.importorskip("torch.distributed")
 import torch.multiprocessing as multiprocessing  # noqa: E402
 
 import layernorm.torch as ours  # noqa: E402
+from layernorm.cli.problem import ordinary_arrays  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="PyTorch has no distributed")
 
@@ -18,8 +20,7 @@ WORLD = 2
 
 def a_problem():
     generator = torch.Generator().manual_seed(3)
-    sizes = ((4, 6, 6), (6,), (6,), (4, 6, 6))
-    return [torch.randn(size, generator=generator) for size in sizes]
+    return ordinary_arrays(partial(torch.randn, generator=generator), (4, 6, 6))
 
 
 def expected(axis):

@@ -98,17 +98,19 @@ def test_samples_have_pytorchs_results_and_gradients(name, way, dtype) -> None:
         call = (sample.input, sample.args, sample.kwargs)
         with context():
             got = first(function(call[0], *call[1], **call[2]))
-        wide = widened(call)
-        if name == "nn.functional.rms_norm" and wide[2].get("eps") is None:
+        in_float64 = widened(call)
+        if name == "nn.functional.rms_norm" and in_float64[2].get("eps") is None:
             # None means another eps in float64.
-            wide[2]["eps"] = torch.finfo(dtype if dtype == torch.float64 else torch.float32).eps
-        expected = first(info.op(wide[0], *wide[1], **wide[2]))
+            in_float64[2]["eps"] = torch.finfo(
+                dtype if dtype == torch.float64 else torch.float32
+            ).eps
+        expected = first(info.op(in_float64[0], *in_float64[1], **in_float64[2]))
         torch.testing.assert_close(got, expected.to(dtype))
         assert got.is_contiguous() == expected.is_contiguous()
         dy = torch.randn_like(got)
         with context():
             gradients = torch.autograd.grad(got, asking(call), dy)
-        references = torch.autograd.grad(expected, asking(wide), dy.double())
+        references = torch.autograd.grad(expected, asking(in_float64), dy.double())
         for gradient, reference in zip(gradients, references, strict=True):
             torch.testing.assert_close(gradient, reference.to(dtype))
     assert count > 0
@@ -175,15 +177,15 @@ def test_modules_do_what_pytorchs_do(name, dtype, training, way) -> None:
         assert isinstance(mine, info.module_cls)
         assert mine.state_dict().keys() == theirs.state_dict().keys()
         (x,) = (each.detach().double().requires_grad_() for each in forward.args)
-        wide = copy.deepcopy(theirs).double()
-        if getattr(wide, "eps", 0) is None:  # None means another eps in float64
-            wide.eps = torch.finfo(dtype).eps
-        expected = wide(x, **forward.kwargs)
+        in_float64 = copy.deepcopy(theirs).double()
+        if getattr(in_float64, "eps", 0) is None:  # None means another eps in float64
+            in_float64.eps = torch.finfo(dtype).eps
+        expected = in_float64(x, **forward.kwargs)
         with ours.accelerate() if way == "accelerated" else nullcontext():
             got = mine(*forward.args, **forward.kwargs)
             dy = torch.randn_like(got)
             of_mine = torch.autograd.grad(got, [forward.args[0], *mine.parameters()], dy)
-        of_theirs = torch.autograd.grad(expected, [x, *wide.parameters()], dy.double())
+        of_theirs = torch.autograd.grad(expected, [x, *in_float64.parameters()], dy.double())
         torch.testing.assert_close(got, expected.to(dtype))
         for gradient, reference in zip(of_mine, of_theirs, strict=True):
             torch.testing.assert_close(gradient, reference.to(dtype))

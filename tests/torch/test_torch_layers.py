@@ -75,12 +75,12 @@ class Llama(nn.Module):
         self.offset, self.eps_outside, self.round_first = offset, eps_outside, round_first
 
     def forward(self, x):
-        wide = x.float()
-        variance = wide.pow(2).mean(-1, keepdim=True)
+        widened = x.float()
+        variance = widened.pow(2).mean(-1, keepdim=True)
         if self.eps_outside:
-            xhat = wide / (variance.sqrt() + self.variance_epsilon)
+            xhat = widened / (variance.sqrt() + self.variance_epsilon)
         else:
-            xhat = wide * torch.rsqrt(variance + self.variance_epsilon)
+            xhat = widened * torch.rsqrt(variance + self.variance_epsilon)
         if self.round_first:
             return (self.offset + self.weight) * xhat.to(x.dtype)
         return ((self.offset + self.weight.float()) * xhat).to(x.dtype)

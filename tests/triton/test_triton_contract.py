@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("triton")
 
+import torch
 from as_numpy_triton import Kernels
 from calls import (
     assert_equal_values,
@@ -42,6 +43,9 @@ from checkers import (
 )
 from triton_interpreter import INTERPRETED, every
 from values import TYPES, dtype_of
+
+if not (INTERPRETED or torch.cuda.is_available()):
+    pytest.skip("no GPU here", allow_module_level=True)  # once, not for each of 2,800 cases
 
 ours = Kernels()
 

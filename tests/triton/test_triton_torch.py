@@ -1,6 +1,7 @@
 """The GPU kernels as operators of `layernorm` and under PyTorch's own; errors."""
 
 import warnings
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,7 @@ from torch.autograd import forward_ad  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 import layernorm.torch as ours  # noqa: E402
+from layernorm.cli.problem import ordinary_arrays  # noqa: E402
 from layernorm.torch.gpu import forward as gpu_forward  # noqa: E402
 from layernorm.torch.gpu import launch as gpu_launch  # noqa: E402
 from layernorm.torch.gpu import operators as gpu  # noqa: E402
@@ -36,12 +38,11 @@ def in_place_of_the_cpu():
         library._destroy()
 
 
-def a_problem(dtype, shape=(3, 4, 16), normalized=(16,)):
-    generator = torch.Generator().manual_seed(1)
-    made = [torch.randn(shape, generator=generator)]
-    made += [torch.randn(normalized, generator=generator) for _ in range(2)]
-    made = [each.to(dtype).to(DEVICE).requires_grad_() for each in made]
-    return made, torch.randn(shape, generator=generator).to(dtype).to(DEVICE)
+def a_problem(dtype, shape=(3, 4, 16), axis=-1):
+    normal = partial(torch.randn, generator=torch.Generator().manual_seed(1))
+    arrays = ordinary_arrays(normal, shape, axis=axis, mean=0.5)
+    *given, dy = (each.to(dtype).to(DEVICE) for each in arrays)
+    return [each.requires_grad_() for each in given], dy
 
 
 def close(got, expected, dtype) -> None:
@@ -117,7 +118,7 @@ def formula(exact):
 def test_a_call_past_the_dispatcher_has_the_bits_of_its_operator(
     kind, in_place_of_the_cpu, monkeypatch
 ) -> None:
-    given, dy = a_problem(torch.float32, shape=(2, 16, 5))
+    given, dy = a_problem(torch.float32, (2, 16, 5), axis=1)
     given = given if kind == "layer_norm" else given[:2]
     results = []
     for devices in ((), ("cpu",)):
@@ -177,7 +178,7 @@ def test_the_front_end_reaches_the_kernels(
     past_the_dispatcher, in_place_of_the_cpu, monkeypatch
 ) -> None:
     monkeypatch.setattr(gpu, "BYPASSING_DEVICES", ("cpu",) if past_the_dispatcher else ())
-    (x, weight, bias), dy = a_problem(torch.float32, shape=(2, 16, 5))
+    (x, weight, bias), dy = a_problem(torch.float32, (2, 16, 5), axis=1)
     y = ours.layer_norm(x, (16,), weight, bias, axis=1)
     got = torch.autograd.grad(y, (x, weight, bias), dy, create_graph=True)
     exact = [each.detach().double().requires_grad_() for each in (x, weight, bias)]

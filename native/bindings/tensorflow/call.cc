@@ -74,10 +74,7 @@ Sizes Call::statistics_sizes() const {
 }
 
 Statistics Call::statistics_at(const OwnedTensor& tensor) const {
-  auto* data = static_cast<char*>(tensor.data());
-  if (!definition_.centered) return {nullptr, data, nullptr};
-  const int64_t bytes = rows_ * size_of(compute_type(problem_.type));
-  return {data, data + bytes, data + 2 * bytes};
+  return statistics_in(tensor.data(), rows_, compute_type(problem_.type), definition_.centered);
 }
 
 bool Call::fail(const char* mistake, const char* of) {

@@ -33,10 +33,8 @@ Py_ssize_t statistics_bytes(const Problem& problem, int64_t rows) {
 }
 
 Statistics statistics_in(PyObject* bytes, const Problem& problem, int64_t rows) {
-  char* first = PyBytes_AS_STRING(bytes);
-  if (!problem.centered) return {nullptr, first, nullptr};
-  const int64_t size = rows * size_of(compute_type(problem.type));
-  return {first, first + size, first + 2 * size};
+  return layernorm::statistics_in(PyBytes_AS_STRING(bytes), rows, compute_type(problem.type),
+                                  problem.centered);
 }
 
 // False, with Python's error set, where memory fails.

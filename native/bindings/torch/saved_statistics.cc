@@ -24,9 +24,7 @@ int64_t storage_bytes(int64_t rows, DataType shown, DataType compute) {
 }
 
 Statistics after(char* header, int64_t rows, DataType compute) {
-  char* first = header + sizeof(Header);
-  const int64_t bytes = rows * size_of(compute);
-  return {first, first + bytes, first + 2 * bytes};
+  return statistics_in(header + sizeof(Header), rows, compute, true);
 }
 
 bool shows(const View& shown, const void* values, int64_t rows, DataType compute) {

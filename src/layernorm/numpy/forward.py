@@ -68,6 +68,7 @@ def _checked(
     _check_shapes(x.shape, axes, *[None if each is None else each.shape for each in parameters])
     if out is not None:
         arrays.check_out(out, x, weight=weight, bias=bias)
+    weight, bias = arrays.contiguous(weight), arrays.contiguous(bias)
     return _Call(x, weight, bias, axes, eps, centered, bool(zero_centered_weight))
 
 
@@ -95,7 +96,7 @@ def _check_shapes(
 
 
 class _Call(NamedTuple):
-    """A forward whose arguments have been checked."""
+    """A forward whose arguments have been checked; weight and bias as the kernels take them."""
 
     x: Array
     weight: Array | None
@@ -115,7 +116,7 @@ class _Call(NamedTuple):
         mean = new(shape, dtype=dtype) if centered else None
         rstd = new(shape, dtype=dtype)
         residual = new(shape, dtype=dtype) if centered else None
-        parameter_type = None if parameter is None else arrays.native_type(parameter.dtype)
+        parameter_type = None if parameter is None else parameter.dtype
         return mean, rstd, residual, self.axes, self.eps, parameter_type
 
     def run(self, out: Array | None, statistics: _Statistics) -> Array:
@@ -123,9 +124,7 @@ class _Call(NamedTuple):
         x = self.x
         y = _native.empty(x.shape, arrays.native_type(x.dtype)) if out is None else out
         if x.size:
-            weight, bias = arrays.contiguous(self.weight), arrays.contiguous(self.bias)
-            call = self._replace(weight=weight, bias=bias)
-            call._write(x, np.asarray(y), statistics, self.axes)
+            self._write(x, np.asarray(y), statistics, self.axes)
         return y
 
     def _write(self, x: Array, y: Array, statistics: _Statistics, axes: tuple[int, ...]) -> None:

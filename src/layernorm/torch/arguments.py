@@ -23,13 +23,13 @@ class Definition:
     """What a call computes, apart from its tensors. Not a tuple, because functorch flattens tuples.
 
     Attributes:
-        axis: the normalized axes.
+        axes: the normalized axes.
         eps: as in `layer_norm`.
         centered: True for layer norm, False for RMS norm.
         zero_centered_weight: as in `rms_norm`.
     """
 
-    axis: Axes
+    axes: Axes
     eps: float
     centered: bool = True
     zero_centered_weight: bool = False

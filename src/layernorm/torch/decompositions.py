@@ -21,7 +21,7 @@ def y_of(
     definition: Definition,
 ) -> Tensor:
     """Return y from PyTorch's own function, with the normalized axes moved last."""
-    axes = definition.axis
+    axes = definition.axes
     last = tuple(range(-len(axes), 0))
     if axes != last:
         x = x.movedim(axes, last)
@@ -41,7 +41,7 @@ def _forward(
     rstd = derivatives.rows_of(x, None, definition).rstd
     statistics = [rstd]
     if definition.centered:
-        mean = x.to(rstd.dtype).mean(definition.axis, keepdim=True)
+        mean = x.to(rstd.dtype).mean(definition.axes, keepdim=True)
         statistics = [mean, rstd, mean - mean]
     dtype = operators.compute_type(x)
     return y_of(x, weight, bias, definition), *[each.to(dtype) for each in statistics]

@@ -25,7 +25,7 @@ class Rows(NamedTuple):
     xhat: Tensor
     rstd: Tensor
     weight: Tensor | None  # shaped like x, or None for ones
-    axis: Axes
+    axes: Axes
     centered: bool
 
     def widened(self, v: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ class Rows(NamedTuple):
 
     def mean(self, v: Tensor) -> Tensor:
         """Return the mean over the normalized axes."""
-        return v.mean(self.axis, keepdim=True)
+        return v.mean(self.axes, keepdim=True)
 
     def jacobian(self, v: Tensor) -> Tensor:
         """Return J v."""
@@ -47,7 +47,7 @@ class Rows(NamedTuple):
 
     def over_rows(self, v: Tensor) -> Tensor:
         """Return the sum over the rows, in the shape of weight."""
-        kept = [each for each in range(-v.dim(), 0) if each not in self.axis]
+        kept = [each for each in range(-v.dim(), 0) if each not in self.axes]
         return v.sum(kept) if kept else v
 
     def times_weight(self, v: Tensor) -> Tensor:
@@ -56,25 +56,25 @@ class Rows(NamedTuple):
 
     def spread(self, parameter: Tensor) -> Tensor:
         """Return a parameter widened and reshaped so that it broadcasts over the rows."""
-        return spread(self.widened(parameter), self.xhat.dim(), self.axis)
+        return spread(self.widened(parameter), self.xhat.dim(), self.axes)
 
 
-def spread(parameter: Tensor, dims: int, axis: Axes) -> Tensor:
+def spread(parameter: Tensor, dims: int, axes: Axes) -> Tensor:
     """Return the parameter reshaped so that it broadcasts against an x with `dims` axes."""
     sizes = iter(parameter.shape)
-    return parameter.reshape([next(sizes) if each in axis else 1 for each in range(-dims, 0)])
+    return parameter.reshape([next(sizes) if each in axes else 1 for each in range(-dims, 0)])
 
 
 def rows_of(x: Tensor, weight: Tensor | None, definition: Definition) -> Rows:
     """Return x normalized, in differentiable operations."""
-    axis, centered = definition.axis, definition.centered
+    axes, centered = definition.axes, definition.centered
     widened = x.to(_WIDENED.get(x.dtype, torch.float32))
-    d = widened - widened.mean(axis, keepdim=True) if centered else widened
-    rstd = torch.rsqrt((d * d).mean(axis, keepdim=True) + definition.eps)
+    d = widened - widened.mean(axes, keepdim=True) if centered else widened
+    rstd = torch.rsqrt((d * d).mean(axes, keepdim=True) + definition.eps)
     if weight is not None:
-        weight = spread(weight.to(widened.dtype), x.dim(), axis)
+        weight = spread(weight.to(widened.dtype), x.dim(), axes)
         weight = 1 + weight if definition.zero_centered_weight else weight
-    return Rows(d * rstd, rstd, weight, axis, centered)
+    return Rows(d * rstd, rstd, weight, axes, centered)
 
 
 def forward_tangent(

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch._prims_common import _is_non_overlapping_and_dense_or_false as _is_dense
 
+from layernorm import spec
 from layernorm.torch import arguments, c_api, derivatives
-from layernorm.torch.arguments import Definition, normalize_axes
+from layernorm.torch.arguments import Axes, Definition, normalize_axes
 from layernorm.torch.signatures import backward_operators, forward_operators
 
 assert c_api, "importing it defines the operators"
@@ -24,7 +25,7 @@ def forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, definition: Definition
 ) -> tuple[Tensor, ...]:
     """Return y and the statistics."""
-    options = (list(definition.axis), definition.eps, definition.zero_centered_weight)
+    options = (list(definition.axes), definition.eps, definition.zero_centered_weight)
     ops = torch.ops.layernorm
     if definition.centered:
         return ops.layer_norm(x, weight, bias, *options)
@@ -41,7 +42,7 @@ def backward(
     statistics: Sequence[Tensor],
 ) -> tuple[Tensor, ...]:
     """Return dx, dweight and (layer norm) dbias; those not needed are empty."""
-    options = (list(definition.axis), definition.eps, definition.zero_centered_weight)
+    options = (list(definition.axes), definition.eps, definition.zero_centered_weight)
     ops = torch.ops.layernorm
     if definition.centered:
         return ops.layer_norm_backward(dy, x, *statistics, weight, bias, *options, list(need))
@@ -63,15 +64,13 @@ def empty_as(x: Tensor) -> Tensor:
     return x.new_empty_strided(x.shape, x.stride())
 
 
-def _empty_statistics(x: Tensor, axis: Sequence[int]) -> Tensor:
-    axes = {each % x.dim() for each in axis}
-    sizes = [1 if each in axes else size for each, size in enumerate(x.shape)]
+def _empty_statistics(x: Tensor, axes: Axes) -> Tensor:
+    sizes = [1 if each - x.dim() in axes else size for each, size in enumerate(x.shape)]
     return x.new_empty(sizes, dtype=compute_type(x))
 
 
-def _empty_parameter(x: Tensor, axis: Sequence[int], dtype: torch.dtype) -> Tensor:
-    axes = sorted(each % x.dim() for each in axis)
-    return x.new_empty([x.shape[each] for each in axes], dtype=dtype)
+def _empty_parameter(x: Tensor, axes: Axes, dtype: torch.dtype) -> Tensor:
+    return x.new_empty(spec.normalized_shape(x.shape, axes), dtype=dtype)
 
 
 def parameter_type(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> torch.dtype:
@@ -89,7 +88,7 @@ def _fake_forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, definition: Definition
 ) -> tuple[Tensor, ...]:
     statistics = 3 if definition.centered else 1
-    return empty_as(x), *[_empty_statistics(x, definition.axis) for _ in range(statistics)]
+    return empty_as(x), *[_empty_statistics(x, definition.axes) for _ in range(statistics)]
 
 
 def _fake_backward(
@@ -103,8 +102,8 @@ def _fake_backward(
 ) -> tuple[Tensor, ...]:
     dtype = parameter_type(x, weight, bias)
     dx = empty_as(x) if need[0] else nothing(x)
-    axis = definition.axis
-    return dx, *[_empty_parameter(x, axis, dtype) if n else nothing(x) for n in need[1:]]
+    axes = definition.axes
+    return dx, *[_empty_parameter(x, axes, dtype) if n else nothing(x) for n in need[1:]]
 
 
 _fakes = forward_operators(_fake_forward) | backward_operators(_fake_backward)

@@ -43,7 +43,7 @@ class Backward:
         """
         self.need_dx, self.need_dweight, self.need_dbias = (*need, False)[:3]
         self.need_sums = self.need_dweight or self.need_dbias
-        self.x, self.axes, self.definition = x, definition.axis, definition
+        self.x, self.axes, self.definition = x, definition.axes, definition
         self.parameter_type = parameter_type
         self.eps = definition.eps if knows_eps else None
         self.contiguous = contiguous

@@ -40,7 +40,7 @@ def forward(
         contiguous: make y contiguous whatever x is, as PyTorch's own operator does.
     """
     y = x.new_empty(x.shape) if contiguous else operators.empty_as(x)
-    axes = definition.axis
+    axes = definition.axes
     order = views.order_of(x, axes)
     statistics = _empty_statistics(x, order, definition, save)
     if x.numel() > 0:

@@ -93,7 +93,7 @@ def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None, definition: De
             "layernorm: x is on a GPU, whose kernels need Triton, which is not installed: "
             "pip install 'layernorm[triton]'"
         )
-    sizes = [x.shape[axis] for axis in definition.axis]
+    sizes = [x.shape[axis] for axis in definition.axes]
     arguments.check_parameters(x, sizes, weight, bias)
     if math.prod(sizes) > launch_config.MOST_COLS:
         raise RuntimeError(
