@@ -111,6 +111,18 @@ void test_fewer_neighbors(uint64_t seed) {
   });
 }
 
+void check_threads(const Case& given) {
+  const Inputs inputs = make_inputs(given);
+  const Outputs expected = run(given, inputs);
+  for (const Threads& threads : {kScattered, kOneByOne}) {
+    const Outputs got = run(given, inputs, threads);
+    CHECK(got.y.same_rows(expected.y) && got.dx.same_rows(expected.dx),
+          "y or dx differ with %d threads: %s", threads.count, given.text().c_str());
+    CHECK(same_parameters(got, expected), "gradients of parameters differ with %d threads: %s",
+          threads.count, given.text().c_str());
+  }
+}
+
 // Large enough that the call uses its threads.
 constexpr Shape kLarge[] = {{1100, 129, 1}, {3, 501, 97}, {18, 8200, 1}, {9001, 17, 1}};
 
@@ -120,17 +132,21 @@ void test_threads(uint64_t seed) {
       given.seed = ++seed;
       given.shape = shape;
       given.x_values = Values::mixed;
-      const Inputs inputs = make_inputs(given);
-      const Outputs expected = run(given, inputs);
-      for (const Threads& threads : {kScattered, kOneByOne}) {
-        const Outputs got = run(given, inputs, threads);
-        CHECK(got.y.same_rows(expected.y) && got.dx.same_rows(expected.dx),
-              "y or dx differ with %d threads: %s", threads.count, given.text().c_str());
-        CHECK(same_parameters(got, expected), "gradients of parameters differ with %d threads: %s",
-              threads.count, given.text().c_str());
-      }
+      check_threads(given);
     }
   });
+}
+
+// 8 blocks, and enough columns that their sums are reduced on threads too; the last strip is short.
+void test_threads_that_reduce(uint64_t seed) {
+  for (const DataType type : {DataType::float32, DataType::bfloat16}) {
+    Case given;
+    given.type = given.parameter_type = type;
+    given.shape = {128, 16411, 1};
+    given.wants_dx = false;
+    given.seed = ++seed;
+    check_threads(given);
+  }
 }
 
 // Calls f with a small case in both layouts, its inputs and its outputs. f may draw seeds too.
@@ -190,6 +206,7 @@ int main() {
   test_a_batch_of_one(1000000);
   test_fewer_neighbors(2000000);
   test_threads(3000000);
+  test_threads_that_reduce(6000000);
   test_memory(4000000);
   test_what_else_is_wanted(5000000);
   return finish();
