@@ -39,7 +39,7 @@ PyObject* set_threads(PyObject*, PyObject* object) {
 
 const char get_num_threads_doc[] =
     "get_num_threads($module, /)\n--\n\n"
-    "The most threads that one call of the NumPy front end uses.\n\n"
+    "The most threads that one call uses, from NumPy or TensorFlow.\n\n"
     "By default LAYERNORM_NUM_THREADS, or the processors this process may run on.";
 
 const char set_num_threads_doc[] =
