@@ -34,7 +34,7 @@ def headings(document: Path) -> list[str]:
 
 
 def wrong_references(text: str, document: Path) -> list[str]:
-    """Find references to sections by number, or by a heading that the document named has not.
+    """Find references to sections by number, or by a heading that the named document lacks.
 
     They are `docs/x.md, "Heading"` (more with commas or "and") or, in Markdown, (x.md#anchor).
     """
