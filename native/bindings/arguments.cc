@@ -13,34 +13,27 @@ bool has_count(const char* name, Py_ssize_t count, Py_ssize_t expected) {
   return false;
 }
 
-bool Integers::take(PyObject* object) {
-  if (PyTuple_Check(object)) {
+bool Integers::take(PyObject* object, From from) {
+  // Not a subclass that iterates in its own way. torch.Size does not.
+  if (PyTuple_Check(object) && Py_TYPE(object)->tp_iter == PyTuple_Type.tp_iter) {
     for (Py_ssize_t at = 0; at < PyTuple_GET_SIZE(object); ++at)
-      if (!append(PyTuple_GET_ITEM(object, at))) return false;
+      if (!append(PyTuple_GET_ITEM(object, at), from)) return false;
   } else if (PyList_CheckExact(object)) {
-    // An item's __index__ may change the list.
     for (Py_ssize_t at = 0; at < PyList_GET_SIZE(object); ++at)
-      if (!append(Owned(Py_NewRef(PyList_GET_ITEM(object, at))).get())) return false;
+      if (!append(PyList_GET_ITEM(object, at), from)) return false;
   } else {
-    return !Py_TYPE(object)->tp_iter && append(object);
+    return append(object, from);
   }
   return count > 0;
 }
 
-bool Integers::append(PyObject* object) {
-  if (count == kMostAxes) return false;
-  int overflow = 0;
-  if (PyLong_CheckExact(object)) {
-    value[count++] = PyLong_AsLongLongAndOverflow(object, &overflow);
-    return overflow == 0;
-  }
-  if (!PyIndex_Check(object) || PyBool_Check(object)) return false;
-  const Owned index(PyNumber_Index(object));
-  if (!index) {
-    PyErr_Clear();
+bool Integers::append(PyObject* object, From from) {
+  const bool is_int = PyLong_CheckExact(object);
+  if (count == kMostAxes ||
+      !(is_int || (from == From::ints_and_numpy_integers && PyArray_IsScalar(object, Integer))))
     return false;
-  }
-  value[count++] = PyLong_AsLongLongAndOverflow(index.get(), &overflow);
+  int overflow = 0;
+  value[count++] = PyLong_AsLongLongAndOverflow(object, &overflow);
   return overflow == 0;
 }
 

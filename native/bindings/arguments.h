@@ -17,13 +17,13 @@ struct Integers {
   Py_ssize_t count = 0;
   int64_t value[kMostAxes];
 
-  // May run Python code: call it before reading the arrays.
-  bool take(PyObject* object);
+  enum class From { ints, ints_and_numpy_integers };
+  bool take(PyObject* object, From from);
   // Axes: how many they are, if they are the last of `ndim`, in any order, else 0.
   int trailing(int64_t ndim) const;
 
  private:
-  bool append(PyObject* object);
+  bool append(PyObject* object, From from);
 };
 
 // A float, an int or a NumPy floating scalar, finite and not negative.

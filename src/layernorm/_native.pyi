@@ -26,7 +26,7 @@ def try_forward(
     """Return y for contiguous arrays, normalized over their last axes.
 
     None, with nothing touched, for anything else. `axis` is an int, or a tuple or a list of ints in
-    any order; negative ones count from the end. `eps` is a float, an int or a NumPy scalar.
+    any order; negative ones count from the end. `eps` is a float, an int or a NumPy float.
     """
 
 def try_forward_with_statistics(

@@ -50,9 +50,8 @@ def layer_norm(
     Raises: TypeError if x is of another kind, else what the front end raises.
     Source: Ba, Kiros and Hinton 2016, arXiv:1607.06450.
     """
-    function = (_known.get(type(x)) or _front_end_of(type(x))).layer_norm
-    if out is not None:
-        function = _with_out(function, out)
+    front_end = _known.get(type(x)) or _front_end_of(type(x))
+    function = front_end.layer_norm if out is None else _with_out(front_end, "layer_norm", out)
     return function(x, weight, bias, axis=axis, eps=eps, zero_centered_weight=zero_centered_weight)
 
 
@@ -79,9 +78,8 @@ def rms_norm(
     Raises: TypeError if x is of another kind, else what the front end raises.
     Source: Zhang and Sennrich 2019, arXiv:1910.07467.
     """
-    function = (_known.get(type(x)) or _front_end_of(type(x))).rms_norm
-    if out is not None:
-        function = _with_out(function, out)
+    front_end = _known.get(type(x)) or _front_end_of(type(x))
+    function = front_end.rms_norm if out is None else _with_out(front_end, "rms_norm", out)
     return function(x, weight, axis=axis, eps=eps, zero_centered_weight=zero_centered_weight)
 
 
@@ -98,12 +96,11 @@ def _front_end_of(kind: type) -> ModuleType:
     )
 
 
-def _with_out(function: Callable[..., Any], out: Any) -> Callable[..., Any]:
+def _with_out(front_end: ModuleType, name: str, out: Any) -> Callable[..., Any]:
     """Bind `out` to a front end's function. Raises: TypeError if the front end takes none."""
-    name = function.__module__.rpartition(".")[0]
-    if name in _WITHOUT_OUT:
+    if front_end.__name__ in _WITHOUT_OUT:
         raise TypeError(
-            f"out is of type {type(out).__name__}, expected None, because arrays of {name} cannot "
-            "be written to: use the y that is returned"
+            f"out is of type {type(out).__name__}, expected None, because arrays of "
+            f"{front_end.__name__} cannot be written to: use the y that is returned"
         )
-    return functools.partial(function, out=out)
+    return functools.partial(getattr(front_end, name), out=out)

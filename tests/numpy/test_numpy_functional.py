@@ -116,8 +116,15 @@ def test_empty_arrays(shape, dtype):
     assert front.layer_norm(x, weight, bias, out=out) is out
 
 
+class Reversed(tuple):
+    """A tuple that iterates in another way than its items lie in memory."""
+
+    def __iter__(self):
+        return reversed(tuple(self[at] for at in range(len(self))))
+
+
 class Index:
-    """An object with `__index__` that is no int."""
+    """An object with `__index__` that is no int: Python code, which the fast path does not run."""
 
     def __init__(self, value):
         self.value = value
@@ -126,11 +133,12 @@ class Index:
         return self.value
 
 
-LAST_AXES = [-1, 2, np.int64(2), Index(-1), (-1,), [2], (np.int8(-1),)]
-LAST_TWO_AXES = [(-2, -1), (1, 2), [-1, 1], (Index(2), -2)]
+LAST_AXES = [-1, 2, np.int64(2), np.uint8(2), (-1,), [2], (np.int8(-1),)]
+LAST_TWO_AXES = [(-2, -1), (1, 2), [-1, 1], (np.int16(2), -2)]
 ALL_AXES = [(0, 1, 2), [-1, 0, -2]]
 OTHER_AXES = [0, 1, -3, 3, 2**70, (0, 2), (2, 2), (1, -1, -2), (), (0, 1, 2, 3), True, (True,)]
 OTHER_AXES += ["2", None, 2.0, (2.0,), np.array(2), np.array([2]), iter((2,)), range(2, 3)]
+OTHER_AXES += [Index(-1), (Index(2),), Reversed((1, 2, 0))]
 
 
 @pytest.mark.parametrize("axis", LAST_AXES + LAST_TWO_AXES + ALL_AXES)

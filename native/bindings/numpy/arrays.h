@@ -1,4 +1,4 @@
-// NumPy's arrays: their types, and new ones. Included first by each file that uses NumPy's C API.
+// NumPy's arrays: their types, and new ones.
 #pragma once
 
 #define PY_SSIZE_T_CLEAN

@@ -1,10 +1,10 @@
 #include "fast_path.h"
 
-#define NO_IMPORT_ARRAY
 #include <algorithm>
 #include <initializer_list>
 #include <utility>
 
+#define NO_IMPORT_ARRAY
 #include "arrays.h"
 #include "bindings/arguments.h"
 #include "bindings/gil.h"
@@ -93,8 +93,11 @@ struct Rows {
   // The normalized axes as Stats holds them: sorted, none negative.
   PyObject* new_axes() const {
     PyObject* tuple = PyTuple_New(axes);
-    for (int at = 0; tuple && at < axes; ++at)
-      PyTuple_SET_ITEM(tuple, at, PyLong_FromLong(kept_axes() + at));
+    for (int at = 0; tuple && at < axes; ++at) {
+      PyObject* axis = PyLong_FromLong(kept_axes() + at);
+      if (!axis) Py_CLEAR(tuple);
+      if (tuple) PyTuple_SET_ITEM(tuple, at, axis);
+    }
     return tuple;
   }
 };
@@ -123,7 +126,8 @@ struct ForwardCall {
   bool take(PyObject* const* arguments) {
     Problem& problem = job.problem;
     python::Integers axes;
-    if (!PyArray_CheckExact(arguments[0]) || !axes.take(arguments[3]) ||
+    if (!PyArray_CheckExact(arguments[0]) ||
+        !axes.take(arguments[3], python::Integers::From::ints_and_numpy_integers) ||
         !python::take_eps(arguments[4], problem) ||
         !python::take_flags(arguments[6], arguments[7], problem))
       return false;

@@ -57,8 +57,11 @@ constexpr Py_ssize_t kRest = kFastPathArguments - kRestFrom + 1;
 // A tuple of the sizes that are normalized.
 PyObject* normalized_shape(const FastCall& call) {
   PyObject* tuple = PyTuple_New(call.axes);
-  for (Py_ssize_t at = 0; tuple && at < call.axes; ++at)
-    PyTuple_SET_ITEM(tuple, at, PyLong_FromLongLong(call.normalized_shape()[at]));
+  for (Py_ssize_t at = 0; tuple && at < call.axes; ++at) {
+    PyObject* size = PyLong_FromLongLong(call.normalized_shape()[at]);
+    if (!size) Py_CLEAR(tuple);
+    if (tuple) PyTuple_SET_ITEM(tuple, at, size);
+  }
   return tuple;
 }
 

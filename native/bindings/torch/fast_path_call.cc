@@ -97,7 +97,11 @@ bool FastCall::take(PyObject* const* arguments, Over over, Problem& problem) {
   weight_object = arguments[1];
   bias_object = arguments[2];
   python::Integers given;
-  if (!is_tensor(x_object) || !given.take(arguments[3]) || !view_of(x_object, &x)) return false;
+  // The general path, and PyTorch itself, take no other integers as sizes.
+  const auto from = over == Over::axes ? python::Integers::From::ints_and_numpy_integers
+                                       : python::Integers::From::ints;
+  if (!is_tensor(x_object) || !given.take(arguments[3], from) || !view_of(x_object, &x))
+    return false;
   axes = over == Over::axes ? given.trailing(x.axes) : given.count;
   if (axes < 1 || axes > x.axes) return false;
   if (over == Over::normalized_shape &&

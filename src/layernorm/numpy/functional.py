@@ -218,7 +218,7 @@ def norm_backward(
             x,
             stats.mean,
             stats.rstd,
-            stats.residual,
+            stats.residual if centered else None,
             weight,
             stats.axis,
             stats.eps,

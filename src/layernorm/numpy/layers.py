@@ -76,14 +76,16 @@ class _Norm:
         """Return y, and keep x (not a copy of it) and its statistics for `backward`."""
         if type(x) is not np.ndarray:
             x = arrays.as_array("x", x)
-        if x.shape[self._axes[0] :] != self.normalized_shape:
+        axes = self._axes
+        if x.shape[axes[0] :] != self.normalized_shape:  # a wrong x, or it was set to another shape
             spec.check_trailing(repr(self), self.normalized_shape, x.shape)
+            axes = tuple(range(-len(self.normalized_shape), 0))
         weight, bias = self.weight, self.bias
         y, fields = norm_forward(
             x,
             None if weight is None else weight.data,
             None if bias is None else bias.data,
-            self._axes,
+            axes,
             self.eps,
             None,
             self._centered,

@@ -72,8 +72,8 @@ def _norm(
 ) -> tf.Tensor:
     if not isinstance(x, tf.Tensor):
         x = tf.convert_to_tensor(x)
-    if type(axis) is int and type(eps) is float and c_api.serves():
-        definition = arguments.define_unchecked(axis, eps, centered, zero_centered_weight)
+    if tf.executing_eagerly() and type(axis) is int and type(eps) is float and c_api.serves():
+        definition = arguments.define_unchecked(axis, eps, centered, bool(zero_centered_weight))
         y = operators.try_forward(x, weight, bias, definition)
         if y is not None:
             return y

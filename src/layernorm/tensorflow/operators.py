@@ -37,8 +37,6 @@ def try_forward(x: tf.Tensor, weight: Any, bias: Any, definition: Definition) ->
     The kernel checks them all, but its errors are terse. The caller's own checks raise better ones.
     """
     where = context.context()
-    if not where.executing_eagerly():
-        return None
     inputs, attributes = _of_forward(x, weight, bias, definition)
     try:
         y, _ = pywrap_tfe.TFE_Py_FastPathExecute(where, LAYER_NORM, None, *inputs, *attributes)

@@ -14,6 +14,8 @@ from layernorm.torch.arguments import Definition
 from layernorm.torch.autograd import Norm, apply, record_fast_path, requires_gradient
 from layernorm.torch.gpu import operators as gpu
 
+_ORDINARY = (Tensor, torch.nn.Parameter, type(None))
+
 
 def layer_norm(
     input: Tensor,
@@ -145,13 +147,14 @@ def norm(
         x = x.contiguous()
     if eps is None:
         eps = arguments.machine_epsilon(x.dtype)
-    definition = Definition(axes, float(eps), centered, zero_centered_weight)
+    definition = Definition(axes, float(eps), centered, bool(zero_centered_weight))
     if is_recorded:
         return operators.forward(x, weight, bias, definition)[0]
     if not requires_gradient(x, weight, bias):
         if gpu.may_bypass_dispatcher(x, weight, bias):
             return gpu.forward(x, weight, bias, definition, save=False)[0]
-        if torch_is_unwatched():  # no forward mode and no transform, so no node is needed
+        is_ordinary = all(type(each) in _ORDINARY for each in (x, weight, bias))
+        if is_ordinary and torch_is_unwatched():  # no transform, no forward mode: no node is needed
             with torch._C._AutoDispatchBelowAutograd():
                 return operators.forward(x, weight, bias, definition)[0]
     return apply(Norm, x, weight, bias, definition)[0]

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import tensorflow as tf
 
 from layernorm import tensorflow as front_end
+from layernorm.cli.machine import usable_processors
 from layernorm.cli.problem import Array, Problem
 from layernorm.cli.providers.provider import Call, Provider, Unsupported
 from layernorm.tensorflow import operators
@@ -24,7 +25,9 @@ class TensorFlow(Provider):
         try:
             tf.config.threading.set_intra_op_parallelism_threads(threads)
         except RuntimeError:
-            if tf.config.threading.get_intra_op_parallelism_threads() != threads:
+            # 0: as many as there are processors.
+            set_before = tf.config.threading.get_intra_op_parallelism_threads()
+            if (set_before or usable_processors()) != threads:
                 raise Unsupported(
                     "TensorFlow's number of threads can be set once in a process"
                 ) from None
