@@ -15,7 +15,7 @@ from layernorm.torch.gpu import operators as gpu
 
 
 class FastPathNorm(torch.autograd.Function):
-    """The node of a call that took the fast path, `_native.torch_try_forward`.
+    """The node of a call that took the fast path: `_native.torch_try_forward` or `..._over_axes`.
 
     Its backward takes the fast path too. Where a mode, a transform or a profiler must see the
     operator, or the backward is differentiated again, it goes through `NormBackward`.
