@@ -112,7 +112,7 @@ def _allow_fallback_in_inductor() -> None:
     """Let the compiler call operators that have a decomposition too (decompositions.py).
 
     With the environment variable CI set, as most CI services do, it raises an error for them. Fake
-    kernels run while it traces, when its modules are loaded; to import them here takes a second.
+    kernels run while it traces, when its modules are loaded; importing them here is slow.
     """
     lowering = sys.modules.get("torch._inductor.lowering")
     if lowering is not None:
