@@ -2,7 +2,7 @@
 //
 // The bindings of a framework (NumPy, PyTorch, XLA, TensorFlow) describe the problem in a struct,
 // pass the framework's threads as a callback, and call forward() or backward(). Nothing here throws,
-// keeps state between calls, or knows a framework. The contract: docs/specification.md.
+// keeps results between calls, or knows a framework. The contract: docs/specification.md.
 #pragma once
 
 #include <cstdint>
@@ -10,6 +10,8 @@
 namespace layernorm {
 
 enum class DataType : int32_t { float32, float64, bfloat16, float16 };
+constexpr DataType kDataTypes[] = {DataType::float32, DataType::float64, DataType::bfloat16,
+                                   DataType::float16};
 
 // Statistics are float32, and float64 for float64: the type that the kernels compute in.
 constexpr DataType compute_type(DataType type) {
@@ -31,6 +33,9 @@ struct Shape {
   int64_t outer;
   int64_t cols;
   int64_t inner;
+
+  constexpr int64_t rows() const { return outer * inner; }
+  constexpr int64_t elements() const { return rows() * cols; }
 };
 
 // Element (o, c, i) is at data + o * outer_stride + c * col_stride + i; strides count elements.
@@ -85,8 +90,8 @@ struct Threads {
   int count;
   void* pool;
   void (*run)(void* pool, int64_t tasks, Body body, void* context);
-  // With fewer bytes read and written for each, another thread costs more than it saves: it takes
-  // as long to wake one that sleeps.
+  // The least that each thread must read and write for another one to pay off: waking a sleeping
+  // thread takes about as long.
   int64_t bytes_per_thread = 192 * 1024;
 };
 

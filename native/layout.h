@@ -24,8 +24,8 @@ inline Array contiguous_array(void* data, const Shape& shape) {
   return {data, shape.cols * shape.inner, shape.inner};
 }
 
-// Statistics of `type` in one block of memory: mean, rstd and residual, or without centering rstd
-// alone.
+// Statistics in one block of memory: mean, rstd and residual, or without centering rstd alone.
+constexpr int64_t statistics_count(bool centered) { return centered ? 3 : 1; }
 inline Statistics statistics_in(void* block, int64_t rows, DataType type, bool centered) {
   char* first = static_cast<char*>(block);
   if (!centered) return {nullptr, first, nullptr};

@@ -37,8 +37,6 @@ constexpr int64_t kGroup = 8;  // blocks hold whole groups of rows
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-int64_t rows_of(const Shape& shape) { return shape.outer * shape.inner; }
-
 int64_t units_of(const Shape& shape) {
   return shape.inner == 1 ? shape.outer : shape.outer * divide_up(shape.inner, kTileRows);
 }
@@ -99,7 +97,7 @@ class Parameter {
     const int64_t bytes = cols * size_of(compute_type(problem.type));
     const bool widen = add_one || problem.parameter_type != compute_type(problem.type);
     const bool align = reinterpret_cast<uintptr_t>(given) % kLine != 0 &&
-                       rows_of(problem.shape) >= kRowsWorthAligning;
+                       problem.shape.rows() >= kRowsWorthAligning;
     if (widen || align) {
       copy_ = allocate(bytes);
       if (!copy_) return false;
@@ -148,7 +146,7 @@ void run(const Threads& threads, bool serial, int64_t tasks, const Task& task,
 }
 
 int64_t bytes_of(const Problem& problem) {
-  return rows_of(problem.shape) * problem.shape.cols * size_of(problem.type);
+  return problem.shape.elements() * size_of(problem.type);
 }
 
 bool is_small(const Problem& problem, int64_t arrays, const Threads& threads) {
@@ -171,7 +169,7 @@ bool begin_with_lines(const Array& rows, DataType type) {
 Status forward(const Forward& job, const Threads& threads) {
   const NoFlushToZero mode;
   const Problem& problem = job.problem;
-  if (rows_of(problem.shape) == 0 || problem.shape.cols == 0) return Status::ok;
+  if (problem.shape.rows() == 0 || problem.shape.cols == 0) return Status::ok;
   const Kernels& kernels = chosen_kernels();
   Parameter weight, bias;
   if (!weight.prepare(problem, problem.weight, problem.zero_centered_weight, kernels) ||
@@ -207,7 +205,7 @@ Status backward(const Backward& job, const Threads& threads) {
     const Status status = backward(parameters, threads);
     return status == Status::ok ? backward(rest, threads) : status;
   }
-  const int64_t rows = rows_of(problem.shape), cols = problem.shape.cols;
+  const int64_t rows = problem.shape.rows(), cols = problem.shape.cols;
   const Kernels& kernels = chosen_kernels();
   Parameter weight;
   if (!weight.prepare(problem, problem.weight, problem.zero_centered_weight, kernels))

@@ -13,31 +13,36 @@ bool has_count(const char* name, Py_ssize_t count, Py_ssize_t expected) {
   return false;
 }
 
-bool Integers::take(PyObject* object, From from) {
+bool Integers::take(PyObject* object, Accepted accepted) {
   // Not a subclass that iterates in its own way. torch.Size does not.
   if (PyTuple_Check(object) && Py_TYPE(object)->tp_iter == PyTuple_Type.tp_iter) {
     for (Py_ssize_t at = 0; at < PyTuple_GET_SIZE(object); ++at)
-      if (!append(PyTuple_GET_ITEM(object, at), from)) return false;
+      if (!append(PyTuple_GET_ITEM(object, at), accepted)) return false;
   } else if (PyList_CheckExact(object)) {
     for (Py_ssize_t at = 0; at < PyList_GET_SIZE(object); ++at)
-      if (!append(PyList_GET_ITEM(object, at), from)) return false;
+      if (!append(PyList_GET_ITEM(object, at), accepted)) return false;
   } else {
-    return append(object, from);
+    return append(object, accepted);
   }
   return count > 0;
 }
 
-bool Integers::append(PyObject* object, From from) {
+bool Integers::append(PyObject* object, Accepted accepted) {
   const bool is_int = PyLong_CheckExact(object);
   if (count == kMostAxes ||
-      !(is_int || (from == From::ints_and_numpy_integers && PyArray_IsScalar(object, Integer))))
+      !(is_int || (accepted == Accepted::numpy_integers_too && PyArray_IsScalar(object, Integer))))
     return false;
   int overflow = 0;
-  value[count++] = PyLong_AsLongLongAndOverflow(object, &overflow);
+  const int64_t found = PyLong_AsLongLongAndOverflow(object, &overflow);
+  if (found == -1 && PyErr_Occurred()) {  // timedelta64, an Integer without __index__
+    PyErr_Clear();
+    return false;
+  }
+  value[count++] = found;
   return overflow == 0;
 }
 
-int Integers::trailing(int64_t ndim) const {
+int Integers::count_if_last(int64_t ndim) const {
   if (count > ndim) return 0;
   uint64_t seen = 0;
   for (Py_ssize_t at = 0; at < count; ++at) {

@@ -12,18 +12,18 @@ namespace layernorm::python {
 // False, with a TypeError, for another number of arguments than the function takes.
 bool has_count(const char* name, Py_ssize_t count, Py_ssize_t expected);
 
-// An int, or a tuple or a list of ints: axes, or sizes.
+// An int, or a tuple or list of ints (and, where asked, of NumPy integers): axes, or sizes.
 struct Integers {
   Py_ssize_t count = 0;
   int64_t value[kMostAxes];
 
-  enum class From { ints, ints_and_numpy_integers };
-  bool take(PyObject* object, From from);
+  enum class Accepted { ints, numpy_integers_too };
+  bool take(PyObject* object, Accepted accepted);
   // Axes: how many they are, if they are the last of `ndim`, in any order, else 0.
-  int trailing(int64_t ndim) const;
+  int count_if_last(int64_t ndim) const;
 
  private:
-  bool append(PyObject* object, From from);
+  bool append(PyObject* object, Accepted accepted);
 };
 
 // A float, an int or a NumPy floating scalar, finite and not negative.

@@ -37,13 +37,12 @@ class WithoutGil {
 };
 
 // Calls forward() or backward(), without the GIL where that takes long. False, with Python's
-// MemoryError set, where memory fails.
+// MemoryError set, if memory runs out.
 template <class Job>
 bool run(Status (*kernels)(const Job&, const Threads&), const Job& job, const Threads& threads) {
-  const Shape& shape = job.problem.shape;
   Status status;
   {
-    const WithoutGil released(shape.outer * shape.cols * shape.inner * size_of(job.problem.type));
+    const WithoutGil released(job.problem.shape.elements() * size_of(job.problem.type));
     status = kernels(job, threads);
   }
   if (status != Status::ok) PyErr_NoMemory();

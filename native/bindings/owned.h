@@ -29,4 +29,17 @@ inline PyObject* tuple_of(std::initializer_list<PyObject*> items) {
   return tuple;
 }
 
+// A tuple of the ints value(0) to value(count - 1); null, with Python's error set, if memory runs
+// out.
+template <class Value>
+PyObject* tuple_of_ints(Py_ssize_t count, const Value& value) {
+  PyObject* tuple = PyTuple_New(count);
+  for (Py_ssize_t at = 0; tuple && at < count; ++at) {
+    PyObject* item = PyLong_FromLongLong(value(at));
+    if (!item) Py_CLEAR(tuple);
+    if (tuple) PyTuple_SET_ITEM(tuple, at, item);
+  }
+  return tuple;
+}
+
 }  // namespace layernorm::python

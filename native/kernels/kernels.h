@@ -12,7 +12,8 @@ constexpr int64_t kTileRows = 64;
 constexpr int64_t kReduceCols = 256;
 
 // A parameter is null, or (cols,) of the compute type, with the 1 of a zero-centered weight added.
-// weight and bias are in pack order (simd_packs.h); scalar rows read them in the columns' order.
+// For contiguous rows, weight and bias are in pack order (simd_packs.h); scalar rows read the others,
+// which are in the columns' order.
 struct ForwardTask {
   const Forward* job;
   const void* weight;
@@ -35,7 +36,8 @@ struct BackwardTask {
   int64_t units;
   int64_t units_per_block;
   int64_t blocks;
-  void* partials;  // (blocks, 4, cols), or null where neither dweight nor dbias is wanted
+  void*
+      partials;  // (blocks, 4, cols), ordered as weight is, or null where neither dweight nor dbias is wanted
 };
 
 struct Kernels {

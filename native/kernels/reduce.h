@@ -23,7 +23,7 @@ ColumnSums sum_scalar_column(const BackwardTask& task, int64_t col, int exponent
   const Shape& shape = problem.shape;
   const double scale = std::ldexp(1.0, exponent);
   CompensatedSum dweight, dbias;
-  for (int64_t row = 0; row < shape.outer * shape.inner; ++row) {
+  for (int64_t row = 0; row < shape.rows(); ++row) {
     const double dy = scale * static_cast<double>(to_compute(dy_of_row<Stored>(task, row)[col]));
     if (dy != dy) return {dy, dy};
     dbias.add(dy);
@@ -91,7 +91,7 @@ struct ReduceStrip {
 
   void find_largest() {
     has_largest = true;
-    for (int64_t row = 0; row < problem.shape.outer * problem.shape.inner; ++row) {
+    for (int64_t row = 0; row < problem.shape.rows(); ++row) {
       const RowOf<const Stored> dy = dy_of_row<Stored>(task, row);
       for (int64_t col = begin; col < end; ++col) {
         const C magnitude = std::fabs(to_compute(dy[col]));

@@ -7,19 +7,19 @@ enum class Wanted { nothing, dweight, both };  // gradients of the parameters
 // The rows of a group share what is loaded for a column. Groups of two leave room in the
 // first-level cache for dx; longer rows would not fit anyway and go in fours.
 constexpr int64_t kMostGroupRows = 4;
-constexpr int64_t kLongRowBytes = 8 * 1024;
+constexpr int64_t kRowBytesForFours = 8 * 1024;
 
 template <class Stored>
 inline int64_t rows_per_group(int64_t cols) {
   const int64_t row_bytes = cols * static_cast<int64_t>(sizeof(Stored));
-  return sizeof(Stored) >= 4 && row_bytes < kLongRowBytes ? 2 : kMostGroupRows;
+  return sizeof(Stored) >= 4 && row_bytes < kRowBytesForFours ? 2 : kMostGroupRows;
 }
 
 constexpr int64_t kFoldRows = 16;  // the most rows added to low between two folds
 
 // A block's partial sums of the parameters' gradients, unevaluated as high + low, in pack order.
 // Rows are added to low; every few groups, fold() moves the sum to high and leaves the rounding
-// error in low, as Kahan summation does. Where high is infinite or NaN, low is 0.
+// error in low, as Kahan summation does. After a fold, low is 0 where high is infinite or NaN.
 template <class C>
 struct PartialSums {
   C *dweight_high, *dweight_low, *dbias_high, *dbias_low;

@@ -85,7 +85,7 @@ inline void save(const RowStatistics<C>& row, const Statistics& statistics, int6
 
 // A batch of rows, whose statistics are computed together, fits the first-level cache. An x larger
 // than the second-level cache takes smaller batches, so that reading x and writing y overlap;
-// 16-bit types are bound by arithmetic and gain nothing from it.
+// 16-bit types are bound by arithmetic and gain nothing from smaller batches.
 constexpr int64_t kBatchRows = 8;
 constexpr int64_t kBatchBytes = 16 * 1024;
 constexpr int64_t kL2BatchBytes = 1024;

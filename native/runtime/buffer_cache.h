@@ -1,5 +1,5 @@
-// Memory of large arrays, kept when they are freed and used again for the next array of about their
-// size: a loop then has the system map its pages once, which costs more than the normalization.
+// Memory of large arrays, kept when they are freed and reused for the next array of about that size.
+// Otherwise the system maps new pages each time, which takes longer than the normalization.
 #pragma once
 
 #include <cstddef>
@@ -10,11 +10,11 @@ namespace layernorm {
 // return the end of its heap to the system each time.
 constexpr size_t kCachedFrom = size_t{1} << 20;
 
-// Null where memory fails. Asks for huge pages where the system has them.
+// Null if memory runs out. Asks for huge pages where the system has them.
 void* take_buffer(size_t bytes);
 
-// From take_buffer, with the same `bytes`. At most LAYERNORM_KEEP_BYTES are kept, 128 MiB by default;
-// the longest unused are freed first.
+// From take_buffer, with the same `bytes`. At most LAYERNORM_KEEP_BYTES are kept, counted as they were
+// asked for (128 MiB by default), in at most 8 buffers; the longest unused are freed first.
 void return_buffer(void* memory, size_t bytes);
 
 }  // namespace layernorm

@@ -87,7 +87,7 @@ int default_threads() {
       std::min({long{kMostThreads}, long{allowed_processors()}, quota_processors()}));
 }
 
-// Threads started meanwhile block every signal, which stay with the process's own threads.
+// While it lives, new threads start with all signals blocked: signals go to the process's own threads.
 class SignalsBlocked {
  public:
 #if !defined(_WIN32)
@@ -212,7 +212,7 @@ const bool forks_are_seen =
 constexpr bool forks_are_seen = true;
 #endif
 
-// Never destroyed: its workers may still run while the process exits. Null where memory fails.
+// Never destroyed: its workers may still run while the process exits. Null if memory runs out.
 Pool* the_pool() {
   Pool* existing = pool.load(std::memory_order_acquire);
   if (existing || !forks_are_seen) return existing;

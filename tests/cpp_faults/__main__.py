@@ -38,8 +38,6 @@ ISA_FLAGS = {
     "avx2": "-mavx2 -mfma -mf16c",
     "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c",
 }
-# At -O0, GCC compiles the kernels four times as fast as at -O1.
-FAST_COMPILE = ("-O3 -ffp-contract=off", "-O0 -ffp-contract=off")
 
 
 @dataclass(frozen=True)
@@ -112,9 +110,6 @@ def update_copy() -> None:
     names = subprocess.check_output(listing, cwd=ROOT, text=True).split("\0")
     contents = {name: (ROOT / name).read_bytes() for name in names if (ROOT / name).is_file()}
     contents |= planted_files()
-    options = contents["CMakeLists.txt"].decode()
-    assert options.count(FAST_COMPILE[0]) == 1, "CMakeLists.txt has other options now"
-    contents["CMakeLists.txt"] = options.replace(*FAST_COMPILE).encode()
     contents["planted_fault.h"] = SWITCH.encode()
     for name, content in contents.items():
         to = COPY / name
@@ -147,7 +142,7 @@ def build(isa: str, targets: set[str], jobs: int) -> None:
         call(
             *["cmake", "-S", COPY, "-B", folder, "-G", "Ninja", "--log-level=WARNING"],
             *["-DLAYERNORM_TESTS=ON", "-DLAYERNORM_BASELINE_ONLY=ON"],
-            *[f"-DPython_EXECUTABLE={sys.executable}", "-DCMAKE_CXX_FLAGS_RELEASE=-O1"],
+            *[f"-DPython_EXECUTABLE={sys.executable}", "-DCMAKE_CXX_FLAGS_RELEASE=-O0"],
             f"-DCMAKE_CXX_FLAGS=-w -include {COPY}/planted_fault.h {ISA_FLAGS[isa]}",
         )
     call("cmake", "--build", folder, "--parallel", jobs, "--target", *sorted(targets))

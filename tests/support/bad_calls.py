@@ -36,6 +36,7 @@ FORWARD = {
     "axis_empty": of(ValueError, "axis", "-1", axis=()),
     "axis_none": of(TypeError, "axis", "NoneType", "int", axis=None),
     "axis_float": of(TypeError, "axis", "float", "int", axis=1.0),
+    "axis_timedelta": of(TypeError, "axis", "timedelta64", "int", axis=np.timedelta64(1)),
     "axis_text": of(TypeError, "axis", "str", "int", axis="1"),
     "axis_floats": of(TypeError, "axis", "int", axis=(0.0, 1.0)),
     "eps_negative": of(ValueError, "eps", "-1", eps=-1.0),

@@ -15,15 +15,16 @@ namespace layernorm::numpy {
 namespace {
 
 using python::has_count;
+using python::Owned;
 using python::tuple_of;
 
-// Null for anything but a contiguous, aligned ndarray of a type that the kernels know.
-PyArrayObject* ordinary(PyObject* object, DataType* type) {
+// Null for anything but a contiguous, aligned ndarray of one of our types.
+PyArrayObject* fast_path_array(PyObject* object, DataType* type) {
   if (!PyArray_CheckExact(object)) return nullptr;
   auto* array = reinterpret_cast<PyArrayObject*>(object);
-  const bool is_ordinary =
+  const bool is_in_order =
       PyArray_IS_C_CONTIGUOUS(array) && PyArray_ISALIGNED(array) && PyArray_ISNOTSWAPPED(array);
-  return is_ordinary && data_type(array, type) ? array : nullptr;
+  return is_in_order && data_type(array, type) ? array : nullptr;
 }
 
 bool same_shape(PyArrayObject* a, PyArrayObject* b) {
@@ -43,7 +44,7 @@ struct Rows {
   int64_t cols = 1;
 
   bool take(PyObject* object, int trailing_axes, Problem& problem) {
-    x = ordinary(object, &problem.type);
+    x = fast_path_array(object, &problem.type);
     axes = trailing_axes;
     if (!x || axes < 1 || axes > PyArray_NDIM(x) || PyArray_SIZE(x) == 0) return false;
     for (int at = 0; at < axes; ++at) cols *= normalized_shape()[at];
@@ -60,7 +61,7 @@ struct Rows {
   bool take_parameter(PyObject* object, DataType type, PyArrayObject** parameter,
                       DataType* parameter_type) const {
     if (object == Py_None) return true;
-    PyArrayObject* given = ordinary(object, parameter_type);
+    PyArrayObject* given = fast_path_array(object, parameter_type);
     if (!given || PyArray_NDIM(given) != axes ||
         !PyArray_CompareLists(PyArray_DIMS(given), normalized_shape(), axes) ||
         !accepts_parameter(type, *parameter_type))
@@ -80,7 +81,7 @@ struct Rows {
   bool take_statistics(PyObject* object, DataType type, void** statistics) const {
     if (object == Py_None) return true;
     DataType found;
-    PyArrayObject* given = ordinary(object, &found);
+    PyArrayObject* given = fast_path_array(object, &found);
     if (!given || found != compute_type(type) || PyArray_NDIM(given) != PyArray_NDIM(x) ||
         !PyArray_CompareLists(PyArray_DIMS(given), PyArray_DIMS(x), kept_axes()))
       return false;
@@ -92,13 +93,7 @@ struct Rows {
 
   // The normalized axes as Stats holds them: sorted, none negative.
   PyObject* new_axes() const {
-    PyObject* tuple = PyTuple_New(axes);
-    for (int at = 0; tuple && at < axes; ++at) {
-      PyObject* axis = PyLong_FromLong(kept_axes() + at);
-      if (!axis) Py_CLEAR(tuple);
-      if (tuple) PyTuple_SET_ITEM(tuple, at, axis);
-    }
-    return tuple;
+    return python::tuple_of_ints(axes, [this](Py_ssize_t at) { return kept_axes() + at; });
   }
 };
 
@@ -127,13 +122,13 @@ struct ForwardCall {
     Problem& problem = job.problem;
     python::Integers axes;
     if (!PyArray_CheckExact(arguments[0]) ||
-        !axes.take(arguments[3], python::Integers::From::ints_and_numpy_integers) ||
+        !axes.take(arguments[3], python::Integers::Accepted::numpy_integers_too) ||
         !python::take_eps(arguments[4], problem) ||
         !python::take_flags(arguments[6], arguments[7], problem))
       return false;
     const int ndim = PyArray_NDIM(reinterpret_cast<PyArrayObject*>(arguments[0]));
     PyArrayObject *weight = nullptr, *bias = nullptr;
-    if (!rows.take(arguments[0], axes.trailing(ndim), problem)) return false;
+    if (!rows.take(arguments[0], axes.count_if_last(ndim), problem)) return false;
     DataType weight_type = problem.type, bias_type = problem.type;
     if (!rows.take_parameter(arguments[1], problem.type, &weight, &weight_type) ||
         !rows.take_parameter(arguments[2], problem.type, &bias, &bias_type) ||
@@ -145,13 +140,13 @@ struct ForwardCall {
     if (weight || bias) parameter_descr = PyArray_DESCR(weight ? weight : bias);
     if (arguments[5] == Py_None) return true;
     DataType out_type;
-    out = ordinary(arguments[5], &out_type);
+    out = fast_path_array(arguments[5], &out_type);
     return out && out_type == problem.type && PyArray_ISWRITEABLE(out) && same_shape(out, rows.x) &&
            (out == rows.x || !overlap(out, rows.x)) && !(weight && overlap(out, weight)) &&
            !(bias && overlap(out, bias));
   }
 
-  // y; null, with Python's error set, where memory fails.
+  // y; null, with Python's error set, if memory runs out.
   OwnedArray run() {
     OwnedArray y =
         out ? OwnedArray(Py_NewRef(reinterpret_cast<PyObject*>(out)))
@@ -184,16 +179,17 @@ PyObject* try_forward_with_statistics(PyObject*, PyObject* const* arguments, Py_
     mean = call.rows.new_statistics(problem.type);
     residual = call.rows.new_statistics(problem.type);
   }
-  if (!rstd || (problem.centered && (!mean || !residual))) return nullptr;
+  // Before run(): while it has released the GIL, another thread may change x's shape or weight's type.
+  Owned axes(call.rows.new_axes());
+  Owned parameter_type(Py_XNewRef(reinterpret_cast<PyObject*>(call.parameter_descr)));
+  if (!rstd || (problem.centered && (!mean || !residual)) || !axes) return nullptr;
   problem.statistics = {mean.data(), rstd.data(), residual.data()};
   OwnedArray y = call.run();
   if (!y) return nullptr;
-  PyObject* parameter_type =
-      call.parameter_descr ? reinterpret_cast<PyObject*>(call.parameter_descr) : Py_None;
   return tuple_of(
-      {y.release(), tuple_of({mean.release_or_none(), rstd.release(), residual.release_or_none(),
-                              call.rows.new_axes(), PyFloat_FromDouble(problem.eps),
-                              Py_NewRef(parameter_type)})});
+      {y.release(),
+       tuple_of({mean.release_or_none(), rstd.release(), residual.release_or_none(), axes.release(),
+                 PyFloat_FromDouble(problem.eps), parameter_type.release_or_none()})});
 }
 
 // (dy, x, mean, rstd, residual, weight, axes, eps, parameter_type, need_dx, need_dweight,
@@ -204,7 +200,7 @@ PyObject* try_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count) 
   Problem& problem = job.problem;
   Rows rows;
   DataType dy_type;
-  PyArrayObject* dy = ordinary(arguments[0], &dy_type);
+  PyArrayObject* dy = fast_path_array(arguments[0], &dy_type);
   PyObject* axes = arguments[6];
   if (!dy || !PyTuple_CheckExact(axes) || PyTuple_GET_SIZE(axes) > NPY_MAXDIMS ||
       !rows.take(arguments[1], static_cast<int>(PyTuple_GET_SIZE(axes)), problem) ||

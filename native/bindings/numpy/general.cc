@@ -1,12 +1,11 @@
-// The general path for NumPy arrays: layernorm.spec has checked the arguments; here they become a
-// Problem.
-#define NO_IMPORT_ARRAY
+#include "general.h"
+
 #include <initializer_list>
 
+#define NO_IMPORT_ARRAY
 #include "arrays.h"
+#include "bindings/arguments.h"
 #include "bindings/gil.h"
-#include "bindings/methods.h"
-#include "fast_path.h"
 #include "runtime/thread_pool.h"
 
 namespace layernorm::numpy {
@@ -15,10 +14,8 @@ namespace {
 // The arguments of forward() and backward(), taken one by one; the first mistake is kept.
 class Arguments {
  public:
-  Arguments(PyObject* const* arguments, Py_ssize_t count, Py_ssize_t expected)
-      : next_(arguments), ok_(count == expected) {
-    if (!ok_) PyErr_Format(PyExc_TypeError, "takes %zd arguments, got %zd", expected, count);
-  }
+  Arguments(const char* name, PyObject* const* arguments, Py_ssize_t count, Py_ssize_t expected)
+      : next_(arguments), ok_(python::has_count(name, count, expected)) {}
   bool ok() const { return ok_; }
 
   bool flag() {
@@ -46,8 +43,7 @@ class Arguments {
     DataType found;
     if (!PyArray_Check(object) || !data_type(reinterpret_cast<PyArrayObject*>(object), &found) ||
         found != type) {
-      PyErr_Format(PyExc_TypeError, "an array has another type than the kernels were promised: %R",
-                   object);
+      PyErr_Format(PyExc_TypeError, "expected an array of another type, got %R", object);
       ok_ = false;
       return nullptr;
     }
@@ -85,7 +81,7 @@ class Arguments {
     DataType found = otherwise;
     if (ok_ && PyArray_Check(*next_) &&
         !data_type(reinterpret_cast<PyArrayObject*>(*next_), &found)) {
-      PyErr_Format(PyExc_TypeError, "the kernels know no arrays of this type: %R", *next_);
+      PyErr_Format(PyExc_TypeError, "the kernels do not support arrays of this type: %R", *next_);
       ok_ = false;
     }
     return found;
@@ -112,16 +108,12 @@ class Arguments {
   bool ok_;
 };
 
-template <class Job>
-PyObject* run(const Job& job, Status (*kernels)(const Job&, const Threads&)) {
-  if (!python::run(kernels, job, pool_threads())) return nullptr;
-  Py_RETURN_NONE;
-}
+}  // namespace
 
 // forward(centered, zero_centered_weight, eps, layout, x, x_strides, weight, bias, y, y_strides,
 //         mean, rstd, residual)
 PyObject* general_forward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  Arguments take(arguments, count, 13);
+  Arguments take("forward", arguments, count, 13);
   Forward job = {};
   Problem& problem = job.problem = take.problem();
   problem.parameter_type = take.peek_types({0, 1}, problem.type);
@@ -129,13 +121,14 @@ PyObject* general_forward(PyObject*, PyObject* const* arguments, Py_ssize_t coun
   job.bias = take.array(problem.parameter_type);
   job.y = take.strided(problem.type);
   problem.statistics = take.statistics(problem.type);
-  return take.ok() ? run(job, layernorm::forward) : nullptr;
+  if (!take.ok() || !python::run(layernorm::forward, job, pool_threads())) return nullptr;
+  Py_RETURN_NONE;
 }
 
 // backward(centered, zero_centered_weight, eps, layout, x, x_strides, dy, dy_strides, weight,
 //          mean, rstd, residual, dx, dx_strides, dweight, dbias)
 PyObject* general_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  Arguments take(arguments, count, 16);
+  Arguments take("backward", arguments, count, 16);
   Backward job = {};
   Problem& problem = job.problem = take.problem();
   job.dy = take.strided(problem.type);
@@ -145,12 +138,13 @@ PyObject* general_backward(PyObject*, PyObject* const* arguments, Py_ssize_t cou
   job.dx = take.strided(problem.type);
   job.dweight = take.array(problem.parameter_type);
   job.dbias = take.array(problem.parameter_type);
-  return take.ok() ? run(job, layernorm::backward) : nullptr;
+  if (!take.ok() || !python::run(layernorm::backward, job, pool_threads())) return nullptr;
+  Py_RETURN_NONE;
 }
 
 // empty(shape, dtype)
 PyObject* empty(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  if (count != 2) return PyErr_Format(PyExc_TypeError, "takes 2 arguments, got %zd", count);
+  if (!python::has_count("empty", count, 2)) return nullptr;
   PyArray_Descr* descr = nullptr;
   if (!PyArray_DescrConverter(arguments[1], &descr)) return nullptr;
   const python::Owned owned(reinterpret_cast<PyObject*>(descr));
@@ -160,17 +154,5 @@ PyObject* empty(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   PyDimMem_FREE(shape.ptr);
   return array.release();
 }
-
-}  // namespace
-
-PyMethodDef methods[] = {
-    {"try_forward", as_method(try_forward), METH_FASTCALL, nullptr},
-    {"try_forward_with_statistics", as_method(try_forward_with_statistics), METH_FASTCALL, nullptr},
-    {"try_backward", as_method(try_backward), METH_FASTCALL, nullptr},
-    {"forward", as_method(general_forward), METH_FASTCALL, nullptr},
-    {"backward", as_method(general_backward), METH_FASTCALL, nullptr},
-    {"empty", as_method(empty), METH_FASTCALL, nullptr},
-    {nullptr, nullptr, 0, nullptr},
-};
 
 }  // namespace layernorm::numpy

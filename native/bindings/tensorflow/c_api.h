@@ -7,7 +7,6 @@
 #include <cstdint>
 #include <memory>
 
-#include "layer_norm.h"
 #include "runtime/loaded_library.h"
 
 namespace layernorm::tensorflow {

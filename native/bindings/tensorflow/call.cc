@@ -68,7 +68,7 @@ OwnedTensor Call::output(int index, DataType type, const Sizes& sizes) {
 Sizes Call::statistics_sizes() const {
   Sizes sizes;
   sizes.count = 2;
-  sizes.size[0] = definition_.centered ? 3 : 1;
+  sizes.size[0] = statistics_count(definition_.centered);
   sizes.size[1] = rows_;
   return sizes;
 }

@@ -29,7 +29,6 @@ class Call {
   // The shape of weight and bias.
   const Sizes& normalized_sizes() const { return normalized_; }
   Problem& problem() { return problem_; }
-  const Problem& problem() const { return problem_; }
   bool is_empty() const { return sizes().elements() == 0; }
 
   OwnedTensor input(int index);

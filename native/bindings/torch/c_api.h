@@ -1,6 +1,6 @@
 // PyTorch's stable C interface, looked up in the library that PyTorch has loaded. PyTorch is not
 // needed to build, and one binary serves every version from 2.10 on: these functions keep their
-// binary interface (torch/csrc/stable/c/c_api.h and torch/csrc/inductor/aoti_torch/c/c_api.h).
+// binary interface (torch/csrc/stable/c/shim.h and torch/csrc/inductor/aoti_torch/c/shim.h).
 #pragma once
 
 #include <cstddef>
@@ -84,7 +84,7 @@ extern CApi c_api;
 // the name of what was not found, or null.
 inline const char* load_c_api(const char* library) { return load_functions(library, &c_api); }
 
-// The version whose form the values on the stack have.
+// The values on the stack have the form of this version.
 constexpr uint64_t kCApiVersion = 0x020a000000000000;  // 2.10.0
 
 // PyTorch's threads, as many as torch.set_num_threads sets.

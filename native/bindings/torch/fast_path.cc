@@ -16,6 +16,7 @@ using python::has_count;
 using python::Owned;
 using python::run;
 using python::tuple_of;
+using python::tuple_of_ints;
 
 // A new contiguous tensor of the same sizes and type, and its memory.
 Owned empty_like(const View& like, void** data) {
@@ -27,9 +28,8 @@ Owned empty_like(const View& like, void** data) {
   return Owned(static_cast<PyObject*>(object));
 }
 
-// Of mean, rstd and residual; for RMS normalization, of rstd alone.
 Py_ssize_t statistics_bytes(const Problem& problem, int64_t rows) {
-  return (problem.centered ? 3 : 1) * rows * size_of(compute_type(problem.type));
+  return statistics_count(problem.centered) * rows * size_of(compute_type(problem.type));
 }
 
 Statistics statistics_in(PyObject* bytes, const Problem& problem, int64_t rows) {
@@ -37,32 +37,26 @@ Statistics statistics_in(PyObject* bytes, const Problem& problem, int64_t rows) 
                                   problem.centered);
 }
 
-// False, with Python's error set, where memory fails.
+// False, with Python's error set, if memory runs out.
 bool run_forward(const FastCall& call, const Problem& problem, void* y) {
   const Forward job = {problem, call.bias.data, contiguous_array(y, problem.shape)};
   return run(forward, job, parallel_for());
 }
 
-// y; null, with Python's error set, where memory fails.
+// y; null, with Python's error set, if memory runs out.
 Owned run_forward(const FastCall& call, const Problem& problem) {
   void* data = nullptr;
   Owned y = empty_like(call.x, &data);
   return y && run_forward(call, problem, data) ? std::move(y) : Owned();
 }
 
-// What torch_try_backward needs beside x and weight: the arguments after them, and the statistics.
+// What torch_try_backward needs besides x and weight: the arguments after them, and the statistics.
 constexpr Py_ssize_t kRestFrom = 2;
 constexpr Py_ssize_t kRest = kFastPathArguments - kRestFrom + 1;
 
 // A tuple of the sizes that are normalized.
 PyObject* normalized_shape(const FastCall& call) {
-  PyObject* tuple = PyTuple_New(call.axes);
-  for (Py_ssize_t at = 0; tuple && at < call.axes; ++at) {
-    PyObject* size = PyLong_FromLongLong(call.normalized_shape()[at]);
-    if (!size) Py_CLEAR(tuple);
-    if (tuple) PyTuple_SET_ITEM(tuple, at, size);
-  }
-  return tuple;
+  return tuple_of_ints(call.axes, [&](Py_ssize_t at) { return call.normalized_shape()[at]; });
 }
 
 PyObject* try_forward(const char* name, PyObject* const* arguments, Py_ssize_t count, Over over) {
@@ -73,11 +67,13 @@ PyObject* try_forward(const char* name, PyObject* const* arguments, Py_ssize_t c
     Py_RETURN_NONE;
   if (!call.wants_gradient()) return run_forward(call, problem).release();
   Owned statistics(PyBytes_FromStringAndSize(nullptr, statistics_bytes(problem, call.rows())));
-  if (!statistics) return nullptr;
+  // Before run_forward(): while it has released the GIL, another thread may resize x.
+  Owned sizes(normalized_shape(call));
+  if (!statistics || !sizes) return nullptr;
   problem.statistics = statistics_in(statistics.get(), problem, call.rows());
   Owned y = run_forward(call, problem);
   if (!y) return nullptr;
-  return tuple_of({y.release(), tuple_of({Py_NewRef(call.bias_object), normalized_shape(call),
+  return tuple_of({y.release(), tuple_of({Py_NewRef(call.bias_object), sizes.release(),
                                           PyFloat_FromDouble(problem.eps), Py_NewRef(arguments[5]),
                                           Py_NewRef(arguments[6]), statistics.release()})});
 }
@@ -98,7 +94,7 @@ PyObject* try_forward_over_axes(PyObject*, PyObject* const* arguments, Py_ssize_
 
 // The arguments of torch_try_forward_over_axes, and out -> True, with y in out; False where the fast
 // path cannot serve the call, or it asks for a gradient, with nothing touched. `out` may be x
-// itself, and else overlaps nothing.
+// itself; otherwise it must overlap no input.
 PyObject* try_forward_into(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   if (!has_count("torch_try_forward_into", count, kFastPathArguments + 1)) return nullptr;
   FastCall call;
@@ -143,7 +139,7 @@ PyObject* try_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count) 
   problem.statistics = statistics_in(statistics, problem, call.rows());
   job.dy = contiguous_array(dy.data, problem.shape);
   job.dx = contiguous_array(nullptr, problem.shape);
-  const Owned gradients(PyTuple_New(4));
+  Owned gradients(PyTuple_New(4));
   if (!gradients) return nullptr;
   const View* of[3] = {&call.x, &call.weight, &call.bias};
   void** data[3] = {&job.dx.data, &job.dweight, &job.dbias};
@@ -154,7 +150,7 @@ PyObject* try_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count) 
     if (!gradient) return nullptr;
     PyTuple_SET_ITEM(gradients.get(), at, gradient.release());
   }
-  return run(backward, job, parallel_for()) ? Py_NewRef(gradients.get()) : nullptr;
+  return run(backward, job, parallel_for()) ? gradients.release() : nullptr;
 }
 
 }  // namespace layernorm::torch

@@ -51,8 +51,7 @@ bool take_torch_eps(PyObject* object, Problem& problem) {
 }
 
 bool type_of(const dlpack::Type& given, DataType* type) {
-  for (const DataType each :
-       {DataType::float32, DataType::float64, DataType::bfloat16, DataType::float16}) {
+  for (const DataType each : kDataTypes) {
     const dlpack::Type known = dlpack::type_of(each);
     if (given.code != known.code || given.bits != known.bits || given.lanes != 1) continue;
     *type = each;
@@ -64,6 +63,7 @@ bool type_of(const dlpack::Type& given, DataType* type) {
 }  // namespace
 
 bool is_unwatched() {
+  if (!parts.watchers) return false;  // torch_load has not been called
   for (Py_ssize_t at = 0; at < PyTuple_GET_SIZE(parts.watchers); ++at) {
     const Owned answer(PyObject_CallNoArgs(PyTuple_GET_ITEM(parts.watchers, at)));
     const int watches = answer ? PyObject_IsTrue(answer.get()) : -1;
@@ -98,11 +98,12 @@ bool FastCall::take(PyObject* const* arguments, Over over, Problem& problem) {
   bias_object = arguments[2];
   python::Integers given;
   // The general path, and PyTorch itself, take no other integers as sizes.
-  const auto from = over == Over::axes ? python::Integers::From::ints_and_numpy_integers
-                                       : python::Integers::From::ints;
-  if (!is_tensor(x_object) || !given.take(arguments[3], from) || !view_of(x_object, &x))
+  using Accepted = python::Integers::Accepted;
+  const auto accepted = over == Over::axes ? Accepted::numpy_integers_too : Accepted::ints;
+  // x's view comes after take(), which may run Python code.
+  if (!is_tensor(x_object) || !given.take(arguments[3], accepted) || !view_of(x_object, &x))
     return false;
-  axes = over == Over::axes ? given.trailing(x.axes) : given.count;
+  axes = over == Over::axes ? given.count_if_last(x.axes) : given.count;
   if (axes < 1 || axes > x.axes) return false;
   if (over == Over::normalized_shape &&
       !std::equal(given.value, given.value + axes, normalized_shape()))

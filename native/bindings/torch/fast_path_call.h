@@ -33,8 +33,9 @@ bool wants_gradient(PyObject* tensor);
 // zero_centered_weight.
 constexpr Py_ssize_t kFastPathArguments = 7;
 
-// What x is normalized over: its last sizes, as PyTorch's functions say it, with a float as eps (or
-// None, for RMS normalization); or axes, as layernorm's say it.
+// How a call names the normalized axes. normalized_shape: x's last sizes, as in PyTorch; eps is then
+// a float, or None for RMS normalization. axes: as in layernorm's own functions, with eps as
+// python::take_eps() takes it.
 enum class Over { normalized_shape, axes };
 
 struct FastCall {

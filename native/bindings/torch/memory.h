@@ -11,7 +11,7 @@ namespace layernorm::torch {
 inline bool is_large(int64_t bytes) { return static_cast<size_t>(bytes) >= kCachedFrom; }
 
 // New memory for a tensor of the same sizes and type, contiguous, that PyTorch takes over; null
-// where memory fails.
+// if memory runs out.
 dlpack::ManagedTensor* managed_like(const View& like);
 
 // For a tensor that is_large(). PyTorch's own memory, with a request for huge pages, before PyTorch

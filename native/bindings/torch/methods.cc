@@ -1,5 +1,6 @@
 #include "bindings/methods.h"
 
+#include "bindings/arguments.h"
 #include "c_api.h"
 #include "fast_path.h"
 #include "fast_path_call.h"
@@ -11,7 +12,7 @@ namespace {
 // torch_load(library, parts): finds PyTorch's C functions in the library, defines our operators,
 // and opens the fast path with the dict `parts` (open_fast_path).
 PyObject* load(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  if (count != 2) return PyErr_Format(PyExc_TypeError, "torch_load takes 2 arguments");
+  if (!python::has_count("torch_load", count, 2)) return nullptr;
   const char* library = PyUnicode_AsUTF8(arguments[0]);
   if (!library) return nullptr;
   static bool defined = false;

@@ -1,9 +1,9 @@
 #include "operator_call.h"
 
-#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <string>
+#include <utility>
 
 #include "memory.h"
 #include "operator_arguments.h"
@@ -31,7 +31,6 @@ void check_memory(Status status) {
 }  // namespace
 
 void Call::check_tensors() {
-  view = x.view();
   check(view.is_served,
         "layernorm: x needs to be a strided CPU tensor of float16, bfloat16, float32 or float64: "
         "call it with x.float()");
@@ -46,6 +45,8 @@ void Call::check_tensors() {
   problem.parameter_type = weight_type;
   order = choose_order(axes, view.sizes, view.strides);
   problem.shape = order.shape;
+  for (int64_t axis = 0; axis < axes.count; ++axis)
+    statistics_sizes_[axis] = axes.normalized[axis] ? 1 : view.sizes[axis];
 }
 
 Tensor Call::empty_parameter() const {
@@ -69,9 +70,7 @@ Tensor Call::empty_statistics(DataType type) const {
   return empty_contiguous(axes.count, statistics_sizes_, type);
 }
 
-SavedRows Call::saved_rows(bool for_aten) {
-  for (int64_t axis = 0; axis < axes.count; ++axis)
-    statistics_sizes_[axis] = axes.normalized[axis] ? 1 : view.sizes[axis];
+SavedRows Call::saved_rows(bool for_aten) const {
   const bool in_16_bits = size_of(problem.type) == 2 && problem.parameter_type == problem.type;
   const DataType shown = for_aten && in_16_bits ? problem.type : compute();
   return {axes.count, statistics_sizes_, rows(), shown, compute()};
@@ -94,8 +93,8 @@ void Call::check_parameter(const char* name, const Tensor& parameter, DataType* 
   const int64_t count = axes.normalized_sizes(view.sizes, normalized);
   check(given.has_sizes(count, normalized),
         ("Expected " + std::string(name) + " to be of same shape as normalized_shape, but got " +
-         name + " of shape " + text_of(given.axes, given.sizes) +
-         " and normalized_shape = " + text_of(count, normalized))
+         name + " of shape " + text_of(given.axes, given.sizes) + " and normalized_shape = " +
+         text_of(count, normalized) + ": pass a " + name + " of the normalized shape")
             .c_str());
   *type = given.type;
 }
@@ -128,8 +127,8 @@ ForwardResults run_forward(Call& call, bool for_aten) {
   const Tensor weight = contiguous(std::move(call.weight), problem.parameter_type);
   const Tensor bias = contiguous(std::move(call.bias), problem.parameter_type);
   if (weight) problem.weight = weight.view().data;
-  const Collapsed x = Collapsed::to_read(call.x, call.order, problem.type);
-  const Collapsed y = Collapsed::to_write(results.y, call.order, problem.type);
+  const Collapsed x = Collapsed::to_read(call.x, call.order);
+  const Collapsed y = Collapsed::to_write(results.y, call.order);
   problem.x = x.array();
   Forward job = {problem, bias ? bias.view().data : nullptr, y.array()};
   check_memory(forward(job, parallel_for()));
@@ -166,10 +165,10 @@ BackwardResults run_backward(Call& call, const Tensor& dy, Tensor (&saved)[3],
   }
   const Tensor weight = contiguous(std::move(call.weight), problem.parameter_type);
   if (weight) problem.weight = weight.view().data;
-  const Collapsed x = Collapsed::to_read(call.x, call.order, problem.type);
-  const Collapsed collapsed_dy = Collapsed::to_read(dy, call.order, problem.type);
+  const Collapsed x = Collapsed::to_read(call.x, call.order);
+  const Collapsed collapsed_dy = Collapsed::to_read(dy, call.order);
   Collapsed dx;
-  if (need[0]) dx = Collapsed::to_write(results.dx, call.order, problem.type);
+  if (need[0]) dx = Collapsed::to_write(results.dx, call.order);
   problem.x = x.array();
   Backward job = {};
   job.problem = problem;

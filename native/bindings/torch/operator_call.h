@@ -9,12 +9,12 @@ namespace layernorm::torch {
 // What the forward and the backward of each operator have in common.
 struct Call {
   Tensor x, weight, bias;  // weight, bias: may be absent
+  View view;               // of x
   Axes axes;
   Problem problem = {};
-  View view;  // of x
   Order order;
 
-  // Fills in all but the first three and axes. Raises PyTorch's RuntimeError.
+  // Fills in order, and problem's types and shape. Raises PyTorch's RuntimeError.
   void check_tensors();
   bool is_empty() const { return view.elements() == 0; }
   DataType compute() const { return compute_type(problem.type); }
@@ -24,7 +24,7 @@ struct Call {
   Tensor empty_as_x(bool contiguous) const;
   Tensor empty_parameter() const;
   Tensor empty_statistics(DataType type) const;
-  SavedRows saved_rows(bool for_aten);
+  SavedRows saved_rows(bool for_aten) const;
   // A mean, rstd or residual that was saved, as the kernels read it.
   Tensor statistics(Tensor given) const;
 

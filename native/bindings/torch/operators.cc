@@ -24,7 +24,8 @@ void take_definition(Arguments& take, bool centered, Call& call, bool* need = nu
   call.problem.eps = take.number();
   call.problem.zero_centered_weight = take.flag();
   if (need) take.flags(need, needs);
-  call.axes = axes_of(given, count, call.x.view().axes);
+  call.view = call.x.view();
+  call.axes = axes_of(given, count, call.view.axes);
 }
 
 constexpr char kLayerNorm[] =
@@ -111,7 +112,8 @@ void native_layer_norm(Value* stack, uint64_t, uint64_t) {
   const int64_t count = take.list(normalized_shape);
   call.weight = take.optional_tensor();
   call.bias = take.optional_tensor();
-  call.axes = trailing_axes(normalized_shape, count, call.x.view());
+  call.view = call.x.view();
+  call.axes = trailing_axes(normalized_shape, count, call.view);
   call.problem.centered = true;
   call.problem.eps = take.number();
   ForwardResults results = run_forward(call, true);
@@ -136,7 +138,8 @@ void native_layer_norm_backward(Value* stack, uint64_t, uint64_t) {
   call.bias = take.optional_tensor();
   bool need[3];
   take.flags(need, 3);
-  call.axes = trailing_axes(normalized_shape, count, call.x.view());
+  call.view = call.x.view();
+  call.axes = trailing_axes(normalized_shape, count, call.view);
   call.problem.centered = true;
   BackwardResults results = run_backward(call, dy, saved, need, true);
   stack[0] = result(need[0] ? std::move(results.dx) : undefined());

@@ -30,8 +30,7 @@ View Tensor::view() const {
   check(c_api.aoti_torch_get_dtype(handle(), &type));
   if (device != c_api.aoti_torch_device_type_cpu() || layout != c_api.aoti_torch_layout_strided())
     return view;
-  for (const DataType each :
-       {DataType::float32, DataType::float64, DataType::bfloat16, DataType::float16}) {
+  for (const DataType each : kDataTypes) {
     if (scalar_type(each) != type) continue;
     view.is_served = true;
     view.type = each;
@@ -94,27 +93,26 @@ Tensor contiguous(Tensor given, DataType type) {
   return copy;
 }
 
-bool Collapsed::collapse(const View& view, const Order& order, DataType type, void* data) {
+bool Collapsed::collapse(const View& view, const Order& order, void* data) {
   array_.data = data;
   if (order.collapse(view.sizes, view.strides, &array_)) return true;
   int64_t sizes[kMostAxes];
   order.apply(view.sizes, sizes);
-  copy_ = empty_contiguous(order.count, sizes, type);
+  copy_ = empty_contiguous(order.count, sizes, view.type);
   array_ = contiguous_array(copy_.data(), order.shape);
   return false;
 }
 
-Collapsed Collapsed::to_read(const Tensor& tensor, const Order& order, DataType type) {
+Collapsed Collapsed::to_read(const Tensor& tensor, const Order& order) {
   Collapsed result;
   const View view = tensor.view();
-  if (!result.collapse(view, order, type, view.data))
-    result.copy_.copy_from(tensor.in_order(order));
+  if (!result.collapse(view, order, view.data)) result.copy_.copy_from(tensor.in_order(order));
   return result;
 }
 
-Collapsed Collapsed::to_write(const Tensor& tensor, const Order& order, DataType type) {
+Collapsed Collapsed::to_write(const Tensor& tensor, const Order& order) {
   Collapsed result;
-  if (!result.collapse(tensor.view(), order, type, tensor.data()))
+  if (!result.collapse(tensor.view(), order, tensor.data()))
     result.target_ = tensor.in_order(order);
   return result;
 }

@@ -49,8 +49,8 @@ Tensor contiguous(Tensor given, DataType type);
 // copy. One that is read is copied at once, one that is written by flush().
 class Collapsed {
  public:
-  static Collapsed to_read(const Tensor& tensor, const Order& order, DataType type);
-  static Collapsed to_write(const Tensor& tensor, const Order& order, DataType type);
+  static Collapsed to_read(const Tensor& tensor, const Order& order);
+  static Collapsed to_write(const Tensor& tensor, const Order& order);
   const Array& array() const { return array_; }
   void flush() const {
     if (target_) target_.copy_from(copy_);
@@ -58,7 +58,7 @@ class Collapsed {
 
  private:
   // False where it takes a copy, which has been made, of undefined contents.
-  bool collapse(const View& view, const Order& order, DataType type, void* data);
+  bool collapse(const View& view, const Order& order, void* data);
 
   Array array_ = {};
   Tensor copy_, target_;

@@ -46,9 +46,7 @@ struct Batch {
   int64_t batch_axes, normalized_axes;
   Shape shape;  // of one problem
 
-  int64_t elements() const { return shape.outer * shape.cols * shape.inner; }
-  int64_t rows() const { return shape.outer * shape.inner; }
-  int64_t bytes(DataType type) const { return problems * elements() * size_of(type); }
+  int64_t bytes(DataType type) const { return problems * shape.elements() * size_of(type); }
   Array array(const Buffer* buffer) const;
   // The elements of a parameter, or of its gradient, from one problem to the next: 0 if they share
   // it.

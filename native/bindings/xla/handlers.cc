@@ -11,9 +11,6 @@
 namespace layernorm::xla {
 namespace {
 
-// A batch that reads and writes fewer bytes than this stays on the caller's thread.
-constexpr int64_t kFewBytes = 384 * 1024;
-
 // True if the frame asks for the handler's metadata, as XLA does when the handler is registered.
 bool answered_metadata(Frame* frame) {
   for (Extension* each = frame->extension; each; each = each->next) {
@@ -64,7 +61,7 @@ Status run_each(const Frame& frame, int64_t problems, int64_t bytes, const One& 
       if (status != Status::ok) to->status = status;
     }
   };
-  if (threads.count <= 1 || bytes < kFewBytes) {
+  if (threads.count <= 1 || bytes < 2 * threads.bytes_per_thread) {
     body(&call, 0, problems);
   } else {
     threads.run(threads.pool, problems, body, &call);
@@ -84,10 +81,11 @@ Array move(const Array& array, DataType type, int64_t elements) {
 // The problem at this index of the batch.
 Problem move(const Problem& problem, const Batch& batch, int64_t index, int64_t weight_stride) {
   Problem moved = problem;
-  moved.x = move(problem.x, problem.type, index * batch.elements());
+  moved.x = move(problem.x, problem.type, index * batch.shape.elements());
   moved.weight =
       at(const_cast<void*>(problem.weight), problem.parameter_type, index * weight_stride);
-  moved.statistics = move(problem.statistics, compute_type(problem.type), index * batch.rows());
+  moved.statistics =
+      move(problem.statistics, compute_type(problem.type), index * batch.shape.rows());
   return moved;
 }
 
@@ -121,7 +119,7 @@ struct ForwardCall : CallBuffers {
     const Forward job = {
         moved,
         at(data_of(bias), moved.parameter_type, bias_at),
-        move(batch.array(large), moved.type, index * batch.elements()),
+        move(batch.array(large), moved.type, index * batch.shape.elements()),
     };
     return forward(job, threads);
   }
@@ -147,7 +145,7 @@ struct BackwardCall : CallBuffers {
 
   Status run(const Problem& moved, const Batch& batch, int64_t index,
              const Threads& threads) const {
-    const int64_t elements = index * batch.elements(), cols = index * batch.shape.cols;
+    const int64_t elements = index * batch.shape.elements(), cols = index * batch.shape.cols;
     const Backward job = {
         moved,
         move(batch.array(dy), moved.type, elements),

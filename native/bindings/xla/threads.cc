@@ -58,7 +58,7 @@ int64_t count_threads(const Frame& frame) {
   return std::max(int64_t{1}, count);
 }
 
-// False where XLA refuses the task, or memory fails.
+// False where XLA refuses the task, or memory runs out.
 bool schedule(const Frame& frame, const std::shared_ptr<Shared>& shared) {
   auto* own = new (std::nothrow) std::shared_ptr<Shared>(shared);
   if (!own) return false;
