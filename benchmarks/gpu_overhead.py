@@ -36,9 +36,8 @@ def main() -> None:
     def both() -> tuple[torch.Tensor, ...]:
         return torch.autograd.grad(forward(), (x, weight, bias), dy)
 
-    native = mock.Mock(torch_try_forward=lambda *_: None)  # it declines a GPU's tensors
     with (
-        mock.patch.object(functional, "_native", native),
+        mock.patch.object(functional, "torch_try_forward", return_value=None),  # as for a GPU's
         mock.patch.object(gpu, "BYPASSING_DEVICES", ("cpu",)),
         mock.patch.object(gpu_forward, "launch", nothing),
         mock.patch.object(gpu_backward, "launch", nothing),

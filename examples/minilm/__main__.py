@@ -8,13 +8,14 @@ or, in the folder examples, with what `requirements.REMEDY` names installed: pyt
 import argparse
 import json
 
+from layernorm.cli.arguments import positive
 from minilm import requirements
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="minilm", description=__doc__.splitlines()[0])
-    parser.add_argument("--paragraphs", type=int, default=256, help="to embed (default 256)")
-    parser.add_argument("--steps", type=int, default=300, help="of fine-tuning (default 300)")
+    parser.add_argument("--paragraphs", type=positive, default=256, help="to embed (default 256)")
+    parser.add_argument("--steps", type=positive, default=300, help="of fine-tuning (default 300)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     options = parser.parse_args()
     if requirements.missing():

@@ -77,7 +77,7 @@ def _integers(given: object) -> tuple[int, ...] | None:
 
 
 def normalized_shape(shape: Sequence[int], axes: Sequence[int]) -> Shape:
-    """Return the shape of weight and bias: the sizes of the sorted, normalized axes."""
+    """Return the shape of weight and bias: the sizes of the normalized axes, which are sorted."""
     return tuple(shape[axis] for axis in axes)
 
 

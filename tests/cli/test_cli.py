@@ -78,8 +78,8 @@ def test_python_m_layernorm_check():
 
 def test_without_rich_the_tables_name_the_remedy_and_json_works():
     hide = "import sys; sys.modules['rich'] = None; from layernorm.cli import main; "
-    done = run_module(code=f"{hide} main(['info'])")
-    assert done.returncode != 0
+    done = run_module(code=f"{hide} sys.exit(main(['info']))")
+    assert done.returncode == 2
     assert "pip install 'layernorm[demo]'" in done.stderr
     done = run_module(code=f"{hide} main(['info', '--json'])")
     assert json.loads(done.stdout)["version"] == layernorm.__version__

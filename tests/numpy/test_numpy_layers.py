@@ -77,6 +77,20 @@ def test_a_layer_takes_the_fast_path_to_the_bits_of_the_general_one(
 
 
 @pytest.mark.parametrize("layer_type", [LayerNorm, RMSNorm])
+@pytest.mark.parametrize("x_shape", [(4,), (2, 4), (2, 3, 4), (2, 2, 3, 4)], ids=repr)
+@pytest.mark.parametrize("new", [(4,), (3, 4), (2, 3, 4)], ids=repr)
+def test_a_layer_follows_a_normalized_shape_that_was_set(layer_type, x_shape, new):
+    layer = layer_type((3, 4), elementwise_affine=False)
+    layer.normalized_shape = new
+    x = np.random.default_rng(1).normal(size=x_shape)
+    if x_shape[-len(new) :] == new:
+        assert layer(x).tobytes() == layer_type(new, elementwise_affine=False)(x).tobytes()
+    else:
+        with pytest.raises(ValueError, match="needs"):
+            layer(x)
+
+
+@pytest.mark.parametrize("layer_type", [LayerNorm, RMSNorm])
 def test_gradients_add_up_until_they_are_forgotten(layer_type):
     layer, x, dy = a_layer_and_batches(layer_type)
     layer(x)

@@ -6,7 +6,7 @@ from layernorm.cli.providers import FRONT_ENDS
 
 
 def add_measuring(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of what measures us beside peers."""
+    """Add the arguments of the commands that measure us beside peers."""
     parser.add_argument(
         "--peers",
         type=parse_names,

@@ -8,15 +8,25 @@ from typing import Any
 def compact_json(found: dict[str, Any]) -> str:
     """Write an entry a line, and each item of a list of dictionaries on a line of its own.
 
+    So too in an entry that is the report of a command.
+
     Infinity and NaN, which strict JSON does not have, become strings.
     """
-    entries = (f" {json.dumps(key)}: {_value(each)}" for key, each in found.items())
-    return "{\n" + ",\n".join(entries) + "\n}\n"
+    return _report(found, "") + "\n"
 
 
-def _value(value: Any) -> str:
+def _report(found: dict[str, Any], indent: str) -> str:
+    entries = (
+        f"{indent} {json.dumps(key)}: {_value(each, indent + ' ')}" for key, each in found.items()
+    )
+    return "{\n" + ",\n".join(entries) + f"\n{indent}}}"
+
+
+def _value(value: Any, indent: str) -> str:
+    if isinstance(value, dict) and "command" in value:
+        return _report(value, indent)
     if isinstance(value, list) and value and isinstance(value[0], dict):
-        return "[\n  " + ",\n  ".join(map(_line, value)) + "\n ]"
+        return "[\n" + ",\n".join(f"{indent} {_line(each)}" for each in value) + f"\n{indent}]"
     return _line(value)
 
 

@@ -14,14 +14,15 @@ if TYPE_CHECKING:
 def open_console(*, quiet: bool = False) -> "Console":
     """Return the console that tables go to; with `quiet`, it prints nothing.
 
-    Raises: SystemExit where rich is not installed, with the command that installs it.
+    Raises: ImportError where rich is not installed, with the command that installs it.
     """
     try:
         from rich.console import Console
     except ModuleNotFoundError:
-        raise SystemExit(
-            "layernorm: the tables are printed with rich, which is not installed: "
-            "pip install 'layernorm[demo]', or pass --json"
+        hint = "" if quiet else ", or pass --json"
+        raise ImportError(
+            "tables are printed with rich, which is not installed: "
+            f"pip install 'layernorm[demo]'{hint}"
         ) from None
     return Console(highlight=False, quiet=quiet)
 

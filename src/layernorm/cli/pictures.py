@@ -1,4 +1,4 @@
-"""How pictures are drawn and saved. Nothing else imports matplotlib."""
+"""How pictures are drawn and saved. Nothing else in `layernorm` imports matplotlib."""
 
 from pathlib import Path
 from typing import Any
@@ -7,13 +7,13 @@ from typing import Any
 def open_pyplot() -> Any:
     """Return matplotlib.pyplot, set to draw into files.
 
-    Raises: SystemExit where matplotlib is not installed, with the command that installs it.
+    Raises: ImportError where matplotlib is not installed, with the command that installs it.
     """
     try:
         import matplotlib
     except ModuleNotFoundError:
-        raise SystemExit(
-            "layernorm: pictures are drawn with matplotlib, which is not installed: "
+        raise ImportError(
+            "pictures are drawn with matplotlib, which is not installed: "
             "pip install 'layernorm[demo]'"
         ) from None
     matplotlib.use("Agg")

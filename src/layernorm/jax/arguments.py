@@ -16,7 +16,7 @@ Description = tuple[tuple[int, ...], Any]  # an array's shape and type
 
 
 def convert(name: str, type_name: str) -> str:
-    """Write how a user of JAX converts an array: the end of an error message."""
+    """Return the code that converts an array, for the end of an error message."""
     return f"{name}.astype(jnp.{type_name})"
 
 

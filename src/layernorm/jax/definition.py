@@ -18,7 +18,7 @@ class Definition(NamedTuple):
             inner) as in `spec.layout_of`.
         eps: added to the variance.
         centered: False for RMS norm.
-        zero_centered_weight: the weight stands for 1 + weight.
+        zero_centered_weight: multiply by 1 + weight.
         batch_axes: how many of x's first axes are a batch of calls. Weight and bias may have them
             too, before the normalized axes; their gradients always have them.
     """

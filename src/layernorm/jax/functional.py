@@ -32,11 +32,11 @@ def layer_norm(
         x: array, float16, bfloat16, float32 or (with jax_enable_x64) float64, of any shape.
         weight, bias: arrays with the normalized shape (x's sizes along `axis`, in x's order), or
             None. Of x's type, or both float32 for 16-bit x.
-        axis: int or ints; need not be the last, nor neighbors.
-        eps: added to the variance, in units of x squared. A number, not an array that is traced.
-        zero_centered_weight: the weight stands for 1 + weight; no effect without one.
+        axis: int or ints; need not be the last, nor adjacent.
+        eps: added to the variance, in units of x squared. A number, not a traced array.
+        zero_centered_weight: multiply by 1 + weight; no effect without a weight.
     Returns: y, with x's shape and type.
-    Raises: ValueError for shapes, axes and eps; TypeError for types. When the call is traced.
+    Raises: while the call is traced, ValueError for shapes, axes and eps, TypeError for types.
     Source: Ba, Kiros and Hinton 2016, arXiv:1607.06450.
     """
     options = {"axis": axis, "eps": eps, "zero_centered_weight": zero_centered_weight}

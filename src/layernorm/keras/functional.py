@@ -25,9 +25,9 @@ def layer_norm(
         x: a tensor of the backend, or a symbolic one: float16, bfloat16, float32 or float64.
         weight, bias: tensors or variables with the normalized shape (x's sizes along `axis`, in
             x's order), or None. Of x's type, or both float32 for 16-bit x.
-        axis: int or ints; need not be the last, nor neighbors.
+        axis: int or ints; need not be the last, nor adjacent.
         eps: added to the variance, in units of x squared.
-        zero_centered_weight: the weight stands for 1 + weight; no effect without one.
+        zero_centered_weight: multiply by 1 + weight; no effect without a weight.
     Returns: y, with x's shape and type.
     Raises: the errors of the backend's front end for shapes, axes and types.
     Source: Ba, Kiros and Hinton 2016, arXiv:1607.06450.
@@ -73,17 +73,20 @@ class Norm(keras.Operation):
         name: str | None = None,
     ) -> None:
         super().__init__(name=name)
-        self.axis = axis
-        self.options: dict[str, Any] = {"eps": eps, "centered": centered}
-        self.options["zero_centered_weight"] = zero_centered_weight
+        self.options: dict[str, Any] = {
+            "axis": axis,
+            "eps": eps,
+            "centered": centered,
+            "zero_centered_weight": zero_centered_weight,
+        }
 
     def call(self, x: Any, weight: Any = None, bias: Any = None) -> Any:
         """Return y."""
-        return norm(x, weight, bias, axis=self.axis, **self.options)
+        return norm(x, weight, bias, **self.options)
 
     def compute_output_spec(self, x: Any, weight: Any = None, bias: Any = None) -> Any:
         """Return y's shape and type."""
-        axes = spec.normalize_axes(self.axis, len(x.shape))
+        axes = spec.normalize_axes(self.options["axis"], len(x.shape))
         for name, parameter in (("weight", weight), ("bias", bias)):
             if parameter is not None:
                 spec.check_parameter(name, tuple(parameter.shape), tuple(x.shape), axes)

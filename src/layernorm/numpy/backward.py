@@ -55,7 +55,7 @@ def backward(
     if x.size == 0:
         return (np.empty(x.shape, arrays.native_type(x.dtype)) if need_dx else None), dweight, dbias
 
-    # Not in blocks of rows, as the forward: they would change the order of the sums over rows,
+    # Unlike the forward, not in blocks of rows: they would change the order of the sums over rows,
     # dweight and dbias. So an array that the kernel cannot read in place is copied whole.
     order = None
     if arrays.contiguous_view(x.shape, axes) is None:

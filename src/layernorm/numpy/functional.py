@@ -1,8 +1,8 @@
 """Layer norm and RMS norm of NumPy arrays, forward and backward.
 
-Each function tries the fast path, the compiled module's `try_` functions, and leaves what they
-return None for to the general path, which takes the same arguments. `layer_norm` and `rms_norm` do
-so themselves: one more Python call is a tenth of their time on a small array.
+Each function calls a `try_` function of the compiled module, the fast path. If that returns None,
+it calls the general path with the same arguments. `layer_norm` and `rms_norm` do so in their own
+bodies: one more Python call is a tenth of their time on a small array.
 """
 
 from typing import SupportsFloat

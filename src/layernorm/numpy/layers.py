@@ -73,13 +73,16 @@ class _Norm:
         self._saved: tuple[Array, StatsFields] | None = None
 
     def __call__(self, x: npt.ArrayLike) -> Array:
-        """Return y, and keep x (not a copy of it) and its statistics for `backward`."""
+        """Return y, and keep x (not a copy of it) and its statistics for `backward`.
+
+        Raises: ValueError for x's shape, TypeError for its type.
+        """
         if type(x) is not np.ndarray:
             x = arrays.as_array("x", x)
-        axes = self._axes
-        if x.shape[axes[0] :] != self.normalized_shape:  # a wrong x, or it was set to another shape
-            spec.check_trailing(repr(self), self.normalized_shape, x.shape)
-            axes = tuple(range(-len(self.normalized_shape), 0))
+        axes, shape = self._axes, self.normalized_shape
+        if x.shape[axes[0] :] != shape or len(axes) != len(shape):  # x is wrong, or shape was set
+            spec.check_trailing(repr(self), shape, x.shape)
+            axes = tuple(range(-len(shape), 0))
         weight, bias = self.weight, self.bias
         y, fields = norm_forward(
             x,
@@ -95,7 +98,10 @@ class _Norm:
         return y
 
     def backward(self, dy: npt.ArrayLike) -> Array:
-        """Return dx for the x of the last call, and add to the parameters' gradients."""
+        """Return dx for the x of the last call, and add to the parameters' gradients.
+
+        Raises: ValueError before any call and for dy's shape, TypeError for its type.
+        """
         if self._saved is None:
             raise ValueError(
                 f"backward was called before any forward of {self!r}, expected a forward first: "

@@ -35,7 +35,7 @@ def define_unchecked(
     axis: int, eps: float, centered: bool, zero_centered_weight: bool
 ) -> Definition:
     """Define a call over one axis, without a check that x has it: the kernel checks that."""
-    return Definition((axis,), spec.check_eps(eps), centered, zero_centered_weight)
+    return Definition((axis,), spec.check_eps(eps), centered, bool(zero_centered_weight))
 
 
 def define(
@@ -49,7 +49,7 @@ def define(
         axes = tuple(each - 254 if each >= 127 else each for each in given)
     else:
         axes = tuple(each - rank for each in spec.normalize_axes(axis, rank))
-    return Definition(axes, spec.check_eps(eps), centered, zero_centered_weight)
+    return Definition(axes, spec.check_eps(eps), centered, bool(zero_centered_weight))
 
 
 def check(

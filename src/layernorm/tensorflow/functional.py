@@ -28,9 +28,9 @@ def layer_norm(
             its shape may be partly or wholly unknown.
         weight, bias: tensors or variables with the normalized shape (x's sizes along `axis`, in
             x's order), or None. Of x's type, or both float32 for 16-bit x.
-        axis: int or ints; need not be the last, nor neighbors.
+        axis: int or ints; need not be the last, nor adjacent.
         eps: added to the variance, in units of x squared.
-        zero_centered_weight: the weight stands for 1 + weight; no effect without one.
+        zero_centered_weight: multiply by 1 + weight; no effect without a weight.
     Returns: y, with x's shape and type.
     Raises: ValueError for shapes, axes and eps; TypeError for types; for shapes that are unknown
         until the graph runs, tf.errors.InvalidArgumentError.
@@ -73,7 +73,7 @@ def _norm(
     if not isinstance(x, tf.Tensor):
         x = tf.convert_to_tensor(x)
     if tf.executing_eagerly() and type(axis) is int and type(eps) is float and c_api.serves():
-        definition = arguments.define_unchecked(axis, eps, centered, bool(zero_centered_weight))
+        definition = arguments.define_unchecked(axis, eps, centered, zero_centered_weight)
         y = operators.try_forward(x, weight, bias, definition)
         if y is not None:
             return y

@@ -22,8 +22,9 @@ class Acceleration:
 
     def undo(self) -> None:
         """Restore PyTorch's own kernels, unless another `accelerate` is still active."""
-        if self._active:
-            self._active = False
+        with _lock:
+            was_active, self._active = self._active, False
+        if was_active:
             _change(-1)
 
     def __enter__(self) -> "Acceleration":

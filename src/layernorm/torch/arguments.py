@@ -132,6 +132,7 @@ def check_parameters(
 
     Raises: RuntimeError.
     """
+    mixed = f"mixed dtype ({x.device.type.upper()})"  # as PyTorch's own error begins
     for name, given in (("weight", weight), ("bias", bias)):
         if given is not None and tuple(given.shape) != tuple(normalized_shape):
             raise RuntimeError(
@@ -143,12 +144,12 @@ def check_parameters(
             allowed = spec.parameter_types(type_name(x.dtype))
             if type_name(given.dtype) not in allowed:
                 raise RuntimeError(
-                    f"mixed dtype (CPU): expected {name} of type {' or '.join(allowed)} for an "
+                    f"{mixed}: expected {name} of type {' or '.join(allowed)} for an "
                     f"input of type {type_name(x.dtype)}, but got {type_name(given.dtype)}: "
                     f"pass {name}.to(torch.{allowed[-1]})"
                 )
     if weight is not None and bias is not None and weight.dtype != bias.dtype:
         raise RuntimeError(
-            f"mixed dtype (CPU): weight has type {type_name(weight.dtype)} and bias "
+            f"{mixed}: weight has type {type_name(weight.dtype)} and bias "
             f"{type_name(bias.dtype)}, expected one type for both: pass bias.to(weight.dtype)"
         )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch._decomp import register_decomposition
 
-from layernorm.torch import derivatives, operators
+from layernorm.torch import arguments, derivatives, operators
 from layernorm.torch.arguments import Definition
 from layernorm.torch.signatures import forward_operators
 
@@ -43,7 +43,7 @@ def _forward(
     if definition.centered:
         mean = x.to(rstd.dtype).mean(definition.axes, keepdim=True)
         statistics = [mean, rstd, mean - mean]
-    dtype = operators.compute_type(x)
+    dtype = arguments.compute_type(x.dtype)
     return y_of(x, weight, bias, definition), *[each.to(dtype) for each in statistics]
 
 

@@ -42,7 +42,8 @@ def layer_norm(
             first. Neither that nor channels_last memory requires a copy.
     Returns: y, with x's shape and type; contiguous, like PyTorch's, or with `axis` in x's memory
         format.
-    Raises: RuntimeError for shapes and types, IndexError if an axis is out of range.
+    Raises: RuntimeError for shapes and types, IndexError if an axis is out of range,
+        TypeError if it is not an int.
     Source: Ba, Kiros and Hinton 2016, arXiv:1607.06450.
     """
     if axis is None and not is_dynamo_compiling():

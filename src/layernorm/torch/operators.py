@@ -53,11 +53,6 @@ def backward(
 # ---- shapes, types and strides, for tensors without data
 
 
-def compute_type(x: Tensor) -> torch.dtype:
-    """Return the type of the statistics of x."""
-    return arguments.compute_type(x.dtype)
-
-
 def empty_as(x: Tensor) -> Tensor:
     """Allocate y or dx: with x's strides if x is dense, else contiguous."""
     if x.is_contiguous() or x.numel() == 0 or not _is_dense(x.shape, x.stride()):
@@ -67,7 +62,7 @@ def empty_as(x: Tensor) -> Tensor:
 
 def _empty_statistics(x: Tensor, axes: Axes) -> Tensor:
     sizes = [1 if each - x.dim() in axes else size for each, size in enumerate(x.shape)]
-    return x.new_empty(sizes, dtype=compute_type(x))
+    return x.new_empty(sizes, dtype=arguments.compute_type(x.dtype))
 
 
 def _empty_parameter(x: Tensor, axes: Axes, dtype: torch.dtype) -> Tensor:

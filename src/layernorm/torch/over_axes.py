@@ -30,8 +30,8 @@ def layer_norm(
 
     Args: as in `layernorm.layer_norm`: x, weight, bias, axis, eps, out, zero_centered_weight.
     Returns: y, or `out` with y in it.
-    Raises: RuntimeError for shapes and types, IndexError if an axis is out of range, ValueError and
-        TypeError for eps.
+    Raises: RuntimeError for shapes and types, IndexError if an axis is out of range, TypeError for
+        an axis that is not an int, ValueError and TypeError for eps.
     Source: Ba, Kiros and Hinton 2016, arXiv:1607.06450.
     """
     if out is None and not is_dynamo_compiling():
@@ -54,8 +54,8 @@ def rms_norm(
 
     Args: as in `layernorm.rms_norm`: x, weight, axis, eps, out, zero_centered_weight.
     Returns: y, or `out` with y in it.
-    Raises: RuntimeError for shapes and types, IndexError if an axis is out of range, ValueError and
-        TypeError for eps.
+    Raises: RuntimeError for shapes and types, IndexError if an axis is out of range, TypeError for
+        an axis that is not an int, ValueError and TypeError for eps.
     Source: Zhang and Sennrich 2019, arXiv:1910.07467.
     """
     if out is None and not is_dynamo_compiling():

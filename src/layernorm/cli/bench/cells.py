@@ -35,7 +35,7 @@ class Cell:
 
     @property
     def section(self) -> str:
-        """The heading of the cell's table: what is not the usual is named."""
+        """The heading of the cell's table; settings are named where they are not the usual ones."""
         return ", ".join(
             [
                 f"{self.direction} {self.type}",

@@ -6,6 +6,7 @@ from pathlib import Path
 from layernorm.cli.arguments import add_measuring, positive
 from layernorm.cli.bench.cells import PLANS
 from layernorm.cli.bench.measure import measure
+from layernorm.cli.bench.plot import plot_times
 from layernorm.cli.bench.results import Report
 from layernorm.cli.bench.stored import as_dict
 from layernorm.cli.compact_json import compact_json
@@ -57,16 +58,14 @@ def run(options: argparse.Namespace) -> int:
     console = None if options.json else open_console()
     with progress_bar(console) as progress:
         report = measure_as_told(options, progress)
-    if options.plot is not None:
-        from layernorm.cli.bench.plot import plot_times
-
-        plot_times(report.results, options.plot)
     if console is None:
         print(compact_json(as_dict(report)), end="")
     else:
         from layernorm.cli.bench.tables import print_report
 
         print_report(report, console)
-        if options.plot is not None:
+    if options.plot is not None:
+        plot_times(report.results, options.plot)
+        if console is not None:
             console.print(f"drawn in {options.plot}")
     return 0 if report.is_right else 1

@@ -57,7 +57,7 @@ def measure(
         repeats: samples of each cell, fewer of calls longer than 0.1 s. None: 30, and 15 in the
             quick plan.
         front_end: which of ours is timed, one of `FRONT_ENDS`.
-        progress: called after each step.
+        progress: called before each step.
     Raises: MissingPeersError; ImportError without the front end's framework; ValueError for an
         unknown peer, or if no cell is left.
     """

@@ -87,7 +87,7 @@ def print_summary(report: Report, console: "Console") -> None:
     """Print our speed in each section, and the verdict."""
     found = summarize(report.results)
     several = len({each.threads for each in found}) > 1
-    headings = ["times as fast as the fastest peer", "mean", "worst", "in", "peer"]
+    headings = ["times as fast as the fastest peer", "mean", "worst", "worst in", "its peer"]
     rows = [
         [each.section + (f", {_threads(each.threads)}" if several else ""),
          f"{each.geometric_mean:.2f}", f"{each.worst:.2f}",

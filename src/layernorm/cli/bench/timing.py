@@ -30,7 +30,7 @@ sixth call."""
 LONG_CALL_SECONDS = 0.1
 LONG_WORK_SECONDS = 1.5
 FEWEST_REPEATS = 5
-"""A call longer than the first is repeated for the second, and at least the third times."""
+"""Longer calls than LONG_CALL_SECONDS have about LONG_WORK_SECONDS, for FEWEST_REPEATS or more."""
 
 
 def interleave(

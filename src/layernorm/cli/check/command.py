@@ -4,6 +4,7 @@ import argparse
 
 from layernorm.cli.arguments import add_measuring
 from layernorm.cli.check.measure import measure
+from layernorm.cli.check.stored import as_dict
 from layernorm.cli.compact_json import compact_json
 from layernorm.cli.console import open_console, progress_bar
 
@@ -28,7 +29,7 @@ def run(options: argparse.Namespace) -> int:
             progress=progress,
         )
     if console is None:
-        print(compact_json(report.as_dict()), end="")
+        print(compact_json(as_dict(report)), end="")
     else:
         from layernorm.cli.check.tables import print_report
 

@@ -40,7 +40,7 @@ def measure(
         peers: their names; None: all that are installed.
         threads: for every provider; None: all usable processors.
         front_end: which of ours is measured, one of `FRONT_ENDS`.
-        progress: called after each step.
+        progress: called before each step.
     Raises: MissingPeersError; ImportError without the front end's framework; ValueError for an
         unknown peer.
     """

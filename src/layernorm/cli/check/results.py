@@ -1,6 +1,6 @@
 """The results of `layernorm check`."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -51,18 +51,3 @@ class Report:
     def holds(self) -> bool:
         """Whether we keep the contract."""
         return all(each.holds for each in self.ours) and all(each.holds for each in self.promises)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the whole in values that JSON can hold."""
-        return {
-            "command": "check",
-            "version": self.version,
-            "holds": self.holds,
-            "machine": self.machine,
-            "versions": self.versions,
-            "missing_peers": self.missing,
-            "failed_peers": self.failures,
-            "ours": [{**asdict(each), "holds": each.holds} for each in self.ours],
-            "promises": [{**asdict(each), "holds": each.holds} for each in self.promises],
-            "peers": [asdict(each) for each in self.peers],
-        }

@@ -43,7 +43,7 @@ def print_report(report: Report, console: "Console") -> None:
 
 def print_summary(report: Report, console: "Console") -> None:
     """Print the worst errors in each type, and the verdict."""
-    headings = ["worst error in ulp", "y", "dx", "dweight, dbias", "y of the worst peer"]
+    headings = ["worst ulp", "y", "dx", "dweight, dbias", "worst peer's y"]
     rows = []
     for each in summarize(report):
         ours = (each.y, each.dx, each.parameters)
@@ -54,7 +54,11 @@ def print_summary(report: Report, console: "Console") -> None:
 
 
 def _within_bound(worst: Measurement | None) -> str:
-    return "-" if worst is None else f"{_number(worst.error)} <= {worst.bound:g}"
+    return (
+        "-"
+        if worst is None
+        else f"{_number(worst.error)} {'<=' if worst.holds else '>'} {worst.bound:g}"
+    )
 
 
 def _print_ours(

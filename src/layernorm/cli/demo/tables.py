@@ -1,4 +1,4 @@
-"""What `layernorm demo` prints about the training, and in short about check and bench."""
+"""What `layernorm demo` prints: the training, other frameworks beside it, the snippets."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ def print_title(text: str, console: "Console") -> None:
 
 
 def print_data(data: digits.Digits, console: "Console") -> None:
-    """Print what is trained on what."""
+    """Print the sizes of the data and of the network."""
     console.print(
         f"{len(data.train_images)} images to train on, {len(data.test_images)} to test; "
         f"linear layers {'-'.join(map(str, digits.SIZES))}, each but the last followed by "

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from layernorm.torch import operators
+from layernorm.torch import arguments, operators
 from layernorm.torch.arguments import Definition
 from layernorm.torch.gpu import long_rows, views
 from layernorm.torch.gpu.launch import launch, multiprocessors
@@ -110,7 +110,7 @@ class Backward:
         """Allocate (4, rows) where dweight and dbias take a kernel of their own."""
         if self.tile is not None and (self.tile.has_sums or not self.need_sums):
             return None
-        return self.x.new_empty((4, self.order.rows), dtype=operators.compute_type(self.x))
+        return self.x.new_empty((4, self.order.rows), dtype=arguments.compute_type(self.x.dtype))
 
     def _empty_sums(self, programs: int) -> list[Tensor | None]:
         return [

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from layernorm.torch import operators
+from layernorm.torch import arguments, operators
 from layernorm.torch.arguments import Definition
 from layernorm.torch.gpu import long_rows, views
 from layernorm.torch.gpu.launch import launch
@@ -69,7 +69,7 @@ def _empty_statistics(
 ) -> list[Tensor | None]:
     if not save:
         return [None, None, None]
-    rstd = x.new_empty(order.rows, dtype=operators.compute_type(x))
+    rstd = x.new_empty(order.rows, dtype=arguments.compute_type(x.dtype))
     if x.numel() == 0:  # rows without elements: the statistics that PyTorch returns
         rstd.fill_(float("nan"))
     if not definition.centered:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from layernorm.torch import operators
+from layernorm.torch import arguments
 from layernorm.torch.arguments import Definition
 from layernorm.torch.gpu.launch import launch
 from layernorm.torch.gpu.views import AxisOrder, View
@@ -107,7 +107,7 @@ def _groups(
     tiles = order.tiles_of(tile.rows)
     size = min(tiles, launch_config.tiles_in_group(cols, itemsize * arrays_read, tile))
     shape = (size, tile.blocks, tile.rows)
-    largest = x.tensor.new_empty(shape, dtype=operators.compute_type(x.tensor))
+    largest = x.tensor.new_empty(shape, dtype=arguments.compute_type(x.tensor.dtype))
     sums = x.tensor.new_empty((3, *shape), dtype=torch.float64)
     partials = Partials(largest, *sums.unbind(0))
     for first in range(0, tiles, size):
@@ -165,7 +165,9 @@ def backward(
         dx, normalizer: None where not needed.
     """
     if normalizer is None:
-        normalizer = x.tensor.new_empty((4, order.rows), dtype=operators.compute_type(x.tensor))
+        normalizer = x.tensor.new_empty(
+            (4, order.rows), dtype=arguments.compute_type(x.tensor.dtype)
+        )
     for group in _groups(x, order, definition, arrays_read=2):
         _launch_normalizer(group, statistics, eps, normalizer)
         if dx is not None:

@@ -20,7 +20,7 @@ from layernorm.triton import launch_config
 # Whether autocast widens PyTorch's own rms_norm, as it does from PyTorch 2.12 on.
 WIDENS_RMS_NORM = torch._C._dispatch_has_kernel_for_dispatch_key("aten::rms_norm", "AutocastCUDA")
 
-# Devices of which an eager call may bypass the dispatcher.
+# Devices on which eager calls may bypass the dispatcher.
 BYPASSING_DEVICES = ("cuda",)
 
 
@@ -47,12 +47,12 @@ def native_layer_norm(
     eps: float,
 ) -> tuple[Tensor, ...]:
     """Run `aten::native_layer_norm`: y, mean and rstd."""
-    from layernorm.torch.gpu import forward
+    from layernorm.torch.gpu.forward import forward as launch_forward
 
     definition = Definition(arguments.axes_of(x, normalized_shape, None), eps)
     _check(x, weight, bias, definition)
     with _on_device_of(x):
-        y, mean, rstd, _ = forward.forward(x, weight, bias, definition, contiguous=True)
+        y, mean, rstd, _ = launch_forward(x, weight, bias, definition, contiguous=True)
     assert mean is not None
     assert rstd is not None
     return y, mean, rstd
@@ -72,14 +72,14 @@ def native_layer_norm_backward(
 
     The operator passes neither eps nor the residual of the mean, which is recomputed.
     """
-    from layernorm.torch.gpu import backward
+    from layernorm.torch.gpu.backward import Backward
 
     definition = Definition(arguments.axes_of(x, normalized_shape, None), eps=0.0)
     _check(x, weight, bias, definition)
     dtype = operators.parameter_type(x, weight, bias)
     given = (dy, x, weight, dtype, definition, need, (mean, rstd, None))
     with _on_device_of(x):
-        return backward.Backward(*given, knows_eps=False, contiguous=True).run()
+        return Backward(*given, knows_eps=False, contiguous=True).run()
 
 
 def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None, definition: Definition) -> None:
@@ -139,15 +139,15 @@ def forward(
     *,
     save: bool = True,
 ) -> tuple[Tensor, ...]:
-    """Return y and, if `save`, the statistics, as `operators.forward` does: the operators' kernel.
+    """Return y and, if `save`, the statistics, as `operators.forward` does.
 
-    Eager calls that bypass the dispatcher call it too.
+    The operators' GPU kernel; eager calls that bypass the dispatcher call it directly.
     """
-    from layernorm.torch.gpu import forward
+    from layernorm.torch.gpu.forward import forward as launch_forward
 
     _check(x, weight, bias, definition)
     with torch._C._AutoDispatchBelowAutograd(), _on_device_of(x):
-        results = forward.forward(x, weight, bias, definition, save=save)
+        results = launch_forward(x, weight, bias, definition, save=save)
     return tuple(each for each in results if each is not None)
 
 
@@ -160,11 +160,11 @@ def backward(
     need: Sequence[bool],
     statistics: Sequence[Tensor],
 ) -> tuple[Tensor, ...]:
-    """Return the gradients, as `operators.backward` does: the kernel of the operators.
+    """Return the gradients, as `operators.backward` does.
 
-    Eager calls that bypass the dispatcher call it too.
+    The operators' GPU kernel; eager calls that bypass the dispatcher call it directly.
     """
-    from layernorm.torch.gpu import backward
+    from layernorm.torch.gpu.backward import Backward
 
     _check(x, weight, bias, definition)
     if dy.shape != x.shape or dy.dtype != x.dtype:
@@ -181,7 +181,7 @@ def backward(
     saved = statistics if definition.centered else (None, *statistics, None)
     dtype = operators.parameter_type(x, weight, bias)
     with torch._C._AutoDispatchBelowAutograd(), _on_device_of(x):
-        call = backward.Backward(dy, x, weight, dtype, definition, need[:count], saved)
+        call = Backward(dy, x, weight, dtype, definition, need[:count], saved)
         results = call.run()[:count]
     return tuple(operators.nothing(x) if each is None else each for each in results)
 
