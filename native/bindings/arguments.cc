@@ -42,7 +42,7 @@ bool Integers::append(PyObject* object, Accepted accepted) {
   return overflow == 0;
 }
 
-int Integers::count_if_last(int64_t ndim) const {
+int Integers::count_if_last_axes(int64_t ndim) const {
   if (count > ndim) return 0;
   uint64_t seen = 0;
   for (Py_ssize_t at = 0; at < count; ++at) {

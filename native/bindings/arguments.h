@@ -5,12 +5,17 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include <algorithm>
+
 #include "layout.h"
 
 namespace layernorm::python {
 
 // False, with a TypeError, for another number of arguments than the function takes.
 bool has_count(const char* name, Py_ssize_t count, Py_ssize_t expected);
+
+// How a call names the normalized axes: by the sizes of x's last axes, or by axes.
+enum class Over { normalized_shape, axes };
 
 // An int, or a tuple or list of ints (and, where asked, of NumPy integers): axes, or sizes.
 struct Integers {
@@ -19,8 +24,15 @@ struct Integers {
 
   enum class Accepted { ints, numpy_integers_too };
   bool take(PyObject* object, Accepted accepted);
-  // Axes: how many they are, if they are the last of `ndim`, in any order, else 0.
-  int count_if_last(int64_t ndim) const;
+  // How many they are, if they are the last of `ndim` axes, in any order, else 0.
+  int count_if_last_axes(int64_t ndim) const;
+  // How many they are, if they are the last of these sizes, else 0.
+  template <class Size>
+  int count_if_last_sizes(int64_t ndim, const Size* sizes) const {
+    return count <= ndim && std::equal(value, value + count, sizes + ndim - count)
+               ? static_cast<int>(count)
+               : 0;
+  }
 
  private:
   bool append(PyObject* object, Accepted accepted);

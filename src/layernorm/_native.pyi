@@ -42,6 +42,19 @@ def try_forward_with_statistics(
 ) -> tuple[_Array, _Fields] | None:
     """Return (y, fields) where `try_forward` returns y: the statistics are `Stats(*fields)`."""
 
+def try_layer_forward(
+    x: object,
+    weight: object,
+    bias: object,
+    normalized_shape: object,
+    eps: object,
+    out: object,
+    centered: bool,
+    zero_centered_weight: bool,
+    /,
+) -> tuple[_Array, _Fields] | None:
+    """Do the same over x's last axes, None unless their sizes are `normalized_shape`."""
+
 def try_backward(
     dy: object,
     x: object,

@@ -15,6 +15,7 @@ namespace layernorm::numpy {
 namespace {
 
 using python::has_count;
+using python::Over;
 using python::Owned;
 using python::tuple_of;
 
@@ -117,18 +118,21 @@ struct ForwardCall {
   PyArrayObject* out = nullptr;
   PyArray_Descr* parameter_descr = nullptr;  // borrowed; null without a parameter
 
-  // arguments: x, weight, bias, axis, eps, out, centered, zero_centered_weight
-  bool take(PyObject* const* arguments) {
+  // arguments: x, weight, bias, axis or normalized_shape, eps, out, centered, zero_centered_weight
+  bool take(PyObject* const* arguments, Over over) {
     Problem& problem = job.problem;
-    python::Integers axes;
+    python::Integers given;
     if (!PyArray_CheckExact(arguments[0]) ||
-        !axes.take(arguments[3], python::Integers::Accepted::numpy_integers_too) ||
+        !given.take(arguments[3], python::Integers::Accepted::numpy_integers_too) ||
         !python::take_eps(arguments[4], problem) ||
         !python::take_flags(arguments[6], arguments[7], problem))
       return false;
-    const int ndim = PyArray_NDIM(reinterpret_cast<PyArrayObject*>(arguments[0]));
+    auto* x = reinterpret_cast<PyArrayObject*>(arguments[0]);
+    const int axes = over == Over::axes
+                         ? given.count_if_last_axes(PyArray_NDIM(x))
+                         : given.count_if_last_sizes(PyArray_NDIM(x), PyArray_DIMS(x));
     PyArrayObject *weight = nullptr, *bias = nullptr;
-    if (!rows.take(arguments[0], axes.count_if_last(ndim), problem)) return false;
+    if (!rows.take(arguments[0], axes, problem)) return false;
     DataType weight_type = problem.type, bias_type = problem.type;
     if (!rows.take_parameter(arguments[1], problem.type, &weight, &weight_type) ||
         !rows.take_parameter(arguments[2], problem.type, &bias, &bias_type) ||
@@ -157,22 +161,11 @@ struct ForwardCall {
   }
 };
 
-}  // namespace
-
-// (x, weight, bias, axis, eps, out, centered, zero_centered_weight) -> y
-PyObject* try_forward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  if (!has_count("try_forward", count, 8)) return nullptr;
+PyObject* try_forward_with_statistics(const char* name, PyObject* const* arguments,
+                                      Py_ssize_t count, Over over) {
+  if (!has_count(name, count, 8)) return nullptr;
   ForwardCall call;
-  if (!call.take(arguments)) Py_RETURN_NONE;
-  return call.run().release();
-}
-
-// The same arguments -> (y, (mean, rstd, residual, axes, eps, parameter_type)), the second the
-// fields of layernorm.numpy.Stats; mean and residual are None for RMS normalization.
-PyObject* try_forward_with_statistics(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  if (!has_count("try_forward_with_statistics", count, 8)) return nullptr;
-  ForwardCall call;
-  if (!call.take(arguments)) Py_RETURN_NONE;
+  if (!call.take(arguments, over)) Py_RETURN_NONE;
   Problem& problem = call.job.problem;
   OwnedArray rstd = call.rows.new_statistics(problem.type), mean, residual;
   if (problem.centered) {
@@ -190,6 +183,27 @@ PyObject* try_forward_with_statistics(PyObject*, PyObject* const* arguments, Py_
       {y.release(),
        tuple_of({mean.release_or_none(), rstd.release(), residual.release_or_none(), axes.release(),
                  PyFloat_FromDouble(problem.eps), parameter_type.release_or_none()})});
+}
+
+}  // namespace
+
+// (x, weight, bias, axis, eps, out, centered, zero_centered_weight) -> y
+PyObject* try_forward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  if (!has_count("try_forward", count, 8)) return nullptr;
+  ForwardCall call;
+  if (!call.take(arguments, Over::axes)) Py_RETURN_NONE;
+  return call.run().release();
+}
+
+// The same arguments -> (y, (mean, rstd, residual, axes, eps, parameter_type)), the second the
+// fields of layernorm.numpy.Stats; mean and residual are None for RMS normalization.
+PyObject* try_forward_with_statistics(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  return try_forward_with_statistics("try_forward_with_statistics", arguments, count, Over::axes);
+}
+
+// The same with normalized_shape, as a layer has it, instead of axis.
+PyObject* try_layer_forward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  return try_forward_with_statistics("try_layer_forward", arguments, count, Over::normalized_shape);
 }
 
 // (dy, x, mean, rstd, residual, weight, axes, eps, parameter_type, need_dx, need_dweight,

@@ -10,6 +10,7 @@ namespace layernorm::numpy {
 
 PyObject* try_forward(PyObject*, PyObject* const* arguments, Py_ssize_t count);
 PyObject* try_forward_with_statistics(PyObject*, PyObject* const* arguments, Py_ssize_t count);
+PyObject* try_layer_forward(PyObject*, PyObject* const* arguments, Py_ssize_t count);
 PyObject* try_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count);
 
 }  // namespace layernorm::numpy

@@ -1,10 +1,8 @@
 #include "fast_path_call.h"
 
-#include <algorithm>
 #include <initializer_list>
 #include <limits>
 
-#include "bindings/arguments.h"
 #include "bindings/owned.h"
 #include "c_api.h"
 
@@ -103,11 +101,9 @@ bool FastCall::take(PyObject* const* arguments, Over over, Problem& problem) {
   // x's view comes after take(), which may run Python code.
   if (!is_tensor(x_object) || !given.take(arguments[3], accepted) || !view_of(x_object, &x))
     return false;
-  axes = over == Over::axes ? given.count_if_last(x.axes) : given.count;
-  if (axes < 1 || axes > x.axes) return false;
-  if (over == Over::normalized_shape &&
-      !std::equal(given.value, given.value + axes, normalized_shape()))
-    return false;
+  axes = over == Over::axes ? given.count_if_last_axes(x.axes)
+                            : given.count_if_last_sizes(x.axes, x.sizes);
+  if (axes < 1) return false;
   for (int64_t at = 0; at < axes; ++at) cols *= normalized_shape()[at];
   problem.type = problem.parameter_type = x.type;
   if (!python::take_flags(arguments[5], arguments[6], problem)) return false;

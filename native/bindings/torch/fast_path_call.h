@@ -4,6 +4,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include "bindings/arguments.h"
 #include "dlpack.h"
 #include "view.h"
 
@@ -33,10 +34,9 @@ bool wants_gradient(PyObject* tensor);
 // zero_centered_weight.
 constexpr Py_ssize_t kFastPathArguments = 7;
 
-// How a call names the normalized axes. normalized_shape: x's last sizes, as in PyTorch; eps is then
-// a float, or None for RMS normalization. axes: as in layernorm's own functions, with eps as
-// python::take_eps() takes it.
-enum class Over { normalized_shape, axes };
+// Over normalized_shape, as in PyTorch, eps is a float, or None for RMS normalization; over axes, as in
+// layernorm's own functions, what python::take_eps() takes.
+using python::Over;
 
 struct FastCall {
   View x, weight, bias;  // weight, bias: without data where absent

@@ -7,9 +7,11 @@ import numpy as np
 import numpy.typing as npt
 
 from layernorm import spec
+from layernorm._native import try_layer_forward
 from layernorm.numpy import arrays
 from layernorm.numpy.arrays import Array
-from layernorm.numpy.functional import norm_backward, norm_forward
+from layernorm.numpy.forward import forward_with_statistics
+from layernorm.numpy.functional import norm_backward
 from layernorm.numpy.statistics import Stats, StatsFields
 
 
@@ -69,31 +71,23 @@ class _Norm:
         )
         has_bias = elementwise_affine and bias
         self.bias = Parameter(np.zeros(self.normalized_shape, dtype)) if has_bias else None
-        self._axes = tuple(range(-len(self.normalized_shape), 0))
-        self._saved: tuple[Array, StatsFields] | None = None
+        self._saved: tuple[npt.ArrayLike, StatsFields] | None = None
 
     def __call__(self, x: npt.ArrayLike) -> Array:
         """Return y, and keep x (not a copy of it) and its statistics for `backward`.
 
         Raises: ValueError for x's shape, TypeError for its type.
         """
-        if type(x) is not np.ndarray:
+        weight = None if self.weight is None else self.weight.data
+        bias = None if self.bias is None else self.bias.data
+        shape, eps, centered = self.normalized_shape, self.eps, self._centered
+        results = try_layer_forward(x, weight, bias, shape, eps, None, centered, False)
+        if results is None:
             x = arrays.as_array("x", x)
-        axes, shape = self._axes, self.normalized_shape
-        if x.shape[axes[0] :] != shape or len(axes) != len(shape):  # x is wrong, or shape was set
             spec.check_trailing(repr(self), shape, x.shape)
             axes = tuple(range(-len(shape), 0))
-        weight, bias = self.weight, self.bias
-        y, fields = norm_forward(
-            x,
-            None if weight is None else weight.data,
-            None if bias is None else bias.data,
-            axes,
-            self.eps,
-            None,
-            self._centered,
-            False,
-        )
+            results = forward_with_statistics(x, weight, bias, axes, eps, None, centered, False)
+        y, fields = results
         self._saved = x, fields
         return y
 
