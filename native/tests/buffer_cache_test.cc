@@ -14,18 +14,18 @@ using namespace layernorm::test;
 constexpr size_t kSizes[] = {kCachedFrom, kCachedFrom + 64, kCachedFrom + kCachedFrom / 5,
                              3 * kCachedFrom};
 
-constexpr int kThreads = 4;
+constexpr int kThreads = 4, kTurns = 4000;
 std::atomic<int> started{0};
 
 // Writes to both ends of its memory, which shows a buffer that is too short, or another thread's.
 void take_and_return(int thread) {
   ++started;
   while (started < kThreads) std::this_thread::yield();
-  for (int turn = 0; turn < 20000; ++turn) {
+  for (int turn = 0; turn < kTurns; ++turn) {
     const size_t bytes = kSizes[(thread + turn) % 4];
     auto* memory = static_cast<int*>(take_buffer(bytes));
     int* const last = memory + bytes / sizeof(int) - 1;
-    const int mark = thread * 20000 + turn;
+    const int mark = thread * kTurns + turn;
     *memory = *last = mark;
     if (turn % 16 == 0) std::this_thread::yield();
     CHECK(*memory == mark && *last == mark, "thread %d, turn %d: another wrote there", thread,
