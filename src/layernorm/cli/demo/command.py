@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import logging
 import os
 import time
 import warnings
@@ -61,7 +62,9 @@ def run(options: argparse.Namespace) -> int:
     Raises: ValueError for an unknown framework, ImportError for one that is not installed.
     """
     start = time.perf_counter()
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # keeps TensorFlow's messages out of ours
+    # Keeps TensorFlow's messages out of ours: those from C++, and those from Python.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
     console = open_console(quiet=options.json)
     frameworks, absent = _choose_frameworks(options.frameworks)
     runs = _train(frameworks, absent, options.epochs or EPOCHS, options.plot, console)
