@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from faults_of_ours import off_by_eight_ulp
 
 pytest.importorskip("rich")
 pytest.importorskip("sklearn")
@@ -11,6 +12,7 @@ pytest.importorskip("matplotlib")
 from layernorm.cli import main
 from layernorm.cli.bench import measure as bench_measure
 from layernorm.cli.check import measure as check_measure
+from layernorm.cli.compact_json import compact_json
 from layernorm.cli.demo.networks import find
 from layernorm.cli.demo.snippets import SNIPPETS, session
 
@@ -69,3 +71,27 @@ def test_demo_sums_up_check_and_bench(full, tiny_check, tiny_bench, capsys, tmp_
     assert "Faster than every peer in" in text
     assert ("peers: float32 y" in text) == full
     assert ("of a copy's speed" in text) == full
+
+
+@pytest.mark.parametrize("wrong_in", ["check", "bench"])
+def test_demo_fails_where_a_result_is_wrong(
+    wrong_in, tiny_check, tiny_bench, replace_in_ours, capsys, tmp_path, monkeypatch
+):
+    for module in (check_measure, bench_measure):
+        monkeypatch.setattr(module, "QUICK_PEERS", ("numpy",))
+    monkeypatch.setattr("layernorm.cli.demo.tables.SNIPPETS", ())
+    other = {"check": "_bench", "bench": "_check"}[wrong_in]
+    monkeypatch.setattr(f"layernorm.cli.demo.command.{other}", lambda *_: True)
+    replace_in_ours(layer_norm=off_by_eight_ulp)
+    options = ["--epochs", "1", "--frameworks", "none", "--plot", str(tmp_path / "losses.png")]
+    assert main(["demo", *options]) == 1
+    text = capsys.readouterr().out
+    assert {"check": " > 5 ", "bench": "A result is wrong"}[wrong_in] in text
+
+
+def test_a_report_within_a_report_has_an_entry_a_line_too():
+    inner = {"command": "check", "ours": [{"a": 1}, {"a": 2}]}
+    assert compact_json({"command": "demo", "check": inner}).splitlines() == [
+        *("{", ' "command": "demo",', ' "check": {', '  "command": "check",', '  "ours": ['),
+        *('   {"a": 1},', '   {"a": 2}', "  ]", " }", "}"),
+    ]

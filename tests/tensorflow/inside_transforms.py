@@ -33,6 +33,15 @@ def test_the_kernels_are_served() -> None:
     assert "LayerNorm__import_layernorm_tensorflow" in types
 
 
+@each_kind
+@each_way
+def test_a_flag_may_be_numpys(kind, way) -> None:
+    x, weight, *_ = tensors()
+    call = getattr(ours, kind)
+    y = WAYS[way](lambda: call(x, weight, zero_centered_weight=np.True_))()
+    assert y.numpy().tobytes() == call(x, weight, zero_centered_weight=True).numpy().tobytes()
+
+
 def tensors(dtype=tf.float64, shape=(3, 4, 5), axis=(-1,)):
     rng = np.random.default_rng(0)
     x, dy, other = (tf.constant(rng.standard_normal(shape), dtype) for _ in range(3))

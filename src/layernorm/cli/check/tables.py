@@ -54,11 +54,9 @@ def print_summary(report: Report, console: "Console") -> None:
 
 
 def _within_bound(worst: Measurement | None) -> str:
-    return (
-        "-"
-        if worst is None
-        else f"{_number(worst.error)} {'<=' if worst.holds else '>'} {worst.bound:g}"
-    )
+    if worst is None:
+        return "-"
+    return f"{_number(worst.error)} {'<=' if worst.holds else '>'} {worst.bound:g}"
 
 
 def _print_ours(
