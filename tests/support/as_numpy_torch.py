@@ -10,7 +10,6 @@ from adapter import Adapter, Stats, parameters
 from layouts import Array
 
 import layernorm.torch as ours
-from layernorm.torch import over_axes
 
 
 def to_tensor(array: Array | None) -> torch.Tensor | None:
@@ -65,17 +64,16 @@ class AsNumpy(Adapter):
 
     def _public(self, x, weight, bias, call):
         axes = sorted(each % x.dim() for each in call["axis"])
-        zero_centered = call["zero_centered_weight"]
         trailing = axes == list(range(x.dim() - len(axes), x.dim())) and x.is_contiguous()
-        if call["centered"] and zero_centered:
-            return over_axes.layer_norm(
-                x, weight, bias, axis=axes, eps=call["eps"], zero_centered_weight=True
-            )
         shape = [x.shape[each] for each in axes]
-        options = {"eps": call["eps"], "axis": None if trailing else axes}
+        options = {
+            "eps": call["eps"],
+            "axis": None if trailing else axes,
+            "zero_centered_weight": call["zero_centered_weight"],
+        }
         if call["centered"]:
             return ours.layer_norm(x, shape, weight, bias, **options)
-        return ours.rms_norm(x, shape, weight, **options, zero_centered_weight=zero_centered)
+        return ours.rms_norm(x, shape, weight, **options)
 
     def _backward(self, dy, x, stats, weight):
         call = stats.call

@@ -50,11 +50,17 @@ def test_modules_are_copied_and_pickled_whole(mine, theirs) -> None:
     assert torch.equal(pickle.loads(pickle.dumps(layer))(x), layer(x))
 
 
-def test_a_zero_centered_weight_starts_as_zeros() -> None:
-    layer = ours.RMSNorm(5, eps=1e-6, zero_centered_weight=True)
+def test_a_zero_centered_weight_starts_as_zeros_and_is_one_less_than_another() -> None:
     x = torch.randn(3, 5)
-    assert not layer.weight.any()
-    assert torch.equal(layer(x), ours.rms_norm(x, (5,), eps=1e-6))
+    for cls in (ours.LayerNorm, ours.RMSNorm):
+        layer, usual = cls(5, eps=1e-6, zero_centered_weight=True), cls(5, eps=1e-6)
+        assert not layer.weight.any()
+        assert torch.equal(layer(x), usual(x))
+        assert repr(layer).endswith("zero_centered_weight=True)")
+        with torch.no_grad():
+            layer.weight.fill_(0.5)
+            usual.weight.fill_(1.5)
+        assert torch.equal(layer(x), usual(x))
 
 
 def test_autocast_leaves_the_type_of_x() -> None:

@@ -25,6 +25,7 @@ def layer_norm(
     eps: float = 1e-5,
     *,
     axis: spec.Axis | None = None,
+    zero_centered_weight: bool = False,
 ) -> Tensor:
     """Normalize `input` to zero mean and unit variance, then scale and shift.
 
@@ -40,6 +41,7 @@ def layer_norm(
         eps: added to the variance, in units of x squared.
         axis: the normalized axes, an int or ints, if they are not the last: axis=1 for channels
             first. Neither that nor channels_last memory requires a copy.
+        zero_centered_weight: multiply by 1 + weight.
     Returns: y, with x's shape and type; contiguous, like PyTorch's, or with `axis` in x's memory
         format.
     Raises: RuntimeError for shapes and types, IndexError if an axis is out of range,
@@ -47,7 +49,9 @@ def layer_norm(
     Source: Ba, Kiros and Hinton 2016, arXiv:1607.06450.
     """
     if axis is None and not is_dynamo_compiling():
-        y = torch_try_forward(input, weight, bias, normalized_shape, eps, True, False)
+        y = torch_try_forward(
+            input, weight, bias, normalized_shape, eps, True, zero_centered_weight
+        )
         if y is not None:
             return record_fast_path(input, weight, bias, y) if type(y) is tuple else y
     if has_torch_function_variadic(input, weight, bias):
@@ -60,8 +64,18 @@ def layer_norm(
             bias=bias,
             eps=eps,
             axis=axis,
+            zero_centered_weight=zero_centered_weight,
         )
-    return norm(input, normalized_shape, weight, bias, eps, axis, centered=True)
+    return norm(
+        input,
+        normalized_shape,
+        weight,
+        bias,
+        eps,
+        axis,
+        centered=True,
+        zero_centered_weight=zero_centered_weight,
+    )
 
 
 def rms_norm(
@@ -78,10 +92,9 @@ def rms_norm(
     y = x / sqrt(mean(x**2) + eps) * weight. A replacement for `torch.nn.functional.rms_norm`.
 
     Args:
-        input, normalized_shape, weight, axis: as in `layer_norm`.
+        input, normalized_shape, weight, axis, zero_centered_weight: as in `layer_norm`.
         eps: added to the mean square, in units of x squared. None means the machine epsilon of
             float32, or of float64 for a float64 x.
-        zero_centered_weight: multiply by 1 + weight.
     Returns: y, as `layer_norm` does.
     Raises: as `layer_norm` does.
     Source: Zhang and Sennrich 2019, arXiv:1910.07467.
@@ -183,9 +196,9 @@ def _pytorch(
     zero_centered_weight: bool,
 ) -> Tensor:
     """Call PyTorch's own function, which raises its own errors."""
-    if axis is None and centered:
+    if axis is None and centered and not zero_centered_weight:
         return torch.nn.functional.layer_norm(x, normalized_shape, weight, bias, eps)
-    if axis is None and not zero_centered_weight:
+    if axis is None and not centered and not zero_centered_weight:
         return torch.nn.functional.rms_norm(x, normalized_shape, weight, eps)
     axes = arguments.axes_of(x, normalized_shape, axis)
     eps = arguments.machine_epsilon(x.dtype) if eps is None else eps

@@ -17,9 +17,11 @@ class LayerNorm(torch.nn.LayerNorm):
     Args:
         normalized_shape, eps, elementwise_affine, bias, device, dtype: as in torch.nn.LayerNorm.
         axis: the normalized axes, if they are not the last: axis=1 for channels first.
+        zero_centered_weight: multiply by 1 + weight, which is then initially zero.
     """
 
     axis: spec.Axis | None = None
+    zero_centered_weight = False
 
     def __init__(
         self,
@@ -31,19 +33,33 @@ class LayerNorm(torch.nn.LayerNorm):
         dtype: torch.dtype | None = None,
         *,
         axis: spec.Axis | None = None,
+        zero_centered_weight: bool = False,
     ) -> None:
         super().__init__(normalized_shape, eps, elementwise_affine, bias, device, dtype)
         self.axis = axis
+        self.zero_centered_weight = zero_centered_weight
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set the weight to ones, or to zeros if it is zero-centered; the bias to zeros."""
+        super().reset_parameters()
+        _zero_weight_if_centered_there(self)
 
     def forward(self, input: Tensor) -> Tensor:
         """Return y."""
         return layer_norm(
-            input, self.normalized_shape, self.weight, self.bias, self.eps, axis=self.axis
+            input,
+            self.normalized_shape,
+            self.weight,
+            self.bias,
+            self.eps,
+            axis=self.axis,
+            zero_centered_weight=self.zero_centered_weight,
         )
 
     def extra_repr(self) -> str:
         """Describe the arguments."""
-        return super().extra_repr() + _axis_repr(self.axis)
+        return super().extra_repr() + _own_arguments(self)
 
 
 class RMSNorm(torch.nn.RMSNorm):
@@ -78,10 +94,8 @@ class RMSNorm(torch.nn.RMSNorm):
 
     def reset_parameters(self) -> None:
         """Set the weight to ones, or to zeros if it is zero-centered."""
-        if self.elementwise_affine and self.zero_centered_weight:
-            torch.nn.init.zeros_(self.weight)
-        else:
-            super().reset_parameters()
+        super().reset_parameters()
+        _zero_weight_if_centered_there(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return y."""
@@ -96,9 +110,14 @@ class RMSNorm(torch.nn.RMSNorm):
 
     def extra_repr(self) -> str:
         """Describe the arguments."""
-        zero_centered = ", zero_centered_weight=True" if self.zero_centered_weight else ""
-        return super().extra_repr() + _axis_repr(self.axis) + zero_centered
+        return super().extra_repr() + _own_arguments(self)
 
 
-def _axis_repr(axis: spec.Axis | None) -> str:
-    return "" if axis is None else f", axis={axis}"
+def _zero_weight_if_centered_there(layer: LayerNorm | RMSNorm) -> None:
+    if layer.elementwise_affine and layer.zero_centered_weight:
+        torch.nn.init.zeros_(layer.weight)
+
+
+def _own_arguments(layer: LayerNorm | RMSNorm) -> str:
+    axis = "" if layer.axis is None else f", axis={layer.axis}"
+    return axis + (", zero_centered_weight=True" if layer.zero_centered_weight else "")
