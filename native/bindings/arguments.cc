@@ -13,24 +13,22 @@ bool has_count(const char* name, Py_ssize_t count, Py_ssize_t expected) {
   return false;
 }
 
-bool Integers::take(PyObject* object, Accepted accepted) {
+bool Integers::take(PyObject* object) {
   // Not a subclass that iterates in its own way. torch.Size does not.
   if (PyTuple_Check(object) && Py_TYPE(object)->tp_iter == PyTuple_Type.tp_iter) {
     for (Py_ssize_t at = 0; at < PyTuple_GET_SIZE(object); ++at)
-      if (!append(PyTuple_GET_ITEM(object, at), accepted)) return false;
+      if (!append(PyTuple_GET_ITEM(object, at))) return false;
   } else if (PyList_CheckExact(object)) {
     for (Py_ssize_t at = 0; at < PyList_GET_SIZE(object); ++at)
-      if (!append(PyList_GET_ITEM(object, at), accepted)) return false;
+      if (!append(PyList_GET_ITEM(object, at))) return false;
   } else {
-    return append(object, accepted);
+    return append(object);
   }
   return count > 0;
 }
 
-bool Integers::append(PyObject* object, Accepted accepted) {
-  const bool is_int = PyLong_CheckExact(object);
-  if (count == kMostAxes ||
-      !(is_int || (accepted == Accepted::numpy_integers_too && PyArray_IsScalar(object, Integer))))
+bool Integers::append(PyObject* object) {
+  if (count == kMostAxes || !(PyLong_CheckExact(object) || PyArray_IsScalar(object, Integer)))
     return false;
   int overflow = 0;
   const int64_t found = PyLong_AsLongLongAndOverflow(object, &overflow);

@@ -17,13 +17,12 @@ bool has_count(const char* name, Py_ssize_t count, Py_ssize_t expected);
 // How a call names the normalized axes: by the sizes of x's last axes, or by axes.
 enum class Over { normalized_shape, axes };
 
-// An int, or a tuple or list of ints (and, where asked, of NumPy integers): axes, or sizes.
+// An int or a NumPy integer, or a tuple or list of them: axes, or sizes.
 struct Integers {
   Py_ssize_t count = 0;
   int64_t value[kMostAxes];
 
-  enum class Accepted { ints, numpy_integers_too };
-  bool take(PyObject* object, Accepted accepted);
+  bool take(PyObject* object);
   // How many they are, if they are the last of `ndim` axes, in any order, else 0.
   int count_if_last_axes(int64_t ndim) const;
   // How many they are, if they are the last of these sizes, else 0.
@@ -35,7 +34,7 @@ struct Integers {
   }
 
  private:
-  bool append(PyObject* object, Accepted accepted);
+  bool append(PyObject* object);
 };
 
 // A float, an int or a NumPy floating scalar, finite and not negative.

@@ -1,4 +1,4 @@
-"""accelerate(): our kernels under PyTorch's own layer norm."""
+"""accelerate(): our kernels under PyTorch's own layer norm and RMS norm."""
 
 import threading
 from functools import partial
@@ -8,7 +8,10 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import torch.nn.functional as F  # noqa: E402
+from torch.fx.experimental.proxy_tensor import make_fx  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils.checkpoint import checkpoint  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 import layernorm.torch as ours  # noqa: E402
 from layernorm.cli.problem import ordinary_arrays  # noqa: E402
@@ -39,8 +42,11 @@ def assert_same(got, expected) -> None:
 
 
 def is_accelerated() -> bool:
-    """Tell from a row whose sum of squares overflows in PyTorch's own kernel."""
-    return bool(F.layer_norm(torch.tensor([1e30, -1e30]), (2,))[0] == 1)
+    """Tell from a row whose sum of squares overflows in PyTorch's own kernels."""
+    row = torch.tensor([1e30, -1e30])
+    layer_norm, rms_norm = (bool(norm(row, (2,))[0] == 1) for norm in (F.layer_norm, F.rms_norm))
+    assert layer_norm == rms_norm
+    return layer_norm
 
 
 @each_type
@@ -203,3 +209,140 @@ def test_every_layout_has_pytorchs_results() -> None:
             got = F.layer_norm(each, each.shape[-1:])
         torch.testing.assert_close(got, expected)
         assert got.stride() == expected.stride()
+
+
+# RMS norm, which PyTorch composes of other operators on the CPU
+
+
+@pytest.mark.parametrize(
+    ("dtype", "weight_type"),
+    [*((each, each) for each in TYPES), *((each, torch.float32) for each in TYPES[2:])],
+    ids=str,
+)
+def test_accelerated_rms_norm_gives_the_bits_of_our_function(dtype, weight_type) -> None:
+    x, weight, _ = a_problem(dtype)
+    weight = weight.detach().to(weight_type).requires_grad_()
+    expected = results(ours.rms_norm, [x, weight])
+    with ours.accelerate():
+        assert_same(results(F.rms_norm, [x, weight]), expected)
+        strided = x.detach().t().contiguous().t().requires_grad_()
+        assert_same(results(F.rms_norm, [strided, weight]), expected)
+        with torch.no_grad():
+            assert torch.equal(F.rms_norm(x, weight.shape, weight), expected[0])
+        with torch.inference_mode():
+            for each in (x, x.clone(), strided.clone()):
+                assert torch.equal(F.rms_norm(each, weight.shape, weight), expected[0])
+
+
+def accelerated_and_not(call):
+    expected = call()
+    with ours.accelerate():
+        return call(), expected
+
+
+RMS_TRANSFORMS = {
+    "vmap": lambda f, x: torch.func.vmap(f)(x),
+    "grad": lambda f, x: torch.func.grad(lambda x: f(x).sin().sum())(x),
+    "jvp": lambda f, x: torch.func.jvp(f, (x,), (x.cos(),))[1],
+    "vmap of grad": lambda f, x: torch.func.vmap(torch.func.grad(lambda x: f(x).sin().sum()))(x),
+    "hessian": lambda f, x: torch.func.hessian(lambda x: f(x).sin().sum())(x),
+    "functionalize": lambda f, x: torch.func.functionalize(f)(x),
+    "compile": lambda f, x: torch.compile(f, fullgraph=True, backend="aot_eager")(x),
+    "checkpoint": lambda f, x: checkpoint(f, x, use_reentrant=False),
+    "trace": lambda f, x: torch.jit.trace(f, x)(x),
+}
+
+
+@pytest.mark.parametrize("transform", RMS_TRANSFORMS)
+def test_transforms_of_rms_norm_are_as_they_were(transform) -> None:
+    weight = torch.linspace(1, 2, 8)
+    x = torch.randn(3, 8)
+    got, expected = accelerated_and_not(
+        lambda: RMS_TRANSFORMS[transform](lambda x: F.rms_norm(x, (8,), weight), x)
+    )
+    torch.testing.assert_close(got, expected)
+
+
+def test_forward_mode_and_second_derivatives_of_rms_norm() -> None:
+    x = torch.randn(3, 8, dtype=torch.float64, requires_grad=True)
+
+    def call(x):
+        return F.rms_norm(x, (8,), None, 1e-3)
+
+    with ours.accelerate():
+        assert torch.autograd.gradcheck(call, x, check_forward_ad=True, check_batched_grad=True)
+        assert torch.autograd.gradgradcheck(call, x, check_fwd_over_rev=True)
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype")
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int64, torch.float8_e4m3fn], ids=str)
+def test_other_types_of_rms_norm_are_pytorchs(dtype) -> None:
+    def outcome():
+        try:
+            return F.rms_norm(torch.arange(6).reshape(2, 3).to(dtype), (3,))
+        except Exception as error:  # to compare any error
+            return type(error), str(error)
+
+    got, expected = accelerated_and_not(outcome)
+    if isinstance(expected, tuple):
+        assert got == expected
+    else:
+        torch.testing.assert_close(got, expected)
+    weight = torch.ones(3, dtype=torch.bfloat16)  # a pair that our kernels do not take
+    torch.testing.assert_close(
+        *accelerated_and_not(lambda: F.rms_norm(torch.arange(6.0).reshape(2, 3), (3,), weight))
+    )
+
+
+def test_graphs_of_rms_norm_are_as_they_were() -> None:
+    x = torch.randn(3, 8)
+
+    def graphs():
+        exported = torch.export.export(torch.nn.RMSNorm(8), (x,))
+        made = make_fx(lambda x: F.rms_norm(x, (8,)))(x)
+        with torch.inference_mode():
+            inferred = torch.export.export(torch.nn.RMSNorm(8), (x,)).run_decompositions()
+        every = (exported.graph, exported.run_decompositions().graph, inferred.graph, made.graph)
+        return [[str(node.target) for node in graph.nodes] for graph in every]
+
+    got, expected = accelerated_and_not(graphs)
+    assert got == expected
+
+
+def test_nested_tensors_and_modes_get_pytorchs_rms_norm() -> None:
+    def nested():
+        x = torch.nested.nested_tensor([torch.eye(3), torch.ones(1, 3)], layout=torch.jagged)
+        return F.rms_norm(x, (3,)).values()
+
+    def seen():
+        with FlopCounterMode(display=False), Operators() as mode:
+            F.rms_norm(torch.ones(2, 3), (3,))
+        return mode.names
+
+    torch.testing.assert_close(*accelerated_and_not(nested))
+    got, expected = accelerated_and_not(seen)
+    assert got == expected
+    assert "aten.rsqrt.default" in got
+
+
+class Operators(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def test_errors_of_rms_norm_are_pytorchs() -> None:
+    for call in (
+        lambda: F.rms_norm(torch.ones(2, 3), (4,)),
+        lambda: F.rms_norm(torch.ones(2, 3), ()),
+        lambda: F.rms_norm(torch.ones(2, 3), (3,), torch.ones(2)),
+        lambda: F.rms_norm([1.0], (1,)),
+    ):
+        with pytest.raises((RuntimeError, TypeError)) as expected:
+            call()
+        with ours.accelerate(), pytest.raises(expected.type):
+            call()

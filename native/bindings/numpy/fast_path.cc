@@ -122,8 +122,7 @@ struct ForwardCall {
   bool take(PyObject* const* arguments, Over over) {
     Problem& problem = job.problem;
     python::Integers given;
-    if (!PyArray_CheckExact(arguments[0]) ||
-        !given.take(arguments[3], python::Integers::Accepted::numpy_integers_too) ||
+    if (!PyArray_CheckExact(arguments[0]) || !given.take(arguments[3]) ||
         !python::take_eps(arguments[4], problem) ||
         !python::take_flags(arguments[6], arguments[7], problem))
       return false;

@@ -95,12 +95,8 @@ bool FastCall::take(PyObject* const* arguments, Over over, Problem& problem) {
   weight_object = arguments[1];
   bias_object = arguments[2];
   python::Integers given;
-  // The general path, and PyTorch itself, take no other integers as sizes.
-  using Accepted = python::Integers::Accepted;
-  const auto accepted = over == Over::axes ? Accepted::numpy_integers_too : Accepted::ints;
   // x's view comes after take(), which may run Python code.
-  if (!is_tensor(x_object) || !given.take(arguments[3], accepted) || !view_of(x_object, &x))
-    return false;
+  if (!is_tensor(x_object) || !given.take(arguments[3]) || !view_of(x_object, &x)) return false;
   axes = over == Over::axes ? given.count_if_last_axes(x.axes)
                             : given.count_if_last_sizes(x.axes, x.sizes);
   if (axes < 1) return false;

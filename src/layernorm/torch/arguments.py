@@ -3,6 +3,8 @@
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,18 +53,24 @@ def type_name(dtype: torch.dtype) -> str:
 
 
 def is_served(
-    x: object, normalized_shape: object, weight: Tensor | None, bias: Tensor | None
+    x: object,
+    normalized_shape: object,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    *,
+    centered: bool,
 ) -> bool:
     """Tell whether our operators take these arguments.
 
     PyTorch's own function takes the others, with its own errors for types, devices, layouts and
-    kinds of arguments.
+    kinds of arguments. Its RMS norm takes more pairs of types than ours.
     """
     return (
         isinstance(x, Tensor)
         and isinstance(normalized_shape, list | tuple)
         and all(isinstance(each, int | torch.SymInt) for each in normalized_shape)
         and all(given is None or _is_served(given) for given in (x, weight, bias))
+        and (centered or weight is None or _is_parameter_type(weight.dtype, x.dtype))
     )
 
 
@@ -71,8 +79,27 @@ def _is_served(given: object) -> bool:
         isinstance(given, Tensor)
         and (given.device.type in ("cpu", "meta") or (given.device.type == "cuda" and has_triton()))
         and given.layout is torch.strided
+        and not given.is_nested
         and given.dtype in TYPES
     )
+
+
+def _is_parameter_type(given: torch.dtype, x_type: torch.dtype) -> bool:
+    return given == x_type or type_name(given) in spec.parameter_types(type_name(x_type))
+
+
+def sizes_of(normalized_shape: Any) -> Any:
+    """Return a list of ints for an int, or for a list or tuple of integers of any class."""
+    if isinstance(normalized_shape, Integral):
+        normalized_shape = [normalized_shape]
+    if isinstance(normalized_shape, list | tuple):
+        return [_as_int(each) for each in normalized_shape]
+    return normalized_shape
+
+
+def _as_int(size: Any) -> Any:
+    # The compiler's sizes count as ints, and would be fixed by int().
+    return size if isinstance(size, int) or not isinstance(size, Integral) else int(size)
 
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None  # the compiler cannot trace this
@@ -140,14 +167,13 @@ def check_parameters(
                 f"{list(given.shape)} and normalized_shape = {list(normalized_shape)}: "
                 f"pass a {name} of the normalized shape"
             )
-        if given is not None and given.dtype != x.dtype:
+        if given is not None and not _is_parameter_type(given.dtype, x.dtype):
             allowed = spec.parameter_types(type_name(x.dtype))
-            if type_name(given.dtype) not in allowed:
-                raise RuntimeError(
-                    f"{mixed}: expected {name} of type {' or '.join(allowed)} for an "
-                    f"input of type {type_name(x.dtype)}, but got {type_name(given.dtype)}: "
-                    f"pass {name}.to(torch.{allowed[-1]})"
-                )
+            raise RuntimeError(
+                f"{mixed}: expected {name} of type {' or '.join(allowed)} for an "
+                f"input of type {type_name(x.dtype)}, but got {type_name(given.dtype)}: "
+                f"pass {name}.to(torch.{allowed[-1]})"
+            )
     if weight is not None and bias is not None and weight.dtype != bias.dtype:
         raise RuntimeError(
             f"{mixed}: weight has type {type_name(weight.dtype)} and bias "

@@ -9,9 +9,10 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from layernorm import spec
 from layernorm._native import torch_is_unwatched, torch_try_forward
-from layernorm.torch import arguments, decompositions, operators, sharding
+from layernorm.torch import arguments, fallback, operators, sharding
 from layernorm.torch.arguments import Definition
 from layernorm.torch.autograd import Norm, apply, record_fast_path, requires_gradient
+from layernorm.torch.fallback import is_overridden
 from layernorm.torch.gpu import operators as gpu
 
 _ORDINARY = (Tensor, torch.nn.Parameter, type(None))
@@ -55,6 +56,9 @@ def layer_norm(
         if y is not None:
             return record_fast_path(input, weight, bias, y) if type(y) is tuple else y
     if has_torch_function_variadic(input, weight, bias):
+        if axis is None and not zero_centered_weight and is_overridden(input, weight, bias):
+            shape = arguments.sizes_of(normalized_shape)
+            return torch.nn.functional.layer_norm(input, shape, weight, bias, eps)
         return handle_torch_function(
             layer_norm,
             (input, weight, bias),
@@ -106,6 +110,9 @@ def rms_norm(
         if y is not None:
             return record_fast_path(input, weight, None, y) if type(y) is tuple else y
     if has_torch_function_variadic(input, weight):
+        if axis is None and not zero_centered_weight and is_overridden(input, weight):
+            shape = arguments.sizes_of(normalized_shape)
+            return torch.nn.functional.rms_norm(input, shape, weight, eps)
         return handle_torch_function(
             rms_norm,
             (input, weight),
@@ -140,29 +147,30 @@ def norm(
     zero_centered_weight: bool = False,
 ) -> Tensor:
     """Return y on the general path: check the arguments, then call the operators."""
-    if isinstance(normalized_shape, int):
-        normalized_shape = (normalized_shape,)
-    # The compiler and the tracer must see an operator, which a node of ours would hide.
-    is_recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    if type(x) is not Tensor and not torch.compiler.is_compiling():
+    sizes = arguments.sizes_of(normalized_shape)
+    is_compiled = torch.compiler.is_compiling()
+    if type(x) is not Tensor and not is_compiled:
         sharding.prepare(x)
-    is_served = arguments.is_served(x, normalized_shape, weight, bias)
-    if not is_served or (is_recorded and _is_left_to_pytorch()):
-        return _pytorch(
-            x, normalized_shape, weight, bias, eps, axis, centered, zero_centered_weight
+    if not fallback.serves(x, sizes, weight, bias, centered=centered):
+        return fallback.call(
+            x,
+            sizes,
+            weight,
+            bias,
+            eps,
+            axis,
+            centered=centered,
+            zero_centered_weight=zero_centered_weight,
         )
     x, weight, bias = gpu.as_under_autocast(x, weight, bias, centered=centered)
-    if torch.jit.is_tracing():  # sizes are tensors then; the operator checks them
-        axes = arguments.named_axes(x, normalized_shape, axis)
-    else:
-        axes = arguments.axes_of(x, normalized_shape, axis)
-        arguments.check_parameters(x, normalized_shape, weight, bias)
+    axes = arguments.axes_of(x, sizes, axis)
+    arguments.check_parameters(x, sizes, weight, bias)
     if axis is None:
         x = x.contiguous()
     if eps is None:
         eps = arguments.machine_epsilon(x.dtype)
     definition = Definition(axes, float(eps), centered, bool(zero_centered_weight))
-    if is_recorded:
+    if is_compiled:  # the compiler must see an operator, which a node of ours would hide
         return operators.forward(x, weight, bias, definition)[0]
     if not requires_gradient(x, weight, bias):
         if gpu.may_bypass_dispatcher(x, weight, bias):
@@ -174,33 +182,6 @@ def norm(
     return apply(Norm, x, weight, bias, definition)[0]
 
 
-def _is_left_to_pytorch() -> bool:
-    """Tell whether a recorded call is for an ONNX file, or a transform inside a compiled graph.
-
-    ONNX has its own operator for PyTorch's layer norm, and the compiler cannot trace a node of ours
-    through `torch.func`.
-    """
-    if torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-        return True
-    return torch.onnx.is_in_onnx_export()
-
-
-def _pytorch(
-    x: Tensor,
-    normalized_shape: Sequence[int],
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float | None,
-    axis: spec.Axis | None,
-    centered: bool,
-    zero_centered_weight: bool,
-) -> Tensor:
-    """Call PyTorch's own function, which raises its own errors."""
-    if axis is None and centered and not zero_centered_weight:
-        return torch.nn.functional.layer_norm(x, normalized_shape, weight, bias, eps)
-    if axis is None and not centered and not zero_centered_weight:
-        return torch.nn.functional.rms_norm(x, normalized_shape, weight, eps)
-    axes = arguments.axes_of(x, normalized_shape, axis)
-    eps = arguments.machine_epsilon(x.dtype) if eps is None else eps
-    definition = Definition(axes, eps, centered, zero_centered_weight)
-    return decompositions.y_of(x, weight, bias, definition)
+# TorchScript compiles calls of our functions into PyTorch's operators.
+for _function, _operator in ((layer_norm, "aten::layer_norm"), (rms_norm, "aten::rms_norm")):
+    torch.jit._builtins._register_builtin(_function, _operator)

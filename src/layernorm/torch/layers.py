@@ -1,12 +1,16 @@
 """Layer norm and RMS norm as modules, subclasses of PyTorch's own."""
 
 from collections.abc import Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from layernorm import spec
+from layernorm.torch.arguments import sizes_of
 from layernorm.torch.functional import layer_norm, rms_norm
+
+_OWN_ATTRIBUTES = ["axis", "zero_centered_weight"]  # TorchScript gets neither
 
 
 class LayerNorm(torch.nn.LayerNorm):
@@ -22,6 +26,7 @@ class LayerNorm(torch.nn.LayerNorm):
 
     axis: spec.Axis | None = None
     zero_centered_weight = False
+    __jit_ignored_attributes__ = _OWN_ATTRIBUTES
 
     def __init__(
         self,
@@ -35,10 +40,11 @@ class LayerNorm(torch.nn.LayerNorm):
         axis: spec.Axis | None = None,
         zero_centered_weight: bool = False,
     ) -> None:
-        super().__init__(normalized_shape, eps, elementwise_affine, bias, device, dtype)
+        shape = sizes_of(normalized_shape)
+        super().__init__(shape, eps, elementwise_affine, bias, device, dtype)
         self.axis = axis
         self.zero_centered_weight = zero_centered_weight
-        self.reset_parameters()
+        _zero_weight_if_centered_there(self)
 
     def reset_parameters(self) -> None:
         """Set the weight to ones, or to zeros if it is zero-centered; the bias to zeros."""
@@ -47,6 +53,10 @@ class LayerNorm(torch.nn.LayerNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return y."""
+        if torch.jit.is_scripting():
+            return torch.nn.functional.layer_norm(
+                input, self.normalized_shape, self.weight, self.bias, self.eps
+            )
         return layer_norm(
             input,
             self.normalized_shape,
@@ -60,6 +70,10 @@ class LayerNorm(torch.nn.LayerNorm):
     def extra_repr(self) -> str:
         """Describe the arguments."""
         return super().extra_repr() + _own_arguments(self)
+
+    def __prepare_scriptable__(self) -> Self:
+        _check_scriptable(self)
+        return self
 
 
 class RMSNorm(torch.nn.RMSNorm):
@@ -75,6 +89,7 @@ class RMSNorm(torch.nn.RMSNorm):
 
     axis: spec.Axis | None = None
     zero_centered_weight = False
+    __jit_ignored_attributes__ = _OWN_ATTRIBUTES
 
     def __init__(
         self,
@@ -87,10 +102,10 @@ class RMSNorm(torch.nn.RMSNorm):
         axis: spec.Axis | None = None,
         zero_centered_weight: bool = False,
     ) -> None:
-        super().__init__(normalized_shape, eps, elementwise_affine, device, dtype)
+        super().__init__(sizes_of(normalized_shape), eps, elementwise_affine, device, dtype)
         self.axis = axis
         self.zero_centered_weight = zero_centered_weight
-        self.reset_parameters()
+        _zero_weight_if_centered_there(self)
 
     def reset_parameters(self) -> None:
         """Set the weight to ones, or to zeros if it is zero-centered."""
@@ -99,6 +114,8 @@ class RMSNorm(torch.nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return y."""
+        if torch.jit.is_scripting():
+            return torch.nn.functional.rms_norm(x, self.normalized_shape, self.weight, self.eps)
         return rms_norm(
             x,
             self.normalized_shape,
@@ -112,10 +129,23 @@ class RMSNorm(torch.nn.RMSNorm):
         """Describe the arguments."""
         return super().extra_repr() + _own_arguments(self)
 
+    def __prepare_scriptable__(self) -> Self:
+        _check_scriptable(self)
+        return self
+
 
 def _zero_weight_if_centered_there(layer: LayerNorm | RMSNorm) -> None:
     if layer.elementwise_affine and layer.zero_centered_weight:
         torch.nn.init.zeros_(layer.weight)
+
+
+def _check_scriptable(layer: LayerNorm | RMSNorm) -> None:
+    """Check that PyTorch's own module, whose script this is, computes the same."""
+    if layer.axis is not None or layer.zero_centered_weight:
+        raise RuntimeError(
+            f"{layer} cannot be a TorchScript, which knows neither axis nor zero_centered_weight: "
+            "use torch.jit.trace or torch.export"
+        )
 
 
 def _own_arguments(layer: LayerNorm | RMSNorm) -> str:

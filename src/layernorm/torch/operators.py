@@ -6,7 +6,6 @@
 The compiled module defines the schemas and the CPU kernels (native/bindings/torch/operators.cc).
 """
 
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -83,7 +82,6 @@ def nothing(x: Tensor) -> Tensor:
 def _fake_forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, definition: Definition
 ) -> tuple[Tensor, ...]:
-    _allow_fallback_in_inductor()
     statistics = 3 if definition.centered else 1
     return empty_as(x), *[_empty_statistics(x, definition.axes) for _ in range(statistics)]
 
@@ -103,19 +101,7 @@ def _fake_backward(
     return dx, *[_empty_parameter(x, axes, dtype) if n else nothing(x) for n in need[1:]]
 
 
-def _allow_fallback_in_inductor() -> None:
-    """Let the compiler call operators that have a decomposition too (decompositions.py).
-
-    With the environment variable CI set, as most CI services do, it raises an error for them. Fake
-    kernels run while it traces, when its modules are loaded; importing them here is slow.
-    """
-    lowering = sys.modules.get("torch._inductor.lowering")
-    if lowering is not None:
-        lowering.FALLBACK_ALLOW_LIST.update(f"layernorm::{name}" for name in _fakes)
-
-
-_fakes = forward_operators(_fake_forward) | backward_operators(_fake_backward)
-for _name, _fake in _fakes.items():
+for _name, _fake in (forward_operators(_fake_forward) | backward_operators(_fake_backward)).items():
     torch.library.register_fake(f"layernorm::{_name}")(_fake)
 
 

@@ -14,10 +14,18 @@ from torch import Tensor
 Placements = list[Any]
 
 
+def knows(kind: type) -> bool:
+    """Tell whether tensors of this class, DTensor or one on its way to it, take our operators."""
+    tensor = sys.modules.get("torch.distributed.tensor")
+    collectives = sys.modules.get("torch.distributed._functional_collectives")
+    return (tensor is not None and issubclass(kind, tensor.DTensor)) or (
+        collectives is not None and issubclass(kind, collectives.AsyncCollectiveTensor)
+    )
+
+
 def prepare(x: Tensor) -> None:
     """Register the rules, if x is a DTensor and they are not registered yet."""
-    module = sys.modules.get("torch.distributed.tensor")
-    if module is not None and isinstance(x, module.DTensor):
+    if knows(type(x)):
         _register()
 
 
