@@ -92,7 +92,8 @@ def _front_end_of(kind: type) -> ModuleType:
     served = sorted({name.split(".")[1] for name in _FRONT_ENDS.values()})
     raise TypeError(
         f"x is of type {kind.__module__}.{kind.__qualname__}, expected an array of a kind that a "
-        f"front end serves ({', '.join(served)}): pass for example np.asarray(x)"
+        f"front end serves ({', '.join(served)}): pass one; if x holds "
+        "numbers, np.asarray(x, np.float32)"
     )
 
 

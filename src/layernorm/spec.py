@@ -44,7 +44,7 @@ def normalize_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
     if ndim == 0:
         raise ValueError(
             "x has no axes (shape ()), but layer norm needs at least one to normalize over: "
-            "give x a shape, for example x.reshape(1)"
+            "reshape x, for example to (1,)"
         )
     if not given:
         raise ValueError(f"axis is empty, expected at least one of {ndim} axes: pass axis=-1")

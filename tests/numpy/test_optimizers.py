@@ -1,5 +1,8 @@
 """SGD and Adam take torch.optim's steps."""
 
+import copy
+import pickle
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -132,3 +135,45 @@ def test_arguments_of_each_are_checked():
     for betas in [(1.0, 0.9), (0.9, -0.1)]:
         with pytest.raises(ValueError, match="betas are"):
             Adam(parameters, betas=betas)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: SGD(p, 0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
+        lambda p: Adam(p, 0.1, weight_decay=0.01),
+    ],
+    ids=["sgd", "adam"],
+)
+@pytest.mark.parametrize("way", [copy.deepcopy, lambda p: pickle.loads(pickle.dumps(p))])
+def test_a_copied_optimizer_goes_on_with_the_same_steps(make, way):
+    rng = np.random.default_rng(5)
+    layer = LayerNorm(4)
+    optimizer = make(layer.parameters())
+
+    def train(layer, optimizer, batches):
+        for x, dy in batches:
+            optimizer.zero_grad()
+            layer(x)
+            layer.backward(dy)
+            optimizer.step()
+        return [each.data.copy() for each in layer.parameters()]
+
+    batches = rng.normal(size=(6, 2, 50, 4)).astype(np.float32)
+    train(layer, optimizer, batches[:3])
+    size = len(pickle.dumps((layer, optimizer)))
+    fresh_layer, fresh_optimizer = way((layer, optimizer))
+    assert fresh_optimizer.parameters[0] is fresh_layer.weight
+    expected = train(layer, optimizer, batches[3:])
+    for a, b in zip(train(fresh_layer, fresh_optimizer, batches[3:]), expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert len(pickle.dumps((layer, optimizer))) == pytest.approx(size, abs=64)
+
+
+@pytest.mark.parametrize("optimizer", [SGD, Adam])
+def test_arguments_of_other_types_say_what_to_pass(optimizer):
+    layer = LayerNorm(4)
+    with pytest.raises(TypeError, match=r"parameters is of type Parameter.*layer\.parameters"):
+        optimizer(layer.weight, lr=0.1)
+    with pytest.raises(TypeError, match=r"lr is None of type NoneType.*lr=0\.01"):
+        optimizer(layer.parameters(), lr=None)

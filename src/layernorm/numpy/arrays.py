@@ -24,18 +24,56 @@ _OVERLAP_WORK = 100_000
 def convert(name: str, type_name: str) -> str:
     """Return the code that converts an array, for the end of an error message."""
     module = "ml_dtypes" if type_name == "bfloat16" else "np"
-    return f"{name}.astype({module}.{type_name})"
+    return f"np.asarray({name}, {module}.{type_name})"
 
 
 def as_array(name: str, value: npt.ArrayLike) -> Array:
-    """Return `value` as a base-class ndarray. Raises: TypeError for a masked array."""
-    if type(value) is np.ndarray:
-        return value
-    if "numpy.ma" in sys.modules and isinstance(value, np.ma.MaskedArray):
+    """Return `value` as a base-class ndarray.
+
+    Raises: TypeError for a mask, for fields, and for what NumPy makes no array of numbers of;
+        ValueError for a list whose parts differ in length.
+    """
+    array = value if type(value) is np.ndarray else _converted(name, value)
+    if array.dtype.names is not None:
         raise TypeError(
-            f"{name} is a masked array, expected one without a mask: pass {name}.filled(fill_value)"
+            f"{name} has type {array.dtype.name} with the fields {', '.join(array.dtype.names)}, "
+            f"expected numbers: pass {name}[field], or "
+            f"numpy.lib.recfunctions.structured_to_unstructured({name}, np.float32)"
         )
-    return np.asarray(value)
+    return array
+
+
+def _converted(name: str, value: Any) -> Array:
+    if _holds_a_mask(value):
+        raise TypeError(
+            f"{name} is or holds a masked array, expected one without a mask: "
+            f"pass np.ma.filled({name}, fill_value)"
+        )
+    if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
+        return np.from_dlpack(value)
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        if not isinstance(value, list | tuple):
+            raise
+        raise ValueError(
+            f"{name} is a {type(value).__name__} that makes no array ({error}): "
+            "pass one whose parts have one length"
+        ) from error
+    if array.dtype == object and not isinstance(value, np.ndarray):
+        raise TypeError(
+            f"{name} is of type {type(value).__name__}, of which NumPy makes an array of "
+            "objects, not of numbers: pass a numpy.ndarray of np.float32, or lists of floats"
+        )
+    return array
+
+
+def _holds_a_mask(value: object) -> bool:
+    if "numpy.ma" not in sys.modules:
+        return False
+    if isinstance(value, list | tuple):
+        return any(map(_holds_a_mask, value))
+    return isinstance(value, np.ma.MaskedArray)
 
 
 normalized_shape = functools.lru_cache(maxsize=1024)(spec.normalized_shape)
@@ -107,12 +145,12 @@ def check_out(out: Array, x: Array, **parameters: Array | None) -> None:
 
     It may be `x` itself. Raises: TypeError and ValueError.
     """
-    if not isinstance(out, np.ndarray):
+    if not isinstance(out, np.ndarray) or _holds_a_mask(out):
         raise TypeError(
-            f"out is of type {type(out).__name__}, expected a numpy.ndarray to write y into: "
-            "pass one, or omit out"
+            f"out is of type {type(out).__name__}, expected a numpy.ndarray without a mask to "
+            "write y into: pass one, or omit out"
         )
-    out = as_array("out", out)
+    out = np.asarray(out)
     overlaps = "itself" if _overlaps_itself(out) else None
     for name, other in {"x": x, **parameters}.items():
         if (

@@ -24,7 +24,7 @@ class Parameter:
     __slots__ = ("data", "grad")
 
     def __init__(self, data: npt.ArrayLike, grad: Array | None = None) -> None:
-        self.data = np.asarray(data)
+        self.data = arrays.as_array("data", data)
         self.grad = grad
 
     def accumulate(self, grad: Array) -> None:
@@ -98,8 +98,8 @@ class _Norm:
         """
         if self._saved is None:
             raise ValueError(
-                f"backward was called before any forward of {self!r}, expected a forward first: "
-                "call the layer on x"
+                f"backward was called before any forward of {self!r}, expected a forward first "
+                "(a copied or unpickled layer has none): call the layer on x"
             )
         x, fields = self._saved
         weight, bias = self.weight, self.bias
@@ -120,6 +120,10 @@ class _Norm:
         if bias is not None and dbias is not None:
             bias.accumulate(dbias)
         return dx
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what pickle and copy keep: all but the last call, as large as its x."""
+        return self.__dict__ | {"_saved": None}
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """Yield ("weight", Parameter) and ("bias", Parameter), as far as the layer has them."""
@@ -148,8 +152,14 @@ class _Norm:
             state: what `state_dict` of this layer or of torch.nn's returns, converted to the
                 layer's type.
             strict: whether a missing or an unknown name is an error; else it is ignored.
-        Raises: ValueError for names and shapes; the parameters are then unchanged.
+        Raises: ValueError for names and shapes, TypeError for what is no dict or holds no arrays;
+            the parameters are then unchanged.
         """
+        if not isinstance(state, Mapping):
+            raise TypeError(
+                f"state is of type {type(state).__name__}, expected a dict of arrays: "
+                "pass what state_dict() returned"
+            )
         own = dict(self.named_parameters())
         missing = sorted(own.keys() - state.keys())
         unknown = sorted(state.keys() - own.keys())
@@ -158,7 +168,7 @@ class _Norm:
                 f"state has the names {sorted(state)}, but {self!r} needs {sorted(own)} "
                 f"(missing {missing}, unknown {unknown}): pass another state, or strict=False"
             )
-        loaded = {name: _to_array(state[name]) for name in own if name in state}
+        loaded = {name: _to_array(name, state[name]) for name in own if name in state}
         for name, array in loaded.items():
             spec.check_shape(name, array.shape, self.normalized_shape, of=repr(self))
         for name, array in loaded.items():
@@ -233,10 +243,10 @@ class RMSNorm(_Norm):
         )
 
 
-def _to_array(value: Any) -> Array:
+def _to_array(name: str, value: Any) -> Array:
     """Return an array-like or a PyTorch tensor as an array, without importing torch."""
     if hasattr(value, "detach"):
         value = value.detach()
         if str(value.dtype) == "torch.bfloat16":
             value = value.float()  # exact; NumPy itself has no bfloat16
-    return np.asarray(value)
+    return arrays.as_array(name, value)

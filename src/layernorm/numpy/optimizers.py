@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from layernorm.numpy import arrays
 from layernorm.numpy.arrays import Array
 from layernorm.numpy.layers import Parameter
 
@@ -15,6 +16,11 @@ class _Optimizer:
     def __init__(
         self, parameters: Iterable[Parameter], lr: float, weight_decay: float, **others: float
     ) -> None:
+        if not isinstance(parameters, Iterable):
+            raise TypeError(
+                f"parameters is of type {type(parameters).__name__}, expected Parameters: "
+                "pass layer.parameters(), or [Parameter(array)]"
+            )
         self.parameters = list(parameters)
         if not self.parameters:
             raise ValueError(
@@ -27,6 +33,11 @@ class _Optimizer:
                     "pass layer.parameters(), or Parameter(array)"
                 )
         for name, value in {"lr": lr, "weight_decay": weight_decay, **others}.items():
+            if not hasattr(type(value), "__float__"):
+                raise TypeError(
+                    f"{name} is {value!r} of type {type(value).__name__}, expected a number: "
+                    f"pass for example {name}=0.01"
+                )
             if not (math.isfinite(value) and value >= 0.0):
                 raise ValueError(
                     f"{name} is {value}, expected a finite number that is not negative: "
@@ -42,9 +53,10 @@ class _Optimizer:
 
     def _gradient(self, parameter: Parameter) -> Array | None:
         """Return the gradient with the weight decay, or None before any backward."""
-        if parameter.grad is None or not self.weight_decay:
-            return parameter.grad
-        return parameter.grad + self.weight_decay * parameter.data
+        if parameter.grad is None:
+            return None
+        grad = arrays.as_array("grad", parameter.grad)
+        return grad + self.weight_decay * parameter.data if self.weight_decay else grad
 
 
 class SGD(_Optimizer):
