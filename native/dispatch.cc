@@ -1,8 +1,10 @@
 // Chooses the instruction set, once: the best that the processor and the operating system support,
 // or a lower one that LAYERNORM_ISA names.
-#include <cstdlib>
-#include <cstring>
+#include <atomic>
+#include <optional>
+#include <string>
 
+#include "environment.h"
 #include "kernels/kernels.h"
 
 namespace layernorm {
@@ -35,11 +37,19 @@ const Available& available() {
 
 const Kernels& choose() {
   const Available& all = available();
-  const char* wanted = std::getenv("LAYERNORM_ISA");
-  if (wanted != nullptr)
-    for (int index = 0; index < all.count; ++index)
-      if (std::strcmp(wanted, all.kernels[index]->name) == 0) return *all.kernels[index];
-  return *all.kernels[all.count - 1];
+  const Kernels& best = *all.kernels[all.count - 1];
+  constexpr const char* kName = "LAYERNORM_ISA";
+  const std::optional<std::string> wanted = environment::text_of(kName);
+  if (!wanted) return best;
+  std::string names;
+  for (int index = 0; index < all.count; ++index) {
+    if (*wanted == all.kernels[index]->name) return *all.kernels[index];
+    names += std::string(index ? ", " : "") + all.kernels[index]->name;
+  }
+  static std::atomic<bool> told{false};
+  environment::tell_once(told, kName, *wanted, "one that this processor has (" + names + ")",
+                         std::string("the best, ") + best.name + ",");
+  return best;
 }
 
 }  // namespace

@@ -5,9 +5,10 @@ a process of its own, which conftest.py stops if the kernels do not use it.
 """
 
 import os
+import sys
 
 import pytest
-from own_process import run_tests
+from own_process import run, run_tests
 
 from layernorm import _native
 
@@ -31,6 +32,25 @@ def test_the_contract_holds_on_each_other_instruction_set(isa) -> None:
 def test_a_run_meant_for_an_instruction_set_that_is_not_there_stops() -> None:
     with pytest.raises(AssertionError, match="LAYERNORM_ISA=abacus"):
         run_tests("contract/test_errors.py", options=("--collect-only",), LAYERNORM_ISA="abacus")
+
+
+@pytest.mark.parametrize("name", ["abacus", "", "AVX"])
+def test_an_instruction_set_that_is_not_there_is_told_once_and_the_best_taken(name) -> None:
+    code = "from layernorm import _native; print(_native.isa(), _native.isa())"
+    done = run([sys.executable, "-c", code], LAYERNORM_ISA=name)
+    assert done.stdout.split() == [_native.isas()[-1]] * 2
+    (line,) = done.stderr.splitlines()
+    has = ", ".join(_native.isas())
+    assert f'LAYERNORM_ISA is "{name}", expected one that this processor has ({has})' in line
+    assert line.endswith(f"the best, {_native.isas()[-1]}, is used")
+
+
+def test_spaces_around_an_instruction_set_do_not_matter() -> None:
+    done = run(
+        [sys.executable, "-c", "from layernorm import _native; print(_native.isa())"],
+        LAYERNORM_ISA=" baseline ",
+    )
+    assert (done.stdout.strip(), done.stderr) == ("baseline", "")
 
 
 def test_the_best_instruction_set_is_taken_by_default() -> None:

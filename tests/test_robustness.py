@@ -89,9 +89,41 @@ def test_the_environment_sets_the_number_of_threads() -> None:
     probe("three_threads_by_environment", LAYERNORM_NUM_THREADS="3")
 
 
-@pytest.mark.parametrize("value", ["", "0", "-1", "many", "1e3", "2.5", "100000", "9" * 30])
-def test_an_invalid_thread_count_in_the_environment_is_ignored(value) -> None:
-    probe("an_invalid_thread_count_in_the_environment", LAYERNORM_NUM_THREADS=value)
+def test_spaces_around_a_number_of_threads_do_not_matter() -> None:
+    assert threads_and_words(LAYERNORM_NUM_THREADS=" 3\n") == (3, "")
+
+
+def test_without_the_variable_nothing_is_said() -> None:
+    assert threads_and_words()[1] == ""
+
+
+@pytest.mark.parametrize(
+    "value", ["", "0", "-1", "many", "1e3", "2.5", "3 threads", "2K", "1025", "9" * 30]
+)
+def test_an_invalid_thread_count_in_the_environment_is_told_once_and_not_used(value) -> None:
+    expected, _ = threads_and_words()
+    threads, said = threads_and_words(LAYERNORM_NUM_THREADS=value)
+    assert threads == expected
+    (line,) = said.splitlines()
+    assert f'LAYERNORM_NUM_THREADS is "{value}", expected a whole number from 1 to 1024' in line
+    assert line.endswith(f"the number of processors, {expected}, is used")
+
+
+def threads_and_words(**environment: str) -> tuple[int, str]:
+    """Return the number of threads of another process, asked for twice, and what it tells."""
+    code = "import layernorm; print(layernorm.get_num_threads(), layernorm.get_num_threads())"
+    others = {k: v for k, v in os.environ.items() if k != "LAYERNORM_NUM_THREADS"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=others | environment,
+        capture_output=True,
+        text=True,
+        timeout=DEADLOCK,
+        check=True,
+    )
+    first, second = map(int, done.stdout.split())
+    assert first == second
+    return first, done.stderr
 
 
 @linux_only

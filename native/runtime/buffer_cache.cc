@@ -2,12 +2,15 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cstdlib>
 #include <mutex>
 
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
+
+#include "environment.h"
 
 namespace layernorm {
 namespace {
@@ -27,8 +30,15 @@ size_t count = 0, cached_bytes = 0;
 
 size_t most_bytes() {
   static const size_t most = [] {
-    const char* wanted = std::getenv("LAYERNORM_KEEP_BYTES");
-    return wanted ? static_cast<size_t>(std::strtoull(wanted, nullptr, 10)) : kCachedByDefault;
+    constexpr const char* kName = "LAYERNORM_KEEP_BYTES";
+    const std::optional<std::string> wanted = environment::text_of(kName);
+    if (!wanted) return kCachedByDefault;
+    const std::optional<uint64_t> bytes = environment::number_in(*wanted, true);
+    if (bytes && *bytes <= SIZE_MAX) return static_cast<size_t>(*bytes);
+    static std::atomic<bool> told{false};
+    environment::tell_once(told, kName, *wanted, "bytes, such as 0, 134217728, 128M or 1GiB",
+                           "the default, 128M,");
+    return kCachedByDefault;
   }();
   return most;
 }

@@ -4,7 +4,6 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdio>
-#include <cstdlib>
 #include <exception>
 #include <mutex>
 #include <new>
@@ -18,6 +17,7 @@
 #include <signal.h>
 #endif
 
+#include "environment.h"
 #include "pause.h"
 #include "ranges.h"
 
@@ -79,12 +79,18 @@ long quota_processors() {
 }
 
 int default_threads() {
-  if (const char* wanted = std::getenv("LAYERNORM_NUM_THREADS")) {
-    const long count = std::strtol(wanted, nullptr, 10);
-    if (count >= 1) return static_cast<int>(std::min<long>(count, kMostThreads));
-  }
-  return static_cast<int>(
+  constexpr const char* kName = "LAYERNORM_NUM_THREADS";
+  const std::optional<std::string> wanted = environment::text_of(kName);
+  const auto count = wanted ? environment::number_in(*wanted, false) : std::nullopt;
+  if (count && *count >= 1 && *count <= kMostThreads) return static_cast<int>(*count);
+  const auto processors = static_cast<int>(
       std::min({long{kMostThreads}, long{allowed_processors()}, quota_processors()}));
+  static std::atomic<bool> told{false};
+  if (wanted)
+    environment::tell_once(told, kName, *wanted,
+                           "a whole number from 1 to " + std::to_string(kMostThreads),
+                           "the number of processors, " + std::to_string(processors) + ",");
+  return processors;
 }
 
 // While it lives, new threads start with all signals blocked: signals go to the process's own threads.

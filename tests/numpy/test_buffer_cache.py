@@ -88,14 +88,46 @@ print(resident() - before)
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads Linux's /proc")
-@pytest.mark.parametrize(("most", "kept"), [("0", 0), ("1000000", 0), ("40000000", 1), (None, 2)])
-def test_the_environment_says_how_much_is_kept(most, kept) -> None:
+def kept_with(most: str | None) -> tuple[float, str]:
+    """Return how much of two results of 32 MiB is kept, in results, and what is said on stderr."""
     environment = {k: v for k, v in os.environ.items() if k != "LAYERNORM_KEEP_BYTES"}
     if most is not None:
         environment["LAYERNORM_KEEP_BYTES"] = most
     done = subprocess.run(
         [sys.executable, "-c", KEPT], env=environment, capture_output=True, text=True, check=True
     )
-    more = int(done.stdout)
-    assert kept * 30e6 < more + 8e6 < kept * 34e6 + 16e6
+    return int(done.stdout) / 2**25, done.stderr
+
+
+reads_proc = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads Linux's /proc")
+
+
+@reads_proc
+@pytest.mark.parametrize(
+    ("most", "expected"),
+    [
+        *[("0", 0), ("1000000", 0), ("40000000", 1), (None, 2)],
+        *[("40M", 1), ("40m", 1), (" 40 MiB ", 1), ("40MB", 1), ("40960K", 1), ("41943040B", 1)],
+        *[("31M", 0), ("32M", 1), ("1G", 2), ("1T", 2), (str(2**64 - 1), 2)],
+    ],
+)
+def test_the_environment_says_how_much_is_kept(most, expected) -> None:
+    kept, said = kept_with(most)
+    assert kept == pytest.approx(expected, abs=0.3)
+    assert said == ""
+
+
+@reads_proc
+@pytest.mark.parametrize(
+    "most",
+    [
+        *["", " ", "-1", "-1M", "+1", "1.5", "0.1G", "1e3", "many", "M", "0x10", "1 000", "1Mi B"],
+        *["1P", "1MM", "1,000", str(2**64), f"{2**34}G", "9" * 30],
+    ],
+)
+def test_a_limit_that_is_no_number_of_bytes_is_told_and_the_default_taken(most) -> None:
+    kept, said = kept_with(most)
+    assert kept == pytest.approx(2, abs=0.3)
+    (line,) = said.splitlines()
+    assert f'LAYERNORM_KEEP_BYTES is "{most.strip()}", expected bytes, such as 0, ' in line
+    assert line.endswith("the default, 128M, is used")

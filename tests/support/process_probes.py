@@ -191,12 +191,6 @@ def three_threads_by_environment() -> None:
     assert threads_alive() == before + 2
 
 
-def an_invalid_thread_count_in_the_environment() -> None:
-    assert 1 <= layernorm.get_num_threads() <= 1024
-    layernorm.set_num_threads(2)
-    assert layernorm.get_num_threads() == 2
-
-
 def a_worker_leaves_its_callers_processor() -> None:
     """Hold a worker on the caller's processor: the next call that it joins moves it away."""
     layernorm.set_num_threads(2)
