@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from layernorm import jax as functions
+from layernorm.jax.definition import compute_type
 
 _NO_STATE = object()
 
@@ -61,7 +62,7 @@ def _theirs(call: Any, x: Array, state: Any) -> Any:
 def _widened(parameter: Array | None, x: Array) -> Array | None:
     if parameter is None:
         return None
-    return parameter.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return parameter.astype(compute_type(x.dtype))
 
 
 def _every(x: Array) -> tuple[int, ...]:

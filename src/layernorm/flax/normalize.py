@@ -9,6 +9,7 @@ from flax.linen.dtypes import canonicalize_dtype
 from jax import Array
 
 from layernorm import jax as functions
+from layernorm.jax.definition import compute_type
 
 
 class Settings(NamedTuple):
@@ -66,13 +67,13 @@ def normalize(
 
 
 def _widened(x: Array) -> Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(compute_type(x.dtype))
 
 
 def _parameter(parameter: Array | None, x: Array, sizes: list[int]) -> Array | None:
     if parameter is None:
         return None
-    return parameter.reshape(sizes).astype(jnp.promote_types(x.dtype, jnp.float32))
+    return parameter.reshape(sizes).astype(compute_type(x.dtype))
 
 
 def _norm(
