@@ -52,6 +52,8 @@ def test_sharded_calls_are_right_and_communicate_no_more_than_needed() -> None:
     for each in calls:
         what = (each["what"], each["kind"], each["dtype"])
         assert (each["forward"], each["backward"]) == COLLECTIVES[each["what"]], what
+        gathered = [5 if each["kind"] == "layer_norm" else 2] * each["forward"].get("all-gather", 0)
+        assert each["gathered"] == gathered, what
         assert each["kept"] == [True, True], f"{what}: y and dx are not sharded as x"
         judge(each)
     assert uneven["difference"] < 1e-5

@@ -3,6 +3,7 @@
 import collections
 import functools
 import json
+import math
 import re
 
 import jax
@@ -24,6 +25,15 @@ SHARDINGS = {
     "rows and normalized axis": (("rows", None, "cols"), ("cols",)),
     "normalized axis over both": ((None, None, ("rows", "cols")), (("rows", "cols"),)),
 }
+
+
+GATHERED = re.compile(r" = f32\[([\d,]+)\]\S* all-gather(?:-start)?\(")
+
+
+def numbers_gathered(compiled, rows: int) -> list[float]:
+    """Count the numbers that each all-gather brings for one of the rows and one part of it."""
+    shapes = [tuple(map(int, each.split(","))) for each in GATHERED.findall(compiled.as_text())]
+    return [math.prod(shape[1:]) / rows for shape in shapes]
 
 
 def collectives(compiled) -> dict[str, int]:
@@ -67,6 +77,7 @@ def report(what: str, **found) -> None:
 CALLS = [
     *[("layer_norm", "float32", name) for name in SHARDINGS],
     ("rms_norm", "float32", "rows and normalized axis"),
+    ("rms_norm", "float32", "normalized axis over both"),
     ("layer_norm", "bfloat16", "rows"),
     ("layer_norm", "bfloat16", "rows and normalized axis"),
 ]
@@ -86,6 +97,7 @@ def call(kind: str, dtype: str, name: str) -> None:
         dtype=dtype,
         forward=collectives(forward),
         backward=collectives(backward),
+        gathered=numbers_gathered(forward, math.prod(y.sharding.shard_shape(y.shape)[:2])),
         kept=[each.sharding.is_equivalent_to(given[0].sharding, 3) for each in (y, found[0])],
         y=np.asarray(y, np.float64).tolist(),
         gradients=[np.asarray(each, np.float64).tolist() for each in found],

@@ -1,9 +1,9 @@
 """How the primitives run on arrays that are sharded over devices.
 
 Sharded along kept axes, each device has whole rows: only the sums for dweight and dbias need
-communication. Sharded along normalized axes, each device has a part of every row: the moments of
-the parts (equal counts, means and mean squares) are gathered and merged, and the backward adds up
-two sums of each row.
+communication. Sharded along normalized axes, each device has a part of every row. The moments of the
+parts (which have equal counts) are gathered and merged: mean, residual, mean square and the two
+scales, in RMS norm the mean square and its scale. The backward adds up two sums of each row.
 """
 
 import contextlib
@@ -137,7 +137,7 @@ def forward(*operands: Array, **params: Any) -> list[Array]:
         names = own.over(definition.axes)
         if not names:
             return lambda *operands: tuple(whole(*operands))
-        merged = functools.partial(_merge, names)
+        merged = functools.partial(_merge if definition.centered else _merge_squares, names)
         return lambda *operands: tuple(formulas.forward(*operands, **params, merged=merged))
 
     return _partitioned(whole, on_each, axes, operands)
@@ -145,10 +145,7 @@ def forward(*operands: Array, **params: Any) -> list[Array]:
 
 def _merge(names: Names, rest: Array, own: Moments) -> tuple[Array, Moments]:
     """Merge the moments of all devices' parts; shift and scale this device's part to match."""
-    stacked = jnp.stack([*own[:3], *(each.astype(own.mean.dtype) for each in own[3:])])
-    gathered = jax.lax.all_gather(stacked, names)
-    mean, residual, square = (gathered[:, at] for at in range(3))
-    mean_powers, powers = (gathered[:, at].astype(own.power.dtype) for at in (3, 4))
+    mean, residual, square, mean_powers, powers = _gathered(names, own)
     mean_power = mean_powers.max(0)
     near = times_power(mean, mean_powers - mean_power)
     middle = near.mean(0)
@@ -168,6 +165,22 @@ def _merge(names: Names, rest: Array, own: Moments) -> tuple[Array, Moments]:
     offset = offset_of(own.mean, own.residual, own.mean_power) - more
     rest = times_power(rest, own.power - power) + times_power(offset, mean_power - power)
     return rest, merged
+
+
+def _merge_squares(names: Names, rest: Array, own: Moments) -> tuple[Array, Moments]:
+    """Do what `_merge` does for RMS norm, whose means are 0."""
+    square, powers = _gathered(names, (own.square, own.power))
+    power = powers.max(0)
+    square = times_power(times_power(square, powers - power), powers - power).mean(0)
+    return times_power(rest, own.power - power), own._replace(square=square, power=power)
+
+
+def _gathered(names: Names, of_rows: Sequence[Array]) -> list[Array]:
+    """Return each array as all devices have it, stacked along a new first axis: one collective."""
+    dtype = of_rows[0].dtype
+    stacked = jnp.stack([each.astype(dtype) for each in of_rows])
+    gathered = jax.lax.all_gather(stacked, names)
+    return [gathered[:, at].astype(each.dtype) for at, each in enumerate(of_rows)]
 
 
 # ---- backward
