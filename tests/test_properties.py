@@ -8,7 +8,7 @@ import pytest
 from calls import assert_equal_values, assert_same_bits, backward, forward, unchanged
 from cases import EPS, KINDS, PARAMETERS, Case
 from checkers import judge_gradients, judge_y
-from layouts import Array, from_rows, poisoned
+from layouts import Array, Memory, from_rows, laid_out, poisoned
 from values import LIMITS, TYPES, VALUES, dtype_of, parameter_types
 
 import layernorm.numpy as ours
@@ -100,29 +100,14 @@ def arrays(draw: st.DrawFn, problem: Problem, name: str) -> Array:
 
 @st.composite
 def memory_of(draw: st.DrawFn, array: Array) -> Array:
-    """Copy the array to memory with its axes in any order, steps from -2 to 3 and any offset.
-
-    A step of 0 repeats the first index along its axis.
-    """
+    """Copy the array to memory with its axes in any order, steps from -2 to 3 and any offset."""
     if draw(st.booleans()):
         return array
     order = draw(st.permutations(range(array.ndim)))
     steps = [draw(st.sampled_from([1, 1, 1, -1, 2, -2, 3, 0])) for _ in order]
     margins = [draw(st.integers(0, 2)) for _ in order]
-    sizes = [
-        1 if step == 0 else size * abs(step) for size, step in zip(array.shape, steps, strict=True)
-    ]
-    whole = [sizes[a] + margins[a] for a in order]
     offset = draw(st.sampled_from([0, 0, array.itemsize, 3 * array.itemsize, 1]))
-    raw = np.zeros(math.prod(whole) * array.itemsize + offset, np.uint8)
-    memory = np.ndarray(whole, array.dtype, buffer=raw, offset=offset)
-    memory = memory.transpose(np.argsort(order))
-    inside = zip(margins, sizes, strict=True)
-    view = memory[tuple(slice(margin, margin + size) for margin, size in inside)]
-    view = view[tuple(slice(None, None, step or 1) for step in steps)]
-    first = tuple(slice(None) if step else slice(0, 1) for step in steps)
-    view[...] = array[first]
-    return np.broadcast_to(view, array.shape) if 0 in steps else view
+    return laid_out(array, Memory(tuple(order), tuple(steps), tuple(margins), offset))
 
 
 @st.composite

@@ -91,6 +91,31 @@ def transposed(*order: int) -> Callable[[Array], Array]:
     return lambda x: np.ascontiguousarray(x.transpose(order)).transpose(np.argsort(order))
 
 
+class Memory(NamedTuple):
+    """Where the elements of an array lie; all but `order` for each axis of the array."""
+
+    order: tuple[int, ...]  # the axes, from the outermost in memory to the innermost
+    steps: tuple[int, ...]  # negative ones run backwards; 0 repeats the first index
+    margins: tuple[int, ...]  # elements of a larger array before the first
+    offset: int = 0  # bytes past an aligned address
+
+
+def laid_out(x: Array, memory: Memory) -> Array:
+    """Copy x to such memory. Along an axis whose step is 0, the first index replaces the others."""
+    order, steps, margins, offset = memory
+    sizes = [
+        1 if step == 0 else size * abs(step) for size, step in zip(x.shape, steps, strict=True)
+    ]
+    whole = [sizes[axis] + margins[axis] for axis in order]
+    raw = np.zeros(math.prod(whole) * x.itemsize + offset, np.uint8)
+    larger = np.ndarray(whole, x.dtype, buffer=raw, offset=offset).transpose(np.argsort(order))
+    inside = zip(margins, sizes, strict=True)
+    view = larger[tuple(slice(margin, margin + size) for margin, size in inside)]
+    view = view[tuple(slice(None, None, step or 1) for step in steps)]
+    view[...] = x[tuple(slice(None) if step else slice(0, 1) for step in steps)]
+    return np.broadcast_to(view, x.shape) if 0 in steps else view
+
+
 def split(cols: int) -> tuple[int, int]:
     """Return the two factors of cols that are nearest to each other."""
     low = next(f for f in range(math.isqrt(cols), 0, -1) if cols % f == 0)
