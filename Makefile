@@ -5,7 +5,10 @@ PYTHON ?= python3
 JOBS ?= 2
 # Processes that run the tests: one for a single file, which starts sooner.
 WORKERS ?= $(if $(findstring .py,$(ARGS)),0,2)
-# Passed on by `make test` (to pytest), `make demo`, `make demo-all`, `make bench` and `make minilm`.
+# How long `make soak` runs.
+MINUTES ?= 10
+# Passed on by `make test` (to pytest), `make demo`, `make demo-all`, `make soak`, `make bench` and
+# `make minilm`.
 ARGS ?=
 
 SHELL := /bin/bash
@@ -161,6 +164,10 @@ sanitize-memory sanitize-threads: .venv-lint/ready
 .PHONY: faults
 faults: .venv/ready  ## plant faults in the C++, one at a time: the tests must catch each (minutes)
 	.venv/bin/python tests/cpp_faults --jobs $(JOBS) $(ARGS)
+
+.PHONY: soak
+soak: .venv/installed  ## random problems in every front end, judged by the oracle, for MINUTES=10
+	.venv/bin/python tests/soak --minutes $(MINUTES) --jobs $(JOBS) $(ARGS)
 
 .PHONY: bench
 bench: .venv/installed  ## time beside every peer: an hour, or minutes with ARGS="--plan usual"
