@@ -30,7 +30,6 @@ SHARES = {
     **{"numpy": 4, "torch": 4, "jax": 2, "tensorflow": 2},
     **{"keras_tensorflow": 1, "keras_jax": 1, "keras_torch": 1},
 }
-SECONDS_OF_A_PROCESS = 40
 SECONDS_OF_PROGRESS = 20
 MOST_PRINTED = 30
 
@@ -67,10 +66,9 @@ class Soak:
         while (batch := self.next_batch()) is not None:
             framework, first, count = batch
             start = time.time()
-            end = min(self.end, start + SECONDS_OF_A_PROCESS)
             worker = Path(__file__).with_name("worker.py")
-            command = [sys.executable, str(worker), framework, str(first), str(count), str(end)]
-            tried = self.watch(command, framework, first)
+            command = [sys.executable, worker, framework, first, count, self.end]
+            tried = self.watch([str(part) for part in command], framework, first)
             with self.lock:
                 self.running[framework] -= 1
                 self.seconds[framework] += time.time() - start

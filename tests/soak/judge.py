@@ -25,7 +25,7 @@ SECONDS_OF_A_FORK = 60
 
 def check(case: Case) -> None:
     """Call the front end, and judge everything that it returns."""
-    front_end = importlib.import_module(f"calls_{case.framework.partition('_')[0]}")
+    front_end = front_end_of(case.framework)
     arrays = case.arrays()
     with np.errstate(all="ignore"), number_of_threads(front_end, case.threads):
         dirty_freed_memory(arrays.x.nbytes)
@@ -34,6 +34,11 @@ def check(case: Case) -> None:
         judge(case, arrays, got)
         if case.also:
             FURTHER[case.also](front_end, case, arrays, got)
+
+
+def front_end_of(framework: str) -> ModuleType:
+    """Return calls_numpy.py or one like it."""
+    return importlib.import_module(f"calls_{framework.partition('_')[0]}")
 
 
 def results(front_end: ModuleType, case: Case, arrays: Arrays) -> Results:

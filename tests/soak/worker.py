@@ -1,8 +1,8 @@
 """Runs cases of one framework in a process of its own: python worker.py FRAMEWORK FIRST COUNT END.
 
 It prints a line before each case, `case SEED`; for each failure `wrong` and a JSON object; and in
-the end `memory MIB`. It stops before the case FIRST + COUNT, at the time END, or when it has taken
-much memory; a case that hangs ends it with a traceback.
+the end `memory MIB`. It stops before the case FIRST + COUNT, after a minute, at the time END, or
+when it has taken much memory; a case that hangs ends it with a traceback.
 """
 
 import faulthandler
@@ -15,6 +15,7 @@ import warnings
 from pathlib import Path
 
 MOST_MIB = 3000
+MOST_SECONDS = 60  # once the framework is imported
 SECONDS_OF_A_CASE = 240
 MOST_SHRUNK = 3  # failures of one process that are shrunk
 
@@ -29,8 +30,11 @@ def peak_mib() -> int:
 def run(framework: str, first: int, count: int, end: float, report) -> None:
     """Check the cases of these seeds; call report(word, value) as the lines above say."""
     from draw import draw
+    from judge import front_end_of
     from shrink import failure_of, shrink
 
+    front_end_of(framework)
+    end = min(end, time.time() + MOST_SECONDS)
     wrong = 0
     for seed in range(first, first + count):
         if time.time() > end or peak_mib() > MOST_MIB:
