@@ -182,6 +182,8 @@ def norm(
     return apply(Norm, x, weight, bias, definition)[0]
 
 
-# TorchScript compiles calls of our functions into PyTorch's operators.
-for _function, _operator in ((layer_norm, "aten::layer_norm"), (rms_norm, "aten::rms_norm")):
-    torch.jit._builtins._register_builtin(_function, _operator)
+# TorchScript compiles calls of our functions into PyTorch's operators. Its table knows functions by
+# their ids, so its list keeps them, even when this module is reloaded.
+for _pair in ((layer_norm, "aten::layer_norm"), (rms_norm, "aten::rms_norm")):
+    torch.jit._builtins._builtin_ops.append(_pair)
+    torch.jit._builtins._register_builtin(*_pair)
