@@ -177,3 +177,15 @@ def test_complex_numbers_are_left_to_flax() -> None:
     variables = theirs.init(jax.random.key(0), x)
     np.testing.assert_array_equal(mine.apply(variables, x), theirs.apply(variables, x))
     np.testing.assert_array_equal(of_nnx(nnx, "RMSNorm", 4)(x), of_nnx(flax.nnx, "RMSNorm", 4)(x))
+
+
+@each_class
+def test_a_traced_epsilon_is_left_to_flax(name) -> None:
+    x = random(3, 8)
+    theirs, mine = (of_linen(each, name) for each in (flax.linen, linen))
+    variables = theirs.init(jax.random.key(0), x)
+
+    def call(module, epsilon):
+        return jax.jit(lambda e: module.clone(epsilon=e).apply(variables, x))(epsilon)
+
+    np.testing.assert_array_equal(call(mine, 0.1), call(theirs, 0.1))

@@ -47,7 +47,7 @@ def judge(found: dict) -> None:
 
 
 def test_sharded_calls_are_right_and_communicate_no_more_than_needed() -> None:
-    *calls, uneven, within_shard_map, explicit = reports()
+    *calls, uneven, within_shard_map, explicit, pmap, batched, exported = reports()
     assert {each["what"] for each in calls} == set(COLLECTIVES)
     for each in calls:
         what = (each["what"], each["kind"], each["dtype"])
@@ -59,3 +59,8 @@ def test_sharded_calls_are_right_and_communicate_no_more_than_needed() -> None:
     assert uneven["difference"] < 1e-5
     assert within_shard_map["difference"] < 1e-5
     assert explicit["difference"] < 1e-6
+    assert pmap["differences"] == [0] * 12
+    assert batched["difference"] < 1e-5
+    assert exported["kernels"] == [False, True]
+    assert exported["differences"][0] < 1e-5
+    assert exported["differences"][1] == 0

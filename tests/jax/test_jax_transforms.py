@@ -1,6 +1,7 @@
 """The common uses of a function in JAX: jit, scan, remat, donation, ahead-of-time compilation."""
 
 import functools
+import sys
 import threading
 
 import numpy as np
@@ -11,6 +12,7 @@ jax = pytest.importorskip("jax")
 import jax.numpy as jnp  # noqa: E402
 from calls import assert_same_bits  # noqa: E402
 from jax import export  # noqa: E402
+from own_process import run  # noqa: E402
 from problems import a_problem  # noqa: E402
 
 import layernorm  # noqa: E402
@@ -99,12 +101,76 @@ def test_compiled_ahead_of_time_and_with_a_donated_x() -> None:
     assert_bits([y], expected(x, weight, bias, dy))
 
 
+CHECKS = [
+    export.DisabledSafetyCheck.custom_call(name)
+    for name in ("layernorm_forward", "layernorm_backward")
+]
+
+
+def every_gradient(x, weight, bias, dy):
+    return gradients(ours.layer_norm, x, weight, bias, dy)
+
+
 def test_a_program_can_be_exported_and_called() -> None:
-    x, weight, bias, dy = problem()
-    checks = [export.DisabledSafetyCheck.custom_call("layernorm_forward")]
-    exported = export.export(jax.jit(ours.layer_norm), disabled_checks=checks)(x, weight, bias)
+    arrays = problem()
+    right = expected(*arrays)
+    exported = export.export(jax.jit(ours.layer_norm), disabled_checks=CHECKS[:1])(*arrays[:3])
     again = export.deserialize(exported.serialize())
-    assert_bits([again.call(x, weight, bias)], expected(x, weight, bias, dy))
+    assert_bits([again.call(*arrays[:3])], right)
+    exported = export.export(jax.jit(every_gradient), disabled_checks=CHECKS)(*arrays)
+    assert_bits(export.deserialize(exported.serialize()).call(*arrays), right)
+
+
+def test_an_exported_program_can_be_differentiated() -> None:
+    arrays = problem()
+    exported = export.export(jax.jit(ours.layer_norm), disabled_checks=CHECKS)(*arrays[:3])
+    again = export.deserialize(exported.serialize(vjp_order=1))
+    assert_bits(gradients(again.call, *arrays), expected(*arrays))
+
+
+def test_an_exported_program_takes_any_number_of_rows() -> None:
+    arrays = problem()
+    (rows,) = export.symbolic_shape("rows")
+    shapes = [
+        jax.ShapeDtypeStruct((rows, 33), "float32") if each.ndim == 2 else each for each in arrays
+    ]
+    exported = export.export(jax.jit(every_gradient), disabled_checks=CHECKS)(*shapes)
+    assert_bits(export.deserialize(exported.serialize()).call(*arrays), expected(*arrays))
+
+
+def test_without_the_checks_named_the_export_says_which() -> None:
+    arrays = problem()
+    with pytest.raises(ValueError, match="layernorm_forward"):
+        export.export(jax.jit(every_gradient))(*arrays)
+    with pytest.raises(ValueError, match="layernorm_backward"):
+        export.export(jax.jit(every_gradient), disabled_checks=CHECKS[:1])(*arrays)
+    elsewhere = export.export(jax.jit(every_gradient), platforms=["cuda", "tpu"])(*arrays)
+    assert elsewhere.platforms == ("cuda", "tpu")
+
+
+def test_an_exported_program_needs_our_import_where_it_runs(tmp_path) -> None:
+    x, weight, bias, dy = problem()
+    exported = export.export(jax.jit(ours.layer_norm), disabled_checks=CHECKS)(x, weight, bias)
+    (tmp_path / "program").write_bytes(exported.serialize())
+    np.savez(tmp_path / "arrays.npz", x=x, weight=weight, bias=bias)
+    code = f"""
+import sys, numpy as np
+from jax import export
+if sys.argv[1:]: import layernorm.jax
+program = export.deserialize(bytearray(open({str(tmp_path / "program")!r}, "rb").read()))
+arrays = np.load({str(tmp_path / "arrays.npz")!r})
+np.save({str(tmp_path / "y.npy")!r}, program.call(arrays["x"], arrays["weight"], arrays["bias"]))
+"""
+    run([sys.executable, "-c", code, "with our import"])
+    assert_bits([np.load(tmp_path / "y.npy")], expected(x, weight, bias, dy))
+    with pytest.raises(AssertionError, match="No FFI handler registered for layernorm_forward"):
+        run([sys.executable, "-c", code])
+
+
+def test_a_traced_eps_is_told() -> None:
+    x, *_ = problem()
+    with pytest.raises(TypeError, match=r"eps is traced.*static_argnames"):
+        jax.jit(lambda eps: ours.layer_norm(x, eps=eps))(1e-5)
 
 
 def test_other_platforms_get_the_formulas() -> None:
@@ -190,7 +256,7 @@ def test_without_elements() -> None:
 @pytest.mark.parametrize(
     ("arguments", "options", "error"),
     [
-        ((np.ones((2, 3), int),), {}, "TypeError: x has type int.*x.astype.jnp.float32"),
+        ((np.ones((2, 3), int),), {}, "TypeError: x has type int.*jnp.asarray.x, jnp.float32"),
         ((np.ones((2, 3), complex),), {}, "TypeError: x has type complex"),
         ((np.ones((2, 3), "f"), np.ones(2, "f")), {}, "ValueError: weight has shape .2,."),
         ((np.ones((2, 3), "f"), np.ones(3, "e")), {}, "TypeError: weight has type float16"),
@@ -198,7 +264,13 @@ def test_without_elements() -> None:
         ((np.ones((2, 3), "f"),), {"axis": 0.5}, "TypeError: axis is 0.5"),
         ((np.ones((2, 3), "f"),), {"eps": -1}, "ValueError: eps is -1"),
         ((np.float32(1),), {}, "ValueError: x has no axes"),
-        (("text",), {}, "TypeError: x is of type str"),
+        (("text",), {}, "TypeError: x is of type str.*pass an array of numbers"),
+        ((None,), {}, "ValueError: x is of type NoneType.*pass an array of numbers"),
+        (([[1.0], [1.0, 2.0]],), {}, "ValueError: x is of type list.*lists of floats of one"),
+        (([[1, 2]],), {}, "TypeError: x has type int.*jnp.asarray.x, jnp.float32"),
+        ((np.ones(3, "f"), [1, 1, 1]), {}, "TypeError: weight has type int.*jnp.asarray.weight"),
+        ((np.ma.masked_array([1.0, 2.0]),), {}, "ValueError: x is of type MaskedArray.*filled"),
+        ((np.ones(3, "f"), None, {}), {}, "TypeError: bias is of type dict.*array of numbers"),
     ],
     ids=lambda each: str(each)[:40],
 )
@@ -206,7 +278,9 @@ def test_mistakes_are_told_when_the_call_is_traced(arguments, options, error) ->
     kind, text = error.split(": ", 1)
     with pytest.raises({"TypeError": TypeError, "ValueError": ValueError}[kind], match=text):
         ours.layer_norm(*arguments, **options)
-    if not isinstance(arguments[0], str):
+    if all(isinstance(each, np.ndarray | np.generic) for each in arguments) and not isinstance(
+        arguments[0], np.ma.MaskedArray
+    ):
         with pytest.raises((TypeError, ValueError), match=text):
             jax.jit(functools.partial(ours.layer_norm, **options)).lower(*arguments)
 

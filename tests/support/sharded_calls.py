@@ -7,6 +7,7 @@ import math
 import re
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -153,6 +154,87 @@ def explicit_axes() -> None:
         report("explicit", difference=float(jnp.abs(np.asarray(got) - expected).max()))
 
 
+def largest_difference(found, expected) -> float:
+    pairs = zip(*map(jax.tree.leaves, (found, expected)), strict=True)
+    return max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in pairs)
+
+
+def within_pmap() -> None:
+    """x, the parameters, or both differ by device; and a batch of parameters on each device."""
+    arrays = [np.stack(each) for each in zip(*(arrays_of(4, 16) for _ in range(8)), strict=True)]
+    arrays = [each * np.arange(1, 9).reshape(8, *[1] * (each.ndim - 1)) for each in arrays]
+    differences = []
+    for kind in ("layer_norm", "rms_norm"):
+        function = functools.partial(gradients, kind)
+        for axes in ((0, None, None, 0), (None, 0, 0, None), (0, 0, 0, 0)):
+            given = [a if axis == 0 else a[0] for a, axis in zip(arrays, axes, strict=True)]
+            one_by_one = [
+                function(*(a[at] if axis == 0 else a for a, axis in zip(given, axes, strict=True)))
+                for at in range(8)
+            ]
+            expected = jax.tree.map(lambda *each: np.stack(each), *one_by_one)
+            for mapped in (jax.pmap, jax.vmap):
+                differences.append(
+                    largest_difference(mapped(function, in_axes=axes)(*given), expected)
+                )
+    report("pmap", differences=differences)
+
+
+def batched_parameters_within_shard_map() -> None:
+    x, _, _, dy = arrays_of(8, 16)
+    weights, biases = (np.stack([a, a * 2, a - 1]) for a in arrays_of(8, 16)[1:3])
+    rows, whole = PartitionSpec("rows"), PartitionSpec()
+
+    def loss(x, weights, biases, dy):
+        many = jax.vmap(lambda w, b: ours.layer_norm(x, w, b))(weights, biases)
+        return jnp.sum(jnp.sin(many) * dy)
+
+    def summed(*arrays):
+        return jax.lax.psum(loss(*arrays), "rows")
+
+    mapped = jax.shard_map(
+        summed, mesh=mesh(), in_specs=(rows, whole, whole, rows), out_specs=whole
+    )
+    arguments = (x, weights, biases, dy)
+    found = jax.jit(jax.grad(mapped, argnums=(0, 1, 2)))(*arguments)
+    expected = jax.grad(loss, argnums=(0, 1, 2))(*arguments)
+    report("batched parameters", difference=largest_difference(found, expected))
+
+
+def exported() -> None:
+    """Programs for several devices: the formula; within shard_map the kernels."""
+    x, weight, bias, dy = arrays_of(8, 64)
+    rows, whole = PartitionSpec("rows"), PartitionSpec()
+    names = ("layernorm_forward", "layernorm_backward")
+    checks = [jax.export.DisabledSafetyCheck.custom_call(name) for name in names]
+    function = functools.partial(gradients, "layer_norm")
+    placements = [NamedSharding(mesh(), each) for each in (rows, whole, whole, rows)]
+    given = [jax.device_put(*each) for each in zip((x, weight, bias, dy), placements, strict=True)]
+
+    def again(function, checks):
+        compiled = jax.jit(function, in_shardings=placements)
+        program = jax.export.export(compiled, disabled_checks=checks)(*given)
+        restored = jax.export.deserialize(program.serialize())
+        return restored, jax.jit(restored.call)(*given)
+
+    mapped = jax.shard_map(
+        lambda *a: ours.layer_norm(*a[:3]),
+        mesh=mesh(),
+        in_specs=(rows, whole, whole, rows),
+        out_specs=rows,
+    )
+    shared, found = again(function, [])
+    own, y = again(mapped, checks)
+    report(
+        "exported",
+        differences=[
+            largest_difference(found, function(x, weight, bias, dy)),
+            largest_difference(y, ours.layer_norm(x, weight, bias)),
+        ],
+        kernels=["layernorm_forward" in each.mlir_module() for each in (shared, own)],
+    )
+
+
 if __name__ == "__main__":
     assert len(jax.devices()) == 8
     for each in CALLS:
@@ -160,3 +242,6 @@ if __name__ == "__main__":
     rows_that_do_not_divide()
     within_shard_map()
     explicit_axes()
+    within_pmap()
+    batched_parameters_within_shard_map()
+    exported()

@@ -9,7 +9,7 @@ from flax.linen.dtypes import canonicalize_dtype
 from jax import Array
 
 from layernorm import jax as functions
-from layernorm.jax.definition import compute_type
+from layernorm import spec
 
 
 class Settings(NamedTuple):
@@ -37,7 +37,9 @@ def axes_of(axes: Any, dims: int) -> tuple[int, ...]:
 
 
 def is_served(x: Any, settings: Settings) -> bool:
-    """Tell whether our functions take the type: Flax's own modules take complex numbers too."""
+    """Tell whether our functions take the call: Flax takes complex numbers and traced epsilons."""
+    if isinstance(settings.epsilon, jax.core.Tracer):
+        return False
     types = [jnp.result_type(x), *([] if settings.dtype is None else [settings.dtype])]
     return not any(jnp.issubdtype(each, jnp.complexfloating) for each in types)
 
@@ -67,13 +69,13 @@ def normalize(
 
 
 def _widened(x: Array) -> Array:
-    return x.astype(compute_type(x.dtype))
+    return x.astype(spec.compute_type(x.dtype.name))
 
 
 def _parameter(parameter: Array | None, x: Array, sizes: list[int]) -> Array | None:
     if parameter is None:
         return None
-    return parameter.reshape(sizes).astype(compute_type(x.dtype))
+    return parameter.reshape(sizes).astype(spec.compute_type(x.dtype.name))
 
 
 def _norm(

@@ -17,18 +17,20 @@ Description = tuple[tuple[int, ...], Any]  # an array's shape and type
 
 def convert(name: str, type_name: str) -> str:
     """Return the code that converts an array, for the end of an error message."""
-    return f"{name}.astype(jnp.{type_name})"
+    return f"jnp.asarray({name}, jnp.{type_name})"
 
 
 def as_array(name: str, value: ArrayLike) -> Array:
-    """Convert what jax.numpy accepts as an array. Raises: TypeError."""
+    """Convert what jax.numpy accepts as an array. Raises: TypeError and ValueError."""
     if isinstance(value, Array):
         return value  # traced ones too; jnp.asarray takes 40 Python calls to do the same
     try:
         return jnp.asarray(value)
-    except TypeError as error:
-        raise TypeError(
-            f"{name} is of type {type(value).__name__}, expected an array: pass jnp.asarray({name})"
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(
+            f"{name} is of type {type(value).__name__}, of which JAX makes no array ({error}): "
+            "pass an array of numbers, or lists of floats of one length"
         ) from error
 
 
@@ -63,6 +65,11 @@ def _checked(
     zero_centered_weight: bool,
 ) -> Definition:
     shape, dtype = x
+    if isinstance(eps, jax.core.Tracer):
+        raise TypeError(
+            "eps is traced, expected a number that is known while the call is traced: pass a "
+            "Python float, or name it in static_argnames of jax.jit"
+        )
     types = [None if each is None else str(each[1]) for each in (weight, bias)]
     spec.check_types(str(dtype), *types, convert=convert)
     axes = spec.normalize_axes(axis, len(shape))

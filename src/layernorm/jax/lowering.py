@@ -75,8 +75,27 @@ def _call_backward(
 
 _GRADIENTS = ("dx", "dweight", "dbias")
 
-mlir.register_lowering(forward_p, mlir.lower_fun(sharding.forward))
-mlir.register_lowering(backward_p, mlir.lower_fun(sharding.backward))
+
+def _or_formula_in_export(partitioned: Any, formula: Any) -> Any:
+    """Lower to the partitioned call, but where jax.export is for several devices to the formula.
+
+    A partitioned call holds a Python function, which cannot be serialized.
+    """
+    lower_partitioned, lower_formula = mlir.lower_fun(partitioned), mlir.lower_fun(formula)
+
+    def lower(ctx: Any, *operands: Any, **params: Any) -> Any:
+        module = ctx.module_context
+        is_exported = getattr(module.lowering_parameters, "for_export", False)
+        # Within a shard_map over all axes there is no such number: the call sees one device.
+        devices = getattr(module.axis_context, "num_devices", 1) or 1
+        lower_it = lower_formula if is_exported and devices > 1 else lower_partitioned
+        return lower_it(ctx, *operands, **params)
+
+    return lower
+
+
+mlir.register_lowering(forward_p, _or_formula_in_export(sharding.forward, formulas.forward))
+mlir.register_lowering(backward_p, _or_formula_in_export(sharding.backward, formulas.backward))
 mlir.register_lowering(tangent_p, mlir.lower_fun(batching.tangent))
 local_forward_p.def_abstract_eval(primitives.forward_shapes)
 local_backward_p.def_abstract_eval(primitives.backward_shapes)

@@ -1,9 +1,9 @@
 """How the primitives run on arrays that are sharded over devices.
 
 Sharded along kept axes, each device has whole rows: only the sums for dweight and dbias need
-communication. Sharded along normalized axes, each device has a part of every row. The moments of the
-parts (which have equal counts) are gathered and merged: mean, residual, mean square and the two
-scales, in RMS norm the mean square and its scale. The backward adds up two sums of each row.
+communication. Sharded along normalized axes, each device has a part of every row. The moments of
+the parts, of equal counts, are gathered and merged: mean, residual, mean square and two scales, in
+RMS norm the mean square and its scale. The backward adds up two sums of each row.
 """
 
 import contextlib
