@@ -197,3 +197,25 @@ def test_float64_comes_and_goes_with_its_setting() -> None:
     with enable_x64(True):
         assert ours.layer_norm(wide).dtype == "float64"
     assert narrow.dtype == ours.layer_norm(wide).dtype == "float32"
+
+
+ASKED = {
+    "y": lambda f, x: f(x),
+    "jit": lambda f, x: jax.jit(f)(x),
+    "gradient": lambda f, x: jax.vjp(f, x)[1](x),
+    "gradient of dy": lambda f, x: jax.vjp(f, jnp.ones_like(x))[1](x),
+    "tangent": lambda f, x: jax.jvp(f, (x,), (x,)),
+    "batch": lambda f, x: jax.vmap(f)(x),
+    "jit of gradient": lambda f, x: jax.jit(jax.grad(lambda x: f(x).sum()))(x),
+}
+
+
+@pytest.mark.parametrize("asked", ASKED)
+@pytest.mark.parametrize("kind", ["layer_norm", "rms_norm"])
+def test_a_nan_is_found_where_the_setting_asks_for_it(kind, asked) -> None:
+    x = jnp.asarray([[1.0, 2.0, np.nan], [1.0, 2.0, 4.0]])
+    function = getattr(ours, kind)
+    for _ in range(2):  # the first find leaves nothing behind
+        with jax.debug_nans(True), pytest.raises(FloatingPointError, match="nan"):
+            ASKED[asked](function, x)
+        jax.block_until_ready(ASKED[asked](function, x))

@@ -8,6 +8,7 @@ What a transform makes of them: autodiff.py, batching.py, sharding.py and loweri
 """
 
 import functools
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -25,14 +26,23 @@ MaybeArray: TypeAlias = Array | None
 def _primitive(name: str) -> Primitive:
     primitive = Primitive(f"layernorm_{name}")
     primitive.multiple_results = True
+    of_thread = threading.local()
 
     @functools.cache
     def compiled(params: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
         return jax.jit(functools.partial(primitive.bind, **dict(params)))
 
     def implementation(*operands: Any, **params: Any) -> Any:
-        with jax.disable_jit(False):
-            return compiled(tuple(params.items()))(*operands)
+        if getattr(of_thread, "is_running", False):
+            # jax_debug_nans and jax_debug_infs have found such a value in the compiled operation,
+            # and call it again, operation by operation. It is the operation.
+            raise FloatingPointError(f"invalid value (nan or inf) encountered in {primitive.name}")
+        of_thread.is_running = True
+        try:
+            with jax.disable_jit(False):
+                return compiled(tuple(params.items()))(*operands)
+        finally:
+            of_thread.is_running = False
 
     primitive.def_impl(implementation)
     return primitive
