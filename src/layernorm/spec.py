@@ -161,15 +161,30 @@ def _either(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
 
 
-def check_parameter(name: str, shape: Shape, x_shape: Shape, axes: Sequence[int]) -> None:
-    """Check that a parameter (or its gradient) has the normalized shape. Raises: ValueError."""
+def _reshape(name: str, shape: Shape) -> str:
+    return f"{name}.reshape({shape})"
+
+
+def check_parameter(
+    name: str,
+    shape: Shape,
+    x_shape: Shape,
+    axes: Sequence[int],
+    *,
+    reshape: Callable[[str, Shape], str] = _reshape,
+) -> None:
+    """Check that a parameter (or its gradient) has the normalized shape.
+
+    `reshape(name, shape)` returns the code that reshapes an array, for the end of the message.
+    Raises: ValueError.
+    """
     expected = normalized_shape(x_shape, axes)
     if tuple(shape) == expected:
         return
     over = f"axis {axes[0]}" if len(axes) == 1 else f"axes {tuple(axes)}"
     trailing = tuple(range(-len(shape), 0))
     if math.prod(shape) == math.prod(expected):
-        remedy = f"pass {name}.reshape({expected})"
+        remedy = f"pass {reshape(name, expected)}"
     elif shape and tuple(x_shape[-len(shape) :]) == tuple(shape):
         remedy = f"pass axis={trailing[0] if len(trailing) == 1 else trailing}"
     else:

@@ -269,6 +269,7 @@ def test_without_elements() -> None:
         (([[1.0], [1.0, 2.0]],), {}, "ValueError: x is of type list.*lists of floats of one"),
         (([[1, 2]],), {}, "TypeError: x has type int.*jnp.asarray.x, jnp.float32"),
         ((np.ones(3, "f"), [1, 1, 1]), {}, "TypeError: weight has type int.*jnp.asarray.weight"),
+        ((np.ones(3, "f"), [[1.0, 1, 1]]), {}, "ValueError: .*jnp.asarray.weight..reshape..3,.."),
         ((np.ma.masked_array([1.0, 2.0]),), {}, "ValueError: x is of type MaskedArray.*filled"),
         ((np.ones(3, "f"), None, {}), {}, "TypeError: bias is of type dict.*array of numbers"),
     ],

@@ -20,6 +20,10 @@ def convert(name: str, type_name: str) -> str:
     return f"jnp.asarray({name}, jnp.{type_name})"
 
 
+def _reshape(name: str, shape: tuple[int, ...]) -> str:
+    return f"jnp.asarray({name}).reshape({shape})"
+
+
 def as_array(name: str, value: ArrayLike) -> Array:
     """Convert what jax.numpy accepts as an array. Raises: TypeError and ValueError."""
     if isinstance(value, Array):
@@ -75,7 +79,7 @@ def _checked(
     axes = spec.normalize_axes(axis, len(shape))
     for name, parameter in (("weight", weight), ("bias", bias)):
         if parameter is not None:
-            spec.check_parameter(name, parameter[0], shape, axes)
+            spec.check_parameter(name, parameter[0], shape, axes, reshape=_reshape)
     return Definition(axes, spec.check_eps(eps), centered, zero_centered_weight)
 
 

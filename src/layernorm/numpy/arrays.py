@@ -27,6 +27,11 @@ def convert(name: str, type_name: str) -> str:
     return f"np.asarray({name}, {module}.{type_name})"
 
 
+def reshape(name: str, shape: spec.Shape) -> str:
+    """Return the code that reshapes an array, for the end of an error message."""
+    return f"np.asarray({name}).reshape({shape})"
+
+
 def as_array(name: str, value: npt.ArrayLike) -> Array:
     """Return `value` as a base-class ndarray.
 

@@ -135,7 +135,7 @@ def _check(
     _check_statistics(x_dtype, x_shape, axes, statistics)
     if weight is None or weight_type is None:
         return forward_type or arrays.native_type(x_dtype)
-    spec.check_parameter("weight", weight[1], x_shape, axes)
+    spec.check_parameter("weight", weight[1], x_shape, axes, reshape=arrays.reshape)
     if forward_type is not None:
         spec.check_same_type(
             "weight",

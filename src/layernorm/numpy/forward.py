@@ -92,7 +92,7 @@ def _check_shapes(
     """Check shapes. Success is cached, an error is not."""
     for name, shape in (("weight", weight), ("bias", bias)):
         if shape is not None:
-            spec.check_parameter(name, shape, x, axes)
+            spec.check_parameter(name, shape, x, axes, reshape=arrays.reshape)
 
 
 class _Call(NamedTuple):
