@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from layernorm import jax as functions
-from layernorm.jax.definition import compute_type
+from layernorm import spec
 
 _NO_STATE = object()
 
@@ -62,7 +62,7 @@ def _theirs(call: Any, x: Array, state: Any) -> Any:
 def _widened(parameter: Array | None, x: Array) -> Array | None:
     if parameter is None:
         return None
-    return parameter.astype(compute_type(x.dtype))
+    return parameter.astype(spec.compute_type(x.dtype.name))
 
 
 def _every(x: Array) -> tuple[int, ...]:
