@@ -1,19 +1,30 @@
 """The TensorFlow front end: its tests run in a process of their own (see own_process.py)."""
 
 import importlib.util
+import json
 import sys
+from pathlib import Path
 
 import pytest
-from own_process import run, run_tests
+from own_process import run, run_script, run_tests
 
 if importlib.util.find_spec("tensorflow") is None:
     pytest.skip("could not import tensorflow", allow_module_level=True)
 
 
 def test_inside() -> None:
-    """One process for all three files: TensorFlow takes long to start."""
-    files = [f"tensorflow/inside_{name}.py" for name in ("same_bits", "transforms", "xla")]
-    assert run_tests(*files, timeout=900)["passed"] >= 133
+    """One process for all four files: TensorFlow takes long to start."""
+    files = [f"tensorflow/inside_{name}.py" for name in ("same_bits", "transforms", "xla", "tools")]
+    assert run_tests(*files, timeout=900)["passed"] >= 229
+
+
+def test_models_train_under_a_distribution_strategy_as_with_keras() -> None:
+    pytest.importorskip("keras")
+    script = Path(__file__).parents[1] / "support" / "keras_mirrored.py"
+    losses = json.loads(run_script(script, KERAS_BACKEND="tensorflow").splitlines()[-1])
+    assert losses["kerass"][-2] < losses["kerass"][0]
+    for kind in ("ours", "converted"):
+        assert losses[kind] == pytest.approx(losses["kerass"], rel=1e-5)
 
 
 PROBE = """

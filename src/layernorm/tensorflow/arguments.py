@@ -9,6 +9,15 @@ import tensorflow as tf
 
 from layernorm import spec
 
+# What converts what tf.convert_to_tensor does not take.
+_REMEDIES = {
+    "RaggedTensor": "{name}.to_tensor()",
+    "SparseTensor": "tf.sparse.to_dense({name})",
+    "IndexedSlices": "tf.math.unsorted_segment_sum({name}.values, {name}.indices, rows)",
+    "KerasTensor": "it to a function of layernorm.keras",
+    "TensorArray": "{name}.stack()",
+}
+
 
 @dataclass(frozen=True)
 class Definition:
@@ -43,6 +52,11 @@ def define(
 ) -> Definition:
     """Check axis and eps, and define the call. Raises: ValueError, TypeError."""
     rank = x.shape.rank
+    if rank == 0:
+        raise ValueError(
+            "x has no axes (shape ()), but layer norm needs at least one to normalize over: "
+            "give x a shape, for example tf.reshape(x, [1])"
+        )
     if rank is None:
         # The kernel will know the rank. Check the rest against 254, the most that a tensor has.
         given = spec.normalize_axes(axis, 254)
@@ -68,7 +82,57 @@ def check(
         expected = tf.TensorShape([x.shape[each] for each in axes])
         if not parameter.shape.is_compatible_with(expected):
             shape, x_shape = (tuple(each.shape.as_list()) for each in (parameter, x))
-            spec.check_parameter(name, shape, x_shape, axes)
+            spec.check_parameter(name, shape, x_shape, axes, reshape=_reshape)
+
+
+def to_tensor(name: str, given: Any) -> tf.Tensor:
+    """Convert what is not a tensor. Raises: TypeError; for lists and arrays, TensorFlow's error."""
+    try:
+        return tf.convert_to_tensor(given)
+    except (TypeError, ValueError) as error:
+        if _is_of_numbers(given):
+            raise
+        kind = type(given).__name__
+        remedy = _REMEDIES.get(kind, "tf.constant of its numbers").format(name=name)
+        raise TypeError(
+            f"{name} is of type {kind}, expected a tensor, or what tf.convert_to_tensor takes: "
+            f"pass {remedy}"
+        ) from error
+
+
+def to_parameter(name: str, given: Any, x: tf.Tensor) -> tf.Tensor | None:
+    """Convert weight or bias. Lists and NumPy's arrays take a type that is allowed beside x's."""
+    if given is None:
+        return None
+    allowed = spec.parameter_types(x.dtype.name)
+    tensor = to_tensor(name, given)
+    if _is_of_numbers(given) and tensor.dtype.name not in allowed:
+        return tf.convert_to_tensor(given, tf.as_dtype(allowed[-1]))
+    return tensor
+
+
+def _is_of_numbers(given: Any) -> bool:
+    return isinstance(given, list | tuple) or type(given).__module__ == "numpy"
+
+
+def axes_of_values(x: tf.RaggedTensor, axis: spec.Axis) -> tuple[int, ...]:
+    """Return the axes of x.flat_values that are `axis` of x, counted from the end.
+
+    Raises: TypeError if one of them is ragged, or is the axis of the batch; those of `define`.
+    """
+    rank = x.shape.rank
+    axes = tuple(each - rank for each in spec.normalize_axes(axis, rank))
+    ragged = x.ragged_rank
+    if min(axes) < ragged + 1 - rank:
+        raise TypeError(
+            f"x is a RaggedTensor of {rank} axes, whose rows differ up to axis {ragged}, and axis "
+            f"is {axis!r}, expected axes after that: pass one, or x.to_tensor()"
+        )
+    return axes
+
+
+def _reshape(name: str, shape: tuple[int, ...]) -> str:
+    return f"tf.reshape({name}, {shape})"
 
 
 def _convert(name: str, type_name: str) -> str:

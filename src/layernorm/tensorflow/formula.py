@@ -1,8 +1,12 @@
 """The definition in TensorFlow's operations: where no kernel serves, and for higher derivatives.
 
 It computes in float64, which keeps narrower types accurate at large means and magnitudes. A float64
-row is first scaled by a power of two, and centered twice.
+row is first scaled by a power of two, and centered twice. The portable formula computes narrower
+types in float32, because runtimes such as TensorFlow Lite have no float64; its rows are centered
+twice, and scaled after that.
 """
+
+import math
 
 import tensorflow as tf
 
@@ -12,21 +16,43 @@ _LARGEST_EXPONENT = 1534  # biased, of the scale: 2**511, whose square is finite
 
 
 def y_of(
-    x: tf.Tensor, weight: tf.Tensor | None, bias: tf.Tensor | None, definition: Definition
+    x: tf.Tensor,
+    weight: tf.Tensor | None,
+    bias: tf.Tensor | None,
+    definition: Definition,
+    *,
+    portable: bool = False,
 ) -> tf.Tensor:
     """Return y, which TensorFlow can differentiate any number of times."""
-    d = tf.cast(x, tf.float64)
-    eps = tf.constant(definition.eps, tf.float64)
-    if x.dtype == tf.float64:
-        scale = _scale(d, definition.axes)
-        d, eps = d * scale, eps * scale * scale
-    y = _xhat(d, eps, definition, x.dtype)
+    if portable and x.dtype != tf.float64:
+        y = _portable_xhat(tf.cast(x, tf.float32), definition)
+    else:
+        d = tf.cast(x, tf.float64)
+        eps = tf.constant(definition.eps, tf.float64)
+        if x.dtype == tf.float64:
+            scale = _scale(d, definition.axes)
+            d, eps = d * scale, eps * scale * scale
+        y = _xhat(d, eps, definition, x.dtype)
     if weight is not None:
-        weight = _spread(tf.cast(weight, tf.float64), definition.axes)
+        weight = _spread(tf.cast(weight, y.dtype), definition.axes)
         y *= 1 + weight if definition.zero_centered_weight else weight
     if bias is not None:
-        y += _spread(tf.cast(bias, tf.float64), definition.axes)
+        y += _spread(tf.cast(bias, y.dtype), definition.axes)
     return tf.cast(y, x.dtype)
+
+
+def _portable_xhat(d: tf.Tensor, definition: Definition) -> tf.Tensor:
+    def mean(v: tf.Tensor) -> tf.Tensor:
+        return tf.reduce_mean(v, definition.axes, keepdims=True)
+
+    if definition.centered:
+        d = d - mean(d)
+        d = d - mean(d)  # the rounding error of the first mean
+    largest = tf.reduce_max(tf.abs(tf.stop_gradient(d)), definition.axes, keepdims=True)
+    scale = tf.maximum(largest, math.sqrt(definition.eps))  # squares neither overflow nor vanish
+    root = math.sqrt(definition.eps) / scale
+    d = d / scale
+    return d * tf.math.rsqrt(mean(d * d) + root * root)
 
 
 def _xhat(d: tf.Tensor, eps: tf.Tensor, definition: Definition, x_type: tf.DType) -> tf.Tensor:

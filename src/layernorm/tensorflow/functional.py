@@ -7,7 +7,7 @@ from tensorflow.python.framework import ops
 from tensorflow.python.ops import control_flow_util
 
 from layernorm import spec
-from layernorm.tensorflow import arguments, c_api, formula, operators
+from layernorm.tensorflow import arguments, c_api, formula, operators, portability
 
 
 def layer_norm(
@@ -25,7 +25,8 @@ def layer_norm(
 
     Args:
         x: a tensor of float16, bfloat16, float32 or float64, or what tf.convert_to_tensor takes;
-            its shape may be partly or wholly unknown.
+            its shape may be partly or wholly unknown. Or a tf.RaggedTensor, with `axis` beyond its
+            ragged axes.
         weight, bias: tensors or variables with the normalized shape (x's sizes along `axis`, in
             x's order), or None. Of x's type, or both float32 for 16-bit x.
         axis: int or ints; need not be the last, nor adjacent.
@@ -70,17 +71,24 @@ def _norm(
     centered: bool,
     zero_centered_weight: bool,
 ) -> tf.Tensor:
+    if isinstance(x, tf.RaggedTensor):
+        axis = arguments.axes_of_values(x, axis)
+        return x.with_flat_values(
+            _norm(x.flat_values, weight, bias, axis, eps, centered, zero_centered_weight)
+        )
     if not isinstance(x, tf.Tensor):
-        x = tf.convert_to_tensor(x)
+        x = arguments.to_tensor("x", x)
     if tf.executing_eagerly() and type(axis) is int and type(eps) is float and c_api.serves():
         definition = arguments.define_unchecked(axis, eps, centered, zero_centered_weight)
         y = operators.try_forward(x, weight, bias, definition)
         if y is not None:
             return y
     definition = arguments.define(x, axis, eps, centered, zero_centered_weight)
-    weight = None if weight is None else tf.convert_to_tensor(weight)
-    bias = None if bias is None else tf.convert_to_tensor(bias)
+    weight = arguments.to_parameter("weight", weight, x)
+    bias = arguments.to_parameter("bias", bias, x)
     arguments.check(x, weight, bias, definition)
+    if not tf.executing_eagerly() and portability.is_wanted():
+        return formula.y_of(x, weight, bias, definition, portable=True)
     if c_api.serves() and not _is_for_xla():
         return operators.forward(x, weight, bias, definition)
     return formula.y_of(x, weight, bias, definition)
