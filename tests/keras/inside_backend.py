@@ -29,6 +29,10 @@ PAIRS = {
     "layer_norm": (ours.LayerNormalization, keras.layers.LayerNormalization, 1e-3),
     "rms_norm": (ours.RMSNormalization, keras.layers.RMSNormalization, 1e-6),
 }
+POLICIES = (
+    *("float32", "float16", "bfloat16", "float64"),
+    *("mixed_bfloat16", "mixed_float16"),
+)
 each_kind = pytest.mark.parametrize("kind", PAIRS)
 
 
@@ -88,20 +92,40 @@ def test_weights_configurations_and_names_are_kerass(kind) -> None:
     assert mine.__init__.__defaults__ == theirs.__init__.__defaults__
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16", "bfloat16", "float64"])
+@pytest.mark.parametrize("autocast", [True, False])
+@pytest.mark.parametrize("policy", POLICIES)
 @each_kind
-def test_types_follow_the_policy(kind, policy) -> None:
+def test_types_are_those_of_kerass_layer(kind, policy, autocast) -> None:
     mine, theirs, _ = PAIRS[kind]
-    for dtype in ("float32", "float16", "int32"):
-        x = ops.convert_to_tensor(np.arange(6).reshape(2, 3), dtype=dtype)
-        new, old = mine(dtype=policy), theirs(dtype=policy)
-        y = new(x)
-        assert keras.backend.standardize_dtype(y.dtype) == new.compute_dtype
-        if (kind, dtype) != ("rms_norm", "int32"):  # Keras rounds to integers there
-            assert y.dtype == old(x).dtype
-        if not old.built:
-            old.build(x.shape)
-        assert [each.dtype for each in new.weights] == [each.dtype for each in old.weights]
+    for dtype in ("float16", "bfloat16", "float32", "float64", "int32", "int8", "bool"):
+        x = ops.cast(np.arange(6).reshape(2, 3), dtype)
+        results = []
+        for build in (mine, theirs):
+            layer = build(dtype=policy, autocast=autocast)
+            y = layer(x)
+            results.append(
+                [keras.backend.standardize_dtype(each.dtype) for each in (y, *layer.weights)]
+            )
+        assert results[0] == results[1], f"x of type {dtype}"
+        converted = theirs(dtype=policy, autocast=autocast)
+        ours.convert(converted)
+        assert converted(x).dtype == y.dtype
+
+
+@pytest.mark.parametrize("policy", ["int8_from_mixed_bfloat16", "float8_from_float32"])
+@each_kind
+def test_quantized_policies_fail_as_in_kerass_layer(kind, policy) -> None:
+    for build in PAIRS[kind][:2]:
+        with pytest.raises(NotImplementedError):
+            build(dtype=policy)(normal(2, 3))
+
+
+def test_integers_are_normalized_in_float32() -> None:
+    x = np.array([[1000, 1001, 100000]], np.int32)
+    for policy in ("float32", "mixed_float16"):  # float16 does not reach 100000
+        y = ours.LayerNormalization(dtype=policy)(ops.convert_to_tensor(x))
+        expected = numpy_front_end.layer_norm(x.astype(np.float32), eps=1e-3)
+        assert_same_bits(to_array(y), expected.astype(to_array(y).dtype), "y")
 
 
 def test_a_mixed_policy_does_not_round_the_weights() -> None:

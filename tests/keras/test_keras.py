@@ -16,4 +16,5 @@ def test_inside(backend, tests) -> None:
     if importlib.util.find_spec(backend) is None:
         pytest.skip(f"could not import {backend}")
     environment = {"KERAS_BACKEND": backend, "JAX_ENABLE_X64": "1", "JAX_PLATFORMS": "cpu"}
-    assert run_tests("keras/inside_backend.py", **environment)["passed"] >= tests
+    files = [f"keras/inside_{name}.py" for name in ("backend", "conversion")]
+    assert run_tests(*files, **environment)["passed"] >= tests

@@ -1,27 +1,33 @@
-"""Replaces a model's norms by ours, in place."""
+"""Replaces a model's norms by ours, in place, and back."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import keras
 
+from layernorm import spec
 from layernorm.keras.layers import LayerNormalization, RMSNormalization
 
 _OURS = {
     keras.layers.LayerNormalization: LayerNormalization,
     keras.layers.RMSNormalization: RMSNormalization,
 }
+_KERASS = {ours: kerass for kerass, ours in _OURS.items()}
 
 _COMPILED = ("train_function", "test_function", "predict_function")
+
+# The name of an attribute that only layers which `convert` has swapped have.
+_MARK = "_layernorm_converted"
 
 
 @dataclass
 class Conversion:
-    """What `convert` did: the paths of layers, with the class that each had.
+    """What `convert` did, or with dry_run=True would do: layers by their paths.
 
     Attributes:
-        swapped: layers that are ours now.
-        left: layers that have "norm" in the name of their class, and were left as they are.
+        swapped: those that were replaced, with the class that each had.
+        left: those that look like a norm but were not replaced, with the reason.
     """
 
     swapped: dict[str, str] = field(default_factory=dict)
@@ -29,20 +35,24 @@ class Conversion:
 
     def __str__(self) -> str:
         lines = [f"swapped {path}: {kind}" for path, kind in self.swapped.items()]
-        lines += [f"left    {path}: {kind}" for path, kind in self.left.items()]
+        lines += [f"left    {path}: {reason}" for path, reason in self.left.items()]
         return "\n".join(lines) or "no norm was found"
 
 
-def convert(model: Any) -> Conversion:
+def convert(model: Any, *, undo: bool = False, dry_run: bool = False) -> Conversion:
     """Replace every LayerNormalization and RMSNormalization of `model` by ours, in place.
 
     Weights, names, the optimizer's state, the model's graph and the settings of `compile` stay as
     they are. Functions that Keras has traced are traced again. Only instances of Keras's own two
-    classes are replaced: subclasses and other norms stay.
+    classes are replaced. Subclasses and other norms stay, and so does a layer whose `call` was
+    replaced, whose type is not one of ours, or that has rms_scaling=True.
 
     Args:
         model: any Keras model or layer, built or not.
-    Returns: what was swapped, and which norms were left.
+        undo: turn the layers that an earlier `convert` replaced into Keras's own again. Layers that
+            were created as ours stay ours, and so do those of a clone or of a file.
+        dry_run: only say what would be done.
+    Returns: what was swapped, and which norms were left and why.
     Raises: TypeError if `model` is not a layer.
     """
     if not isinstance(model, keras.layers.Layer):
@@ -51,16 +61,82 @@ def convert(model: Any) -> Conversion:
             "pass the model"
         )
     done = Conversion()
+    found = list(_norms(model, undo))
+    for path, layer, reason in found:
+        kind = f"{type(layer).__module__}.{type(layer).__qualname__}"
+        if reason:
+            done.left[path] = f"{kind}, {reason}"
+        else:
+            done.swapped[path] = kind
+    if done.swapped and not dry_run:
+        for _, layer, reason in found:
+            if not reason:
+                _swap_back(layer) if undo else _swap(layer)
+        _forget_what_was_traced(model)
+    return done
+
+
+def _norms(model: Any, undo: bool) -> Iterator[tuple[str, Any, str]]:
+    """Yield each norm with a path of its own, and why it is left, or ""."""
+    paths: set[str] = set()
     for layer in model._flatten_layers():
-        kind = type(layer)
-        named = f"{kind.__module__}.{kind.__qualname__}"
-        if kind in _OURS:
-            layer.__class__ = _OURS[kind]
-            layer.supports_masking = True
-            done.swapped[layer.path] = named
-        elif "norm" in kind.__name__.lower() and kind not in _OURS.values():
-            done.left[layer.path] = named
+        reason = _why_not_undone(layer) if undo else _why_left(layer)
+        if reason is None:
+            continue
+        path, number = layer.path or layer.name, 1  # there is no path before the layer is built
+        while path in paths:
+            number += 1
+            path = f"{layer.path or layer.name} ({number})"
+        paths.add(path)
+        yield path, layer, reason
+
+
+def _why_left(layer: Any) -> str | None:
+    """Return why a norm is left, "" for one to be swapped, None for no norm and for ours."""
+    kind = type(layer)
+    if kind not in _OURS:
+        if isinstance(layer, tuple(_KERASS)):
+            return None
+        if isinstance(layer, tuple(_OURS)):
+            return "a subclass, which may compute something else"
+        return "another class than the two that are replaced" if _is_named_norm(kind) else None
+    if "call" in vars(layer):
+        return "whose call was replaced on the layer itself"
+    if getattr(layer, "rms_scaling", False):
+        return "with rms_scaling=True, which is neither layer norm nor RMS norm"
+    if layer.compute_dtype not in spec.TYPES:
+        return f"whose compute type is {layer.compute_dtype}, expected one of {_listed()}"
+    return ""
+
+
+def _why_not_undone(layer: Any) -> str | None:
+    if not isinstance(layer, tuple(_KERASS)):
+        return None
+    if type(layer) not in _KERASS or _MARK not in vars(layer):
+        return "which convert did not replace"
+    return ""
+
+
+def _is_named_norm(kind: type) -> bool:
+    return "norm" in kind.__name__.lower()
+
+
+def _listed() -> str:
+    return ", ".join(spec.TYPES)
+
+
+def _swap(layer: Any) -> None:
+    layer.__class__ = _OURS[type(layer)]
+    vars(layer)[_MARK] = True
+
+
+def _swap_back(layer: Any) -> None:
+    layer.__class__ = _KERASS[type(layer)]
+    del vars(layer)[_MARK]
+
+
+def _forget_what_was_traced(model: Any) -> None:
+    for layer in model._flatten_layers():
         for name in _COMPILED:
             if getattr(layer, name, None) is not None:
                 setattr(layer, name, None)
-    return done

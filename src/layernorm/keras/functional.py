@@ -103,6 +103,8 @@ def _norm(x: Any, weight: Any, bias: Any, **options: Any) -> Any:
 def _tensor(given: Any) -> Any:
     if given is None or keras.ops.is_tensor(given):
         return given
+    if hasattr(given, "ragged_rank"):  # a tensor of TensorFlow that Keras does not convert
+        return given
     return keras.ops.convert_to_tensor(given)
 
 

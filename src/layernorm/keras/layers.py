@@ -9,6 +9,12 @@ from keras import ops
 from layernorm import spec
 from layernorm.keras.functional import norm
 
+# Types of x that LayerNormalization takes besides ours, and normalizes in float32 or float64.
+_INTEGERS = ("bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))
+
+# TensorFlow's and JAX's tensors that are not dense.
+_SPARSE = ("SparseTensor", "IndexedSlices", "JAXSparse")
+
 
 @keras.saving.register_keras_serializable("layernorm")
 class LayerNormalization(keras.layers.LayerNormalization):
@@ -29,9 +35,11 @@ class LayerNormalization(keras.layers.LayerNormalization):
 
     def call(self, inputs: Any) -> Any:
         """Return y."""
-        if self.rms_scaling:  # not RMS norm: Keras then divides by the standard deviation
+        # rms_scaling is not RMS norm: Keras then divides by the standard deviation.
+        if self.rms_scaling or not _is_served(self, inputs, (*spec.TYPES, *_INTEGERS)):
             return super().call(inputs)
-        return _call(self, inputs, self.gamma, self.beta, centered=True)
+        y = _call(self, inputs, self.gamma, self.beta, centered=True)
+        return y if _type_of(y) == self.compute_dtype else ops.cast(y, self.compute_dtype)
 
     def load_own_variables(self, store: Any) -> None:
         """Load gamma and beta from a file of ours or of Keras's."""
@@ -51,8 +59,9 @@ class RMSNormalization(keras.layers.RMSNormalization):
     axis: Any
 
     def __init__(self, axis: Any = -1, epsilon: float = 1e-6, **options: Any) -> None:
+        masking = options.pop("supports_masking", True)
         super().__init__(axis, epsilon, **options)
-        self.supports_masking = True
+        self.supports_masking = masking
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Create scale."""
@@ -67,7 +76,14 @@ class RMSNormalization(keras.layers.RMSNormalization):
 
     def call(self, x: Any) -> Any:
         """Return y."""
+        if not _is_served(self, x, spec.TYPES):  # Keras returns integers for integers
+            return super().call(x)
         return _call(self, x, self.scale, None, centered=False)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments. A converted layer stops masks, as it did; so must its copies."""
+        config: dict[str, Any] = super().get_config()
+        return config if self.supports_masking else {**config, "supports_masking": False}
 
     def load_own_variables(self, store: Any) -> None:
         """Load scale from a file of ours or of Keras's."""
@@ -83,16 +99,29 @@ def _in_order(axis: Any, input_shape: tuple[int | None, ...]) -> Any:
     return list(spec.normalize_axes(axis, len(input_shape)))
 
 
+def _type_of(x: Any) -> str:
+    return str(keras.backend.standardize_dtype(x.dtype))
+
+
+def _is_served(layer: Any, x: Any, types: tuple[str, ...]) -> bool:
+    """Tell whether ours can compute y: where not, Keras's own code runs, or fails, as ever."""
+    if not hasattr(x, "dtype") or _type_of(x) not in types or len(x.shape) == 0:
+        return False
+    axes = spec.normalize_axes(layer.axis, len(x.shape))
+    if hasattr(x, "ragged_rank"):
+        return min(axes) > x.ragged_rank
+    return not any(each.__name__ in _SPARSE for each in type(x).__mro__)
+
+
 def _call(layer: Any, x: Any, weight: Any, bias: Any, *, centered: bool) -> Any:
-    x_type = keras.backend.standardize_dtype(x.dtype)
+    x_type = _type_of(x)
     if x_type not in spec.TYPES:
-        x_type = layer.compute_dtype
+        x_type = spec.compute_type(layer.compute_dtype)
         x = ops.cast(x, x_type)
     axes = spec.normalize_axes(layer.axis, len(x.shape))
     weight, bias = _parameters(weight, bias, x_type, [x.shape[each] for each in axes])
     axis = axes[0] if len(axes) == 1 else axes
-    y = norm(x, weight, bias, axis=axis, eps=layer.epsilon, centered=centered)
-    return y if x_type == layer.compute_dtype else ops.cast(y, layer.compute_dtype)
+    return norm(x, weight, bias, axis=axis, eps=layer.epsilon, centered=centered)
 
 
 def _parameters(weight: Any, bias: Any, x_type: str, shape: list[int]) -> list[Any]:
