@@ -80,7 +80,7 @@ def assert_close(got, expected, tolerance=1e-10) -> None:
 
 
 @each_way
-@pytest.mark.parametrize("axis", [-1, (-2,), (-3, -1)])
+@pytest.mark.parametrize("axis", [-1, (-2,), (-3, -1), 0, (0, 2)])
 @each_kind
 def test_gradients_of_gradients_of_gradients(kind, axis, way) -> None:
     axes = (axis,) if isinstance(axis, int) else axis

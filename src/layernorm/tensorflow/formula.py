@@ -33,11 +33,14 @@ def y_of(
             scale = _scale(d, definition.axes)
             d, eps = d * scale, eps * scale * scale
         y = _xhat(d, eps, definition, x.dtype)
+    axes, rank = definition.axes, x.shape.rank
+    if rank is not None:  # an eager call may have given axes that count from the front
+        axes = tuple(sorted(each % rank - rank for each in axes))
     if weight is not None:
-        weight = _spread(tf.cast(weight, y.dtype), definition.axes)
+        weight = _spread(tf.cast(weight, y.dtype), axes)
         y *= 1 + weight if definition.zero_centered_weight else weight
     if bias is not None:
-        y += _spread(tf.cast(bias, y.dtype), definition.axes)
+        y += _spread(tf.cast(bias, y.dtype), axes)
     return tf.cast(y, x.dtype)
 
 
