@@ -13,6 +13,7 @@ _FRONT_ENDS = {
     "tensorflow": "layernorm.tensorflow",
     "torch": "layernorm.torch.over_axes",
 }
+_ON_JAX = keras.backend.backend() == "jax"
 
 
 def front_end() -> ModuleType:
@@ -21,7 +22,7 @@ def front_end() -> ModuleType:
     It is the front end for the backend's framework. Where there is none, or it cannot be imported,
     or the kernels' calls cannot be written to a file, it is `layernorm.keras.formula`.
     """
-    if keras.backend.backend() == "jax" and _is_exporting():
+    if _ON_JAX and _is_exporting():
         return importlib.import_module("layernorm.keras.formula")
     return _of_the_backend()
 

@@ -71,12 +71,11 @@ def _norm(
     centered: bool,
     zero_centered_weight: bool,
 ) -> tf.Tensor:
-    if isinstance(x, tf.RaggedTensor):
-        axis = arguments.axes_of_values(x, axis)
-        return x.with_flat_values(
-            _norm(x.flat_values, weight, bias, axis, eps, centered, zero_centered_weight)
-        )
     if not isinstance(x, tf.Tensor):
+        if isinstance(x, tf.RaggedTensor):
+            axis = arguments.axes_of_values(x, axis)
+            values = _norm(x.flat_values, weight, bias, axis, eps, centered, zero_centered_weight)
+            return x.with_flat_values(values)
         x = arguments.to_tensor("x", x)
     if tf.executing_eagerly() and type(axis) is int and type(eps) is float and c_api.serves():
         definition = arguments.define_unchecked(axis, eps, centered, zero_centered_weight)

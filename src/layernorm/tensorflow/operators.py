@@ -148,7 +148,8 @@ def _definition(op: Any) -> Definition:
 @tf.RegisterGradient(LAYER_NORM)
 def _gradients(op: Any, dy: tf.Tensor, _: Any) -> Tensors:
     x, *parameters = op.inputs
-    dy = tf.convert_to_tensor(dy)  # after tf.gather it is IndexedSlices
+    if not isinstance(dy, tf.Tensor):
+        dy = tf.convert_to_tensor(dy)  # the gradient of tf.gather is IndexedSlices
     weights = op.get_attr("weights")
     weight, bias = parameters[:weights], parameters[weights:]
     return backward(dy, x, op.outputs[1], weight, bias, _definition(op))
@@ -157,7 +158,6 @@ def _gradients(op: Any, dy: tf.Tensor, _: Any) -> Tensors:
 @tf.RegisterGradient(BACKWARD)
 def _gradients_of_gradients(op: Any, *gradients: tf.Tensor) -> Sequence[tf.Tensor | None]:
     """Differentiate the formula twice: derivatives of any order follow."""
-    gradients = tuple(tf.convert_to_tensor(each) for each in gradients)
     dy, x, _, *weights = op.inputs
     # Only the shape of a bias matters here, not its values.
     biases = [tf.zeros_like(each) for each in gradients[1 + len(weights) :]]
