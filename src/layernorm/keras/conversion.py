@@ -26,15 +26,18 @@ class Conversion:
     """What `convert` did, or with dry_run=True would do: layers by their paths.
 
     Attributes:
-        swapped: those that were replaced, with the class that each had.
-        left: those that look like a norm but were not replaced, with the reason.
+        swapped: those that are ours now, with the class that each had.
+        left: those that look like a norm but stay as they are, with the reason.
+        restored: those that `undo=True` turned back, with the class that each has again.
     """
 
     swapped: dict[str, str] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
+    restored: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [f"swapped {path}: {kind}" for path, kind in self.swapped.items()]
+        lines += [f"restored {path}: {kind}" for path, kind in self.restored.items()]
         lines += [f"left    {path}: {reason}" for path, reason in self.left.items()]
         return "\n".join(lines) or "no norm was found"
 
@@ -52,7 +55,7 @@ def convert(model: Any, *, undo: bool = False, dry_run: bool = False) -> Convers
         undo: turn the layers that an earlier `convert` replaced into Keras's own again. Layers that
             were created as ours stay ours, and so do those of a clone or of a file.
         dry_run: only say what would be done.
-    Returns: what was swapped, and which norms were left and why.
+    Returns: what was swapped or restored, and which norms were left and why.
     Raises: TypeError if `model` is not a layer.
     """
     if not isinstance(model, keras.layers.Layer):
@@ -63,12 +66,14 @@ def convert(model: Any, *, undo: bool = False, dry_run: bool = False) -> Convers
     done = Conversion()
     found = list(_norms(model, undo))
     for path, layer, reason in found:
-        kind = f"{type(layer).__module__}.{type(layer).__qualname__}"
+        kind = type(layer)
         if reason:
-            done.left[path] = f"{kind}, {reason}"
+            done.left[path] = f"{_name(kind)}, {reason}"
+        elif undo:
+            done.restored[path] = _name(_KERASS[kind])
         else:
-            done.swapped[path] = kind
-    if done.swapped and not dry_run:
+            done.swapped[path] = _name(kind)
+    if (done.swapped or done.restored) and not dry_run:
         for _, layer, reason in found:
             if not reason:
                 _swap_back(layer) if undo else _swap(layer)
@@ -115,6 +120,10 @@ def _why_not_undone(layer: Any) -> str | None:
     if type(layer) not in _KERASS or _MARK not in vars(layer):
         return "which convert did not replace"
     return ""
+
+
+def _name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _is_named_norm(kind: type) -> bool:
