@@ -187,7 +187,8 @@ def check_fork(front_end: ModuleType, case: Case, arrays: Arrays, got: Results) 
         finally:
             os._exit(status)
     _, status = os.waitpid(child, 0)
-    assert status == 0, f"the child of a fork ended with status {status}: {case}"
+    took_long = f", after {SECONDS_OF_A_FORK} s" if status == signal.SIGALRM else ""
+    assert status == 0, f"the child of a fork ended with status {status}{took_long}: {case}"
 
 
 FURTHER: dict[str, Callable[[ModuleType, Case, Arrays, Results], None]] = {
