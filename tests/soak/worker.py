@@ -72,6 +72,8 @@ def main() -> None:
         float(end),
         lambda word, value: print(word, value, file=lines),
     )
+    lines.flush()
+    os._exit(0)  # after torch.compile, an ordinary end of the process may crash in PyTorch
 
 
 if __name__ == "__main__":
