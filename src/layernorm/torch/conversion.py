@@ -1,17 +1,20 @@
-"""Replaces a model's norms by ours, after a trial that their results agree."""
+"""Has the norms of an existing model run our kernels, and back."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from types import MethodType
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from layernorm.torch.converted import Converted, PyTorchs, Recognized, converted_class, original_of
 from layernorm.torch.layers import LayerNorm, RMSNorm
-
-_EPS_NAMES = ("variance_epsilon", "eps", "epsilon", "norm_eps")
-
-# How far the trial's results may differ: by the rounding of a few float32 operations (24 bits).
-_TOLERANCE = 2.0**-18
+from layernorm.torch.recognition import (
+    REPLACED_FORWARD,
+    has_own_forward,
+    is_bound_forward,
+    recognize,
+    types_of_pytorchs,
+)
 
 
 @dataclass
@@ -19,137 +22,138 @@ class Conversion:
     """The result of `convert`: names of modules, with the class that each had.
 
     Attributes:
-        swapped: those that were replaced.
-        left: those that look like a norm but were not replaced, with the reason.
+        swapped: those that now run our kernels.
+        left: those that look like a norm but stay as they are, with the reason.
+        restored: those that `undo=True` has changed back.
     """
 
     swapped: dict[str, str] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
+    restored: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        lines = [f"swapped {name}: {kind}" for name, kind in self.swapped.items()]
-        lines += [f"left    {name}: {reason}" for name, reason in self.left.items()]
+        lines = [f"swapped {_named(name)}: {kind}" for name, kind in self.swapped.items()]
+        lines += [f"restored {_named(name)}: {kind}" for name, kind in self.restored.items()]
+        lines += [f"left    {_named(name)}: {reason}" for name, reason in self.left.items()]
         return "\n".join(lines) or "no norm was found"
 
 
-def convert(model: nn.Module) -> Conversion:
-    """Replace every layer norm and RMS norm of `model` by ours, in place, with its parameters.
+def convert(model: nn.Module, *, undo: bool = False, dry_run: bool = False) -> Conversion:
+    """Have every layer norm and RMS norm of `model` run our kernels, in place.
 
-    PyTorch's own modules become ours. A module of another class is tried on rows that are not
-    centered and a weight that is neither ones nor zeros. It is replaced if its results are those of
-    our layer norm, our RMS norm, or our RMS norm with 1 + weight, over the last axis or axis 1.
-    Such a module may have rounded to a 16-bit type before it applied the weight; ours rounds once.
+    A module stays the same object, with its parameters, attributes and hooks. Its class becomes a
+    subclass of the one that it had. PyTorch's own modules become ours too. A module of another
+    class is swapped if trials show that its forward is layer norm or RMS norm, with weight or
+    1 + weight, over the last axes or axis 1: values and gradients, in training and not. A call that
+    no trial has covered (of other types, layouts or kinds of tensors) runs the original forward.
 
     Args:
-        model: any module, in training or not; it is not called as a whole.
-    Returns: what was replaced, and what was not and why.
-    Raises: TypeError if model is not a module; ValueError if the model itself is a norm of another
-        class.
+        model: any module, in training or not; neither it nor its norms are called.
+        undo: give all modules their classes back instead.
+        dry_run: change nothing, and return what would be done.
+    Returns: what was swapped or restored, and what was not and why.
+    Raises: TypeError if model is not a module.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"model is of type {type(model).__name__}, expected a torch.nn.Module: pass the model"
         )
+    return _undo(model, dry_run) if undo else _convert(model, dry_run)
+
+
+def _convert(model: nn.Module, dry_run: bool) -> Conversion:
     done = Conversion()
-    replacements: dict[int, nn.Module] = {}
+    known: dict[Any, Recognized | str] = {}
     for name, module in list(model.named_modules()):
-        kind = f"{type(module).__module__}.{type(module).__qualname__}"
-        if isinstance(module, LayerNorm | RMSNorm):
-            continue
-        if type(module) is nn.LayerNorm:
-            module.__class__ = LayerNorm
-            done.swapped[name] = kind
-        elif type(module) is nn.RMSNorm:
-            module.__class__ = RMSNorm
-            done.swapped[name] = kind
-        elif _may_be_a_norm(module):
-            found = _recognize(module)
-            if isinstance(found, str):
-                done.left[name] = f"{kind}, {found}"
-            elif not name:
-                raise ValueError(
-                    f"the model itself is a {kind}, expected a model that contains norms: "
-                    f"use {found!r}"
-                )
-            else:
-                replacements[id(module)] = found
-                done.swapped[name] = kind
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):  # each name of a shared module
-            if id(child) in replacements:
-                setattr(parent, name, replacements[id(child)])
+        found = _find(module, known)
+        if isinstance(found, str):
+            done.left[name] = f"{_kind(type(module))}, {found}"
+        elif found is not None:
+            done.swapped[name] = _kind(type(module))
+            if not dry_run:
+                _change_class(module, converted_class(type(module), found))
     return done
 
 
+def _undo(model: nn.Module, dry_run: bool) -> Conversion:
+    done = Conversion()
+    for name, module in list(model.named_modules()):
+        original = original_of(module)
+        if original is not None:
+            done.restored[name] = _kind(original)
+            if not dry_run:
+                _change_class(module, original)
+        elif isinstance(module, Converted):
+            done.left[name] = (
+                f"{_kind(type(module))}, whose class was changed again after `convert`, by "
+                "sharding or parametrization: take that back first"
+            )
+    return done
+
+
+def _find(module: nn.Module, known: dict[Any, Any]) -> PyTorchs | Recognized | str | None:
+    """Return what to make of a module; the reason to leave it; None if it is not for `convert`."""
+    if isinstance(module, Converted | LayerNorm | RMSNorm):
+        return None
+    cls: Any = type(module)
+    if cls in (nn.LayerNorm, nn.RMSNorm):
+        if not has_own_forward(module):
+            return REPLACED_FORWARD
+        has_bias = getattr(module, "bias", None) is not None
+        return types_of_pytorchs(cls, module.weight is not None, has_bias)
+    if not _may_be_a_norm(module):
+        return None
+    key = _key(module)
+    if key not in known:
+        known[key] = recognize(module)
+    return known[key]
+
+
 def _may_be_a_norm(module: nn.Module) -> bool:
-    if any(True for _ in module.children()):
+    """Tell by its name; a module that only calls others, which have their turn, is none."""
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        return True
+    if type(module).__module__.startswith("torch.nn.utils."):  # a parametrization, as weight norm
         return False
-    by_name = "norm" in type(module).__name__.lower()
-    return by_name or isinstance(module, nn.LayerNorm | nn.RMSNorm)
+    kind = getattr(module, "original_name", type(module).__name__)  # TorchScript's
+    has_children = any(True for _ in module.children())
+    has_parameters = any(True for _ in module.parameters(recurse=False))
+    return "norm" in kind.lower() and (has_parameters or not has_children)
 
 
-def _recognize(module: nn.Module) -> nn.Module | str:
-    """Return the module of ours with the same results, or the reason why there is none."""
-    parameters = dict(module.named_parameters(recurse=False))
-    weight, bias = parameters.pop("weight", None), parameters.pop("bias", None)
-    if parameters or weight is None or any(True for _ in module.buffers()):
-        return "whose parameters are not a weight and a bias"
-    if weight.dim() != 1:
-        return f"whose weight has {weight.dim()} axes"
-    if any(name.endswith("_hooks") and hooks for name, hooks in vars(module).items()):
-        return "which has hooks"
-    eps = next((getattr(module, name) for name in _EPS_NAMES if hasattr(module, name)), None)
-    if not isinstance(eps, float):
-        return f"whose eps is not a float under the name {' or '.join(_EPS_NAMES)}"
-    for candidate in _candidates(weight, bias, eps):
-        if _agree(module, candidate, weight, bias):
-            candidate.train(module.training)
-            return candidate
-    return "which is neither layer norm nor RMS norm over the last axis or axis 1"
+def _key(module: nn.Module) -> Any:
+    """Return what decides a trial, so that layers of the same kind need one."""
+    values = {
+        name: value if isinstance(value, int | float | str | None) else id(value)
+        for name, value in vars(module).items()
+        if name not in _OF_EVERY_MODULE
+    }
+    parts = (module._parameters, module._buffers, module._modules)
+    shapes = [
+        (name, tuple(getattr(each, "shape", ()))) for part in parts for name, each in part.items()
+    ]
+    is_own = has_own_forward(module)
+    return type(module), tuple(values.items()), tuple(shapes), is_own
 
 
-def _candidates(weight: Tensor, bias: Tensor | None, eps: float) -> Iterator[LayerNorm | RMSNorm]:
-    shape = (weight.numel(),)
-    for axis in (None, 1):
-        layer = LayerNorm(shape, eps, bias=bias is not None, device="meta", axis=axis)
-        layer.weight = weight
-        if bias is not None:
-            layer.bias = bias
-        yield layer
-        for zero_centered in (False, True) if bias is None else ():
-            rms = RMSNorm(shape, eps, device="meta", axis=axis, zero_centered_weight=zero_centered)
-            rms.weight = weight
-            yield rms
+def _change_class(module: nn.Module, cls: type[nn.Module]) -> None:
+    """Change the class, and with it its forward where the module or accelerate's hook holds it."""
+    held = [
+        name
+        for name in ("forward", "_old_forward")
+        if is_bound_forward(module, vars(module).get(name))
+    ]
+    module.__class__ = cls
+    for name in held:
+        vars(module)[name] = MethodType(cls.forward, module)
 
 
-def _agree(
-    module: nn.Module, candidate: LayerNorm | RMSNorm, weight: Tensor, bias: Tensor | None
-) -> bool:
-    """Compare both on the CPU in float32, with parameters made for the trial."""
-    generator = torch.Generator().manual_seed(0)
-    cols = weight.numel()
-    shape = (2, 3, 4, cols) if candidate.axis is None else (2, cols, 3, 4)
-    rows = torch.randn(shape, generator=generator) * 3 + 2
-    trial = {"weight": torch.rand(cols, generator=generator) + 0.5}
-    if bias is not None:
-        trial["bias"] = torch.randn(cols, generator=generator)
-    try:
-        with torch.no_grad():
-            expected = torch.func.functional_call(module, trial, (rows,))
-            got = torch.func.functional_call(candidate, trial, (rows,))
-            # Rows so small that eps matters, to tell how it is added.
-            small = rows * candidate.eps**0.5 if candidate.eps else rows
-            expected_small = torch.func.functional_call(module, trial, (small,))
-            got_small = torch.func.functional_call(candidate, trial, (small,))
-    except Exception:  # any error of a module of another class means that it differs
-        return False
-    return _is_close(got, expected) and _is_close(got_small, expected_small)
+def _kind(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _is_close(got: Tensor, expected: object) -> bool:
-    return (
-        isinstance(expected, Tensor)
-        and expected.shape == got.shape
-        and expected.dtype == got.dtype
-        and bool((got - expected).abs().max() <= _TOLERANCE * expected.abs().max())
-    )
+def _named(name: str) -> str:
+    return name or "the model itself"
+
+
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))

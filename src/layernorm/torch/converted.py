@@ -1,0 +1,209 @@
+"""Classes that run our norms in place of a forward: made from a module's own class."""
+
+import copyreg
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from layernorm.torch import arguments
+from layernorm.torch.functional import layer_norm, rms_norm
+from layernorm.torch.layers import LayerNorm, RMSNorm
+
+# The types of x and of the parameters (None without any), and whether autocast to bfloat16 is on.
+Types = tuple[torch.dtype, torch.dtype | None, bool]
+
+_OURS: dict[Any, Any] = {nn.LayerNorm: LayerNorm, nn.RMSNorm: RMSNorm}
+
+_ORDINARY = (Tensor, nn.Parameter)
+
+
+@dataclass(frozen=True)
+class PyTorchs:
+    """One of PyTorch's own classes, exactly, and the types for which ours has the same result.
+
+    Attributes:
+        types: of the calls that are served.
+    """
+
+    types: frozenset[Types]
+
+    def serves(self, module: nn.Module, x: Tensor) -> bool:
+        """Tell whether our forward takes the call, of any kind of tensor."""
+        return isinstance(x, Tensor) and _has_types(
+            self.types, x, module.weight, getattr(module, "bias", None), or_off_the_cpu=True
+        )
+
+    def norm(self, module: nn.Module, x: Tensor) -> Tensor:
+        """Return y."""
+        ours = LayerNorm if isinstance(module, LayerNorm) else RMSNorm
+        return ours.forward(module, x)
+
+
+@dataclass(frozen=True)
+class Recognized:
+    """What the forward of another class computes, and the calls for which a trial has shown it.
+
+    Attributes:
+        centered, zero_centered_weight: as in `Definition`.
+        sizes: the normalized sizes; None without a weight: that of x.
+        axis: None for the last axes, or 1.
+        weight, bias: the names of the parameters, or None.
+        eps: the name of the attribute, or the value if the class has no such attribute.
+        keeps_layout: y has x's memory format. Otherwise it is contiguous, in axis 1 after that axis
+            has been moved to the end.
+        ranks: of x.
+        types: of the calls that are served.
+    """
+
+    centered: bool
+    zero_centered_weight: bool
+    sizes: tuple[int, ...] | None
+    axis: int | None
+    weight: str | None
+    bias: str | None
+    eps: str | float
+    keeps_layout: bool = True
+    ranks: frozenset[int] = frozenset()
+    types: frozenset[Types] = frozenset()
+
+    def serves(self, module: nn.Module, x: Tensor) -> bool:
+        """Tell whether a trial has shown that `norm` does what the original would."""
+        if type(x) not in _ORDINARY or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
+            return False
+        weight, bias, eps = self.parameters(module)
+        return (
+            x.dim() in self.ranks
+            and _has_types(self.types, x, weight, bias)
+            and (x.device.type == "cpu" or (x.device.type == "cuda" and arguments.has_triton()))
+            and all(
+                each is None
+                or (
+                    type(each) in _ORDINARY and each.shape == self.sizes and each.device == x.device
+                )
+                for each in (weight, bias)
+            )
+            and (type(eps) is float or (eps is None and not self.centered))
+            and self.has_layout_of(x)
+        )
+
+    def has_layout_of(self, x: Tensor) -> bool:
+        """Tell whether y's strides are the original's: a formula keeps those of a dense x."""
+        if not self.keeps_layout or x.is_contiguous():
+            return True
+        if self.axis == 1 and x.dim() == 4:
+            return x.is_contiguous(memory_format=torch.channels_last)
+        return all(first >= second for first, second in pairwise(x.stride()))
+
+    def parameters(self, module: nn.Module) -> tuple[Tensor | None, Tensor | None, Any]:
+        """Return weight, bias and eps as they are now."""
+        weight = None if self.weight is None else getattr(module, self.weight)
+        bias = None if self.bias is None else getattr(module, self.bias)
+        return weight, bias, getattr(module, self.eps) if type(self.eps) is str else self.eps
+
+    def norm(self, module: nn.Module, x: Tensor) -> Tensor:
+        """Return y."""
+        weight, bias, eps = self.parameters(module)
+        axis = self.axis
+        is_moved = axis is not None and not self.keeps_layout
+        if axis is not None and is_moved:
+            x, axis = x.movedim(axis, -1), None
+        sizes = (x.shape[-1 if axis is None else axis],) if self.sizes is None else self.sizes
+        form: dict[str, Any] = {"axis": axis, "zero_centered_weight": self.zero_centered_weight}
+        if self.centered:
+            y = layer_norm(x, sizes, weight, bias, eps, **form)
+        else:
+            y = rms_norm(x, sizes, weight, eps, **form)
+        return y.movedim(-1, self.axis) if is_moved else y
+
+
+def _has_types(
+    types: frozenset[Types],
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    or_off_the_cpu: bool = False,
+) -> bool:
+    """Tell whether the types and autocast are among those of a trial, which ran on the CPU."""
+    parameter = bias if weight is None else weight
+    if parameter is not None and bias is not None and bias.dtype != parameter.dtype:
+        return False
+    device = x.device.type
+    has_autocast = torch.is_autocast_enabled(device) if device in ("cpu", "cuda") else False
+    if has_autocast and device != "cpu":
+        return or_off_the_cpu
+    if has_autocast and torch.get_autocast_dtype("cpu") is not torch.bfloat16:
+        return False
+    of_parameters = None if parameter is None else parameter.dtype
+    is_dense = x.layout is torch.strided and not x.is_nested
+    return is_dense and (x.dtype, of_parameters, has_autocast) in types
+
+
+class Converted:
+    """What the classes that `convert` makes have in common."""
+
+    _layernorm: tuple[type[nn.Module], "PyTorchs | Recognized"]
+
+    def extra_repr(self) -> str:
+        """Describe the arguments, and say whose kernels run."""
+        own = super().extra_repr()  # type: ignore[misc]
+        return f"{own}, by layernorm" if own else "by layernorm"
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle and copy without a reference to the class, which no import finds."""
+        reduced = super().__reduce_ex__(max(protocol, 2))
+        if original_of(self) is None or reduced[0] is not copyreg.__newobj__:  # type: ignore[attr-defined]
+            return reduced
+        return _new, self._layernorm, *reduced[2:]
+
+
+def original_of(module: object) -> type[nn.Module] | None:
+    """Return the class that `module` had before `convert`; None if its class is not ours."""
+    made_from = vars(type(module)).get("_layernorm")
+    return None if made_from is None else made_from[0]
+
+
+def converted_class(original: Any, found: PyTorchs | Recognized) -> Any:
+    """Return the subclass of `original` that runs our norm where `found` says that it may."""
+    base = _OURS.get(original, original)
+    for each in base.__subclasses__():
+        if vars(each).get("_layernorm") == (original, found):
+            return each
+    contents = {
+        "_layernorm": (original, found),
+        "forward": _forward_instead_of(original.forward, found),
+        "__module__": original.__module__,  # symbolic tracing keeps PyTorch's own modules whole
+        "__qualname__": original.__qualname__,
+        "__doc__": original.__doc__,
+    }
+    return type(original)(original.__name__, (Converted, base), contents)
+
+
+def _forward_instead_of(
+    original: Callable[..., Any], found: PyTorchs | Recognized
+) -> Callable[..., Any]:
+    keyword = list(inspect.signature(original).parameters)[1]
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        given = (*args, *kwargs.values())
+        if given[1:] or not given or (kwargs and keyword not in kwargs):
+            return original(self, *args, **kwargs)
+        if found.serves(self, given[0]):
+            return found.norm(self, given[0])
+        return original(self, *args, **kwargs)
+
+    # TorchScript compiles the source of `__wrapped__`, and looks names up in these globals.
+    scope = getattr(original, "__globals__", globals())
+    seen = FunctionType(forward.__code__, scope, "forward", None, forward.__closure__)
+    return functools.update_wrapper(seen, original)
+
+
+def _new(original: Any, found: PyTorchs | Recognized) -> Any:
+    cls = converted_class(original, found)
+    return cls.__new__(cls)

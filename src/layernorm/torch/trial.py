@@ -1,0 +1,244 @@
+"""Calls a norm of another class and ours on the same numbers, and compares what comes out.
+
+A trial leaves no trace: it calls the class's forward on a stand-in with parameters of its own, on
+the CPU, and neither reads nor changes what the caller has set (modes, default type and device,
+autocast, random numbers).
+"""
+
+import copy
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
+
+Forward = Callable[[nn.Module, Tensor], Any]
+
+OTHER_RESULTS = "gives other results than ours"
+RAISES = "raises"
+
+_BITS = {torch.float64: 53, torch.float32: 24, torch.float16: 11, torch.bfloat16: 8}
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a trial.
+
+    Attributes:
+        shape: of x.
+        scale: of x, about.
+        parameter_scale: of weight and bias, about.
+        x_type, parameter_type, autocast: autocast to bfloat16.
+        training: the mode of the module.
+        layout: of x: "contiguous", "permuted" or "sliced".
+        changes: to attributes of the module.
+        again: call it a second time, without gradients.
+    """
+
+    shape: tuple[int, ...]
+    scale: float = 1.0
+    parameter_scale: float = 1.0
+    x_type: torch.dtype = torch.float32
+    parameter_type: torch.dtype = torch.float32
+    autocast: bool = False
+    training: bool = False
+    layout: str = "contiguous"
+    changes: tuple[tuple[str, Any], ...] = ()
+    again: bool = False
+
+    def x(self) -> Tensor:
+        """Return an x, always the same."""
+        x = ((_normal(self.shape, 0) * 3 + 2) * self.scale).to(self.x_type)
+        if self.layout == "permuted" and x.dim() > 2:
+            return x.movedim(1, -1).contiguous().movedim(-1, 1)
+        if self.layout == "sliced" and x.dim() > 1:
+            return torch.cat([x, x], 1)[:, : x.shape[1]]
+        return x
+
+
+@contextmanager
+def isolated() -> Iterator[None]:
+    """Run trials, apart from all that the caller has set."""
+    with (
+        # Importing what it needs is slow.
+        _disable_current_modes() if torch._C._len_torch_dispatch_stack() else nullcontext(),
+        torch._C.DisableTorchFunction(),
+        torch.inference_mode(mode=False),
+        torch.enable_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.random.fork_rng(devices=[]),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # more would mostly wait for each other
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+
+class Trials:
+    """Trials of one module; each call of its forward is made once.
+
+    Args:
+        module: has the parameters' names and shapes, and the attributes that its forward reads.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._known: dict[Call, list[Tensor | None] | str] = {}
+
+    def difference(self, norm: Forward, call: Call) -> str | None:
+        """Return how the class's forward differs from `norm`; None if it does not.
+
+        The words continue the sentence "a norm that ...".
+        """
+        if call not in self._known:
+            self._known[call] = self._observe(call)
+        expected = self._known[call]
+        if isinstance(expected, str):
+            return expected
+        x, dy, ours = (
+            call.x().requires_grad_(),
+            _normal(call.shape, 1),
+            _stand_in(self._module, call),
+        )
+        try:
+            y = _y_of(norm, ours, x, call)
+        except (RuntimeError, TypeError, ValueError):
+            return OTHER_RESULTS
+        if y is None:
+            return OTHER_RESULTS
+        reason = _compare([y.detach()], expected[:1], call)
+        return reason or _compare([y.detach(), *_gradients(y, ours, x, dy)], expected, call)
+
+    def _observe(self, call: Call) -> list[Tensor | None] | str:
+        """Return y and the gradients of the class's forward, or what rules it out."""
+        forward: Any = type(self._module).forward
+        x, dy, theirs = (
+            call.x().requires_grad_(),
+            _normal(call.shape, 1),
+            _stand_in(self._module, call),
+        )
+        before = _state(theirs, x)
+        try:
+            y = _y_of(forward, theirs, x, call)
+            if y is None or y.dtype != x.dtype:
+                return OTHER_RESULTS
+            observed = [y.detach(), *_gradients(y, theirs, x, dy)]
+            if call.again:
+                with torch.no_grad():
+                    again = _y_of(forward, theirs, x, call)
+                if again is None or _compare([again], observed[:1], call):
+                    return "gives other results from call to call"
+            return observed if _state(theirs, x) == before else "changes its own state"
+        except Exception as error:  # whatever a class of somebody else raises
+            return f"{RAISES} {type(error).__name__}"
+
+
+def _normal(shape: Sequence[int], seed: int) -> Tensor:
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+
+
+def _stand_in(module: nn.Module, call: Call) -> nn.Module:
+    """Make a module of the same class and attributes, with no hooks and its own parameters."""
+    made = object.__new__(type(module))
+    for name, value in vars(module).items():
+        is_of_hooks = isinstance(value, OrderedDict) and "hooks" in name
+        is_container = isinstance(value, dict | list | set)
+        vars(made)[name] = (
+            OrderedDict() if is_of_hooks else copy.copy(value) if is_container else value
+        )
+    for name, each in other_tensors(module):
+        if is_arbitrary(each):  # a forward that reads it will differ from ours
+            place = made._buffers if name in made._buffers else vars(made)
+            place[name] = _normal(each.shape, 9).to(each.dtype)
+    vars(made).pop("forward", None)
+    vars(made)["training"] = call.training
+    for seed, (name, each) in enumerate(module.named_parameters(recurse=False)):
+        values = _normal(each.shape, 2 + seed) * call.parameter_scale
+        made._parameters[name] = nn.Parameter(values.to(call.parameter_type))
+    for name, value in call.changes:
+        setattr(made, name, value)
+    return made
+
+
+def other_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """List a module's tensors that are not parameters."""
+    plain = [(name, each) for name, each in vars(module).items() if isinstance(each, Tensor)]
+    return [*module.named_buffers(recurse=False), *plain]
+
+
+def is_arbitrary(tensor: Tensor) -> bool:
+    """Tell whether a tensor may have any values, unlike a flag or a counter."""
+    return tensor.dim() > 0 and tensor.dtype.is_floating_point
+
+
+def _state(module: nn.Module, x: Tensor) -> Any:
+    """Return what a forward must not change."""
+    tensors = [x, *module.parameters(recurse=False), *module.buffers(recurse=False)]
+    kept = {
+        name: copy.copy(value) if isinstance(value, dict | list | set) else value
+        for name, value in vars(module).items()
+        if name not in ("_parameters", "_modules", "_buffers")
+    }
+    return [each._version for each in tensors], kept
+
+
+def _y_of(forward: Forward, module: nn.Module, x: Tensor, call: Call) -> Tensor | None:
+    with torch.autocast("cpu", torch.bfloat16, enabled=call.autocast):
+        y = forward(module, x)
+    return y if isinstance(y, Tensor) and y.shape == x.shape else None
+
+
+def _gradients(y: Tensor, module: nn.Module, x: Tensor, dy: Tensor) -> list[Tensor | None]:
+    """Return the gradients of x and the parameters; None for those without."""
+    inputs = [x, *module.parameters(recurse=False)]
+    if not y.requires_grad:
+        return [None for _ in inputs]
+    return list(torch.autograd.grad(y, inputs, dy.to(y.dtype), allow_unused=True))
+
+
+def _compare(
+    got: Sequence[Tensor | None], expected: Sequence[Tensor | None], call: Call
+) -> str | None:
+    """Compare y, and the gradients if given, by a few roundings of the narrowest type."""
+    types = (torch.float32, call.x_type, call.parameter_type, *[torch.bfloat16][: call.autocast])
+    bits = min(_BITS[each] for each in types)
+    of_values, of_gradients = (2.0**-18, 2.0**-14) if bits == 24 else (2.0 ** (3 - bits), 0.125)
+    for place, (mine, theirs) in enumerate(zip(got, expected, strict=True)):
+        is_y = place == 0
+        other = OTHER_RESULTS if is_y else "gives other gradients than ours"
+        if mine is None or theirs is None:
+            if mine is not theirs:
+                return other
+            continue
+        if mine.dtype != theirs.dtype or mine.shape != theirs.shape:
+            return other
+        if is_y and _strides(mine) != _strides(theirs):
+            return "gives results in another memory format than ours"
+        if is_y:
+            usual_dx = mine.abs().max().item() / call.scale if call.scale else 0.0
+        # Where dx is nearly zero, as in rows of two elements, its rounding errors are not.
+        limits = (of_values, 0.0) if is_y else (of_gradients, usual_dx if place == 1 else 0.0)
+        if not _is_close(mine.double(), theirs.double(), *limits):
+            return other
+    return None
+
+
+def _strides(y: Tensor) -> list[int]:
+    return [stride for size, stride in zip(y.shape, y.stride(), strict=True) if size > 1]
+
+
+def _is_close(got: Tensor, expected: Tensor, tolerance: float, scale: float) -> bool:
+    finite = expected[expected.isfinite()].abs()
+    scale = max(scale, finite.max().item()) if finite.numel() else scale
+    is_same = (got == expected) | (got.isnan() & expected.isnan())
+    return bool((is_same | ((got - expected).abs() <= tolerance * scale)).all())

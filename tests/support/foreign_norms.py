@@ -1,0 +1,203 @@
+"""Norms as other libraries write them, for the tests of `layernorm.torch.convert`."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class LlamaNorm(nn.Module):
+    """RMS norm as in transformers: float32 inside, rounded before the weight."""
+
+    def __init__(self, cols, offset=0.0, eps_outside=False, round_first=True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(cols))
+        self.variance_epsilon = 1e-6
+        self.offset, self.eps_outside, self.round_first = offset, eps_outside, round_first
+
+    def forward(self, hidden_states):
+        widened = hidden_states.float()
+        variance = widened.pow(2).mean(-1, keepdim=True)
+        if self.eps_outside:
+            xhat = widened / (variance.sqrt() + self.variance_epsilon)
+        else:
+            xhat = widened * torch.rsqrt(variance + self.variance_epsilon)
+        if self.round_first:
+            return (self.offset + self.weight) * xhat.to(hidden_states.dtype)
+        return ((self.offset + self.weight.float()) * xhat).to(hidden_states.dtype)
+
+
+class GatedNorm(LlamaNorm):
+    """Mamba2's: called with a gate."""
+
+    def forward(self, hidden_states, gate=None):
+        y = super().forward(hidden_states)
+        return y if gate is None else y * F.silu(gate)
+
+
+class ResidualNorm(LlamaNorm):
+    def forward(self, x, *residual):
+        return super().forward(sum(residual, x))
+
+
+class ChannelsFirstNorm(nn.Module):
+    """As ConvNeXt's first version: a formula, which keeps the memory format."""
+
+    def __init__(self, cols) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(cols)), nn.Parameter(torch.randn(cols))
+        self.eps = 1e-6
+
+    def forward(self, x):
+        mean = x.mean(1, keepdim=True)
+        variance = (x - mean).pow(2).mean(1, keepdim=True)
+        xhat = (x - mean) / torch.sqrt(variance + self.eps)
+        return self.weight[:, None, None] * xhat + self.bias[:, None, None]
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """As timm's: moves the axis, and moves it back."""
+
+    def forward(self, x):
+        y = F.layer_norm(
+            x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps
+        )
+        return y.permute(0, 3, 1, 2)
+
+
+class SqueezeNorm(nn.LayerNorm):
+    """SqueezeBert's: channels first, with three axes."""
+
+    def forward(self, x):
+        return nn.LayerNorm.forward(self, x.permute(0, 2, 1)).permute(0, 2, 1)
+
+
+class NemotronNorm(nn.LayerNorm):
+    """Layer norm with 1 + weight."""
+
+    def forward(self, input):
+        return F.layer_norm(input, self.normalized_shape, self.weight + 1, self.bias, self.eps)
+
+
+class OlmoNorm(nn.Module):
+    """Without parameters, and with eps in the code."""
+
+    def __init__(self, cols) -> None:
+        super().__init__()
+        self.normalized_shape = (cols,)
+
+    def forward(self, x):
+        return F.layer_norm(x.float(), self.normalized_shape, None, None, eps=1e-5).to(x.dtype)
+
+
+class L2Norm(nn.Module):
+    """Llama 4's, without parameters and sizes."""
+
+    def __init__(self, eps=1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, x):
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
+
+
+class WeightlessNorm(L2Norm):
+    """FalconMamba's, with a buffer that it does not read."""
+
+    def __init__(self, cols) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.ones(cols), persistent=False)
+
+
+class ScaleNorm(nn.Module):
+    """With other names for weight and bias."""
+
+    def __init__(self, cols) -> None:
+        super().__init__()
+        self.shift, self.scale = nn.Parameter(torch.randn(cols)), nn.Parameter(torch.randn(cols))
+
+    def forward(self, x):
+        return F.layer_norm(x, x.shape[-1:], self.scale, self.shift, 1e-5)
+
+
+class HeadsNorm(nn.Module):
+    """Cohere's, of queries and keys: a weight for each head."""
+
+    def __init__(self, cols) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, cols))
+        self.eps = 1e-5
+
+    def forward(self, x):
+        return self.weight * F.layer_norm(x, x.shape[-1:], None, None, self.eps)
+
+
+class DetachedNorm(LlamaNorm):
+    def forward(self, hidden_states):
+        variance = hidden_states.detach().pow(2).mean(-1, keepdim=True)
+        return self.weight * (hidden_states * torch.rsqrt(variance + self.variance_epsilon))
+
+
+class NoisyNorm(LlamaNorm):
+    def forward(self, hidden_states):
+        noise = torch.rand_like(hidden_states) if self.training else 0.0
+        return super().forward(hidden_states) + noise
+
+
+class DropoutNorm(LlamaNorm):
+    def forward(self, hidden_states):
+        return F.dropout(super().forward(hidden_states), 0.5, self.training)
+
+
+class ClampedNorm(LlamaNorm):
+    def forward(self, hidden_states):
+        return super().forward(hidden_states.clamp(-1e4, 1e4))
+
+
+class ClampedOutputNorm(LlamaNorm):
+    def forward(self, hidden_states):
+        return super().forward(hidden_states).clamp(-1e4, 1e4)
+
+
+class CountingNorm(LlamaNorm):
+    calls = 0
+
+    def forward(self, hidden_states):
+        self.calls = self.calls + 1
+        return super().forward(hidden_states)
+
+
+class Float32OutputNorm(LlamaNorm):
+    """Returns float32, whatever comes."""
+
+    def forward(self, hidden_states):
+        return super().forward(hidden_states.float())
+
+
+class LayerNormAct(nn.LayerNorm):
+    """timm's: more modules run after the norm."""
+
+    def __init__(self, cols) -> None:
+        super().__init__(cols)
+        self.drop, self.act = nn.Identity(), nn.ReLU()
+
+    def forward(self, x):
+        return self.act(self.drop(super().forward(x)))
+
+
+class RunningNorm(LlamaNorm):
+    """Its results depend on a buffer."""
+
+    def __init__(self, cols) -> None:
+        super().__init__(cols)
+        self.register_buffer("gain", torch.ones(cols))
+
+    def forward(self, hidden_states):
+        return super().forward(hidden_states) * self.gain
+
+
+class CodeEpsNorm(LlamaNorm):
+    """Has an attribute that looks like eps, and does not read it."""
+
+    def forward(self, hidden_states):
+        variance = hidden_states.pow(2).mean(-1, keepdim=True)
+        return self.weight * (hidden_states * torch.rsqrt(variance + 1e-6))
