@@ -2,6 +2,7 @@
 
 import copy
 import random
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 
 import foreign_norms as foreign
@@ -252,6 +253,14 @@ def test_the_memory_format_of_y_is_the_original_s() -> None:
             assert y.stride() == expected.stride(), name
 
 
+def test_threads_convert_at_the_same_time() -> None:
+    threads = torch.get_num_threads()
+    models = [nn.ModuleList([foreign.LlamaNorm(COLS), nn.LayerNorm(COLS)]) for _ in range(4)]
+    with ThreadPoolExecutor(4) as executor:
+        assert all(len(each.swapped) == 2 for each in executor.map(ours.convert, models))
+    assert torch.get_num_threads() == threads
+
+
 def test_convert_leaves_no_trace() -> None:
     model = nn.ModuleList([foreign.NoisyNorm(COLS), foreign.LlamaNorm(COLS), nn.LayerNorm(COLS)])
     model.train()
@@ -348,3 +357,41 @@ def test_the_original_forward_takes_what_no_trial_has_covered() -> None:
     torch.testing.assert_close(module(complex_x.real.T.T), expected[1])
     assert torch.equal(other(rank_six), expected[2])
     assert torch.equal(module(rank_six), expected[3])
+
+
+def test_an_x_that_the_weight_is_broadcast_to_is_not_ours() -> None:
+    module = foreign.LlamaNorm(COLS)
+    x = torch.randn(3, 1)
+    expected = module(x)
+    ours.convert(module)
+    assert torch.equal(module(x), expected)
+
+
+def test_an_eps_of_none_and_one_that_cannot_be_set() -> None:
+    class Derived(nn.RMSNorm):
+        pass
+
+    class FixedNorm(foreign.LlamaNorm):
+        variance_epsilon = property(lambda self: 1e-6, lambda self, value: None)
+
+    model = nn.Sequential(Derived(COLS), FixedNorm(COLS))
+    x = torch.randn(3, COLS)
+    expected = model(x)
+    assert list(ours.convert(model).swapped) == ["0", "1"]
+    torch.testing.assert_close(model(x), expected)
+    assert runs_ours(model[0], LAST)
+    assert runs_ours(model[1], LAST)
+
+
+def test_a_compiled_forward_is_not_compiled_for_each_trial() -> None:
+    compiled = []
+
+    def backend(graph, _):
+        compiled.append(graph)
+        return graph.forward
+
+    class CompiledNorm(foreign.LlamaNorm):
+        forward = torch.compile(foreign.LlamaNorm.forward, backend=backend)
+
+    assert ours.convert(CompiledNorm(COLS)).swapped
+    assert not compiled

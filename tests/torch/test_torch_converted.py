@@ -136,6 +136,17 @@ def test_functions_of_parameters_and_transforms(kind) -> None:
     torch.testing.assert_close(per_sample(converted), per_sample(model))
 
 
+def test_per_sample_gradients_by_expanded_weights() -> None:
+    """A tensor subclass that knows PyTorch's layer norm, and not ours."""
+    from torch.nn.utils._per_sample_grad import call_for_per_sample_grads
+
+    model, converted = pair("layer_norm")
+    for each in (model, converted):
+        call_for_per_sample_grads(each)(x()).sum().backward()
+    for mine, theirs in zip(converted.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad_sample, theirs.grad_sample)
+
+
 @each_kind
 def test_hooks_stay(kind) -> None:
     model = nn.Sequential(KINDS[kind]())

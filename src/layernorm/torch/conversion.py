@@ -6,14 +6,20 @@ from typing import Any
 
 from torch import nn
 
-from layernorm.torch.converted import Converted, PyTorchs, Recognized, converted_class, original_of
+from layernorm.torch.converted import (
+    PyTorchs,
+    Recognized,
+    converted_class,
+    is_converted,
+    original_of,
+)
+from layernorm.torch.identification import types_of_pytorchs
 from layernorm.torch.layers import LayerNorm, RMSNorm
 from layernorm.torch.recognition import (
     REPLACED_FORWARD,
     has_own_forward,
     is_bound_forward,
     recognize,
-    types_of_pytorchs,
 )
 
 
@@ -83,7 +89,7 @@ def _undo(model: nn.Module, dry_run: bool) -> Conversion:
             done.restored[name] = _kind(original)
             if not dry_run:
                 _change_class(module, original)
-        elif isinstance(module, Converted):
+        elif is_converted(module):
             done.left[name] = (
                 f"{_kind(type(module))}, whose class was changed again after `convert`, by "
                 "sharding or parametrization: take that back first"
@@ -93,7 +99,7 @@ def _undo(model: nn.Module, dry_run: bool) -> Conversion:
 
 def _find(module: nn.Module, known: dict[Any, Any]) -> PyTorchs | Recognized | str | None:
     """Return what to make of a module; the reason to leave it; None if it is not for `convert`."""
-    if isinstance(module, Converted | LayerNorm | RMSNorm):
+    if is_converted(module) or isinstance(module, LayerNorm | RMSNorm):
         return None
     cls: Any = type(module)
     if cls in (nn.LayerNorm, nn.RMSNorm):

@@ -35,10 +35,13 @@ class PyTorchs:
     types: frozenset[Types]
 
     def serves(self, module: nn.Module, x: Tensor) -> bool:
-        """Tell whether our forward takes the call, of any kind of tensor."""
-        return isinstance(x, Tensor) and _has_types(
-            self.types, x, module.weight, getattr(module, "bias", None), or_off_the_cpu=True
-        )
+        """Tell whether our forward takes the call.
+
+        A kind of tensor that overrides PyTorch's functions knows its own layer norm, not ours.
+        """
+        weight, bias = module.weight, getattr(module, "bias", None)
+        is_known = isinstance(x, Tensor) and not any(map(_overrides_functions, (x, weight, bias)))
+        return is_known and _has_types(self.types, x, weight, bias, or_off_the_cpu=True)
 
     def norm(self, module: nn.Module, x: Tensor) -> Tensor:
         """Return y."""
@@ -80,6 +83,7 @@ class Recognized:
         weight, bias, eps = self.parameters(module)
         return (
             x.dim() in self.ranks
+            and self._sizes_of(x) == self.sizes
             and _has_types(self.types, x, weight, bias)
             and (x.device.type == "cpu" or (x.device.type == "cuda" and arguments.has_triton()))
             and all(
@@ -92,6 +96,11 @@ class Recognized:
             and (type(eps) is float or (eps is None and not self.centered))
             and self.has_layout_of(x)
         )
+
+    def _sizes_of(self, x: Tensor) -> tuple[int, ...] | None:
+        if self.sizes is None:
+            return None
+        return x.shape[-len(self.sizes) :] if self.axis is None else x.shape[1:2]
 
     def has_layout_of(self, x: Tensor) -> bool:
         """Tell whether y's strides are the original's: a formula keeps those of a dense x."""
@@ -121,6 +130,12 @@ class Recognized:
         else:
             y = rms_norm(x, sizes, weight, eps, **form)
         return y.movedim(-1, self.axis) if is_moved else y
+
+
+def _overrides_functions(given: Tensor | None) -> bool:
+    if given is None or type(given) in _ORDINARY:
+        return False
+    return type(given).__torch_function__ is not torch._C._disabled_torch_function_impl
 
 
 def _has_types(
@@ -161,6 +176,11 @@ class Converted:
         if original_of(self) is None or reduced[0] is not copyreg.__newobj__:  # type: ignore[attr-defined]
             return reduced
         return _new, self._layernorm, *reduced[2:]
+
+
+def is_converted(module: object) -> bool:
+    """Tell whether the class of `module`, or one that it is made from, is ours."""
+    return hasattr(type(module), "_layernorm")
 
 
 def original_of(module: object) -> type[nn.Module] | None:

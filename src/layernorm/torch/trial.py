@@ -6,6 +6,8 @@ autocast, random numbers).
 """
 
 import copy
+import sys
+import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +23,9 @@ Forward = Callable[[nn.Module, Tensor], Any]
 
 OTHER_RESULTS = "gives other results than ours"
 RAISES = "raises"
+
+# What a trial sets and gives back, such as the number of threads, belongs to the whole process.
+_one_at_a_time = threading.RLock()
 
 _BITS = {torch.float64: 53, torch.float32: 24, torch.float16: 11, torch.bfloat16: 8}
 
@@ -65,9 +70,14 @@ class Call:
 def isolated() -> Iterator[None]:
     """Run trials, apart from all that the caller has set."""
     with (
+        _one_at_a_time,
         # Importing what it needs is slow.
         _disable_current_modes() if torch._C._len_torch_dispatch_stack() else nullcontext(),
         torch._C.DisableTorchFunction(),
+        # A compiled forward would be compiled again for each kind of call.
+        torch.compiler.set_stance("force_eager")
+        if "torch._dynamo" in sys.modules
+        else nullcontext(),
         torch.inference_mode(mode=False),
         torch.enable_grad(),
         torch.autocast("cpu", enabled=False),
@@ -121,13 +131,10 @@ class Trials:
     def _observe(self, call: Call) -> list[Tensor | None] | str:
         """Return y and the gradients of the class's forward, or what rules it out."""
         forward: Any = type(self._module).forward
-        x, dy, theirs = (
-            call.x().requires_grad_(),
-            _normal(call.shape, 1),
-            _stand_in(self._module, call),
-        )
-        before = _state(theirs, x)
+        x, dy = call.x().requires_grad_(), _normal(call.shape, 1)
         try:
+            theirs = _stand_in(self._module, call)
+            before = _state(theirs, x)
             y = _y_of(forward, theirs, x, call)
             if y is None or y.dtype != x.dtype:
                 return OTHER_RESULTS
@@ -203,7 +210,8 @@ def _gradients(y: Tensor, module: nn.Module, x: Tensor, dy: Tensor) -> list[Tens
     inputs = [x, *module.parameters(recurse=False)]
     if not y.requires_grad:
         return [None for _ in inputs]
-    return list(torch.autograd.grad(y, inputs, dy.to(y.dtype), allow_unused=True))
+    # Given dy itself, PyTorch would import its symbolic shapes, which is slow.
+    return list(torch.autograd.grad((y * dy.to(y.dtype)).sum(), inputs, allow_unused=True))
 
 
 def _compare(
