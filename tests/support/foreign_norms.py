@@ -158,6 +158,14 @@ class ClampedOutputNorm(LlamaNorm):
         return super().forward(hidden_states).clamp(-1e4, 1e4)
 
 
+class InferenceNorm(LlamaNorm):
+    """Does something else without gradients."""
+
+    def forward(self, hidden_states):
+        y = super().forward(hidden_states)
+        return y if torch.is_grad_enabled() else y.round()
+
+
 class CountingNorm(LlamaNorm):
     calls = 0
 
@@ -201,3 +209,13 @@ class CodeEpsNorm(LlamaNorm):
     def forward(self, hidden_states):
         variance = hidden_states.pow(2).mean(-1, keepdim=True)
         return self.weight * (hidden_states * torch.rsqrt(variance + 1e-6))
+
+
+class TensorEpsNorm(LlamaNorm):
+    """Makes a tensor on the device that is the default."""
+
+    def forward(self, hidden_states):
+        eps = torch.full((1,), self.variance_epsilon, dtype=torch.float32)
+        variance = hidden_states.float().pow(2).mean(-1, keepdim=True)
+        xhat = hidden_states.float() * torch.rsqrt(variance + eps)
+        return (self.weight.float() * xhat).to(hidden_states.dtype)

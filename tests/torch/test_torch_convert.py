@@ -36,6 +36,7 @@ SERVED = {
     "falcon mamba": (lambda: foreign.WeightlessNorm(COLS), LAST),
     "scale and shift": (lambda: foreign.ScaleNorm(COLS), LAST),
     "eps in the code": (lambda: foreign.CodeEpsNorm(COLS), LAST),
+    "eps in a tensor": (lambda: foreign.TensorEpsNorm(COLS), LAST),
     "channels first": (lambda: foreign.ChannelsFirstNorm(COLS), FIRST),
     "timm's channels first": (lambda: foreign.LayerNorm2d(COLS), FIRST),
     "squeezebert": (lambda: foreign.SqueezeNorm(COLS), FIRST[:3]),
@@ -137,6 +138,7 @@ def test_what_is_not_the_same_is_left_and_the_reason_named() -> None:
         foreign.DropoutNorm(COLS): "in training mode",
         foreign.ClampedNorm(COLS): "for x of about 1e+06",
         foreign.ClampedOutputNorm(COLS): "for parameters of about 1e+06",
+        foreign.InferenceNorm(COLS): "called again, without gradients",
         foreign.CountingNorm(COLS): "changes its own state",
         foreign.LayerNormAct(COLS): "its modules drop, act",
         foreign.RunningNorm(COLS): "depend on gain",
@@ -226,6 +228,15 @@ def test_eps_is_read_at_each_call() -> None:
     torch.testing.assert_close(after(x), before(x))
     before.variance_epsilon = after.variance_epsilon = torch.tensor(0.5)
     assert torch.equal(after(x), before(x))
+
+
+def test_an_attribute_that_is_not_read_is_not_eps() -> None:
+    module = foreign.CodeEpsNorm(COLS)
+    ours.convert(module)
+    x = torch.randn(3, COLS)
+    expected = module(x)
+    module.variance_epsilon = 1.0
+    assert torch.equal(module(x), expected)
 
 
 def test_the_memory_format_of_y_is_the_original_s() -> None:
@@ -357,6 +368,14 @@ def test_the_original_forward_takes_what_no_trial_has_covered() -> None:
     torch.testing.assert_close(module(complex_x.real.T.T), expected[1])
     assert torch.equal(other(rank_six), expected[2])
     assert torch.equal(module(rank_six), expected[3])
+
+
+@pytest.mark.parametrize("make", [nn.LayerNorm, foreign.LlamaNorm, foreign.NemotronNorm])
+def test_x_of_one_axis_to_five(make) -> None:
+    module = make(COLS)
+    ours.convert(module)
+    for rank in range(1, 6):
+        assert runs_ours(module, (2, 3, 2, 3, COLS)[-rank:])
 
 
 def test_an_x_that_the_weight_is_broadcast_to_is_not_ours() -> None:

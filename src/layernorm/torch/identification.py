@@ -16,7 +16,7 @@ _EPS_NAMES = ("variance_epsilon", "eps", "epsilon", "norm_eps")
 _EPS_VALUES = (1e-5, 1e-6, 1e-8, 1e-12)  # of classes that keep eps in their code
 
 # More than one size, so that the axes of a trial cannot be taken for each other.
-_OUTER: tuple[tuple[int, ...], ...] = ((), (5,), (2, 3), (2, 3, 4), (2, 3, 4, 2))
+_OUTER: tuple[tuple[int, ...], ...] = ((), (3,), (2, 3), (2, 3, 2), (2, 2, 3, 2))
 
 
 @cache
