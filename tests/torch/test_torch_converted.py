@@ -4,7 +4,6 @@ import copy
 import functools
 import io
 import pickle
-from importlib.util import find_spec
 
 import foreign_norms as foreign
 import pytest
@@ -196,10 +195,8 @@ def test_a_forward_that_accelerate_wrapped_is_served_inside_its_hook(kind) -> No
     assert torch.equal(module(x()), expected)
 
 
-@pytest.mark.skipif(find_spec("accelerate") is None, reason="accelerate is not installed")
 def test_accelerate_s_own_hooks() -> None:
-    from accelerate import hooks
-
+    hooks = pytest.importorskip("accelerate.hooks")
     for make in KINDS.values():
         module = make()
         hook = hooks.AlignDevicesHook(execution_device="cpu", offload=True, io_same_device=True)

@@ -1,7 +1,7 @@
 """Layer norm and RMS norm for PyTorch: in place of its own functions and modules."""
 
 from layernorm.torch.accelerated import accelerate
-from layernorm.torch.conversion import convert
+from layernorm.torch.conversion.convert import convert
 from layernorm.torch.functional import layer_norm, rms_norm
 from layernorm.torch.layers import LayerNorm, RMSNorm
 

@@ -6,21 +6,21 @@ from typing import Any
 
 from torch import nn
 
-from layernorm.torch.converted import (
+from layernorm.torch.conversion.converted import (
     PyTorchs,
     Recognized,
     converted_class,
     is_converted,
     original_of,
 )
-from layernorm.torch.identification import types_of_pytorchs
-from layernorm.torch.layers import LayerNorm, RMSNorm
-from layernorm.torch.recognition import (
+from layernorm.torch.conversion.identification import types_of_pytorchs
+from layernorm.torch.conversion.recognition import (
     REPLACED_FORWARD,
     has_own_forward,
     is_bound_forward,
     recognize,
 )
+from layernorm.torch.layers import LayerNorm, RMSNorm
 
 
 @dataclass

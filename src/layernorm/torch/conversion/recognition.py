@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from layernorm.torch.converted import Recognized
-from layernorm.torch.identification import identify
-from layernorm.torch.trial import is_arbitrary, other_tensors
+from layernorm.torch.conversion.converted import Recognized
+from layernorm.torch.conversion.identification import identify
+from layernorm.torch.conversion.trial import is_arbitrary, other_tensors
 
 _OTHER_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LocalResponseNorm)
 

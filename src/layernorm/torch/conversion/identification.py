@@ -9,8 +9,15 @@ from typing import Any
 from torch import nn
 
 from layernorm.torch.arguments import TYPES
-from layernorm.torch.converted import PyTorchs, Recognized, Types
-from layernorm.torch.trial import OTHER_RESULTS, RAISES, Call, Trials, isolated, other_tensors
+from layernorm.torch.conversion.converted import PyTorchs, Recognized, Types
+from layernorm.torch.conversion.trial import (
+    OTHER_RESULTS,
+    RAISES,
+    Call,
+    Trials,
+    isolated,
+    other_tensors,
+)
 
 _EPS_NAMES = ("variance_epsilon", "eps", "epsilon", "norm_eps")
 _EPS_VALUES = (1e-5, 1e-6, 1e-8, 1e-12)  # of classes that keep eps in their code
