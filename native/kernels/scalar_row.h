@@ -80,7 +80,11 @@ ScalarStatistics scalar_statistics(RowOf<const Stored> x, int64_t cols, double e
   if (squares.value() == 0)  // a constant row: rstd depends on eps alone, which scaling could lose
     return {0, std::ldexp(row.mean, row.exponent), std::ldexp(row.residual, row.exponent),
             eps > 0 ? 1 / std::sqrt(eps) : 0};
-  row.rstd = 1 / std::sqrt(squares.value() / n + std::ldexp(eps, -2 * row.exponent));
+  const double var = squares.value() / n, scaled_eps = std::ldexp(eps, -2 * row.exponent);
+  const double with_eps = var + scaled_eps;
+  const DoubleVector low = division_error(broadcast(squares.value()), broadcast(n)) +
+                           broadcast(two_sum_error(var, scaled_eps, with_eps));
+  row.rstd = reciprocal_root(broadcast(with_eps), low)[0];
   return row;
 }
 

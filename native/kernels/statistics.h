@@ -58,6 +58,15 @@ struct Batch {
     return over<C>(load_doubles(squares + row) - load_doubles(sum + row) * delta(row, n), n);
   }
 
+  // What the roundings of variance() have taken away.
+  DoubleVector variance_error(int64_t row, double n) const {
+    const DoubleVector whole = load_doubles(squares + row);
+    const DoubleVector part = load_doubles(sum + row) * delta(row, n);
+    const DoubleVector difference = whole - part;
+    return division_error(difference, broadcast(n)) +
+           two_sum_error(whole, -part, difference) / broadcast(n);
+  }
+
   // Moves the shift of each row that needs it to its mean, and calls again(row) for those.
   template <class F>
   void recenter(int64_t rows, double n, F again) {
@@ -78,9 +87,15 @@ struct Batch {
   void finish(int64_t rows, double n, double eps) {
     for (int64_t row = 0; row < rows; row += W) {
       split_mean(shift + row, delta(row, n), mean + row, residual + row);
-      const DoubleVector sum_of_both = at_least_zero(variance(row, n)) + broadcast(eps);
-      store_doubles(total + row, sum_of_both);
-      store_doubles(rstd + row, broadcast(1.0) / square_root(sum_of_both));
+      const DoubleVector var = at_least_zero(variance(row, n)), with_eps = var + broadcast(eps);
+      store_doubles(total + row, with_eps);
+      if constexpr (sizeof(C) == sizeof(double)) {
+        const DoubleVector low =
+            variance_error(row, n) + two_sum_error(var, broadcast(eps), with_eps);
+        store_doubles(rstd + row, reciprocal_root(with_eps, low));
+      } else {
+        store_doubles(rstd + row, broadcast(1.0) / square_root(with_eps));
+      }
     }
   }
 

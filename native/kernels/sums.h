@@ -12,6 +12,44 @@ inline T two_sum_error(T a, T b, T sum) {
   return (a - (sum - b_part)) + (b - b_part);
 }
 
+// The rounding error of product = a * b, exactly: by one fused operation, or of the factors' halves
+// (Dekker), each of which has half the bits.
+template <class T>
+inline void split_in_halves(T v, T& high, T& low) {
+  const T scaled = v * 134217729.0;  // 2^27 + 1
+  high = scaled - (scaled - v);
+  low = v - high;
+}
+template <class T>
+inline T two_product_error(T a, T b, T product) {
+#if defined(__FMA__) || defined(__aarch64__)
+  return -fma(-a, b, product);
+#else
+  T a_high, a_low, b_high, b_low;
+  split_in_halves(a, a_high, a_low);
+  split_in_halves(b, b_high, b_low);
+  return ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low;
+#endif
+}
+
+// What rounding has taken from v / n.
+inline DoubleVector division_error(DoubleVector v, DoubleVector n) {
+  const DoubleVector quotient = v / n, times_n = quotient * n;
+  return ((v - times_n) - two_product_error(quotient, n, times_n)) / n;
+}
+
+// 1 / sqrt(high + low), to about half an ulp: its square is put beside high + low, which takes both
+// roundings back. dx needs that: an error of rstd counts twice where dx is small by cancellation.
+inline DoubleVector reciprocal_root(DoubleVector high, DoubleVector low) {
+  const DoubleVector root = broadcast(1.0) / square_root(high);
+  // Scaled, so that products of halves do not overflow.
+  const DoubleVector v = high * broadcast(0x1p-64), r = root * broadcast(0x1p32);
+  const DoubleVector vr = v * r, one = vr * r;
+  const DoubleVector rest = ((broadcast(1.0) - one) - two_product_error(vr, r, one)) -
+                            (two_product_error(v, r, vr) + low * broadcast(0x1p-64) * r) * r;
+  return root + root * (broadcast(0.5) * rest);
+}
+
 // One total per lane, in double; terms that are doubles are summed with compensation.
 template <class C>
 struct LaneTotal;
