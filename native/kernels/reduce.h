@@ -11,43 +11,62 @@ inline RowOf<const Stored> dy_of_row(const BackwardTask& task, int64_t row) {
           dy.col_stride};
 }
 
-struct ColumnSums {
-  double dweight, dbias;
+template <class Stored>
+inline RowOf<const Stored> x_of_row(const Problem& problem, int64_t row) {
+  const int64_t inner = problem.shape.inner;
+  return {static_cast<const Stored*>(problem.x.data) + row / inner * problem.x.outer_stride +
+              row % inner,
+          problem.x.col_stride};
+}
+
+template <class Stored, bool centered>
+ScalarStatistics scalar_statistics_of_row(const Problem& problem, int64_t row) {
+  using C = Compute<Stored>;
+  const Statistics& saved = problem.statistics;
+  RowStatistics<C> statistics = {0, 0, static_cast<const C*>(saved.rstd)[row], true};
+  if constexpr (centered) {
+    statistics.mean = static_cast<const C*>(saved.mean)[row];
+    if (saved.residual) statistics.residual = static_cast<const C*>(saved.residual)[row];
+  }
+  // A NaN stays NaN: skip the pass over the row that recomputing its statistics would take.
+  if (statistics.rstd != statistics.rstd) {
+    const double nan = std::numeric_limits<double>::quiet_NaN();
+    return {0, nan, nan, nan};
+  }
+  return scalar_statistics_from<Stored, centered>(statistics, x_of_row<Stored>(problem, row),
+                                                  problem.shape.cols, problem.eps);
+}
+
+// A column that is summed again, in double, scaled by 2^exponent and back: terms of float64 may
+// need it.
+struct ScalarColumn {
+  int64_t col;
+  double scale;
+  CompensatedSum sum;
 };
 
-// The sums of one column, in double, scaled by 2^exponent and back: terms of float64 may need it.
-template <class Stored, bool centered>
-ColumnSums sum_scalar_column(const BackwardTask& task, int64_t col, int exponent) {
-  using C = Compute<Stored>;
+// Sums the columns in one pass over the rows, as a row's statistics may take a pass over the row: dy
+// for dbias, or dy * xhat for dweight. Calls done(col, sum) for each.
+template <class Stored, bool centered, class F>
+void sum_scalar_columns(const BackwardTask& task, bool of_dweight, ScalarColumn* columns,
+                        int64_t count, F done) {
   const Problem& problem = task.job->problem;
-  const Shape& shape = problem.shape;
-  const double scale = std::ldexp(1.0, exponent);
-  CompensatedSum dweight, dbias;
-  for (int64_t row = 0; row < shape.rows(); ++row) {
-    const double dy = scale * static_cast<double>(to_compute(dy_of_row<Stored>(task, row)[col]));
-    if (dy != dy) return {dy, dy};
-    dbias.add(dy);
-    if (!task.job->dweight) continue;
-    const Statistics& saved = problem.statistics;
-    RowStatistics<C> statistics = {0, 0, static_cast<const C*>(saved.rstd)[row], true};
-    const RowOf<const Stored> x = {static_cast<const Stored*>(problem.x.data) +
-                                       row / shape.inner * problem.x.outer_stride +
-                                       row % shape.inner,
-                                   problem.x.col_stride};
-    if constexpr (centered) {
-      statistics.mean = static_cast<const C*>(saved.mean)[row];
-      if (saved.residual) statistics.residual = static_cast<const C*>(saved.residual)[row];
+  for (int64_t row = 0; row < problem.shape.rows() && count > 0; ++row) {
+    const RowOf<const Stored> dy = dy_of_row<Stored>(task, row), x = x_of_row<Stored>(problem, row);
+    ScalarStatistics scalar = {};
+    if (of_dweight) scalar = scalar_statistics_of_row<Stored, centered>(problem, row);
+    for (int64_t at = count - 1; at >= 0; --at) {
+      ScalarColumn& column = columns[at];
+      double term = column.scale * static_cast<double>(to_compute(dy[column.col]));
+      if (of_dweight) term *= scalar.normalized(static_cast<double>(to_compute(x[column.col])));
+      column.sum.add(term);
+      if (term == term) continue;
+      done(column.col, term);  // a NaN stays NaN
+      column = columns[--count];
     }
-    // A NaN stays NaN: skip the pass over the row that recomputing its statistics would take.
-    if (statistics.rstd != statistics.rstd) {
-      dweight.add(static_cast<double>(statistics.rstd));
-      continue;
-    }
-    const ScalarStatistics scalar =
-        scalar_statistics_from<Stored, centered>(statistics, x, shape.cols, problem.eps);
-    dweight.add(dy * scalar.normalized(static_cast<double>(to_compute(x[col]))));
   }
-  return {dweight.value() / scale, dbias.value() / scale};
+  for (int64_t at = 0; at < count; ++at)
+    done(columns[at].col, columns[at].sum.value() / columns[at].scale);
 }
 
 // Adds columns [begin, end) of all blocks' partial sums, one block after another, into the first
@@ -87,7 +106,8 @@ struct ReduceStrip {
   const int64_t cols = problem.shape.cols;
   const bool in_pack_order = problem.shape.inner == 1;
   bool has_largest = false;
-  C largest[kReduceCols] = {};  // |dy| of each column
+  C largest[kReduceCols] = {};         // |dy| of each column
+  double corrected[kReduceCols] = {};  // the sum of each column
 
   void find_largest() {
     has_largest = true;
@@ -100,30 +120,46 @@ struct ReduceStrip {
     }
   }
 
-  ColumnSums sum_again(int64_t col, int exponent) const {
-    if (sizeof(C) == sizeof(float)) exponent = 0;
-    return problem.centered ? sum_scalar_column<Stored, true>(task, col, exponent)
-                            : sum_scalar_column<Stored, false>(task, col, exponent);
-  }
-
-  // Only overflow matters here: additions are exact in the subnormal range.
-  double dbias(int64_t col, C value) {
-    return std::isfinite(value) ? static_cast<double>(value) : sum_again(col, -100).dbias;
-  }
-  // A tiny sum, or zero, has lost bits only if its terms are tiny, not if they cancel.
-  double dweight(int64_t col, C value) {
-    if (!std::isfinite(value)) return sum_again(col, -100).dweight;
-    if (std::fabs(static_cast<double>(value)) >= kTiny<C>) return static_cast<double>(value);
+  // The exponent to sum a column of dweight again with; 0 where its sum is right. A tiny sum, or
+  // zero, has lost bits only if its terms are tiny, not if they cancel.
+  int exponent_of_dweight(int64_t col, C value) {
+    if (!std::isfinite(value)) return -100;
+    if (std::fabs(static_cast<double>(value)) >= kTiny<C>) return 0;
     if (!has_largest) find_largest();
     const C dy = largest[col - begin];
-    const bool tiny = dy > 0 && static_cast<double>(dy) < kTiny<C>;
-    return tiny ? sum_again(col, 100).dweight : static_cast<double>(value);
+    return dy > 0 && static_cast<double>(dy) < kTiny<C> ? 100 : 0;
+  }
+  // Only overflow matters here: additions are exact in the subnormal range.
+  int exponent_of_dbias(C value) const { return std::isfinite(value) ? 0 : -100; }
+
+  // Takes the sums of the columns from `from` on, in double, those that overflowed or underflowed
+  // summed again.
+  template <class F>
+  void sum_again(const C* sums, int64_t from, bool of_dweight, F exponent_of) {
+    ScalarColumn columns[kReduceCols];
+    int64_t count = 0;
+    for (int64_t col = from; col < end; ++col) {
+      const C value = sums[place(col)];
+      const int exponent = exponent_of(col, value);
+      corrected[col - begin] = static_cast<double>(value);
+      if (exponent == 0) continue;
+      columns[count++] = {col, std::ldexp(1.0, sizeof(C) == sizeof(float) ? 0 : exponent), {}};
+    }
+    const auto done = [&](int64_t col, double sum) { corrected[col - begin] = sum; };
+    if (problem.centered)
+      sum_scalar_columns<Stored, true>(task, of_dweight, columns, count, done);
+    else
+      sum_scalar_columns<Stored, false>(task, of_dweight, columns, count, done);
   }
 
-  // `sums` are in pack order where rows are contiguous. value_of(col, sum) corrects a sum that
-  // overflowed or underflowed.
+  int64_t place(int64_t col) const {
+    return in_pack_order ? position_in_row<Stored>(col, cols) : col;
+  }
+
+  // `sums` are in pack order where rows are contiguous. Those that are not at least `least` in size,
+  // or not finite, may have to be summed again.
   template <class F>
-  void write(const C* sums, void* to, C least, F value_of) {
+  void write(const C* sums, void* to, C least, bool of_dweight, F exponent_of) {
     auto* gradient = static_cast<Parameter*>(to);
     int64_t col = begin;
     if constexpr (std::is_same<Stored, Parameter>::value) {
@@ -137,23 +173,23 @@ struct ReduceStrip {
         store_pack<false>(gradient + col, values);
       }
     }
-    for (; col < end; ++col) {
-      const C sum = sums[in_pack_order ? position_in_row<Stored>(col, cols) : col];
-      gradient[col] = to_stored<Parameter>(static_cast<C>(value_of(col, sum)));
-    }
+    if (col == end) return;
+    sum_again(sums, col, of_dweight, exponent_of);
+    for (; col < end; ++col)
+      gradient[col] = to_stored<Parameter>(static_cast<C>(corrected[col - begin]));
   }
 
   void run() {
     C* sums = static_cast<C*>(task.partials);
     if (void* to = task.job->dweight) {
       reduce_blocks(sums, sums + cols, task.blocks, 4 * cols, begin, end);
-      write(sums, to, static_cast<C>(kTiny<C>),
-            [&](int64_t col, C sum) { return dweight(col, sum); });
+      write(sums, to, static_cast<C>(kTiny<C>), true,
+            [&](int64_t col, C sum) { return exponent_of_dweight(col, sum); });
     }
     if (void* to = task.job->dbias) {
       sums += 2 * cols;
       reduce_blocks(sums, sums + cols, task.blocks, 4 * cols, begin, end);
-      write(sums, to, 0, [&](int64_t col, C sum) { return dbias(col, sum); });
+      write(sums, to, 0, false, [&](int64_t, C sum) { return exponent_of_dbias(sum); });
     }
   }
 };
