@@ -327,6 +327,9 @@ TOOLS = {
     "a complex x": lambda norm, function: function(X.to(torch.complex64), (8,)),
     "an integer x": lambda norm, function: function(X.long(), (8,)),
     "a list": lambda norm, function: function(X.tolist(), (8,)),
+    "a list, by axis": lambda norm, function: function(
+        X.tolist(), (8,), **({} if function.__module__.startswith("torch") else {"axis": -1})
+    ),
     "a size that is a tensor": lambda norm, function: function(X, (torch.tensor(8),)),
     "a size that is a float": lambda norm, function: function(X, (8.0,)),
     "an eps that is a tensor": lambda norm, function: function(X, (8,), eps=torch.tensor(1e-3)),

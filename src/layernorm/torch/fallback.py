@@ -97,6 +97,8 @@ def call(
     zero_centered_weight: bool,
 ) -> Tensor:
     """Call PyTorch's own function, which raises its own errors."""
+    if not isinstance(x, Tensor):
+        axis = None
     if axis is not None:
         # A tracer's sizes are tensors, which cannot be compared.
         find = arguments.named_axes if torch.jit.is_tracing() else arguments.axes_of
