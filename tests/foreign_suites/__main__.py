@@ -2,8 +2,8 @@
 
     python tests/foreign_suites --python PYTHON [--suites NAME,NAME] [--ways WAY,WAY]
 
-What else is given goes to pytest. PYTHON is the interpreter of an environment of its own, with PyTorch, layernorm, pytest,
-pytest-timeout, parameterized, and the projects:
+What else is given goes to pytest. PYTHON is the interpreter of an environment of its own, with
+PyTorch, layernorm, pytest, pytest-timeout, parameterized, and the projects:
 
     pip install torch
     pip install layernorm ml_dtypes pytest pytest-timeout parameterized datasets
