@@ -59,8 +59,10 @@ void sum_scalar_columns(const BackwardTask& task, bool of_dweight, ScalarColumn*
       ScalarColumn& column = columns[at];
       double term = column.scale * static_cast<double>(to_compute(dy[column.col]));
       if (of_dweight) term *= scalar.normalized(static_cast<double>(to_compute(x[column.col])));
-      column.sum.add(term);
-      if (term == term) continue;
+      if (term == term) {
+        column.sum.add(term);
+        continue;
+      }
       done(column.col, term);  // a NaN stays NaN
       column = columns[--count];
     }

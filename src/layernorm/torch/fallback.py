@@ -97,9 +97,8 @@ def call(
     zero_centered_weight: bool,
 ) -> Tensor:
     """Call PyTorch's own function, which raises its own errors."""
-    if not isinstance(x, Tensor):
-        axis = None
-    if axis is not None:
+    is_moved = axis is not None and isinstance(x, Tensor)
+    if is_moved:
         # A tracer's sizes are tensors, which cannot be compared.
         find = arguments.named_axes if torch.jit.is_tracing() else arguments.axes_of
         # Not negative, as the older ONNX exporter would write them into the file.
@@ -112,4 +111,4 @@ def call(
         y = torch.nn.functional.layer_norm(x, normalized_shape, weight, bias, eps)
     else:
         y = torch.nn.functional.rms_norm(x, normalized_shape, weight, eps)
-    return y if axis is None else y.movedim(last, axes)
+    return y.movedim(last, axes) if is_moved else y

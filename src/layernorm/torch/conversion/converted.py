@@ -35,13 +35,11 @@ class PyTorchs:
     types: frozenset[Types]
 
     def serves(self, module: nn.Module, x: Tensor) -> bool:
-        """Tell whether our forward takes the call.
-
-        A kind of tensor that overrides PyTorch's functions knows its own layer norm, not ours.
-        """
+        """Tell whether our forward takes the call."""
         weight, bias = module.weight, getattr(module, "bias", None)
-        is_known = isinstance(x, Tensor) and not any(map(_overrides_functions, (x, weight, bias)))
-        return is_known and _has_types(self.types, x, weight, bias, or_off_the_cpu=True)
+        return isinstance(x, Tensor) and _has_types(
+            self.types, x, weight, bias, or_off_the_cpu=True
+        )
 
     def norm(self, module: nn.Module, x: Tensor) -> Tensor:
         """Return y."""
@@ -130,12 +128,6 @@ class Recognized:
         else:
             y = rms_norm(x, sizes, weight, eps, **form)
         return y.movedim(-1, self.axis) if is_moved else y
-
-
-def _overrides_functions(given: Tensor | None) -> bool:
-    if given is None or type(given) in _ORDINARY:
-        return False
-    return type(given).__torch_function__ is not torch._C._disabled_torch_function_impl
 
 
 def _has_types(
