@@ -160,7 +160,8 @@ def masked(norm, function):
 def trace(norm, function):
     traced = torch.jit.trace(nn.Sequential(norm(8)), X)
     again = torch.jit.trace(lambda x: function(x, x.shape[-1:]), X)
-    return ["layernorm::" in str(traced.inlined_graph), traced(2 * X), again(X[:, :5])]
+    kinds = [node.kind() for node in traced.inlined_graph.nodes()]
+    return [kinds, traced(2 * X), again(X[:, :5])]
 
 
 def script(norm, function):
@@ -400,6 +401,14 @@ def test_selective_checkpoints_run_our_kernel(kind) -> None:
     y.sum().backward()
     assert y.tolist() == [2, -2]
     assert row.grad is not None
+
+
+@each_kind
+def test_what_a_collective_will_return_gets_our_kernel(kind) -> None:
+    collectives = pytest.importorskip("torch.distributed._functional_collectives")
+    row = collectives.AsyncCollectiveTensor(torch.tensor([1e30, -1e30]))
+    with torch.no_grad():
+        assert KINDS[kind][1][1](row, (2,)).tolist() == [1, -1]
 
 
 class Plain(torch.Tensor):
