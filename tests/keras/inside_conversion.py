@@ -505,6 +505,7 @@ def test_exported_models_run_without_ours(way, tmp_path) -> None:
 @pytest.mark.parametrize("way", ["from_keras_model", "from_saved_model", "litert"])
 def test_tensorflow_lite(way, tmp_path) -> None:
     import tensorflow as tf
+    import tensorflow_lite
 
     model, expected = built()
     ours.convert(model)
@@ -516,13 +517,7 @@ def test_tensorflow_lite(way, tmp_path) -> None:
         content = tf.lite.TFLiteConverter.from_saved_model(str(tmp_path)).convert()
     else:
         content = tf.lite.TFLiteConverter.from_keras_model(model).convert()
-    interpreter = tf.lite.Interpreter(model_content=content)
-    given = interpreter.get_input_details()[0]["index"]
-    interpreter.resize_tensor_input(given, X.shape)
-    interpreter.allocate_tensors()
-    interpreter.set_tensor(given, X)
-    interpreter.invoke()
-    y = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+    y = tensorflow_lite.run(content, X)
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
 
 

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import tensorflow_lite
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 import layernorm
@@ -514,16 +515,6 @@ def test_the_portable_formula(kind, dtype) -> None:
     np.testing.assert_allclose(y.numpy().astype(np.float64), expected, rounding, rounding)
 
 
-def lite(content: bytes, x: np.ndarray) -> np.ndarray:
-    interpreter = tf.lite.Interpreter(model_content=content)
-    given = interpreter.get_input_details()[0]["index"]
-    interpreter.resize_tensor_input(given, x.shape)
-    interpreter.allocate_tensors()
-    interpreter.set_tensor(given, x)
-    interpreter.invoke()
-    return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
-
-
 @pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated:UserWarning")
 def test_tensorflow_lite_takes_portable_functions() -> None:
     x = RNG.standard_normal((5, 8)).astype(np.float32)
@@ -531,6 +522,6 @@ def test_tensorflow_lite_takes_portable_functions() -> None:
         traced = tf.function(
             lambda x: ours.rms_norm(ours.layer_norm(x, tf.range(8.0), tf.ones(8)))
         ).get_concrete_function(tf.TensorSpec((5, 8)))
-    y = lite(tf.lite.TFLiteConverter.from_concrete_functions([traced]).convert(), x)
+    y = tensorflow_lite.run(tf.lite.TFLiteConverter.from_concrete_functions([traced]).convert(), x)
     once = numpy_front_end.layer_norm(x, np.arange(8, dtype=np.float32), np.ones(8, np.float32))
     np.testing.assert_allclose(y, numpy_front_end.rms_norm(once), rtol=1e-5, atol=1e-6)
