@@ -8,7 +8,6 @@ when it has taken much memory; a case that hangs ends it with a traceback.
 import faulthandler
 import json
 import os
-import resource
 import sys
 import time
 import warnings
@@ -23,21 +22,18 @@ MOST_SHRUNK = 3  # failures of one process that are shrunk
 ENVIRONMENT = {"JAX_ENABLE_X64": "1", "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
 
 
-def peak_mib() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-
-
 def run(framework: str, first: int, count: int, end: float, report) -> None:
     """Check the cases of these seeds; call report(word, value) as the lines above say."""
     from draw import draw
     from judge import front_end_of
+    from peak_memory import resident
     from shrink import failure_of, shrink
 
     front_end_of(framework)
     end = min(end, time.time() + MOST_SECONDS)
     wrong = 0
     for seed in range(first, first + count):
-        if time.time() > end or peak_mib() > MOST_MIB:
+        if time.time() > end or resident("VmHWM") > MOST_MIB * 2**20:
             break
         report("case", seed)
         faulthandler.dump_traceback_later(SECONDS_OF_A_CASE, exit=True)
@@ -50,7 +46,7 @@ def run(framework: str, first: int, count: int, end: float, report) -> None:
             message = f"{type(failure).__name__}: {failure}".replace(repr(case), "").strip(" :")
             report("wrong", json.dumps({"seed": seed, "case": repr(case), "message": message}))
         faulthandler.cancel_dump_traceback_later()
-    report("memory", peak_mib())
+    report("memory", resident("VmHWM") // 2**20)
 
 
 def main() -> None:
