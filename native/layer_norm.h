@@ -61,9 +61,9 @@ struct Problem {
   DataType parameter_type;  // of weight, bias, dweight and dbias: type, or float32 for 16-bit types
   bool centered;            // false: RMS normalization, mean = 0
   bool zero_centered_weight;  // true: multiply by 1 + weight
-  double eps;
-  Array x;             // only read
-  const void* weight;  // (cols,) or null
+  double eps;                 // NaN in a backward: not known
+  Array x;                    // only read
+  const void* weight;         // (cols,) or null
   Statistics statistics;
 };
 

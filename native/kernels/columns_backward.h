@@ -92,17 +92,18 @@ struct ColumnsBackward {
   // The sums of each row, and each column's share of the parameters' gradients.
   template <int V, bool whole>
   void sum_columns(Strip<V, whole> strip, const Lanes<V>& rows, int64_t outer, int64_t inner,
-                   const PartialSums<C>& sums, double* sum_g, double* sum_g_xhat) const {
+                   const PartialSums<C>& sums, double* sum_g, double* sum_g_xhat,
+                   double* sum_squares) const {
     const RowOf<const Stored> x_rows = x(outer, inner), dy_rows = dy(outer, inner);
     Normalizer<C> normalizer[V];
     LAYERNORM_UNROLL
     for (int v = 0; v < V; ++v) normalizer[v] = rows.normalizer(v);
-    LaneTotal<C> total_g[V], total_g_xhat[V];
+    LaneTotal<C> total_g[V], total_g_xhat[V], total_squares[V];
     ColumnGroup<C> group_dweight, group_dbias;
     for (int64_t first = 0; first < cols; first += kColumnGroup) {
       static_assert(kColumnGroup <= kFlush, "the sums along the rows are flushed with a group");
       const int64_t count = std::min(cols - first, kColumnGroup);
-      Vector<C> part_g[V] = {}, part_g_xhat[V] = {};
+      Vector<C> part_g[V] = {}, part_g_xhat[V] = {}, part_squares[V] = {};
       for (int64_t k = 0; k < count; ++k) {
         const int64_t col = first + k;
         const Vector<C> w = broadcast(weight ? weight[col] : 1);
@@ -117,6 +118,7 @@ struct ColumnsBackward {
           const Vector<C> g = dy_here * w;
           if constexpr (centered) part_g[v] += g;
           part_g_xhat[v] = fma(g, xhat, part_g_xhat[v]);
+          part_squares[v] = fma(xhat, xhat, part_squares[v]);
           if constexpr (wanted != Wanted::nothing) dweight = fma(dy_here, xhat, dweight);
           if constexpr (wanted == Wanted::both) dbias += dy_here;
         }
@@ -131,12 +133,14 @@ struct ColumnsBackward {
       for (int v = 0; v < V; ++v) {
         if constexpr (centered) total_g[v].add(part_g[v]);
         total_g_xhat[v].add(part_g_xhat[v]);
+        total_squares[v].add(part_squares[v]);
       }
     }
     LAYERNORM_UNROLL
     for (int v = 0; v < V; ++v) {
       total_g[v].store(sum_g + v * W);
       total_g_xhat[v].store(sum_g_xhat + v * W);
+      total_squares[v].store(sum_squares + v * W);
     }
   }
 
@@ -180,14 +184,17 @@ struct ColumnsBackward {
         strip(Strip<1, false>{1}, outer, inner + lane, sums);
       return;
     }
-    alignas(64) double sum_g[V * W], sum_g_xhat[V * W];
-    sum_columns(strip_rows, rows, outer, inner, sums, sum_g, sum_g_xhat);
+    alignas(64) double sum_g[V * W], sum_g_xhat[V * W], sum_squares[V * W];
+    sum_columns(strip_rows, rows, outer, inner, sums, sum_g, sum_g_xhat, sum_squares);
     if (!task.job->dx.data) return;
     alignas(64) C mean_g[V * W] = {}, mean_g_xhat[V * W] = {};
     bool lane_is_ordinary[V * W];
+    const double n = static_cast<double>(cols);
     for (int64_t lane = 0; lane < count; ++lane) {
-      mean_g[lane] = static_cast<C>(sum_g[lane] / static_cast<double>(cols));
-      mean_g_xhat[lane] = static_cast<C>(sum_g_xhat[lane] / static_cast<double>(cols));
+      mean_g[lane] = static_cast<C>(sum_g[lane] / n);
+      mean_g_xhat[lane] =
+          static_cast<C>(mean_along_xhat<C>(sum_g_xhat[lane], sum_squares[lane],
+                                            static_cast<double>(all[lane].rstd), problem.eps, n));
       lane_is_ordinary[lane] =
           are_ordinary_sums<Stored>(sum_g[lane], sum_g_xhat[lane], dy(outer, inner + lane), cols);
       ordinary = ordinary && lane_is_ordinary[lane];
@@ -212,7 +219,7 @@ struct ColumnsBackward {
 
   void write_scalar_dx(const ScalarStatistics& scalar, int64_t outer, int64_t inner) const {
     backward_scalar_row<Stored, centered>(scalar, x(outer, inner), dy(outer, inner), weight,
-                                          dx(outer, inner), cols);
+                                          dx(outer, inner), cols, problem.eps);
   }
 
   void scalar_row(const RowStatistics<C>& row, int64_t outer, int64_t inner,

@@ -81,6 +81,58 @@ inline bool are_ordinary_sums(double sum_g, double sum_g_xhat, RowOf<const Store
   return largest == 0 || largest >= tiny;
 }
 
+// Whether dx may be small by cancellation: no |g| of the row's first vector is above
+// 4 |mean(g * xhat)|.
+template <class Stored, bool has_weight>
+inline bool may_cancel(Vector<Compute<Stored>> mean_g_xhat, const Stored* dy,
+                       const Compute<Stored>* weight, int64_t cols) {
+  using C = Compute<Stored>;
+  Vector<C> g;
+  if (cols < pack_size<Stored>) {
+    const int64_t count = std::min(lanes<C>, cols);
+    g = load_first(dy, count);
+    if constexpr (has_weight) g *= load_first(weight, count);
+  } else {
+    g = load_pack(dy).part[0];
+    if constexpr (has_weight) g *= load(weight);
+  }
+  // Squares that overflow or underflow count as small, which costs time alone.
+  return all_at_most(g * g, mean_g_xhat * mean_g_xhat * broadcast(C{16}));
+}
+
+// Both sums once more, each product added in double, for the few rows that need mean_along_xhat().
+template <class Stored, bool centered, bool has_weight>
+struct SumsAlongXhat {
+  using C = Compute<Stored>;
+  static constexpr int64_t W = lanes<C>;
+
+  const Normalizer<C> normalizer;
+  const Stored *x, *dy;
+  const C* weight;
+  LaneTotal<C> g_xhat = {}, squares = {};
+
+  Vector<C> g(Vector<C> dy_here, Vector<C> w) const { return has_weight ? dy_here * w : dy_here; }
+
+  void term(Vector<C> x_here, Vector<C> dy_here, Vector<C> w, int64_t count) {
+    Vector<C> xhat = normalizer.template normalized<centered>(x_here);
+    if (count < W) xhat = keep_first(xhat, count);
+    g_xhat.add(g(dy_here, w) * xhat);
+    squares.add(xhat * xhat);
+  }
+  template <bool streamed>
+  void pack(int64_t col) {
+    Pack<Stored> w = {};
+    const Pack<Stored> x_here = load_pack(x + col), dy_here = load_pack(dy + col);
+    if constexpr (has_weight) w = load_ordered<Stored>(weight + col);
+    for (int64_t part = 0; part < vectors_in_pack<Stored>; ++part)
+      term(x_here.part[part], dy_here.part[part], w.part[part], W);
+  }
+  void tail(int64_t col, int64_t count) {
+    term(load_first(x + col, count), load_first(dy + col, count),
+         has_weight ? load_first(weight + col, count) : Vector<C>{}, count);
+  }
+};
+
 // The sums along R rows (for dx) and across them (for dweight and dbias).
 template <class Stored, bool centered, bool has_weight, Wanted wanted, int64_t R>
 struct GroupSums {
@@ -249,7 +301,7 @@ struct RowsBackward {
   void write_scalar_dx(const ScalarStatistics& scalar, int64_t row) const {
     backward_scalar_row<Stored, centered>(scalar, {x(row), 1}, {dy(row), 1},
                                           static_cast<const C*>(task.scalar_weight), {dx(row), 1},
-                                          cols);
+                                          cols, problem.eps);
   }
 
   void scalar_row(const RowStatistics<C>& row_statistics, int64_t row,
@@ -261,6 +313,16 @@ struct RowsBackward {
     if (job.dx.data) write_scalar_dx(scalar, row);
   }
 
+  // Not inlined, so that the usual rows keep their registers.
+  __attribute__((noinline)) C accurate_mean_g_xhat(C rstd, const Normalizer<C>& normalizer,
+                                                   int64_t row) const {
+    SumsAlongXhat<Stored, centered, has_weight> sums = {normalizer, x(row), dy(row), weight};
+    walk_columns<false, Stored>(sums, 0, cols);
+    return static_cast<C>(mean_along_xhat<C>(sums.g_xhat.sum(), sums.squares.sum(),
+                                             static_cast<double>(rstd), problem.eps,
+                                             static_cast<double>(cols)));
+  }
+
   void write_dx(const RowStatistics<C>& row_statistics, const Normalizer<C>& normalizer,
                 double sum_g, double sum_g_xhat, int64_t row) {
     if (!are_ordinary_sums<Stored>(sum_g, sum_g_xhat, {dy(row), 1}, cols))
@@ -268,11 +330,14 @@ struct RowsBackward {
           scalar_statistics_from<Stored, centered>(row_statistics, {x(row), 1}, cols, problem.eps),
           row);
     const double n = static_cast<double>(cols);
+    Vector<C> mean_g_xhat = broadcast(static_cast<C>(sum_g_xhat / n));
+    if (may_cancel<Stored, has_weight>(mean_g_xhat, dy(row), weight, cols))
+      mean_g_xhat = broadcast(accurate_mean_g_xhat(row_statistics.rstd, normalizer, row));
     const bool prefetch = task.prefetch && row + 2 * group_rows <= last_row;
     const RowGradient<Stored, centered, has_weight> gradient = {
         normalizer,
         broadcast(static_cast<C>(sum_g / n)),
-        broadcast(static_cast<C>(-sum_g_xhat / n)),
+        -mean_g_xhat,
         x(row),
         dy(row),
         weight,
@@ -282,7 +347,7 @@ struct RowsBackward {
     if (task.stream)
       stream_row(gradient, dx(row), cols, lines);
     else
-      write_columns<false, Stored>(gradient, 0, cols);
+      walk_columns<false, Stored>(gradient, 0, cols);
   }
 
   template <int64_t R>

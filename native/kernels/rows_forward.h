@@ -128,9 +128,9 @@ struct RowsForward {
       rows.y[r] = y(row + r);
     }
     if constexpr (R == 1) {
-      if (task.stream) return write_columns<true, Stored>(rows, 0, cols);
+      if (task.stream) return walk_columns<true, Stored>(rows, 0, cols);
     }
-    write_columns<false, Stored>(rows, 0, cols);
+    walk_columns<false, Stored>(rows, 0, cols);
   }
 
   void batch(int64_t first, int64_t count) {

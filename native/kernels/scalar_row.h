@@ -118,14 +118,29 @@ inline bool is_ordinary_rstd(double rstd) { return rstd > 0x1p-500 && rstd < 0x1
 template <class Stored, bool centered>
 ScalarStatistics scalar_statistics_from(const RowStatistics<Compute<Stored>>& saved,
                                         RowOf<const Stored> x, int64_t cols, double eps) {
-  if (!is_ordinary_rstd(saved.rstd)) return scalar_statistics<Stored, centered>(x, cols, eps);
+  if (!is_ordinary_rstd(saved.rstd))
+    return scalar_statistics<Stored, centered>(x, cols, std::isnan(eps) ? 0 : eps);
   return {0, static_cast<double>(saved.mean), static_cast<double>(saved.residual),
           static_cast<double>(saved.rstd)};
 }
 
+// mean(g * xhat) as dx needs it where it is small by cancellation, with g along xhat. What the
+// roundings of rstd and xhat have in common over the row would count twice there: in xhat and in
+// this mean. But mean(xhat^2) + eps * rstd^2 is 1 without them, so its distance from 1 says what to
+// take back. A larger distance, or NaN, is not theirs: the statistics are not those of x and eps.
+template <class C>
+inline double mean_along_xhat(double sum_g_xhat, double sum_squares, double rstd, double eps,
+                              double n) {
+  const double mean = sum_g_xhat / n;
+  const double excess = (sum_squares - n) / n + eps * rstd * rstd;
+  constexpr double most = 16 * static_cast<double>(std::numeric_limits<C>::epsilon());
+  return std::fabs(excess) <= most ? mean - mean * excess : mean;
+}
+
 template <class Stored, bool centered>
 void backward_scalar_row(const ScalarStatistics& row, RowOf<const Stored> x, RowOf<const Stored> dy,
-                         const Compute<Stored>* weight, RowOf<Stored> dx, int64_t cols) {
+                         const Compute<Stored>* weight, RowOf<Stored> dx, int64_t cols,
+                         double eps) {
   using C = Compute<Stored>;
   const double largest = largest_magnitude(dy, cols);
   const int dy_exponent = scaling_exponent<Stored>(largest);
@@ -140,14 +155,16 @@ void backward_scalar_row(const ScalarStatistics& row, RowOf<const Stored> x, Row
   const auto xhat = [&](int64_t col) {
     return row.normalized(static_cast<double>(to_compute(x[col])));
   };
-  CompensatedSum sum_g, sum_g_xhat;
+  CompensatedSum sum_g, sum_g_xhat, sum_squares;
   for (int64_t col = 0; col < cols; ++col) {
     if constexpr (centered) sum_g.add(g(col));
     sum_g_xhat.add(g(col) * xhat(col));
+    sum_squares.add(xhat(col) * xhat(col));
   }
   const double n = static_cast<double>(cols);
   const double mean_g = sum_g.value() / n;
-  const double mean_g_xhat = sum_g_xhat.value() / n;
+  const double mean_g_xhat = mean_along_xhat<C>(sum_g_xhat.value(), sum_squares.value(), row.rstd,
+                                                std::ldexp(eps, -2 * row.exponent), n);
   // An infinity in dy makes the whole row NaN, as one in x does.
   const double rstd = std::isfinite(largest) ? row.rstd : std::numeric_limits<double>::quiet_NaN();
   const int exponent = dy_exponent + weight_exponent - row.exponent;

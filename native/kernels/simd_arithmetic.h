@@ -116,6 +116,18 @@ inline bool all_at_most(DoubleVector a, DoubleVector b) {
 #endif
 }
 
+inline bool all_at_most(FloatVector a, FloatVector b) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask(a, b, _CMP_LE_OQ) == 0xffff;
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_LE_OQ)) == 0xff;
+#else
+  bool all = true;
+  for (int64_t lane = 0; lane < lanes<float>; ++lane) all = all && a[lane] <= b[lane];
+  return all;
+#endif
+}
+
 // v, and 0 in the lanes where `of` is infinite or NaN.
 inline FloatVector zero_unless_finite(FloatVector v, FloatVector of) {
   const IntVector finite = of - of == FloatVector{};

@@ -78,7 +78,7 @@ inline bool is_aligned_for_streaming(const Stored* to) {
 
 // Runs a row's kernel over columns [begin, end); a pack starts at begin.
 template <bool streamed, class Stored, class Row>
-inline void write_columns(const Row& row, int64_t begin, int64_t end) {
+inline void walk_columns(Row& row, int64_t begin, int64_t end) {
   constexpr int64_t size = pack_size<Stored>, W = lanes<Compute<Stored>>;
   int64_t col = begin;
   for (; col + 2 * size <= end; col += 2 * size) {
@@ -93,13 +93,13 @@ inline void write_columns(const Row& row, int64_t begin, int64_t end) {
 template <class Row, class Stored>
 inline void stream_row(Row row, Stored* to, int64_t cols, LineWriter<Stored>& lines) {
   if (is_aligned_for_streaming(to)) {
-    write_columns<true, Stored>(row.to(to), 0, cols);
+    walk_columns<true, Stored>(row.to(to), 0, cols);
     return;
   }
   lines.move_to(to);
   for (int64_t col = 0; col < cols; col += LineWriter<Stored>::kMost) {
     const int64_t end = std::min(cols, col + LineWriter<Stored>::kMost);
-    write_columns<false, Stored>(row.to(lines.next() - col), col, end);
+    walk_columns<false, Stored>(row.to(lines.next() - col), col, end);
     lines.take(end - col);
   }
 }

@@ -49,7 +49,7 @@ class Case:
     parameters: str = "weight bias"  # which of "weight", "bias" and "zero_centered"
     parameter_dtype: str | None = None  # None: x's
     eps: float = 1e-5
-    dy_values: str = "off_zero"
+    dy_values: str = "off_zero"  # or "along_xhat", which depends on x and weight
     seed: int = 0
 
     @property
@@ -113,18 +113,25 @@ class Case:
         weight = 0.1 * weight if self.zero_centered_weight else 1.0 + 0.5 * weight
         bias = rng.standard_normal(self.normalized_shape)
         parameter_dtype = dtype_of(self.parameter_dtype or self.dtype)
+        rows, cols = math.prod(self.statistics_shape), math.prod(self.normalized_shape)
+        x = VALUES[self.values](rng, rows, cols, LIMITS[self.dtype])
+        if self.dy_values == "along_xhat":
+            mean = x.mean(axis=1, keepdims=True) if self.kind == "layer_norm" else 0
+            dy = np.where(x > mean, 1, -1) * rng.uniform(1, 2, (rows, 1))
+            if self.has_weight:
+                dy /= weight.reshape(-1)
+        else:
+            dy = VALUES[self.dy_values](rng, rows, cols, LIMITS[self.dtype])
         return Arrays(
-            x=self._laid_out(self.values, rng),
-            dy=self._laid_out(self.dy_values, rng),
+            x=self._laid_out(x),
+            dy=self._laid_out(dy),
             weight=weight.astype(parameter_dtype) if self.has_weight else None,
             bias=bias.astype(parameter_dtype) if self.has_bias else None,
         )
 
-    def _laid_out(self, values: str, rng: np.random.Generator) -> Array:
-        rows, cols = math.prod(self.statistics_shape), math.prod(self.normalized_shape)
-        limits = LIMITS[self.dtype]
-        numbers = VALUES[values](rng, rows, cols, limits)
-        rounded = numbers.clip(-limits.largest, limits.largest).astype(dtype_of(self.dtype))
+    def _laid_out(self, rows: Array) -> Array:
+        largest = LIMITS[self.dtype].largest
+        rounded = rows.clip(-largest, largest).astype(dtype_of(self.dtype))
         return LAYOUTS[self.layout].lay(from_rows(rounded, self.shape, self.axis))
 
 
@@ -188,6 +195,28 @@ def dy_cases(kind: str) -> list[Case]:
         )
         for dy_values in VALUES
         for values in dict.fromkeys(("ordinary", dy_values))
+    ]
+
+
+def along_xhat_cases(kind: str) -> list[Case]:
+    """dy along xhat, where dx is small by cancellation, and the roundings of xhat are not."""
+    return [
+        base.but(
+            cols=cols,
+            rows=rows,
+            layout=layout,
+            values=values,
+            parameters=parameters,
+            dy_values="along_xhat",
+        )
+        for base in each_type(kind)
+        for cols, rows, layout in (
+            *((cols, 1000, "contiguous") for cols in (1, 2, 3, 9)),
+            *((cols, 40, "contiguous") for cols in (33, 257, 1126)),
+            *((cols, 40, "channels_first_67") for cols in (2, 3, 33)),
+        )
+        for values in ("ordinary", "two_values")
+        for parameters in ("", "weight")
     ]
 
 
