@@ -55,6 +55,10 @@ inline void prefetch_next_strip(const Stored* from) {
 
 constexpr int64_t kGuessColumns = 16;  // read for the first guess of the means
 
+// The most additions to a lane before it is flushed. A row has one lane here, so the roundings of
+// equal terms are not averaged: 6 of them can be off by 1.3 ulp, 16 by 3.
+constexpr int64_t kFlushColumns = 6;
+
 template <class Stored, bool centered, int V, bool whole>
 struct StripStatistics {
   using C = Compute<Stored>;
@@ -77,7 +81,7 @@ struct StripStatistics {
     for (int v = 0; v < V; ++v) center[v] = load(batch.shift + v * W);
     LaneTotal<C> total[V], total_squares[V];
     for (int64_t col = 0; col < cols;) {
-      const int64_t flush = std::min(cols, col + kFlush);
+      const int64_t flush = std::min(cols, col + kFlushColumns);
       Vector<C> sum[V] = {}, squares[V] = {};
       for (; col < flush; ++col) {
         const Stored* at = x + col * stride;

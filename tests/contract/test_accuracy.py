@@ -17,6 +17,7 @@ from cases import (
 from checkers import check_backward, check_forward, judge_gradients
 
 import layernorm.numpy as ours
+from layernorm import accuracy
 
 
 def each(*cases: Case) -> pytest.MarkDecorator:
@@ -71,6 +72,24 @@ def test_y_is_within_its_bound_for_every_eps(case: Case) -> None:
 @each(*of_each_kind(eps_cases))
 def test_gradients_are_within_their_bounds_for_every_eps(case: Case) -> None:
     check_backward(ours, case)
+
+
+# Equal terms round alike, and their roundings add up in each lane of a sum.
+@pytest.mark.parametrize("cols", [7, 16, 92])
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("kind", ["layer_norm", "rms_norm"])
+def test_y_of_rows_of_two_values_is_within_its_bound(kind, dtype, axis, cols) -> None:
+    rng = np.random.default_rng(cols)
+    rows = 100_000 // cols
+    distance, middle = rng.uniform(0.5, 4, (rows, 1)), rng.uniform(-2, 2, (rows, 1))
+    x = middle + np.where(rng.random((rows, cols)) < 0.5, -distance, distance)
+    x = np.ascontiguousarray(x.T if axis == 0 else x).astype(dtype)
+    weight, bias = (rng.uniform(*ends, cols).astype(dtype) for ends in ((1.5, 2), (-1, 1)))
+    parameters = (weight,) if kind == "rms_norm" else (weight, bias)
+    y = getattr(ours, kind)(x, *parameters, axis=axis, eps=1e-6)
+    error = accuracy.y_error(y, x, *parameters, axis=axis, eps=1e-6, kind=kind)
+    assert error <= accuracy.BOUNDS[dtype].y
 
 
 @each(*of_each_kind(parameter_cases))

@@ -13,6 +13,7 @@ from calls import assert_same_bits, forward_and_backward  # noqa: E402
 from cases import (  # noqa: E402
     KINDS,
     Case,
+    along_xhat_cases,
     dense_front_end_cases,
     dy_cases,
     eps_cases,
@@ -77,6 +78,14 @@ COMPILED = [
 def test_the_formulas_of_other_devices_are_within_the_bounds(case: Case) -> None:
     check_forward(FORMULAS, case)
     check_backward(FORMULAS, case)
+
+
+@each([case for case in of_each_kind(along_xhat_cases) if "float16" not in case.dtype])
+def test_the_formulas_are_within_the_bounds_for_dy_along_xhat(case: Case, monkeypatch) -> None:
+    """NumPy runs the formulas, operation by operation."""
+    for module in (formulas, definition):
+        monkeypatch.setattr(module, "jnp", np)
+    check_backward(FORMULAS_BY_NUMPY, case)
 
 
 @each(

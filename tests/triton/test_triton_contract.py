@@ -25,6 +25,7 @@ from calls import (
 from cases import (
     KINDS,
     Case,
+    along_xhat_cases,
     dy_cases,
     eps_cases,
     layout_cases,
@@ -101,6 +102,11 @@ def test_gradients_are_within_their_bounds_for_every_kind_of_dy(case: Case) -> N
     check_backward(ours, case)
 
 
+@each(every(13, of_each_kind(along_xhat_cases)))
+def test_gradients_are_within_their_bounds_for_dy_along_xhat(case: Case) -> None:
+    check_backward(ours, case)
+
+
 # In tiles of their real size.
 LONG = [
     # the sums of dweight and dbias do not fit beside dx
@@ -145,6 +151,11 @@ SHORT_OTHERS = [
         Case("layer_norm", dtype, 300, dy_values=values, rows=2)
         for dtype in ("float32", "bfloat16")
         for values in ("near_largest", "subnormals")
+    ),
+    *(
+        Case(kind, dtype, 300, "two_values", dy_values="along_xhat", rows=9, parameters="")
+        for kind in KINDS
+        for dtype in ("float32", "float64")
     ),
 ]
 

@@ -91,10 +91,13 @@ def power_of_eps(eps: float) -> int:
     return math.frexp(eps)[1] // 2 if eps else -(10**4)
 
 
+def _scaled_eps(eps: float, power: Array, dtype: Any) -> Array:
+    return times_power(times_power(jnp.asarray(eps, dtype), -power), -power)
+
+
 def rstd_of(moments: Moments, eps: float) -> Array:
     """Return 2**power / sqrt(var + eps); 0 where that is a division by zero."""
-    own = jnp.asarray(eps, moments.square.dtype)
-    variance = moments.square + times_power(times_power(own, -moments.power), -moments.power)
+    variance = moments.square + _scaled_eps(eps, moments.power, moments.square.dtype)
     return jnp.where(variance == 0, 0, 1 / jnp.sqrt(variance))
 
 
@@ -173,13 +176,21 @@ def backward(
     )
 
 
-def _centered_and_projected(g: Array, xhat: Array, definition: Definition) -> tuple[Array, Array]:
-    """Return g - mean(g) (in RMS norm g itself) and mean(g * xhat)."""
+def _centered_and_projected(
+    g: Array, xhat: Array, rest_of_one: Array, definition: Definition
+) -> tuple[Array, Array]:
+    """Return v and c with dx = rstd * (v - c * xhat).
+
+    dx may be small by cancellation, so the roundings of the first projection are projected too.
+    `rest_of_one` is 1 - mean(xhat^2) = eps * rstd^2.
+    """
     axes, cols = definition.axes, definition.cols(g.shape)
     if definition.centered:
         g = g - total(g, axes) / cols
         g = g - total(g, axes) / cols  # the rounding error of the first mean
-    return g, total(g * xhat, axes) / cols
+    inner = total(g * xhat, axes) / cols
+    v = g - xhat * inner
+    return v, total(v * xhat, axes) / cols - inner * rest_of_one
 
 
 def gradients(
@@ -193,7 +204,7 @@ def gradients(
     dy_power: Array,
     need: tuple[bool, ...],
     parameter_type: Any,
-    centered_and_projected: Callable[[Array, Array, Definition], tuple[Array, Array]],
+    centered_and_projected: Callable[[Array, Array, Array, Definition], tuple[Array, Array]],
 ) -> list[Array]:
     """Return those of dx, dweight and dbias that are needed.
 
@@ -206,7 +217,8 @@ def gradients(
         g = times_power(widened, -dy_power)
         if weight is not None:
             g = g * _weight(weight, g, definition)
-        rest, inner = centered_and_projected(g, xhat, definition)
+        rest_of_one = _scaled_eps(definition.eps, x_power, rstd.dtype) * rstd * rstd
+        rest, inner = centered_and_projected(g, xhat, rest_of_one, definition)
         dx = times_power(rstd * (rest - xhat * inner), dy_power - x_power).astype(dy.dtype)
     summed = definition.summed(dy.ndim)
     finish = functools.partial(_parameter, definition=definition, parameter_type=parameter_type)

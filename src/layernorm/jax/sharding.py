@@ -258,11 +258,15 @@ def _gradients_of_parts(
     cols = definition.cols(x.shape) * jax.lax.psum(1, across)
 
     def centered_and_projected(
-        g: Array, xhat: Array, definition: Definition
+        g: Array, xhat: Array, rest_of_one: Array, definition: Definition
     ) -> tuple[Array, Array]:
-        """Compute both sums in one collective."""
-        sums = jnp.stack([formulas.total(each, definition.axes) for each in (g, g * xhat)])
-        mean, inner = jax.lax.psum(sums, across) / cols
+        """Compute all sums in one collective: so mean(xhat^2) tells of the roundings of xhat."""
+        terms = (g, g * xhat, xhat * xhat)
+        sums = jnp.stack([formulas.total(each, definition.axes) for each in terms])
+        mean, inner, square = jax.lax.psum(sums, across) / cols
+        excess = (square - 1) + rest_of_one
+        is_rounding = jnp.abs(excess) <= 16 * jnp.finfo(excess.dtype).eps
+        inner = jnp.where(is_rounding, inner - inner * excess, inner)
         return (g - mean if definition.centered else g), inner
 
     none = jnp.zeros((), jnp.int32)

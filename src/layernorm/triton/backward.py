@@ -16,6 +16,7 @@ from layernorm.triton.rows import (
     over,
     power_of_two,
     recompute_normalizer,
+    rest_of_one,
     row_sums,
     store_normalizer,
 )
@@ -74,9 +75,10 @@ def gradient_of_rows(
     dy,
     weight,
     xhat,
-    rstd,
+    normalizer,
     exponent,
     row_mask,
+    EPS: tl.constexpr,
     COLS: tl.constexpr,
     LOW_FIRST: tl.constexpr,
     CENTERED: tl.constexpr,
@@ -84,9 +86,10 @@ def gradient_of_rows(
     """Return dx = rstd * (g - mean(g) - xhat * mean(g * xhat)) / 2^exponent, with g = dy * weight.
 
     The normalizer's scale is 2^-exponent. Where x was scaled or the sums leave their range, dy and
-    weight are scaled by powers of two too, and dx is scaled back.
+    weight are scaled by powers of two too, and dx is scaled back. EPS None: it is not known.
     """
     dtype: tl.constexpr = dy.dtype
+    rstd = normalizer.rstd
     g = dy * weight
     sum_g_xhat = row_sums(g * xhat, True, LOW_FIRST)
     sum_g = sum_g_xhat
@@ -113,7 +116,13 @@ def gradient_of_rows(
     mean_g_xhat = over(sum_g_xhat, COLS).to(dtype)
     if CENTERED:
         dx -= over(sum_g, COLS).to(dtype)[:, None, None]
-    dx = tl.fma(-xhat, mean_g_xhat[:, None, None], dx) * rstd[:, None, None]
+    dx = tl.fma(-xhat, mean_g_xhat[:, None, None], dx)
+    if EPS is not None:
+        # dx may be small by cancellation: what its roundings have along xhat is projected out too
+        along = over(row_sums(dx * xhat, True, LOW_FIRST), COLS)
+        along -= mean_g_xhat * rest_of_one(normalizer, EPS)
+        dx = tl.fma(-xhat, along.to(dtype)[:, None, None], dx)
+    dx *= rstd[:, None, None]
     return times_power_of_two(dx, back)
 
 
@@ -160,8 +169,8 @@ def backward(
     """Write dx of every `programs`-th tile, and this program's partial sums of dweight and dbias.
 
     The partial sums go to row program_id of an array (programs, COLS) of float64. STORE_NORMALIZER:
-    the normalizer goes to an array (4, rows). EPS None: rows whose rstd is out of range use it as
-    it was saved.
+    the normalizer goes to an array (4, rows). EPS None: it is not known, and rows whose rstd is out
+    of range use it as it was saved.
     """
     dtype: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     LOW_FIRST: tl.constexpr = VECTOR or STRIDED
@@ -200,9 +209,10 @@ def backward(
                 dy,
                 weight,
                 xhat,
-                normalizer.rstd,
+                normalizer,
                 exponent,
                 index.row_mask,
+                EPS,
                 COLS,
                 LOW_FIRST,
                 CENTERED,

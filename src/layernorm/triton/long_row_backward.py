@@ -22,6 +22,7 @@ from layernorm.triton.rows import (
     normalized,
     over,
     power_of_two,
+    rest_of_one,
     row_sums,
     select,
     store_normalizer,
@@ -144,6 +145,7 @@ def long_row_gradient_sums(
     exponent_ptr,
     sum_g_ptr,
     sum_g_xhat_ptr,
+    sum_squares_ptr,
     first_tile: tl.int64,
     rows: tl.int64,
     inner: tl.int64,
@@ -162,7 +164,7 @@ def long_row_gradient_sums(
     HIGH: tl.constexpr,
     LOW: tl.constexpr,
 ):
-    """Store the sums of g and of g * xhat of each row in a block, scaled, and their exponent."""
+    """Store the sums of g, g * xhat and xhat^2 of each row in a block, and the exponent of g's."""
     LOW_FIRST: tl.constexpr = VECTOR or STRIDED
     program = tl.program_id(0).to(tl.int64)
     _, _, xhat, g, exponent = gradient_block(
@@ -172,6 +174,8 @@ def long_row_gradient_sums(
     )
     tl.store(partial_pointers(exponent_ptr, program, ROWS), exponent)
     tl.store(partial_pointers(sum_g_xhat_ptr, program, ROWS), row_sums(g * xhat, True, LOW_FIRST))
+    squares = row_sums(xhat * xhat, True, LOW_FIRST)
+    tl.store(partial_pointers(sum_squares_ptr, program, ROWS), squares)
     if CENTERED:
         tl.store(partial_pointers(sum_g_ptr, program, ROWS), row_sums(g, True, LOW_FIRST))
 
@@ -186,6 +190,7 @@ def long_row_dx(
     exponent_ptr,
     sum_g_ptr,
     sum_g_xhat_ptr,
+    sum_squares_ptr,
     first_tile: tl.int64,
     rows: tl.int64,
     inner: tl.int64,
@@ -205,9 +210,11 @@ def long_row_dx(
     ROWS: tl.constexpr,
     HIGH: tl.constexpr,
     LOW: tl.constexpr,
+    EPS: tl.constexpr,
     PADDED_BLOCKS: tl.constexpr,
 ):
-    """Write dx of a block."""
+    """Write dx of a block. EPS None: it is not known."""
+    most: tl.constexpr = 2.0**-48 if x_ptr.dtype.element_ty == tl.float64 else 2.0**-19
     program = tl.program_id(0).to(tl.int64)
     index, normalizer, xhat, g, own_exponent = gradient_block(
         *(x_ptr, dy_ptr, weight_ptr, normalizer_ptr, first_tile, program, rows, inner),
@@ -223,7 +230,14 @@ def long_row_dx(
     shift = power_of_two(tl.maximum(exponents - exponent[:, None], -1000), tl.float64)
     dx = g * power_of_two(tl.maximum(own_exponent - exponent, -126), dtype)[:, None, None]
     partials = load_partials(sum_g_xhat_ptr, tile, 0.0, BLOCKS, ROWS, PADDED_BLOCKS)
-    mean_g_xhat = over(tl.sum(partials * shift, 1), COLS).to(dtype)
+    squares = load_partials(sum_squares_ptr, tile, 0.0, BLOCKS, ROWS, PADDED_BLOCKS)
+    mean_g_xhat = over(tl.sum(partials * shift, 1), COLS)
+    if EPS is not None:
+        # Where g lies along xhat, dx is small by cancellation, and what the roundings of rstd and
+        # xhat have in common over a row would count twice. mean(xhat^2) tells: 1 - rest is due.
+        excess = over(tl.sum(squares, 1) - COLS, COLS) + rest_of_one(normalizer, EPS)
+        mean_g_xhat -= mean_g_xhat * tl.where(tl.abs(excess) <= most, excess, 0.0)
+    mean_g_xhat = mean_g_xhat.to(dtype)
     if CENTERED:
         partials = load_partials(sum_g_ptr, tile, 0.0, BLOCKS, ROWS, PADDED_BLOCKS)
         dx -= over(tl.sum(partials * shift, 1), COLS).to(dtype)[:, None, None]

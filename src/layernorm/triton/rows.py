@@ -273,6 +273,16 @@ def normalized(x, normalizer, CENTERED: tl.constexpr):
 
 
 @triton.jit
+def rest_of_one(normalizer, EPS: tl.constexpr):
+    """Return 1 - mean(xhat^2) = eps * rstd^2 in float64, with the rstd of x itself."""
+    root = normalizer.rstd.to(tl.float64) * normalizer.scale.to(tl.float64)
+    if EPS == 0.0:
+        return tl.zeros(root.shape, tl.float64)
+    else:
+        return EPS * root * root
+
+
+@triton.jit
 def store_normalizer(base, normalizer, rows, row, row_mask):
     """Store a normalizer in an array (4, rows)."""
     tl.store(base + row, normalizer.scale, mask=row_mask)

@@ -171,7 +171,7 @@ def backward(
     for group in _groups(x, order, definition, arrays_read=2):
         _launch_normalizer(group, statistics, eps, normalizer)
         if dx is not None:
-            _launch_dx(group, dy, weight, normalizer, dx)
+            _launch_dx(group, dy, weight, eps, normalizer, dx)
 
 
 def _launch_normalizer(
@@ -198,10 +198,17 @@ def _launch_normalizer(
     )
 
 
-def _launch_dx(group: Group, dy: View, weight: Tensor | None, normalizer: Tensor, dx: View) -> None:
+def _launch_dx(
+    group: Group,
+    dy: View,
+    weight: Tensor | None,
+    eps: float | None,
+    normalizer: Tensor,
+    dx: View,
+) -> None:
     x, partials = group.x.tensor, group.partials
     exponents = torch.empty_like(partials.largest, dtype=torch.int32)
-    sums = (exponents, partials.rest, partials.squares)
+    sums = (exponents, partials.sum, partials.rest, partials.squares)
     strides = (*group.x_arguments, dy.outer_stride, dy.col_stride)
     constants = {
         "COLS": group.order.layout.cols,
@@ -226,5 +233,6 @@ def _launch_dx(group: Group, dy: View, weight: Tensor | None, normalizer: Tensor
         ),
         group.tile.warps,
         **constants,
+        EPS=eps,
         PADDED_BLOCKS=group.tile.padded_blocks,
     )
