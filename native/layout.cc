@@ -50,6 +50,14 @@ Order own_order(const Axes& axes) {
   return order;
 }
 
+// Each row by itself, wherever the rows are.
+bool has_contiguous_rows(const Axes& axes, const int64_t* sizes, const int64_t* strides) {
+  Section row;
+  for (int64_t axis = 0; axis < axes.count; ++axis)
+    if (axes.normalized[axis] && sizes[axis] != 1) row.append(sizes[axis], strides[axis]);
+  return row.merges && row.stride == 1;
+}
+
 Order normalized_last(const Axes& axes) {
   Order order;
   order.moves_axes = true;
@@ -160,7 +168,8 @@ Order choose_order(const Axes& axes, const int64_t* sizes, const int64_t* stride
   const bool separated = !find_shape(axes, sizes, own);
   if (!separated && own.collapse(sizes, strides, &array)) return own;
   if (separated || last.collapse(sizes, strides, &array)) return last;
-  return own;
+  // A sample alone, which may need no copy, has these strides too, and is to get the same bits.
+  return has_contiguous_rows(axes, sizes, strides) ? last : own;
 }
 
 }  // namespace layernorm

@@ -60,7 +60,7 @@ struct Order {
 };
 
 // The order in which the kernels read x: one that takes no copy, if there is one; else the tensor's
-// own, or where a kept axis separates normalized ones, the normalized axes last.
+// own, or the normalized axes last: where a kept axis separates them, or they are contiguous.
 Order choose_order(const Axes& axes, const int64_t* sizes, const int64_t* strides);
 
 }  // namespace layernorm

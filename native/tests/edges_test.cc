@@ -44,6 +44,28 @@ void test_every_kind_of_dy(uint64_t seed) {
   });
 }
 
+// dx is small by cancellation there, and the roundings of xhat, one of two in each row, are not.
+void test_dy_along_xhat(uint64_t seed) {
+  for_each_kind([&](Case given) {
+    given.has_weight = false;
+    for (const Shape& shape : {Shape{400, 2, 1}, Shape{400, 33, 1}, Shape{40, 257, 1},
+                               Shape{8, 1126, 1}, Shape{40, 2, 67}, Shape{40, 33, 67}}) {
+      Random random(given.seed = ++seed);
+      given.shape = shape;
+      Inputs inputs = make_inputs(given);
+      for (int64_t row = 0; row < given.rows(); ++row) {
+        const Real scale = 1 + random.uniform();
+        for (int64_t col = 0; col < shape.cols; ++col) {
+          const bool up = random.coin();
+          inputs.x.set(row, col, up ? 1.3L : -0.7L);
+          inputs.dy.set(row, col, up ? scale : -scale);
+        }
+      }
+      run_and_judge(given, inputs);
+    }
+  });
+}
+
 // Only the row with the NaN or infinity changes.
 void test_a_row_that_is_not_finite_stays_alone(uint64_t seed) {
   const Real infinity = std::numeric_limits<Real>::infinity();
@@ -134,6 +156,7 @@ void test_no_columns_write_nothing(uint64_t seed) {
 int main() {
   test_every_kind_of_rows(1000000);
   test_every_kind_of_dy(2000000);
+  test_dy_along_xhat(7000000);
   test_a_row_that_is_not_finite_stays_alone(3000000);
   test_a_nan_parameter_changes_its_column_alone(4000000);
   test_no_rows_give_gradients_of_zero(5000000);

@@ -160,9 +160,9 @@ class Judge {
 };
 
 // Forward and backward, both judged.
-inline void run_and_judge(const Case& given, const Threads& threads = kAlone) {
+inline void run_and_judge(const Case& given, const Inputs& inputs,
+                          const Threads& threads = kAlone) {
   if (given.type == DataType::float64 && !kCanJudgeFloat64) return;
-  const Inputs inputs = make_inputs(given);
   Random random(given.seed + 2);
   const Tensor x = inputs.x.copy(random), dy = inputs.dy.copy(random);
   Outputs outputs = make_outputs(given, inputs);
@@ -175,6 +175,10 @@ inline void run_and_judge(const Case& given, const Threads& threads = kAlone) {
   }
   CHECK(inputs.x.buffer().same_bytes(x.buffer()) && inputs.dy.buffer().same_bytes(dy.buffer()),
         "an input has changed: %s", given.text().c_str());
+}
+
+inline void run_and_judge(const Case& given, const Threads& threads = kAlone) {
+  run_and_judge(given, make_inputs(given), threads);
 }
 
 inline void print_worst() {

@@ -50,6 +50,27 @@ def test_channels_first_takes_no_copy(memory_format) -> None:
     assert y_and_statistics <= got <= 1.1 * y_and_statistics
 
 
+@pytest.mark.parametrize("order", ["channels first", "channels last"])
+def test_a_sample_alone_gives_its_bits_in_a_batch_that_takes_a_copy(order) -> None:
+    """The gaps leave one sample as the kernels can read it, and not the samples together."""
+    if order == "channels last":
+        x = torch.randn(4, 9, 70)[:, :7, :67].transpose(1, 2)
+    else:
+        x = torch.randn(8, 67, 3, 7)[:, :, :2].flatten(2)[::2]
+    x = x.detach()
+    dy = torch.randn(x.shape)
+
+    def results(rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        leaf = x[rows].requires_grad_()
+        y = ours.layer_norm(leaf, 67, axis=1)
+        return y.detach(), torch.autograd.grad(y, leaf, dy[rows])[0]
+
+    whole = results(slice(None))
+    for row in range(len(x)):
+        for batch, alone in zip(whole, results(slice(row, row + 1)), strict=True):
+            assert torch.equal(batch[row], alone[0])
+
+
 def test_layouts_that_take_a_copy_are_right() -> None:
     x = torch.randn(4, 6, 5, 7)
     for each in (x.permute(3, 1, 0, 2), x[:, :, ::2], x[:, ::2].transpose(0, 3), x.flip(1)):
