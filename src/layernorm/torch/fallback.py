@@ -54,8 +54,10 @@ def _is_open(kind: Any) -> bool:
 def _is_watched() -> bool:
     """Tell whether a tracer, mode or transform that knows only PyTorch's operators is active."""
     if is_compiling():
-        # The compiler cannot trace a node of ours through `torch.func`.
-        return torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active()
+        # `is_exporting()` itself is always true while PyTorch 2.10 compiles. Nor can the compiler
+        # trace a node of ours through `torch.func`.
+        exports = torch.compiler._is_exporting_flag
+        return exports or torch._C._are_functorch_transforms_active()
     if torch.jit.is_tracing():
         return True
     if torch._C._len_torch_dispatch_stack() and not all(
