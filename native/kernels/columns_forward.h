@@ -56,7 +56,7 @@ inline void prefetch_next_strip(const Stored* from) {
 constexpr int64_t kGuessColumns = 16;  // read for the first guess of the means
 
 // The most additions to a lane before it is flushed. A row has one lane here, so the roundings of
-// equal terms are not averaged: 6 of them can be off by 1.3 ulp, 16 by 3.
+// equal terms are not averaged over lanes: 16 of them could be off by 3 ulp.
 constexpr int64_t kFlushColumns = 6;
 
 template <class Stored, bool centered, int V, bool whole>
