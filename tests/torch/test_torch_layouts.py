@@ -42,6 +42,7 @@ def bytes_allocated(function) -> int:
     return sum(max(0, event.self_cpu_memory_usage) for event in profile.events())
 
 
+@pytest.mark.filterwarnings("ignore:Warning. Profiler clears events")  # PyTorch 2.10
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
 def test_channels_first_takes_no_copy(memory_format) -> None:
     x = torch.randn(4, 64, 16, 16).contiguous(memory_format=memory_format)

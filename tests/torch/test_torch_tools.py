@@ -5,6 +5,7 @@ its error, is the same.
 """
 
 import copy
+import inspect
 import io
 import pickle
 import subprocess
@@ -502,5 +503,10 @@ with again.accelerate():
 """
 
 
+# PyTorch 2.10 lets nobody register functions for an operator a second time.
+may_register_again = inspect.signature(torch.library.Library.impl).parameters["allow_override"]
+
+
+@pytest.mark.skipif(not may_register_again.default, reason="PyTorch registers once")
 def test_modules_may_be_reloaded_and_imported_again() -> None:
     subprocess.run([sys.executable, "-W", "ignore", "-c", RELOADED], check=True)

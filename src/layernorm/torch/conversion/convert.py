@@ -150,6 +150,9 @@ def _change_class(module: nn.Module, cls: type[nn.Module]) -> None:
         if is_bound_forward(module, vars(module).get(name))
     ]
     module.__class__ = cls
+    # PyTorch 2.10's compiler looks at a module's class again only if its dictionary has changed.
+    vars(module)["_class_changed"] = True
+    del vars(module)["_class_changed"]
     for name in held:
         vars(module)[name] = MethodType(cls.forward, module)
 
