@@ -35,6 +35,10 @@ SETTINGS = {
     "transfers": lambda: jax.transfer_guard("disallow"),
     "device": lambda: jax.default_device(jax.devices()[0]),
     "legacy keys": lambda: jax.legacy_prng_key("error"),
+    "custom keys": lambda: jax.enable_custom_prng(True),
+    "key reuse": lambda: jax.debug_key_reuse(True),
+    "generator": lambda: jax.default_prng_impl("rbg"),
+    "products": lambda: jax.default_matmul_precision("highest"),
 }
 
 
