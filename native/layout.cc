@@ -166,9 +166,11 @@ Order choose_order(const Axes& axes, const int64_t* sizes, const int64_t* stride
   find_shape(axes, sizes, last);
   Array array;
   const bool separated = !find_shape(axes, sizes, own);
-  if (!separated && own.collapse(sizes, strides, &array)) return own;
-  if (separated || last.collapse(sizes, strides, &array)) return last;
-  // A sample alone, which may need no copy, has these strides too, and is to get the same bits.
+  if (separated) return last;
+  // A sample alone may need no copy where a batch does, but is to get the same bits. So the order
+  // follows from what they have in common.
+  if (own.shape.cols == 1 || own.collapse(sizes, strides, &array)) return own;
+  if (last.collapse(sizes, strides, &array)) return last;
   return has_contiguous_rows(axes, sizes, strides) ? last : own;
 }
 

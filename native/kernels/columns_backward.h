@@ -5,6 +5,10 @@
 // Columns whose shares of a parameter's gradient are summed over the lanes together.
 constexpr int64_t kColumnGroup = lanes<double>;
 
+// The most additions to a lane of the sums along the rows, as kFlushColumns in the forward.
+constexpr int64_t kFlushBackward = 4;
+static_assert(kColumnGroup <= 2 * kFlushBackward, "flushed once within a group, and at its end");
+
 template <class C>
 struct ColumnGroup {
   DoubleVector share[kColumnGroup] = {};
@@ -101,10 +105,19 @@ struct ColumnsBackward {
     LaneTotal<C> total_g[V], total_g_xhat[V], total_squares[V];
     ColumnGroup<C> group_dweight, group_dbias;
     for (int64_t first = 0; first < cols; first += kColumnGroup) {
-      static_assert(kColumnGroup <= kFlush, "the sums along the rows are flushed with a group");
       const int64_t count = std::min(cols - first, kColumnGroup);
       Vector<C> part_g[V] = {}, part_g_xhat[V] = {}, part_squares[V] = {};
+      const auto flush = [&] {
+        LAYERNORM_UNROLL
+        for (int v = 0; v < V; ++v) {
+          if constexpr (centered) total_g[v].add(part_g[v]);
+          total_g_xhat[v].add(part_g_xhat[v]);
+          total_squares[v].add(part_squares[v]);
+          part_g[v] = part_g_xhat[v] = part_squares[v] = Vector<C>{};
+        }
+      };
       for (int64_t k = 0; k < count; ++k) {
+        if (k == kFlushBackward) flush();
         const int64_t col = first + k;
         const Vector<C> w = broadcast(weight ? weight[col] : 1);
         Vector<C> dweight = {}, dbias = {};
@@ -129,12 +142,7 @@ struct ColumnsBackward {
         add_group(group_dweight, sums.dweight_high + first, sums.dweight_low + first, count);
       if constexpr (wanted == Wanted::both)
         add_group(group_dbias, sums.dbias_high + first, sums.dbias_low + first, count);
-      LAYERNORM_UNROLL
-      for (int v = 0; v < V; ++v) {
-        if constexpr (centered) total_g[v].add(part_g[v]);
-        total_g_xhat[v].add(part_g_xhat[v]);
-        total_squares[v].add(part_squares[v]);
-      }
+      flush();
     }
     LAYERNORM_UNROLL
     for (int v = 0; v < V; ++v) {

@@ -56,8 +56,10 @@ inline void prefetch_next_strip(const Stored* from) {
 constexpr int64_t kGuessColumns = 16;  // read for the first guess of the means
 
 // The most additions to a lane before it is flushed. A row has one lane here, so the roundings of
-// equal terms are not averaged over lanes: 16 of them could be off by 3 ulp.
-constexpr int64_t kFlushColumns = 6;
+// equal terms are not averaged over lanes: 16 of them could be off by 3 ulp. Sums of floats are
+// rounded once more alone, to rstd, and can spare a bit.
+template <class C>
+constexpr int64_t kFlushColumns = sizeof(C) == sizeof(float) ? 6 : 4;
 
 template <class Stored, bool centered, int V, bool whole>
 struct StripStatistics {
@@ -81,7 +83,7 @@ struct StripStatistics {
     for (int v = 0; v < V; ++v) center[v] = load(batch.shift + v * W);
     LaneTotal<C> total[V], total_squares[V];
     for (int64_t col = 0; col < cols;) {
-      const int64_t flush = std::min(cols, col + kFlushColumns);
+      const int64_t flush = std::min(cols, col + kFlushColumns<C>);
       Vector<C> sum[V] = {}, squares[V] = {};
       for (; col < flush; ++col) {
         const Stored* at = x + col * stride;

@@ -54,6 +54,22 @@ def test_gradients_are_within_their_bounds_for_dy_along_xhat(case: Case) -> None
     check_backward(ours, case)
 
 
+# A strided row is summed in one lane, and g * xhat may be large beside their sum.
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("kind", ["layer_norm", "rms_norm"])
+def test_dx_of_short_strided_rows_is_within_its_bound(kind, dtype) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((9, 400_000)).astype(dtype)
+    weight = (0.5 * rng.standard_normal(9)).astype(dtype)
+    definition = {"axis": 0, "eps": 1e-6, "zero_centered_weight": True}
+    _, stats = getattr(ours, f"{kind}_forward")(x, weight, **definition)
+    dy = np.broadcast_to(rng.standard_normal(x.shape[1:]).astype(dtype), x.shape)
+    backward = getattr(ours, f"{kind}_backward")
+    dx = backward(dy, x, stats, weight, zero_centered_weight=True)[0]
+    error = accuracy.dx_error(dx, dy, x, weight, kind=kind, **definition)
+    assert error <= accuracy.BOUNDS[dtype].dx
+
+
 @each(*of_each_kind(layout_cases))
 def test_y_is_within_its_bound_for_every_axis_and_layout(case: Case) -> None:
     check_forward(ours, case)
