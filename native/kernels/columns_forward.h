@@ -56,8 +56,8 @@ inline void prefetch_next_strip(const Stored* from) {
 constexpr int64_t kGuessColumns = 16;  // read for the first guess of the means
 
 // The most additions to a lane before it is flushed. A row has one lane here, so the roundings of
-// equal terms are not averaged over lanes: 16 of them could be off by 3 ulp. Sums of floats are
-// rounded once more alone, to rstd, and can spare a bit.
+// equal terms are not averaged over lanes: 16 of them could be off by 3 ulp. Sums of float64 are
+// shorter, as no wider type takes the roundings that follow.
 template <class C>
 constexpr int64_t kFlushColumns = sizeof(C) == sizeof(float) ? 6 : 4;
 
