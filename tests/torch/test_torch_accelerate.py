@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 import layernorm.torch as ours  # noqa: E402
+from layernorm import accuracy  # noqa: E402
 from layernorm.cli.problem import ordinary_arrays  # noqa: E402
 
 TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -346,3 +347,14 @@ def test_errors_of_rms_norm_are_pytorchs() -> None:
             call()
         with ours.accelerate(), pytest.raises(expected.type):
             call()
+
+
+def test_statistics_of_pytorchs_own_kernel_come_without_eps() -> None:
+    """Nothing may be taken for eps: docs/specification.md says how accurate dx is then."""
+    up = torch.rand(4000, 33, generator=torch.Generator().manual_seed(0)) < 0.5
+    x, dy = 3 * torch.where(up, 1.3, -0.7), torch.where(up, 1.0, -1.0)
+    _, mean, rstd = torch.native_layer_norm(x, (33,), None, None, 1e-5)
+    backward = torch.ops.aten.native_layer_norm_backward
+    with ours.accelerate():
+        dx = backward(dy, x, (33,), mean, rstd, None, None, [True, False, False])[0]
+    assert accuracy.dx_error(dx.numpy(), dy.numpy(), x.numpy()) <= 7.4
