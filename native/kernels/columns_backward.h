@@ -49,6 +49,7 @@ struct ColumnsBackward {
   const BackwardTask& task;
   const Problem& problem = task.job->problem;
   const int64_t cols = problem.shape.cols;
+  const double n = static_cast<double>(cols);
   const C* const weight = static_cast<const C*>(task.weight);
 
   RowOf<const Stored> x(int64_t outer, int64_t inner) const {
@@ -78,7 +79,7 @@ struct ColumnsBackward {
         for (int64_t col = 0; col < cols; ++col)
           rest.add(
               static_cast<double>(static_cast<C>(to_compute(x(outer, inner)[col])) - result.mean));
-        result.residual = static_cast<C>(rest.value() / static_cast<double>(cols));
+        result.residual = static_cast<C>(rest.value() / n);
       }
     }
     result.ordinary = is_ordinary_rstd(result.rstd);
@@ -97,7 +98,7 @@ struct ColumnsBackward {
   template <int V, bool whole>
   void sum_columns(Strip<V, whole> strip, const Lanes<V>& rows, int64_t outer, int64_t inner,
                    const PartialSums<C>& sums, double* sum_g, double* sum_g_xhat,
-                   double* sum_squares) const {
+                   double* squares_beyond_n) const {
     const RowOf<const Stored> x_rows = x(outer, inner), dy_rows = dy(outer, inner);
     Normalizer<C> normalizer[V];
     LAYERNORM_UNROLL
@@ -148,13 +149,13 @@ struct ColumnsBackward {
     for (int v = 0; v < V; ++v) {
       total_g[v].store(sum_g + v * W);
       total_g_xhat[v].store(sum_g_xhat + v * W);
-      total_squares[v].store(sum_squares + v * W);
+      total_squares[v].store(squares_beyond_n + v * W, n);
     }
   }
 
   template <int V, bool whole>
   void write_dx(Strip<V, whole> strip, const Lanes<V>& rows, int64_t outer, int64_t inner,
-                const C* mean_g, const C* mean_g_xhat) const {
+                const C* mean_g, const C* slope) const {
     const RowOf<const Stored> x_rows = x(outer, inner), dy_rows = dy(outer, inner);
     const RowOf<Stored> dx_rows = dx(outer, inner);
     for (int64_t col = 0; col < cols; ++col) {
@@ -167,7 +168,7 @@ struct ColumnsBackward {
             normalizer.template normalized<centered>(strip.read(&x_rows[col], v));
         Vector<C> g = dy_here * w;
         if constexpr (centered) g -= load(mean_g + v * W);
-        strip.write(&dx_rows[col], v, fma(xhat, -load(mean_g_xhat + v * W), g) * normalizer.rstd);
+        strip.write(&dx_rows[col], v, fma(xhat, -load(slope + v * W), g * normalizer.rstd));
       }
     }
   }
@@ -192,22 +193,21 @@ struct ColumnsBackward {
         strip(Strip<1, false>{1}, outer, inner + lane, sums);
       return;
     }
-    alignas(64) double sum_g[V * W], sum_g_xhat[V * W], sum_squares[V * W];
-    sum_columns(strip_rows, rows, outer, inner, sums, sum_g, sum_g_xhat, sum_squares);
+    alignas(64) double sum_g[V * W], sum_g_xhat[V * W], squares_beyond_n[V * W];
+    sum_columns(strip_rows, rows, outer, inner, sums, sum_g, sum_g_xhat, squares_beyond_n);
     if (!task.job->dx.data) return;
-    alignas(64) C mean_g[V * W] = {}, mean_g_xhat[V * W] = {};
+    alignas(64) C mean_g[V * W] = {}, slope[V * W] = {};
     bool lane_is_ordinary[V * W];
-    const double n = static_cast<double>(cols);
     for (int64_t lane = 0; lane < count; ++lane) {
+      const double rstd = static_cast<double>(all[lane].rstd);
       mean_g[lane] = static_cast<C>(sum_g[lane] / n);
-      mean_g_xhat[lane] =
-          static_cast<C>(mean_along_xhat<C>(sum_g_xhat[lane], sum_squares[lane],
-                                            static_cast<double>(all[lane].rstd), problem.eps, n));
-      lane_is_ordinary[lane] =
-          are_ordinary_sums<Stored>(sum_g[lane], sum_g_xhat[lane], dy(outer, inner + lane), cols);
+      slope[lane] = static_cast<C>(
+          slope_along_xhat<C>(sum_g_xhat[lane], squares_beyond_n[lane], rstd, problem.eps, n));
+      lane_is_ordinary[lane] = are_ordinary_sums<Stored>(sum_g[lane], sum_g_xhat[lane], rstd,
+                                                         dy(outer, inner + lane), cols);
       ordinary = ordinary && lane_is_ordinary[lane];
     }
-    if (ordinary) return write_dx(strip_rows, rows, outer, inner, mean_g, mean_g_xhat);
+    if (ordinary) return write_dx(strip_rows, rows, outer, inner, mean_g, slope);
     // dx may be dy or x, so each row is finished before the next.
     for (int64_t lane = 0; lane < count; ++lane) {
       if (!lane_is_ordinary[lane]) {
@@ -220,8 +220,8 @@ struct ColumnsBackward {
       row.mean[0] = all[lane].mean;
       row.residual[0] = all[lane].residual;
       row.rstd[0] = all[lane].rstd;
-      alignas(64) C row_mean_g[W] = {mean_g[lane]}, row_mean_g_xhat[W] = {mean_g_xhat[lane]};
-      write_dx(Strip<1, false>{1}, row, outer, inner + lane, row_mean_g, row_mean_g_xhat);
+      alignas(64) C row_mean_g[W] = {mean_g[lane]}, row_slope[W] = {slope[lane]};
+      write_dx(Strip<1, false>{1}, row, outer, inner + lane, row_mean_g, row_slope);
     }
   }
 

@@ -64,21 +64,22 @@ void accumulate_scalar_row(const ScalarStatistics& row, RowOf<const Stored> x,
   }
 }
 
-// Sums below this may have lost bits to underflow.
+// Numbers below this may have lost bits to underflow.
 template <class C>
 constexpr double kTiny = sizeof(C) == sizeof(float) ? 0x1p-90 : 0x1p-900;
 
 // False where dx needs a scalar row: huge sums may overflow, here or in dx; tiny ones may have lost
 // bits to underflow, unless they are small by cancellation (dy is not tiny) or dy is zero.
 template <class Stored>
-inline bool are_ordinary_sums(double sum_g, double sum_g_xhat, RowOf<const Stored> dy,
+inline bool are_ordinary_sums(double sum_g, double sum_g_xhat, double rstd, RowOf<const Stored> dy,
                               int64_t cols) {
   const double sum = std::fabs(sum_g) + std::fabs(sum_g_xhat);
+  const double least = std::min(1.0, rstd), most = std::max(1.0, rstd);
   constexpr double tiny = kTiny<Compute<Stored>>;
-  if (sum >= tiny && sum <= 1 / tiny) return true;
-  if (!(sum < tiny)) return false;
+  if (sum * least >= tiny && sum * most <= 1 / tiny) return true;
+  if (!(sum * least < tiny)) return false;
   const double largest = largest_magnitude(dy, cols);
-  return largest == 0 || largest >= tiny;
+  return largest == 0 || largest * least >= tiny;
 }
 
 // Whether dx may be small by cancellation: no |g| of the row's first vector is above
@@ -100,7 +101,7 @@ inline bool may_cancel(Vector<Compute<Stored>> mean_g_xhat, const Stored* dy,
   return all_at_most(g * g, mean_g_xhat * mean_g_xhat * broadcast(C{16}));
 }
 
-// Both sums once more, each product added in double, for the few rows that need mean_along_xhat().
+// Both sums once more, each product added in double, for the few rows that need slope_along_xhat().
 template <class Stored, bool centered, bool has_weight>
 struct SumsAlongXhat {
   using C = Compute<Stored>;
@@ -218,14 +219,15 @@ struct GroupSums {
   }
 };
 
-// dx of one row, once its two means are known: rstd * (g - mean_g - xhat * mean_g_xhat).
+// dx of one row, once its two sums are known: rstd * (g - mean_g) - xhat * slope, where the slope is
+// rstd * mean(g * xhat). One rounding of a number as large as dx itself, which may be twice g's.
 template <class Stored, bool centered, bool has_weight>
 struct RowGradient {
   using C = Compute<Stored>;
   static constexpr int64_t W = lanes<C>;
 
   Normalizer<C> normalizer;
-  Vector<C> mean_g, minus_mean_g_xhat;
+  Vector<C> mean_g, minus_slope;
   const Stored *x, *dy;
   const C* weight;
   Stored* dx;
@@ -236,7 +238,7 @@ struct RowGradient {
     const Vector<C> xhat = normalizer.template normalized<centered>(x_here);
     Vector<C> g = has_weight ? dy_here * w : dy_here;
     if constexpr (centered) g -= mean_g;
-    return fma(xhat, minus_mean_g_xhat, g) * normalizer.rstd;
+    return fma(xhat, minus_slope, g * normalizer.rstd);
   }
   template <bool streamed>
   LAYERNORM_INLINE void pack(int64_t col) const {
@@ -314,30 +316,31 @@ struct RowsBackward {
   }
 
   // Not inlined, so that the usual rows keep their registers.
-  __attribute__((noinline)) C accurate_mean_g_xhat(C rstd, const Normalizer<C>& normalizer,
-                                                   int64_t row) const {
+  __attribute__((noinline)) double accurate_slope(double rstd, const Normalizer<C>& normalizer,
+                                                  int64_t row) const {
     SumsAlongXhat<Stored, centered, has_weight> sums = {normalizer, x(row), dy(row), weight};
     walk_columns<false, Stored>(sums, 0, cols);
-    return static_cast<C>(mean_along_xhat<C>(sums.g_xhat.sum(), sums.squares.sum(),
-                                             static_cast<double>(rstd), problem.eps,
-                                             static_cast<double>(cols)));
+    const double n = static_cast<double>(cols);
+    return slope_along_xhat<C>(sums.g_xhat.sum(), sums.squares.sum(n), rstd, problem.eps, n);
   }
 
   void write_dx(const RowStatistics<C>& row_statistics, const Normalizer<C>& normalizer,
                 double sum_g, double sum_g_xhat, int64_t row) {
-    if (!are_ordinary_sums<Stored>(sum_g, sum_g_xhat, {dy(row), 1}, cols))
+    const double n = static_cast<double>(cols), rstd = static_cast<double>(row_statistics.rstd);
+    if (!are_ordinary_sums<Stored>(sum_g, sum_g_xhat, rstd, {dy(row), 1}, cols))
       return write_scalar_dx(
           scalar_statistics_from<Stored, centered>(row_statistics, {x(row), 1}, cols, problem.eps),
           row);
-    const double n = static_cast<double>(cols);
-    Vector<C> mean_g_xhat = broadcast(static_cast<C>(sum_g_xhat / n));
-    if (may_cancel<Stored, has_weight>(mean_g_xhat, dy(row), weight, cols))
-      mean_g_xhat = broadcast(accurate_mean_g_xhat(row_statistics.rstd, normalizer, row));
+    const double mean_g_xhat = sum_g_xhat / n;
+    double slope = rstd * mean_g_xhat;
+    if (may_cancel<Stored, has_weight>(broadcast(static_cast<C>(mean_g_xhat)), dy(row), weight,
+                                       cols))
+      slope = accurate_slope(rstd, normalizer, row);
     const bool prefetch = task.prefetch && row + 2 * group_rows <= last_row;
     const RowGradient<Stored, centered, has_weight> gradient = {
         normalizer,
         broadcast(static_cast<C>(sum_g / n)),
-        -mean_g_xhat,
+        broadcast(static_cast<C>(-slope)),
         x(row),
         dy(row),
         weight,

@@ -14,7 +14,7 @@ struct RowOf {
 class CompensatedSum {
  public:
   void add(double value) { add_compensated(high_, low_, value); }
-  double value() const { return high_ + low_; }
+  double value(double beyond = 0) const { return (high_ - beyond) + low_; }
 
  private:
   double high_ = 0, low_ = 0;
@@ -124,17 +124,19 @@ ScalarStatistics scalar_statistics_from(const RowStatistics<Compute<Stored>>& sa
           static_cast<double>(saved.rstd)};
 }
 
-// mean(g * xhat) as dx needs it where it is small by cancellation, with g along xhat. What the
+// rstd * mean(g * xhat) as dx needs it where it is small by cancellation, with g along xhat. What the
 // roundings of rstd and xhat have in common over the row would count twice there: in xhat and in
 // this mean. But mean(xhat^2) + eps * rstd^2 is 1 without them, so its distance from 1 says what to
 // take back. A larger distance, or NaN, is not theirs: the statistics are not those of x and eps.
+// squares_beyond_n is the sum of xhat^2, less n.
 template <class C>
-inline double mean_along_xhat(double sum_g_xhat, double sum_squares, double rstd, double eps,
-                              double n) {
-  const double mean = sum_g_xhat / n;
-  const double excess = (sum_squares - n) / n + eps * rstd * rstd;
+inline double slope_along_xhat(double sum_g_xhat, double squares_beyond_n, double rstd, double eps,
+                               double n) {
+  const double mean = sum_g_xhat / n, slope = rstd * mean;
+  const double excess = squares_beyond_n / n + eps * rstd * rstd;
   constexpr double most = 16 * static_cast<double>(std::numeric_limits<C>::epsilon());
-  return std::fabs(excess) <= most ? mean - mean * excess : mean;
+  if (!(std::fabs(excess) <= most)) return slope;
+  return slope + (two_product_error(rstd, mean, slope) - slope * excess);
 }
 
 template <class Stored, bool centered>
@@ -163,13 +165,13 @@ void backward_scalar_row(const ScalarStatistics& row, RowOf<const Stored> x, Row
   }
   const double n = static_cast<double>(cols);
   const double mean_g = sum_g.value() / n;
-  const double mean_g_xhat = mean_along_xhat<C>(sum_g_xhat.value(), sum_squares.value(), row.rstd,
-                                                std::ldexp(eps, -2 * row.exponent), n);
+  const double slope = slope_along_xhat<C>(sum_g_xhat.value(), sum_squares.value(n), row.rstd,
+                                           std::ldexp(eps, -2 * row.exponent), n);
   // An infinity in dy makes the whole row NaN, as one in x does.
   const double rstd = std::isfinite(largest) ? row.rstd : std::numeric_limits<double>::quiet_NaN();
   const int exponent = dy_exponent + weight_exponent - row.exponent;
   for (int64_t col = 0; col < cols; ++col) {
-    const double value = rstd * ((g(col) - mean_g) - xhat(col) * mean_g_xhat);
+    const double value = fma(-xhat(col), slope, rstd * (g(col) - mean_g));
     dx[col] = to_stored<Stored>(static_cast<C>(std::ldexp(value, exponent)));
   }
 }

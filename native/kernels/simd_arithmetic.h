@@ -2,6 +2,8 @@
 #pragma once
 
 // a * b + c, rounded once where the processor can.
+using std::fma;
+
 inline FloatVector fma(FloatVector a, FloatVector b, FloatVector c) {
 #if defined(__AVX512F__)
   return _mm512_fmadd_ps(a, b, c);

@@ -32,17 +32,18 @@ inline T two_product_error(T a, T b, T product) {
 #endif
 }
 
-// What rounding has taken from v / n.
+// What rounding has taken from v / n. Scaled, so that products of halves do not overflow.
 inline DoubleVector division_error(DoubleVector v, DoubleVector n) {
-  const DoubleVector quotient = v / n, times_n = quotient * n;
-  return ((v - times_n) - two_product_error(quotient, n, times_n)) / n;
+  const DoubleVector scaled = v * broadcast(0x1p-64), quotient = scaled / n, times_n = quotient * n;
+  const DoubleVector rest = (scaled - times_n) - two_product_error(quotient, n, times_n);
+  return rest / n * broadcast(0x1p64);
 }
 
 // 1 / sqrt(high + low), to about half an ulp: its square is put beside high + low, which takes both
 // roundings back. dx needs that: an error of rstd counts twice where dx is small by cancellation.
 inline DoubleVector reciprocal_root(DoubleVector high, DoubleVector low) {
   const DoubleVector root = broadcast(1.0) / square_root(high);
-  // Scaled, so that products of halves do not overflow.
+  // Scaled, as above.
   const DoubleVector v = high * broadcast(0x1p-64), r = root * broadcast(0x1p32);
   const DoubleVector vr = v * r, one = vr * r;
   const DoubleVector rest = ((broadcast(1.0) - one) - two_product_error(vr, r, one)) -
@@ -50,7 +51,8 @@ inline DoubleVector reciprocal_root(DoubleVector high, DoubleVector low) {
   return root + root * (broadcast(0.5) * rest);
 }
 
-// One total per lane, in double; terms that are doubles are summed with compensation.
+// One total per lane, in double; terms that are doubles are summed with compensation. What a total
+// is beyond a number close to it is not rounded to the total's own precision.
 template <class C>
 struct LaneTotal;
 
@@ -61,10 +63,10 @@ struct LaneTotal<float> {
     first += first_half_as_doubles(v);
     second += second_half_as_doubles(v);
   }
-  double sum() const { return sum_of_lanes(first + second); }
-  void store(double* to) const {
-    std::memcpy(to, &first, sizeof(first));
-    std::memcpy(to + lanes<double>, &second, sizeof(second));
+  double sum(double beyond = 0) const { return sum_of_lanes(first + second) - beyond; }
+  void store(double* to, double beyond = 0) const {
+    store_doubles(to, first - broadcast(beyond));
+    store_doubles(to + lanes<double>, second - broadcast(beyond));
   }
 };
 
@@ -77,18 +79,17 @@ struct LaneTotal<double> {
     error += (total - (sum - v_part)) + (v - v_part);
     total = sum;
   }
-  double sum() const {
-    double result = total[0], rest = error[0];
-    for (int64_t lane = 1; lane < lanes<double>; ++lane) {
+  double sum(double beyond = 0) const {
+    double result = -beyond, rest = 0;
+    for (int64_t lane = 0; lane < lanes<double>; ++lane) {
       const double next = result + total[lane];
       rest += error[lane] + two_sum_error(result, total[lane], next);
       result = next;
     }
     return result + rest;
   }
-  void store(double* to) const {
-    const DoubleVector sum = total + error;
-    std::memcpy(to, &sum, sizeof(sum));
+  void store(double* to, double beyond = 0) const {
+    store_doubles(to, (total - broadcast(beyond)) + error);
   }
 };
 

@@ -66,6 +66,29 @@ void test_dy_along_xhat(uint64_t seed) {
   });
 }
 
+// Sums of g, rstd and their product: each may be ordinary where another is near a limit. The first
+// column's xhat is large, and so is what the slope's rounding does to its dx.
+void test_x_and_dy_of_far_apart_magnitudes(uint64_t seed) {
+  for_each_kind([&](Case given) {
+    const Real step = std::floor(std::log2(largest(given.type)) / 8);
+    for (const Shape& shape : {Shape{4, 3, 1}, Shape{3, 300, 1}, Shape{1, 9, 21}})
+      for (int x_steps = -4; x_steps <= 4; x_steps += 2)
+        for (int dy_steps = -5; dy_steps <= 5; ++dy_steps) {
+          given.seed = ++seed;
+          given.shape = shape;
+          given.eps = 0;
+          Inputs inputs = make_inputs(given);
+          for (int64_t row = 0; row < given.rows(); ++row)
+            for (int64_t col = 0; col < shape.cols; ++col) {
+              const Real x = inputs.x.get(row, col) * (col == 0 ? 64 : 1);
+              inputs.x.set(row, col, x * std::exp2(x_steps * step));
+              inputs.dy.set(row, col, inputs.dy.get(row, col) * std::exp2(dy_steps * step));
+            }
+          run_and_judge(given, inputs);
+        }
+  });
+}
+
 // Only the row with the NaN or infinity changes.
 void test_a_row_that_is_not_finite_stays_alone(uint64_t seed) {
   const Real infinity = std::numeric_limits<Real>::infinity();
@@ -157,6 +180,7 @@ int main() {
   test_every_kind_of_rows(1000000);
   test_every_kind_of_dy(2000000);
   test_dy_along_xhat(7000000);
+  test_x_and_dy_of_far_apart_magnitudes(8000000);
   test_a_row_that_is_not_finite_stays_alone(3000000);
   test_a_nan_parameter_changes_its_column_alone(4000000);
   test_no_rows_give_gradients_of_zero(5000000);

@@ -54,6 +54,14 @@ def test_gradients_are_within_their_bounds_for_dy_along_xhat(case: Case) -> None
     check_backward(ours, case)
 
 
+def dx_error_of(kind: str, x, dy, weight, axis: int) -> float:
+    definition = {"axis": axis, "eps": 1e-6, "zero_centered_weight": True}
+    _, stats = getattr(ours, f"{kind}_forward")(x, weight, **definition)
+    backward = getattr(ours, f"{kind}_backward")
+    dx = backward(dy, x, stats, weight, zero_centered_weight=True)[0]
+    return accuracy.dx_error(dx, dy, x, weight, kind=kind, **definition)
+
+
 # A strided row is summed in one lane, and g * xhat may be large beside their sum.
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("kind", ["layer_norm", "rms_norm"])
@@ -61,13 +69,21 @@ def test_dx_of_short_strided_rows_is_within_its_bound(kind, dtype) -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((9, 400_000)).astype(dtype)
     weight = (0.5 * rng.standard_normal(9)).astype(dtype)
-    definition = {"axis": 0, "eps": 1e-6, "zero_centered_weight": True}
-    _, stats = getattr(ours, f"{kind}_forward")(x, weight, **definition)
     dy = np.broadcast_to(rng.standard_normal(x.shape[1:]).astype(dtype), x.shape)
-    backward = getattr(ours, f"{kind}_backward")
-    dx = backward(dy, x, stats, weight, zero_centered_weight=True)[0]
-    error = accuracy.dx_error(dx, dy, x, weight, kind=kind, **definition)
-    assert error <= accuracy.BOUNDS[dtype].dx
+    assert dx_error_of(kind, x, dy, weight, 0) <= accuracy.BOUNDS[dtype].dx
+
+
+# Where dy is far from zero, an RMS norm's dx is nearly twice its scale, and so are its roundings.
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_dx_that_is_large_beside_its_scale_is_within_its_bound(axis, dtype) -> None:
+    rng = np.random.default_rng(5)
+    x = rng.standard_normal((5, 200_000)).astype(dtype)
+    dy = (1e4 + rng.standard_normal(x.shape)).astype(dtype)
+    weight = (1e-3 * rng.standard_normal(5)).astype(dtype)
+    if axis == 1:
+        x, dy = np.ascontiguousarray(x.T), np.ascontiguousarray(dy.T)
+    assert dx_error_of("rms_norm", x, dy, weight, axis) <= accuracy.BOUNDS[dtype].dx
 
 
 @each(*of_each_kind(layout_cases))
