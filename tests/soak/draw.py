@@ -110,7 +110,7 @@ def is_possible(case: Case) -> bool:
     if last_axes_only and not case.has_trailing_axes:
         return False
     if way == "accelerated":
-        return case.kind == "layer_norm" and not case.zero_centered_weight
+        return not case.zero_centered_weight
     if of_keras and (case.parameter_dtype or (case.kind == "rms_norm" and not case.has_weight)):
         return False
     if way == "layers" and case.zero_centered_weight:
