@@ -64,11 +64,13 @@ def arrays_of(*shape: int) -> list[np.ndarray]:
 
 
 def rows_of_every_kind(dtype: str) -> list[jax.Array]:
-    x, *others = arrays_of(8, 16, 64)
+    x, weight, bias, dy = arrays_of(8, 16, 64)
     x[:, 0] = 1 + x[:, 0] * 1e-3  # far from zero
     x[:, 1] = np.linspace(-5, 5, 64) + x[:, 1]  # a shard's mean is far from the row's
     x[0, 2], x[1, 2] = x[0, 2] * 1e18, 3.0  # large; constant
-    return [jnp.asarray(each, dtype) for each in (x, *others)]
+    up = dy[:, 3:] > 0.5
+    x[:, 3:], dy[:, 3:] = np.where(up, 1.3, -0.7), np.where(up, 1, -1) / weight  # g along xhat
+    return [jnp.asarray(each, dtype) for each in (x, weight, bias, dy)]
 
 
 def report(what: str, **found) -> None:

@@ -6,7 +6,7 @@ so that a row far from zero keeps its digits. Long sums are pairwise.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -14,6 +14,8 @@ from jax import Array
 
 from layernorm.jax.definition import Definition, compute_type
 from layernorm.jax.primitives import parts, present, spaced
+
+Means = Callable[[Sequence[Array], Definition], list[Array]]
 
 # Up to this many terms are left to jnp.sum, which adds in an order of the compiler's choice.
 _SHORT = 32
@@ -172,25 +174,31 @@ def backward(
         dy_power=exponent(dy.astype(rstd.dtype), definition.axes),
         need=need,
         parameter_type=parameter_type,
-        centered_and_projected=_centered_and_projected,
     )
 
 
+def _means(arrays: Sequence[Array], definition: Definition) -> list[Array]:
+    """Return the mean of each array along the rows."""
+    return [total(each, definition.axes) / definition.cols(each.shape) for each in arrays]
+
+
 def _centered_and_projected(
-    g: Array, xhat: Array, rest_of_one: Array, definition: Definition
+    g: Array, xhat: Array, rest_of_one: Array, means: Means, definition: Definition
 ) -> tuple[Array, Array]:
     """Return v and c with dx = rstd * (v - c * xhat).
 
-    dx may be small by cancellation, so the roundings of the first projection are projected too.
+    dx may be small by cancellation, so the roundings of the first means are projected too.
     `rest_of_one` is 1 - mean(xhat^2) = eps * rstd^2.
     """
-    axes, cols = definition.axes, definition.cols(g.shape)
-    if definition.centered:
-        g = g - total(g, axes) / cols
-        g = g - total(g, axes) / cols  # the rounding error of the first mean
-    inner = total(g * xhat, axes) / cols
-    v = g - xhat * inner
-    return v, total(v * xhat, axes) / cols - inner * rest_of_one
+    if not definition.centered:
+        (inner,) = means([g * xhat], definition)
+        v = g - xhat * inner
+        (rest,) = means([v * xhat], definition)
+        return v, rest - inner * rest_of_one
+    mean, inner = means([g, g * xhat], definition)
+    v = (g - mean) - xhat * inner
+    mean, rest = means([v, v * xhat], definition)
+    return v - mean, rest - inner * rest_of_one
 
 
 def gradients(
@@ -204,11 +212,12 @@ def gradients(
     dy_power: Array,
     need: tuple[bool, ...],
     parameter_type: Any,
-    centered_and_projected: Callable[[Array, Array, Array, Definition], tuple[Array, Array]],
+    means: Means = _means,
 ) -> list[Array]:
     """Return those of dx, dweight and dbias that are needed.
 
-    `rstd` is scaled by 2**x_power. For dx, each row of dy is scaled by 2**-dy_power.
+    `rstd` is scaled by 2**x_power. For dx, each row of dy is scaled by 2**-dy_power. Each call of
+    `means` is one collective where other devices have parts of the rows.
     """
     widened = dy.astype(xhat.dtype)
     need_dx, need_dweight, need_dbias = need
@@ -218,7 +227,7 @@ def gradients(
         if weight is not None:
             g = g * _weight(weight, g, definition)
         rest_of_one = _scaled_eps(definition.eps, x_power, rstd.dtype) * rstd * rstd
-        rest, inner = centered_and_projected(g, xhat, rest_of_one, definition)
+        rest, inner = _centered_and_projected(g, xhat, rest_of_one, means, definition)
         dx = times_power(rstd * (rest - xhat * inner), dy_power - x_power).astype(dy.dtype)
     summed = definition.summed(dy.ndim)
     finish = functools.partial(_parameter, definition=definition, parameter_type=parameter_type)

@@ -257,17 +257,9 @@ def _gradients_of_parts(
     rows = derivatives.rows_from(x, statistics, None, definition)
     cols = definition.cols(x.shape) * jax.lax.psum(1, across)
 
-    def centered_and_projected(
-        g: Array, xhat: Array, rest_of_one: Array, definition: Definition
-    ) -> tuple[Array, Array]:
-        """Compute all sums in one collective: so mean(xhat^2) tells of the roundings of xhat."""
-        terms = (g, g * xhat, xhat * xhat)
-        sums = jnp.stack([formulas.total(each, definition.axes) for each in terms])
-        mean, inner, square = jax.lax.psum(sums, across) / cols
-        excess = (square - 1) + rest_of_one
-        is_rounding = jnp.abs(excess) <= 16 * jnp.finfo(excess.dtype).eps
-        inner = jnp.where(is_rounding, inner - inner * excess, inner)
-        return (g - mean if definition.centered else g), inner
+    def means(arrays: Sequence[Array], definition: Definition) -> list[Array]:
+        sums = jnp.stack([formulas.total(each, definition.axes) for each in arrays])
+        return list(jax.lax.psum(sums, across) / cols)
 
     none = jnp.zeros((), jnp.int32)
     return formulas.gradients(
@@ -280,5 +272,5 @@ def _gradients_of_parts(
         dy_power=none,
         need=need,
         parameter_type=rows.xhat.dtype,
-        centered_and_projected=centered_and_projected,
+        means=means,
     )
