@@ -168,7 +168,7 @@ struct ColumnsBackward {
             normalizer.template normalized<centered>(strip.read(&x_rows[col], v));
         Vector<C> g = dy_here * w;
         if constexpr (centered) g -= load(mean_g + v * W);
-        strip.write(&dx_rows[col], v, fma(xhat, -load(slope + v * W), g * normalizer.rstd));
+        strip.write(&dx_rows[col], v, fma(g, normalizer.rstd, xhat * -load(slope + v * W)));
       }
     }
   }

@@ -238,7 +238,7 @@ struct RowGradient {
     const Vector<C> xhat = normalizer.template normalized<centered>(x_here);
     Vector<C> g = has_weight ? dy_here * w : dy_here;
     if constexpr (centered) g -= mean_g;
-    return fma(xhat, minus_slope, g * normalizer.rstd);
+    return fma(g, normalizer.rstd, xhat * minus_slope);
   }
   template <bool streamed>
   LAYERNORM_INLINE void pack(int64_t col) const {

@@ -171,7 +171,7 @@ void backward_scalar_row(const ScalarStatistics& row, RowOf<const Stored> x, Row
   const double rstd = std::isfinite(largest) ? row.rstd : std::numeric_limits<double>::quiet_NaN();
   const int exponent = dy_exponent + weight_exponent - row.exponent;
   for (int64_t col = 0; col < cols; ++col) {
-    const double value = fma(-xhat(col), slope, rstd * (g(col) - mean_g));
+    const double value = fma(g(col) - mean_g, rstd, -xhat(col) * slope);
     dx[col] = to_stored<Stored>(static_cast<C>(std::ldexp(value, exponent)));
   }
 }
