@@ -220,7 +220,7 @@ struct GroupSums {
 };
 
 // dx of one row, once its two sums are known: rstd * (g - mean_g) - xhat * slope, where the slope is
-// rstd * mean(g * xhat). One rounding of a number as large as dx itself, which may be twice g's.
+// rstd * mean(g * xhat). Of the products the one that is never larger than dx's scale is rounded.
 template <class Stored, bool centered, bool has_weight>
 struct RowGradient {
   using C = Compute<Stored>;
