@@ -60,7 +60,8 @@ struct Order {
 };
 
 // The order in which the kernels read x: one that takes no copy, if there is one; else the tensor's
-// own, or the normalized axes last: where a kept axis separates them, or they are contiguous.
+// own, or the normalized axes last: where a kept axis separates them, or they are contiguous. Rows
+// of one element keep the tensor's own.
 Order choose_order(const Axes& axes, const int64_t* sizes, const int64_t* strides);
 
 }  // namespace layernorm

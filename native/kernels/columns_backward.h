@@ -5,7 +5,7 @@
 // Columns whose shares of a parameter's gradient are summed over the lanes together.
 constexpr int64_t kColumnGroup = lanes<double>;
 
-// The most additions to a lane of the sums along the rows, as kFlushColumns in the forward.
+// The most additions to a lane of the sums along the rows, few for the reason at kFlushColumns.
 constexpr int64_t kFlushBackward = 4;
 static_assert(kColumnGroup <= 2 * kFlushBackward, "flushed once within a group, and at its end");
 

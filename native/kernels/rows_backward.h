@@ -1,5 +1,6 @@
 // Backward over contiguous rows, a few at a time: one pass over the columns computes the two sums
-// of each row and adds to the parameters' gradients; a second pass, from the cache, writes dx.
+// of each row and adds to the parameters' gradients; a second pass, from the cache, writes dx. Rows
+// whose dx may be small by cancellation are summed once more in between.
 #pragma once
 
 enum class Wanted { nothing, dweight, both };  // gradients of the parameters
@@ -68,8 +69,9 @@ void accumulate_scalar_row(const ScalarStatistics& row, RowOf<const Stored> x,
 template <class C>
 constexpr double kTiny = sizeof(C) == sizeof(float) ? 0x1p-90 : 0x1p-900;
 
-// False where dx needs a scalar row: huge sums may overflow, here or in dx; tiny ones may have lost
-// bits to underflow, unless they are small by cancellation (dy is not tiny) or dy is zero.
+// False where dx needs a scalar row: huge sums, or their products with rstd, may overflow; tiny
+// ones may have lost bits to underflow, unless they are small by cancellation (dy is not tiny) or
+// dy is zero.
 template <class Stored>
 inline bool are_ordinary_sums(double sum_g, double sum_g_xhat, double rstd, RowOf<const Stored> dy,
                               int64_t cols) {
@@ -83,7 +85,7 @@ inline bool are_ordinary_sums(double sum_g, double sum_g_xhat, double rstd, RowO
 }
 
 // Whether dx may be small by cancellation: no |g| of the row's first vector is above
-// 4 |mean(g * xhat)|.
+// 4 |mean(g * xhat)|. Where one is, dx's scale is too, and the errors of the mean weigh a quarter.
 template <class Stored, bool has_weight>
 inline bool may_cancel(Vector<Compute<Stored>> mean_g_xhat, const Stored* dy,
                        const Compute<Stored>* weight, int64_t cols) {
@@ -101,7 +103,7 @@ inline bool may_cancel(Vector<Compute<Stored>> mean_g_xhat, const Stored* dy,
   return all_at_most(g * g, mean_g_xhat * mean_g_xhat * broadcast(C{16}));
 }
 
-// Both sums once more, each product added in double, for the few rows that need slope_along_xhat().
+// The sums that slope_along_xhat() needs, each product added in double.
 template <class Stored, bool centered, bool has_weight>
 struct SumsAlongXhat {
   using C = Compute<Stored>;
@@ -219,8 +221,8 @@ struct GroupSums {
   }
 };
 
-// dx of one row, once its two sums are known: rstd * (g - mean_g) - xhat * slope, where the slope is
-// rstd * mean(g * xhat). Of the products the one that is never larger than dx's scale is rounded.
+// dx of one row, once its two sums are known: rstd * (g - mean_g) - xhat * slope, where the slope
+// is rstd * mean(g * xhat). Of the products the one never larger than dx's scale is rounded.
 template <class Stored, bool centered, bool has_weight>
 struct RowGradient {
   using C = Compute<Stored>;

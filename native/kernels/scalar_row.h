@@ -124,9 +124,9 @@ ScalarStatistics scalar_statistics_from(const RowStatistics<Compute<Stored>>& sa
           static_cast<double>(saved.rstd)};
 }
 
-// rstd * mean(g * xhat) as dx needs it where it is small by cancellation, with g along xhat. What the
-// roundings of rstd and xhat have in common over the row would count twice there: in xhat and in
-// this mean. But mean(xhat^2) + eps * rstd^2 is 1 without them, so its distance from 1 says what to
+// rstd * mean(g * xhat) as dx needs it where it is small by cancellation, with g along xhat. What
+// the roundings of rstd and xhat have in common over the row would count twice there: in xhat and
+// in this mean. But mean(xhat^2) + eps * rstd^2 is 1 without them, so its distance from 1 says what to
 // take back. A larger distance, or NaN, is not theirs: the statistics are not those of x and eps.
 // squares_beyond_n is the sum of xhat^2, less n.
 template <class C>

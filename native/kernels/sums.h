@@ -1,8 +1,8 @@
 // Accurate sums along a row: a few additions in float lanes, then double.
 #pragma once
 
-// The most additions to a lane before it is flushed into a LaneTotal. The rounding error then stays
-// below one ulp of the sum, even in the worst case (all terms equal).
+// The most additions to a lane before it is flushed into a LaneTotal. The roundings of equal terms
+// could add up to several ulp in one lane; those of a row's many lanes and blocks average out.
 constexpr int64_t kFlush = 16;
 
 // The rounding error of sum = a + b, exactly (Knuth's two-sum); for scalars and vectors.
@@ -34,9 +34,10 @@ inline T two_product_error(T a, T b, T product) {
 
 // What rounding has taken from v / n. Scaled, so that products of halves do not overflow.
 inline DoubleVector division_error(DoubleVector v, DoubleVector n) {
-  const DoubleVector scaled = v * broadcast(0x1p-64), quotient = scaled / n, times_n = quotient * n;
+  constexpr double scale = 0x1p-64;
+  const DoubleVector scaled = v * broadcast(scale), quotient = scaled / n, times_n = quotient * n;
   const DoubleVector rest = (scaled - times_n) - two_product_error(quotient, n, times_n);
-  return rest / n * broadcast(0x1p64);
+  return rest / n * broadcast(1 / scale);
 }
 
 // 1 / sqrt(high + low), to about half an ulp: its square is put beside high + low, which takes both
@@ -51,8 +52,8 @@ inline DoubleVector reciprocal_root(DoubleVector high, DoubleVector low) {
   return root + root * (broadcast(0.5) * rest);
 }
 
-// One total per lane, in double; terms that are doubles are summed with compensation. What a total
-// is beyond a number close to it is not rounded to the total's own precision.
+// One total per lane, in double; terms that are doubles are summed with compensation. Less a number
+// close to it (`beyond`), a compensated total keeps the digits that it would lose to rounding.
 template <class C>
 struct LaneTotal;
 

@@ -44,7 +44,8 @@ void test_every_kind_of_dy(uint64_t seed) {
   });
 }
 
-// dx is small by cancellation there, and the roundings of xhat, one of two in each row, are not.
+// dx is small by cancellation, but its roundings are not: a row's two values of xhat have one each,
+// and they add up.
 void test_dy_along_xhat(uint64_t seed) {
   for_each_kind([&](Case given) {
     given.has_weight = false;

@@ -57,8 +57,8 @@ def test_gradients_are_within_their_bounds_for_dy_along_xhat(case: Case) -> None
 def dx_error_of(kind: str, x, dy, weight, axis: int) -> float:
     definition = {"axis": axis, "eps": 1e-6, "zero_centered_weight": True}
     _, stats = getattr(ours, f"{kind}_forward")(x, weight, **definition)
-    backward = getattr(ours, f"{kind}_backward")
-    dx = backward(dy, x, stats, weight, zero_centered_weight=True)[0]
+    gradients = getattr(ours, f"{kind}_backward")(dy, x, stats, weight, zero_centered_weight=True)
+    dx = gradients[0]
     return accuracy.dx_error(dx, dy, x, weight, kind=kind, **definition)
 
 

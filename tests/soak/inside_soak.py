@@ -55,7 +55,7 @@ def plant_in(module, name: str, monkeypatch) -> None:
     monkeypatch.setattr(module, name, wrong)
 
 
-FOUND = [  # and mended: dx of short rows whose roundings all add up
+FOUND = [  # by the soak test, and right since: dx of short rows whose roundings all add up
     Case(
         kind="rms_norm",
         dtype="float64",

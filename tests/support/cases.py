@@ -199,7 +199,7 @@ def dy_cases(kind: str) -> list[Case]:
 
 
 def along_xhat_cases(kind: str) -> list[Case]:
-    """dy along xhat, where dx is small by cancellation, and the roundings of xhat are not."""
+    """dy along xhat: dx is small by cancellation, but the roundings of xhat are not."""
     return [
         base.but(
             cols=cols,

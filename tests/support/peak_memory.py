@@ -1,9 +1,9 @@
 """Prints the peak memory of one call beyond its arrays, in units of x: python peak_memory.py CASE.
 
 The peak is the operating system's, which counts every allocation of the process, NumPy's and C++'s
-alike, and only ever grows: hence a process for each call. Code that the call is the first to run is
-counted too, in pieces as large as the file's in the page cache (0.4 to 2 MiB for the same code): it
-is no memory of the call's, and left out.
+alike, and only ever grows: hence a process for each call. It counts the pages of code that the call
+is the first to run too, 0.4 to 2 MiB for the same code, as the page cache has it: those are
+subtracted.
 """
 
 import ctypes

@@ -11,6 +11,7 @@ from triton_interpreter import INTERPRETED  # noqa: E402
 from layernorm.torch.arguments import Definition  # noqa: E402
 from layernorm.torch.gpu import backward as gpu_backward  # noqa: E402
 from layernorm.torch.gpu import forward as gpu_forward  # noqa: E402
+from layernorm.torch.gpu import views  # noqa: E402
 from layernorm.triton import launch_config  # noqa: E402
 
 COLS = (1, 2, 3, 5, 16, 17, 64, 257, 768, 769, 1024, 4096, 4097, 8192, 8193, 16384, 16385, 2**20)
@@ -38,6 +39,16 @@ def test_a_tile_holds_its_rows(cols, itemsize, backward) -> None:
         tile = launch_config.long_row_tile(cols, itemsize, strided=strided)
         assert tile.blocks * tile.high * tile.low >= cols
         assert tile.padded_blocks >= tile.blocks
+
+
+@pytest.mark.parametrize("order", ["channels first", "channels last"])
+def test_a_sample_alone_is_read_in_the_order_of_a_batch_that_takes_a_copy(order) -> None:
+    if order == "channels last":
+        x = torch.empty(4, 9, 70)[:, :7, :67].transpose(1, 2)
+    else:
+        x = torch.empty(4, 5, 67, 14)[:, :3]
+    strided = [views.order_of(each, (-2,)).is_strided for each in (x, x[:1])]
+    assert strided == [order == "channels first"] * 2
 
 
 @pytest.mark.parametrize("strided", [False, True])

@@ -142,7 +142,7 @@ void native_layer_norm_backward(Value* stack, uint64_t, uint64_t) {
   call.view = call.x.view();
   call.axes = trailing_axes(normalized_shape, count, call.view);
   call.problem.centered = true;
-  call.problem.eps = NAN;  // unless the statistics are ours, which say
+  call.problem.eps = NAN;  // not known, unless run_backward() finds the statistics to be ours
   BackwardResults results = run_backward(call, dy, saved, need, true);
   stack[0] = result(need[0] ? std::move(results.dx) : undefined());
   stack[1] = result(need[1] ? std::move(results.dweight) : undefined());

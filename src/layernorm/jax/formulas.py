@@ -227,8 +227,8 @@ def gradients(
         if weight is not None:
             g = g * _weight(weight, g, definition)
         rest_of_one = _scaled_eps(definition.eps, x_power, rstd.dtype) * rstd * rstd
-        rest, inner = _centered_and_projected(g, xhat, rest_of_one, means, definition)
-        dx = times_power(rstd * (rest - xhat * inner), dy_power - x_power).astype(dy.dtype)
+        v, c = _centered_and_projected(g, xhat, rest_of_one, means, definition)
+        dx = times_power(rstd * (v - c * xhat), dy_power - x_power).astype(dy.dtype)
     summed = definition.summed(dy.ndim)
     finish = functools.partial(_parameter, definition=definition, parameter_type=parameter_type)
     if need_dweight or need_dbias:

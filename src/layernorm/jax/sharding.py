@@ -3,7 +3,8 @@
 Sharded along kept axes, each device has whole rows: only the sums for dweight and dbias need
 communication. Sharded along normalized axes, each device has a part of every row. The moments of
 the parts, of equal counts, are gathered and merged: mean, residual, mean square and two scales, in
-RMS norm the mean square and its scale. The backward adds up two sums of each row.
+RMS norm the mean square and its scale. The backward adds up two sums of each row (RMS norm: one),
+and those of the rest once more: see `formulas`.
 """
 
 import contextlib

@@ -54,8 +54,8 @@ def _is_open(kind: Any) -> bool:
 def _is_watched() -> bool:
     """Tell whether a tracer, mode or transform that knows only PyTorch's operators is active."""
     if is_compiling():
-        # `is_exporting()` itself is always true while PyTorch 2.10 compiles. Nor can the compiler
-        # trace a node of ours through `torch.func`.
+        # `is_exporting()` itself is always true while PyTorch 2.10 compiles. Within `torch.func`
+        # the compiler cannot trace a node of ours.
         exports = torch.compiler._is_exporting_flag
         return exports or torch._C._are_functorch_transforms_active()
     if torch.jit.is_tracing():

@@ -234,7 +234,8 @@ def long_row_dx(
     mean_g_xhat = over(tl.sum(partials * shift, 1), COLS)
     if EPS is not None:
         # Where g lies along xhat, dx is small by cancellation, and what the roundings of rstd and
-        # xhat have in common over a row would count twice. mean(xhat^2) tells: 1 - rest is due.
+        # xhat have in common over a row would count twice. What mean(xhat^2) + rest_of_one is
+        # beyond 1 is taken back, unless it is more than roundings: 16 units in the last place.
         excess = over(tl.sum(squares, 1) - COLS, COLS) + rest_of_one(normalizer, EPS)
         mean_g_xhat -= mean_g_xhat * tl.where(tl.abs(excess) <= most, excess, 0.0)
     mean_g_xhat = mean_g_xhat.to(dtype)

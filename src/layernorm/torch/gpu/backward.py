@@ -37,8 +37,8 @@ class Backward:
         Args:
             statistics: mean, rstd, residual. RMS norm has no mean and residual, and a residual that
                 was not saved is None.
-            knows_eps: recompute the statistics of rows whose rstd is near the limits of its type.
-                Without eps their rstd is used as it was saved.
+            knows_eps: recompute the statistics of rows whose rstd is near the limits of its type,
+                and correct a dx that is small by cancellation. Without eps, neither is possible.
             contiguous: make dx contiguous whatever x is.
         """
         self.need_dx, self.need_dweight, self.need_dbias = (*need, False)[:3]

@@ -160,7 +160,7 @@ def backward(
     """Write dx, and the normalizer (4, rows) for dweight and dbias.
 
     Args:
-        eps: None if statistics must not be recomputed.
+        eps: None if not known: then nothing is recomputed or corrected.
         statistics: mean, rstd and residual, flat, or None.
         dx, normalizer: None where not needed.
     """

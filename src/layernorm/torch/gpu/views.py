@@ -51,7 +51,10 @@ class View:
 
 
 def order_of(x: Tensor, normalized: Axes) -> AxisOrder:
-    """Choose an order in which x needs no copy; if there is none, kept axes before normalized."""
+    """Choose an order in which x needs no copy; else its own.
+
+    Kept axes go before normalized ones where a kept axis separates those or rows are contiguous.
+    """
     return _order_of(tuple(x.shape), x.stride(), normalized)
 
 
@@ -65,6 +68,13 @@ def _order_of(shape: Axes, strides: Axes, normalized: Axes) -> AxisOrder:
         order = _order(shape, tuple(candidate), axes)
         if order is not None and _strides_in(shape, strides, order) is not None:
             return order
+    # A sample alone may need no copy where a batch does, but is to get the same bits. So the order
+    # follows from what they have in common.
+    own = _order(shape, tuple(range(dims)), axes)
+    row, steps = ([given[axis] for axis in sorted(axes)] for given in (shape, strides))
+    has_contiguous_rows = spec.collapse(row, steps, range(len(row))) is not None
+    if own is not None and not has_contiguous_rows:
+        return own
     kept = [axis for axis in range(dims) if axis not in axes]
     order = _order(shape, (*kept, *sorted(axes)), axes)
     assert order is not None
