@@ -34,7 +34,7 @@ inline T two_product_error(T a, T b, T product) {
 
 // What rounding has taken from v / n. Scaled, so that products of halves do not overflow.
 inline DoubleVector division_error(DoubleVector v, DoubleVector n) {
-  constexpr double scale = 0x1p-64;
+  const double scale = 1 / 0x1p64;
   const DoubleVector scaled = v * broadcast(scale), quotient = scaled / n, times_n = quotient * n;
   const DoubleVector rest = (scaled - times_n) - two_product_error(quotient, n, times_n);
   return rest / n * broadcast(1 / scale);
