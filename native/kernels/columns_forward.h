@@ -61,6 +61,10 @@ constexpr int64_t kGuessColumns = 16;  // read for the first guess of the means
 template <class C>
 constexpr int64_t kFlushColumns = sizeof(C) == sizeof(float) ? 6 : 4;
 
+// As kWellCentered; a lane of floats has fewer terms here, and the guess is of fewer columns.
+template <class C>
+constexpr double kWellCenteredStrips = sizeof(C) == sizeof(float) ? 1 : kWellCentered<C>;
+
 template <class Stored, bool centered, int V, bool whole>
 struct StripStatistics {
   using C = Compute<Stored>;
@@ -115,7 +119,7 @@ struct StripStatistics {
     if constexpr (centered) {
       // Sums all rows again; those whose shift did not change get the same sums as before.
       bool again = false;
-      batch.recenter(rows, n, [&](int64_t) { again = true; });
+      batch.recenter(rows, n, kWellCenteredStrips<C>, [&](int64_t) { again = true; });
       if (again) sum_moments(strip, x, stride, cols);
     }
     batch.finish(rows, n, eps);

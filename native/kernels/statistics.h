@@ -13,9 +13,10 @@ struct RowStatistics {
 };
 
 // The largest mean(d)^2 / variance. At 1 the subtraction loses one bit: sums of floats, computed in
-// double, can spare it; sums of doubles cannot.
+// double, can spare it; sums of doubles cannot. But where many terms are equal, so are the roundings
+// of all lanes, and the mean is off by as many of them as its distance from the shift is large.
 template <class C>
-constexpr double kWellCentered = sizeof(C) == sizeof(float) ? 1 : 0x1p-6;
+constexpr double kWellCentered = sizeof(C) == sizeof(float) ? 0x1p-2 : 0x1p-6;
 
 // Below this variance + eps, squares may have underflowed.
 constexpr double smallest_variance(float) { return 0x1p-80; }
@@ -67,13 +68,14 @@ struct Batch {
            two_sum_error(whole, -part, difference) / broadcast(n);
   }
 
-  // Moves the shift of each row that needs it to its mean, and calls again(row) for those.
+  // Moves the shift of each row that needs it to its mean, and calls again(row) for those: where
+  // mean(d)^2 / variance is above `most`.
   template <class F>
-  void recenter(int64_t rows, double n, F again) {
+  void recenter(int64_t rows, double n, double most, F again) {
     for (int64_t first = 0; first < rows; first += W) {
       const DoubleVector offset = delta(first, n);
       const DoubleVector square = offset * offset;
-      const DoubleVector allowed = broadcast(kWellCentered<C>) * variance(first, n);
+      const DoubleVector allowed = broadcast(most) * variance(first, n);
       if (all_at_most(square, allowed)) continue;
       for (int64_t lane = 0; lane < W && first + lane < rows; ++lane) {
         if (square[lane] <= allowed[lane]) continue;
@@ -184,7 +186,7 @@ inline void compute_statistics(const Stored* x, int64_t stride, int64_t rows, in
     store(batch.squares + row, broadcast(squares));
   }
   if constexpr (centered)
-    batch.recenter(rows, n, [&](int64_t row) {
+    batch.recenter(rows, n, kWellCentered<Compute<Stored>>, [&](int64_t row) {
       sum_moments<Stored, centered>(x + row * stride, cols, batch.shift[row], batch.sum[row],
                                     batch.squares[row]);
     });

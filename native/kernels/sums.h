@@ -2,8 +2,9 @@
 #pragma once
 
 // The most additions to a lane before it is flushed into a LaneTotal. The roundings of equal terms
-// could add up to several ulp in one lane; those of a row's many lanes and blocks average out.
-constexpr int64_t kFlush = 16;
+// add up to several ulp in a lane; those of a row's many lanes and blocks average out, unless all
+// are of the same numbers, as in runs of equal elements.
+constexpr int64_t kFlush = 8;
 
 // The rounding error of sum = a + b, exactly (Knuth's two-sum); for scalars and vectors.
 template <class T>

@@ -124,6 +124,17 @@ def test_y_of_rows_of_two_values_is_within_its_bound(kind, dtype, axis, cols) ->
     assert error <= accuracy.BOUNDS[dtype].y
 
 
+# So do those of all lanes, where a row is of runs of equal elements.
+@pytest.mark.parametrize(("first", "cols"), [(1024, 2048), (64, 700), (700, 768)])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("kind", ["layer_norm", "rms_norm"])
+def test_y_of_rows_of_two_runs_is_within_its_bound(kind, dtype, first, cols) -> None:
+    values = np.random.default_rng(cols).standard_normal((700, 2)).astype(dtype)
+    x = np.where(np.arange(cols) < first, values[:, :1], values[:, 1:])
+    error = accuracy.y_error(getattr(ours, kind)(x, eps=1e-6), x, eps=1e-6, kind=kind)
+    assert error <= accuracy.BOUNDS[dtype].y
+
+
 @each(*of_each_kind(parameter_cases))
 def test_y_is_within_its_bound_for_every_set_of_parameters(case: Case) -> None:
     check_forward(ours, case)
