@@ -13,8 +13,8 @@ struct RowStatistics {
 };
 
 // The largest mean(d)^2 / variance. At 1 the subtraction loses one bit: sums of floats, computed in
-// double, can spare it; sums of doubles cannot. But where many terms are equal, all lanes round alike,
-// and the mean's error grows with its distance from the shift.
+// double, can spare it; sums of doubles cannot. But where many terms are equal, all lanes round
+// alike, and the mean's error grows with its distance from the shift.
 template <class C>
 constexpr double kWellCentered = sizeof(C) == sizeof(float) ? 0x1p-2 : 0x1p-6;
 
