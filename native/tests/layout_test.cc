@@ -103,6 +103,7 @@ void test_axes_move_only_where_they_must() {
     CHECK(!order(given, contiguous).moves_axes, "neighbors are moved");
   CHECK(order({0, 2}, contiguous).moves_axes, "separated axes are not moved");
   CHECK(order({1}, channels_last).moves_axes, "channels last is copied");
+  CHECK(order({1}, channels_last).shape.inner == 1, "contiguous rows are read as strided ones");
   CHECK(order({1}, {20, 1, 4}).moves_axes, "contiguous rows are strided in the copy");
   CHECK(!order({1}, {24, 4, 2}).moves_axes, "strided rows are contiguous in the copy");
 }

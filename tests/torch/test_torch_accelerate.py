@@ -358,3 +358,14 @@ def test_statistics_of_pytorchs_own_kernel_come_without_eps() -> None:
     with ours.accelerate():
         dx = backward(dy, x, (33,), mean, rstd, None, None, [True, False, False])[0]
     assert accuracy.dx_error(dx.numpy(), dy.numpy(), x.numpy()) <= 7.4
+
+
+def test_an_infinite_dy_makes_its_row_nan_without_eps() -> None:
+    x, dy = torch.randn(2, 3, 33, generator=torch.Generator().manual_seed(0))
+    dy[1, 4] = torch.inf
+    _, mean, rstd = torch.native_layer_norm(x, (33,), None, None, 1e-5)
+    backward = torch.ops.aten.native_layer_norm_backward
+    with ours.accelerate():
+        dx = backward(dy, x, (33,), mean, rstd, None, None, [True, False, False])[0]
+    assert dx.isnan().all(1).tolist() == [False, True, False]
+    assert dx[::2].isfinite().all()
