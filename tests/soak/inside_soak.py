@@ -55,7 +55,7 @@ def plant_in(module, name: str, monkeypatch) -> None:
     monkeypatch.setattr(module, name, wrong)
 
 
-FOUND = [  # by the soak test, and right since: dx of short rows whose roundings all add up
+FOUND = [  # by the soak test, and right since: rows whose roundings all add up
     Case(
         kind="rms_norm",
         dtype="float64",
@@ -77,6 +77,14 @@ FOUND = [  # by the soak test, and right since: dx of short rows whose roundings
         axis=(3, 1, 0),
         need="dx",
         seed=2177619120,
+    ),
+    Case(  # two runs of equal elements
+        parameters="",
+        shape=(1, 2, 1, 8092),
+        axis=(3, 2, -3),
+        need="dweight",
+        x_memory=Memory(order=(3, 2, 0, 1), steps=(1, 1, -2, 0), margins=(0, 0, 0, 2), offset=24),
+        seed=4115090320,
     ),
 ]
 
