@@ -26,6 +26,8 @@ namespace {
 //
 #include "statistics.h"
 //
+#include "cancellation.h"
+//
 #include "scalar_row.h"
 //
 #include "streaming.h"

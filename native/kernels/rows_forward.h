@@ -9,24 +9,6 @@ struct Affine {
   static constexpr bool has_bias = bias;
 };
 
-// Turns x into xhat, for one row or, over columns, for one row per lane.
-template <class C>
-struct Normalizer {
-  Vector<C> mean, rstd, offset;
-
-  Normalizer() = default;
-  Normalizer(Vector<C> mean_, Vector<C> residual, Vector<C> rstd_)
-      : mean(mean_), rstd(rstd_), offset(-(residual * rstd_)) {}
-  explicit Normalizer(const RowStatistics<C>& row)
-      : Normalizer(broadcast(row.mean), broadcast(row.residual), broadcast(row.rstd)) {}
-
-  template <bool centered>
-  Vector<C> normalized(Vector<C> x) const {
-    if constexpr (centered) return fma(x - mean, rstd, offset);
-    return x * rstd;
-  }
-};
-
 template <class A, class C>
 inline Vector<C> scale_and_shift(Vector<C> xhat, Vector<C> weight, Vector<C> bias) {
   if constexpr (A::has_weight && A::has_bias) return fma(xhat, weight, bias);

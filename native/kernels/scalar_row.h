@@ -124,21 +124,6 @@ ScalarStatistics scalar_statistics_from(const RowStatistics<Compute<Stored>>& sa
           static_cast<double>(saved.rstd)};
 }
 
-// rstd * mean(g * xhat) as dx needs it where it is small by cancellation, with g along xhat. What
-// the roundings of rstd and xhat have in common over the row would count twice there: in xhat and
-// in this mean. But mean(xhat^2) + eps * rstd^2 is 1 without them, so its distance from 1 says what to
-// take back. A larger distance, or NaN, is not theirs: the statistics are not those of x and eps.
-// squares_beyond_n is the sum of xhat^2, less n.
-template <class C>
-inline double slope_along_xhat(double sum_g_xhat, double squares_beyond_n, double rstd, double eps,
-                               double n) {
-  const double mean = sum_g_xhat / n, slope = rstd * mean;
-  const double excess = squares_beyond_n / n + eps * rstd * rstd;
-  constexpr double most = 16 * static_cast<double>(std::numeric_limits<C>::epsilon());
-  if (!(std::fabs(excess) <= most)) return slope;
-  return slope + (two_product_error(rstd, mean, slope) - slope * excess);
-}
-
 template <class Stored, bool centered>
 void backward_scalar_row(const ScalarStatistics& row, RowOf<const Stored> x, RowOf<const Stored> dy,
                          const Compute<Stored>* weight, RowOf<Stored> dx, int64_t cols,

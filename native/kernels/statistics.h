@@ -12,6 +12,24 @@ struct RowStatistics {
   bool ordinary;  // false: a sum left the safe range or is NaN; needs scalar_row.h
 };
 
+// Turns x into xhat, for one row or, over columns, for one row per lane.
+template <class C>
+struct Normalizer {
+  Vector<C> mean, rstd, offset;
+
+  Normalizer() = default;
+  Normalizer(Vector<C> mean_, Vector<C> residual, Vector<C> rstd_)
+      : mean(mean_), rstd(rstd_), offset(-(residual * rstd_)) {}
+  explicit Normalizer(const RowStatistics<C>& row)
+      : Normalizer(broadcast(row.mean), broadcast(row.residual), broadcast(row.rstd)) {}
+
+  template <bool centered>
+  Vector<C> normalized(Vector<C> x) const {
+    if constexpr (centered) return fma(x - mean, rstd, offset);
+    return x * rstd;
+  }
+};
+
 // The largest mean(d)^2 / variance. At 1 the subtraction loses one bit: sums of floats, computed in
 // double, can spare it; sums of doubles cannot. But where many terms are equal, all lanes round
 // alike, and the mean's error grows with its distance from the shift.
