@@ -26,6 +26,169 @@ class LlamaNorm(nn.Module):
         return ((self.offset + self.weight.float()) * xhat).to(hidden_states.dtype)
 
 
+class EditedNorm(nn.LayerNorm):
+    """Does what its attribute `edit` says, which may be set later."""
+
+    edit = None
+
+    def forward(self, x):
+        y = super().forward(x)
+        return y if self.edit is None else y * self.edit
+
+
+class ListeningNorm(nn.LayerNorm):
+    """Calls whatever is in its list of listeners, and may be switched off."""
+
+    is_on = True
+
+    def __init__(self, cols) -> None:
+        super().__init__(cols)
+        self.listeners = []
+
+    def forward(self, x):
+        if not self.is_on:
+            return x
+        y = super().forward(x)
+        for each in self.listeners:
+            y = each(y)
+        return y
+
+
+class Meter:
+    """Counts, and may be called."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, x):
+        self.count += 1
+        return x
+
+
+class MeteredNorm(nn.LayerNorm):
+    def __init__(self, cols) -> None:
+        super().__init__(cols)
+        self.meter = Meter()
+
+    def forward(self, x):
+        return super().forward(self.meter(x))
+
+
+class AveragingNorm(nn.LayerNorm):
+    """Keeps a running mean in a tensor that is no buffer."""
+
+    def __init__(self, cols) -> None:
+        super().__init__(cols)
+        self.running = torch.zeros(cols)
+
+    def forward(self, x):
+        with torch.no_grad():
+            self.running.mul_(0.9).add_(x.flatten(0, -2).mean(0), alpha=0.1)
+        return super().forward(x)
+
+
+SEEN = []
+
+
+class LoggingNorm(nn.LayerNorm):
+    def forward(self, x):
+        SEEN.append(len(x))
+        return super().forward(x)
+
+
+calls = 0
+
+
+class GloballyCountingNorm(nn.LayerNorm):
+    def forward(self, x):
+        global calls
+        calls += 1
+        return super().forward(x)
+
+
+class PrintingNorm(nn.LayerNorm):
+    def forward(self, x):
+        print("called")
+        return super().forward(x)
+
+
+def mean_over_ranks(x):
+    """Return the mean over all processes, if there are several."""
+    if not torch.distributed.is_initialized():
+        return x
+    return torch.distributed.nn.functional.all_reduce(x) / torch.distributed.get_world_size()
+
+
+class ParallelNorm(nn.Module):
+    """Llama's, of rows that are split over processes."""
+
+    def __init__(self, cols) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(cols))
+        self.eps = 1e-6
+
+    def forward(self, x):
+        variance = mean_over_ranks(x.pow(2).mean(-1, keepdim=True))
+        return self.weight * (x * torch.rsqrt(variance + self.eps))
+
+
+class OutspokenParallelNorm(ParallelNorm):
+    """Names the other processes itself."""
+
+    def forward(self, x):
+        variance = x.pow(2).mean(-1, keepdim=True)
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(variance)
+        return self.weight * (x * torch.rsqrt(variance + self.eps))
+
+
+class WithoutNaNNorm(nn.LayerNorm):
+    def forward(self, x):
+        return super().forward(torch.nan_to_num(x))
+
+
+class CheckingNorm(nn.LayerNorm):
+    def forward(self, x):
+        if not torch.isfinite(x).all():
+            raise FloatingPointError
+        return super().forward(x)
+
+
+class HookedNorm(nn.LayerNorm):
+    """Takes NaN out of dx."""
+
+    def forward(self, x):
+        if x.requires_grad:
+            x.register_hook(torch.nan_to_num)
+        return super().forward(x)
+
+
+class ManyRowsNorm(nn.LayerNorm):
+    def forward(self, x):
+        return x if len(x) == 1 else super().forward(x)
+
+
+class NonemptyNorm(nn.LayerNorm):
+    def forward(self, x):
+        if not x.numel():
+            raise ValueError("empty")
+        return super().forward(x)
+
+
+class FinalNorm(nn.LayerNorm):
+    """Allows no subclasses."""
+
+    def __init_subclass__(cls) -> None:
+        raise TypeError(cls)
+
+
+class ReducingNorm(nn.LayerNorm):
+    """Has its own way of being pickled."""
+
+    def __reduce__(self):
+        return type(self), (self.normalized_shape,), self.__dict__
+
+
 class GatedNorm(LlamaNorm):
     """Mamba2's: called with a gate."""
 

@@ -3,6 +3,7 @@
 import threading
 from functools import partial
 
+import foreign_norms as foreign
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -347,6 +348,22 @@ def test_errors_of_rms_norm_are_pytorchs() -> None:
             call()
         with ours.accelerate(), pytest.raises(expected.type):
             call()
+
+
+def test_features_of_inference_mode_go_into_a_rms_norm_that_is_trained() -> None:
+    with torch.inference_mode():
+        x = torch.randn(3, 8)
+    expected = torch.nn.RMSNorm(8)
+    expected(x).sum().backward()
+    accelerated, swapped, llama = torch.nn.RMSNorm(8), torch.nn.RMSNorm(8), foreign.LlamaNorm(8)
+    ours.convert(torch.nn.ModuleList([swapped, llama]))
+    torch.nn.init.ones_(llama.weight)
+    for module in (ours.RMSNorm(8), swapped, llama):
+        module(x).sum().backward()
+        torch.testing.assert_close(module.weight.grad, expected.weight.grad)
+    with ours.accelerate():
+        accelerated(x).sum().backward()
+    torch.testing.assert_close(accelerated.weight.grad, expected.weight.grad)
 
 
 def test_statistics_of_pytorchs_own_kernel_come_without_eps() -> None:

@@ -127,6 +127,7 @@ def test_no_pair_of_types_becomes_worse(name, autocast) -> None:
 def test_what_is_not_the_same_is_left_and_the_reason_named() -> None:
     replaced = foreign.LlamaNorm(COLS)
     replaced.forward = lambda x: x
+    metered = foreign.MeteredNorm(COLS)
     expected = {
         foreign.GatedNorm(COLS): "gate",
         foreign.ResidualNorm(COLS): r"*residual",
@@ -140,6 +141,17 @@ def test_what_is_not_the_same_is_left_and_the_reason_named() -> None:
         foreign.ClampedOutputNorm(COLS): "for parameters of about 1e+06",
         foreign.InferenceNorm(COLS): "called again, without gradients",
         foreign.CountingNorm(COLS): "changes its own state",
+        foreign.AveragingNorm(COLS): "changes its own state",
+        metered: "its attribute meter",
+        foreign.LoggingNorm(COLS): "uses SEEN from outside",
+        foreign.GloballyCountingNorm(COLS): "uses calls from outside",
+        foreign.PrintingNorm(COLS): "prints",
+        foreign.OutspokenParallelNorm(COLS): "other processes",
+        foreign.WithoutNaNNorm(COLS): "for rows of NaN",
+        foreign.CheckingNorm(COLS): "FloatingPointError",
+        foreign.HookedNorm(COLS): "other gradients",
+        foreign.ManyRowsNorm(COLS): "other results",
+        foreign.FinalNorm(COLS): "controls how subclasses are made",
         foreign.LayerNormAct(COLS): "its modules drop, act",
         foreign.RunningNorm(COLS): "depend on gain",
         nn.utils.parametrizations.spectral_norm(nn.LayerNorm((2, COLS))): "parametrize",
@@ -156,6 +168,7 @@ def test_what_is_not_the_same_is_left_and_the_reason_named() -> None:
     for place, words in enumerate(expected.values()):
         assert words in done.left[str(place)], (place, done.left[str(place)])
     assert ours.convert(nn.Sequential(nn.Linear(2, 2))) == type(done)()
+    assert (metered.meter.count, foreign.SEEN, foreign.calls) == (0, [], 0)
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -228,6 +241,70 @@ def test_eps_is_read_at_each_call() -> None:
     torch.testing.assert_close(after(x), before(x))
     before.variance_epsilon = after.variance_epsilon = torch.tensor(0.5)
     assert torch.equal(after(x), before(x))
+
+
+def test_what_is_set_after_the_swap_has_its_effect() -> None:
+    x = torch.randn(3, COLS)
+    y = torch.nn.functional.layer_norm(x, (COLS,))
+    edited, listening = foreign.EditedNorm(COLS), foreign.ListeningNorm(COLS)
+    assert not ours.convert(nn.ModuleList([edited, listening])).left
+    edited.edit = 3.0
+    torch.testing.assert_close(edited(x), 3 * y)
+    edited.edit = torch.full((COLS,), 2.0)
+    torch.testing.assert_close(edited(x), 2 * y)
+    del edited.edit
+    assert runs_ours(edited, LAST)
+    listening.listeners.append(lambda y: -y)
+    torch.testing.assert_close(listening(x), -y)
+    foreign.ListeningNorm.is_on = False
+    try:
+        assert listening(x) is x
+    finally:
+        foreign.ListeningNorm.is_on = True
+
+
+def test_a_forward_that_its_class_is_given_after_the_swap_runs(monkeypatch) -> None:
+    module = foreign.LlamaNorm(COLS)
+    ours.convert(module)
+    monkeypatch.setattr(foreign.LlamaNorm, "forward", lambda self, x: 2 * x)
+    x = torch.randn(3, COLS)
+    assert torch.equal(module(x), 2 * x)
+
+
+def test_a_norm_that_communicates_is_left_and_communicates_with_nobody() -> None:
+    from torch import distributed
+
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        done = ours.convert(foreign.ParallelNorm(COLS))
+    finally:
+        distributed.destroy_process_group()
+    assert "communicates with other processes" in done.left[""]
+
+
+def test_an_empty_x_is_the_original_s() -> None:
+    module = foreign.NonemptyNorm(COLS)
+    assert ours.convert(module).swapped
+    with pytest.raises(ValueError, match="empty"):
+        module(torch.empty(0, COLS))
+
+
+def test_names_of_ours_may_be_the_model_s_own() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.axis = nn.LayerNorm(COLS), 1
+            self.norm.axis = 1
+
+        def _layernorm(self, x):
+            return self.norm(x)
+
+    block, x = Block(), torch.randn(3, COLS, COLS)
+    expected = block._layernorm(x)
+    assert not ours.convert(block, undo=True).restored
+    ours.convert(block)
+    torch.testing.assert_close(block._layernorm(x), expected)
+    assert list(ours.convert(block, undo=True).restored) == ["norm"]
 
 
 def test_an_attribute_that_is_not_read_is_not_eps() -> None:

@@ -22,6 +22,7 @@ KINDS = {
     "llama": lambda: foreign.LlamaNorm(COLS),
     "olmo": lambda: foreign.OlmoNorm(COLS),
     "l2": foreign.L2Norm,
+    "reducing": lambda: foreign.ReducingNorm(COLS),
 }
 
 each_kind = pytest.mark.parametrize("kind", KINDS)

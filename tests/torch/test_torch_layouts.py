@@ -105,6 +105,14 @@ WRONG = {
         r"pass bias\.to\(weight\.dtype\)",
         lambda: ours.layer_norm(X.half(), 4, torch.ones(4), torch.ones(4).half()),
     ),
+    "two devices": (
+        RuntimeError,
+        "meta is not on the expected device",
+        lambda: ours.layer_norm(X, 4, torch.ones(4, device="meta")),
+    ),
+    "eps of no kind": (TypeError, "eps", lambda: ours.rms_norm(X, 4, eps="1e-5")),
+    "no eps": (TypeError, "eps", lambda: ours.layer_norm(X, 4, eps=None)),
+    "axes": (ValueError, "at least 4 dimensions", lambda: ours.rms_norm(X, (1, 2, 3, 4))),
     "integers": (NotImplementedError, "not implemented", lambda: ours.layer_norm(X.int(), 4)),
     "a list": (TypeError, "must be Tensor", lambda: ours.layer_norm([1.0], (1,))),
     "out with a gradient": (
@@ -135,6 +143,7 @@ OPERATOR_MISTAKES = {
     "weight": lambda op: op(X, torch.ones(3), None, [-1], 1e-5),
     "weight's type": lambda op: op(X, torch.ones(4).half(), None, [-1], 1e-5),
     "integers": lambda op: op(X.int(), None, None, [-1], 1e-5),
+    "two devices": lambda op: op(X, torch.ones(4, device="meta"), None, [-1], 1e-5),
     "no axes at all": lambda op: op(torch.tensor(1.0), None, None, [0], 1e-5),
 }
 
@@ -143,6 +152,39 @@ OPERATOR_MISTAKES = {
 def test_the_operators_check_for_themselves(mistake) -> None:
     with pytest.raises(RuntimeError, match=r"layernorm|Expected|mixed dtype"):
         OPERATOR_MISTAKES[mistake](torch.ops.layernorm.layer_norm)
+
+
+@pytest.mark.parametrize("name", ["LayerNorm", "RMSNorm"])
+def test_parameters_without_values_are_an_error(name) -> None:
+    """As where one layer of a model was left on the device meta: y would be unset memory."""
+    theirs, mine, first = (
+        getattr(torch.nn, name)(4, device="meta"),
+        getattr(ours, name)(4, device="meta"),
+        getattr(ours, name)(3, axis=1, device="meta"),
+    )
+    ours.convert(theirs)
+    for module in (theirs, mine, first, torch.vmap(mine), torch.compile(mine, backend="eager")):
+        with pytest.raises(RuntimeError, match="device"):
+            module(X)
+
+
+@pytest.mark.parametrize("shape", [(8, 4, 4), (4,)])
+def test_rms_norm_of_channels_last_memory_keeps_it_as_pytorchs_does(shape) -> None:
+    images = torch.randn(2, 8, 4, 4).to(memory_format=torch.channels_last)
+    every = [images, images[:, :, :2].repeat(1, 1, 2, 1), images[:, ::2].repeat(1, 2, 1, 1)]
+    every += [images.transpose(2, 3), images.contiguous(), images.flatten(2).unflatten(2, (4, 4))]
+    for x in every:
+        expected = torch.nn.functional.rms_norm(x, shape)
+        got = ours.rms_norm(x, shape)
+        with ours.accelerate():
+            accelerated = torch.nn.functional.rms_norm(x, shape)
+        torch.testing.assert_close(got, expected)
+        assert got.stride() == accelerated.stride() == expected.stride()
+
+
+def test_more_axes_than_our_kernels_take() -> None:
+    x = torch.randn(*(1,) * 70, 4).transpose(0, -2)[..., ::2]
+    torch.testing.assert_close(ours.layer_norm(x, 2).flatten(), ours.layer_norm(x.flatten(), 2))
 
 
 def test_the_backward_operator_checks_for_itself() -> None:

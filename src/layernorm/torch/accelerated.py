@@ -97,11 +97,11 @@ def _rms_norm(
     eps: float | None = None,
 ) -> Tensor:
     y = _native.torch_try_forward(x, weight, None, normalized_shape, eps, False, False)
-    if y is not None:
+    if y is not None and not (type(y) is tuple and x.is_inference()):
         return record_fast_path(x, weight, None, y) if type(y) is tuple else y
     if torch._C._are_functorch_transforms_active() or not (
         x.device.type == "cpu"
-        and fallback.serves(x, normalized_shape, weight, None, centered=False)
+        and fallback.serves(x, normalized_shape, weight, None, eps, centered=False)
     ):
         return torch.ops.aten.rms_norm.default.decompose(x, normalized_shape, weight, eps)
     return functional.norm(x, normalized_shape, weight, None, eps, None, centered=False)

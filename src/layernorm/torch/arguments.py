@@ -16,6 +16,8 @@ _COMPUTE_TYPES = {dtype: getattr(torch, spec.compute_type(name)) for dtype, name
 
 TYPES = tuple(_NAMES)
 
+_MOST_AXES = 64  # what our kernels take
+
 # Ascending and negative, so that they stay right when a batch axis is put in front.
 Axes = tuple[int, ...]
 
@@ -69,7 +71,9 @@ def is_served(
         isinstance(x, Tensor)
         and isinstance(normalized_shape, list | tuple)
         and all(isinstance(each, int | torch.SymInt) for each in normalized_shape)
+        and len(normalized_shape) <= x.dim() <= _MOST_AXES
         and all(given is None or _is_served(given) for given in (x, weight, bias))
+        and all(given is None or given.device == x.device for given in (weight, bias))
         and (centered or weight is None or _is_parameter_type(weight.dtype, x.dtype))
     )
 
@@ -150,6 +154,19 @@ def named_axes(x: Tensor, normalized_shape: Sequence[int], axis: spec.Axis | Non
     if axis is None:
         return tuple(range(-len(normalized_shape), 0))
     return normalize_axes(axis, x.dim())
+
+
+def check_devices(x: Tensor, **others: Tensor | None) -> None:
+    """Check that the others, which messages name by their keywords, are on x's device.
+
+    Raises: RuntimeError.
+    """
+    for name, given in others.items():
+        if given is not None and given.device != x.device:
+            raise RuntimeError(
+                f"layernorm: {name} is on {given.device} and x on {x.device}, expected one device "
+                f"for both: pass {name}.to({str(x.device)!r})"
+            )
 
 
 def check_parameters(

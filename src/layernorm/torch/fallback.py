@@ -19,6 +19,7 @@ from torch.utils.checkpoint import _CachedTorchDispatchMode, _CachingTorchDispat
 
 from layernorm import spec
 from layernorm.torch import arguments, sharding
+from layernorm.torch.autograd import requires_gradient
 
 # What a class has for `__torch_function__` if it has none of its own.
 _OPEN_FUNCTIONS = (torch._C._disabled_torch_function_impl, Tensor.__torch_function__.__func__)
@@ -32,6 +33,7 @@ def serves(
     normalized_shape: Sequence[int],
     weight: Tensor | None,
     bias: Tensor | None,
+    eps: object,
     *,
     centered: bool,
 ) -> bool:
@@ -39,9 +41,20 @@ def serves(
     given = [each for each in (x, weight, bias) if each is not None]
     return (
         arguments.is_served(x, normalized_shape, weight, bias, centered=centered)
+        and not isinstance(eps, str)
+        and (eps is not None or not centered)
         and all(_is_open(type(each)) for each in given)
         and not _is_watched()
+        and not would_save_inference(x, weight, bias)
     )
+
+
+def would_save_inference(x: Any, weight: Tensor | None, bias: Tensor | None = None) -> bool:
+    """Tell whether a backward is to come and x is an inference tensor, which no node may save.
+
+    PyTorch's RMS norm saves x / rms(x) alone where x needs no gradient.
+    """
+    return not is_compiling() and x.is_inference() and requires_gradient(x, weight, bias)
 
 
 def _is_open(kind: Any) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 from torch.compiler import is_dynamo_compiling
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
@@ -99,7 +100,7 @@ def rms_norm(
         input, normalized_shape, weight, axis, zero_centered_weight: as in `layer_norm`.
         eps: added to the mean square, in units of x squared. None means the machine epsilon of
             float32, or of float64 for a float64 x.
-    Returns: y, as `layer_norm` does.
+    Returns: y, as `layer_norm` does; without `axis` too in channels_last memory if x is.
     Raises: as `layer_norm` does.
     Source: Zhang and Sennrich 2019, arXiv:1910.07467.
     """
@@ -107,7 +108,7 @@ def rms_norm(
         y = torch_try_forward(
             input, weight, None, normalized_shape, eps, False, zero_centered_weight
         )
-        if y is not None:
+        if y is not None and not (type(y) is tuple and input.is_inference()):
             return record_fast_path(input, weight, None, y) if type(y) is tuple else y
     if has_torch_function_variadic(input, weight):
         if axis is None and not zero_centered_weight and is_overridden(input, weight):
@@ -151,7 +152,7 @@ def norm(
     is_compiled = torch.compiler.is_compiling()
     if type(x) is not Tensor and not is_compiled:
         sharding.prepare(x)
-    if not fallback.serves(x, sizes, weight, bias, centered=centered):
+    if not fallback.serves(x, sizes, weight, bias, eps, centered=centered):
         return fallback.call(
             x,
             sizes,
@@ -166,7 +167,9 @@ def norm(
     axes = arguments.axes_of(x, sizes, axis)
     arguments.check_parameters(x, sizes, weight, bias)
     if axis is None:
-        x = x.contiguous()
+        x = x.contiguous(
+            memory_format=torch.contiguous_format if centered else suggest_memory_format(x)
+        )
     if eps is None:
         eps = arguments.machine_epsilon(x.dtype)
     definition = Definition(axes, float(eps), centered, bool(zero_centered_weight))

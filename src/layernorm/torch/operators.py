@@ -82,6 +82,7 @@ def nothing(x: Tensor) -> Tensor:
 def _fake_forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, definition: Definition
 ) -> tuple[Tensor, ...]:
+    arguments.check_devices(x, weight=weight, bias=bias)
     statistics = 3 if definition.centered else 1
     return empty_as(x), *[_empty_statistics(x, definition.axes) for _ in range(statistics)]
 
@@ -95,6 +96,7 @@ def _fake_backward(
     need: Sequence[bool],
     statistics: Sequence[Tensor],
 ) -> tuple[Tensor, ...]:
+    arguments.check_devices(x, dy=dy, weight=weight, bias=bias)
     dtype = parameter_type(x, weight, bias)
     dx = empty_as(x) if need[0] else nothing(x)
     axes = definition.axes

@@ -20,6 +20,7 @@ from layernorm.torch.conversion.recognition import (
     is_bound_forward,
     recognize,
 )
+from layernorm.torch.conversion.trial import OF_EVERY_MODULE
 from layernorm.torch.layers import LayerNorm, RMSNorm
 
 
@@ -132,7 +133,7 @@ def _key(module: nn.Module) -> Any:
     values = {
         name: value if isinstance(value, int | float | str | None) else id(value)
         for name, value in vars(module).items()
-        if name not in _OF_EVERY_MODULE
+        if name not in OF_EVERY_MODULE
     }
     parts = (module._parameters, module._buffers, module._modules)
     shapes = [
@@ -163,6 +164,3 @@ def _kind(cls: type) -> str:
 
 def _named(name: str) -> str:
     return name or "the model itself"
-
-
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from layernorm.torch import arguments
+from layernorm.torch.fallback import would_save_inference
 from layernorm.torch.functional import layer_norm, rms_norm
 from layernorm.torch.layers import LayerNorm, RMSNorm
 
@@ -43,8 +44,10 @@ class PyTorchs:
 
     def norm(self, module: nn.Module, x: Tensor) -> Tensor:
         """Return y."""
-        ours = LayerNorm if isinstance(module, LayerNorm) else RMSNorm
-        return ours.forward(module, x)
+        sizes, weight, eps = module.normalized_shape, module.weight, module.eps
+        if isinstance(module, LayerNorm):
+            return layer_norm(x, sizes, weight, getattr(module, "bias", None), eps)
+        return rms_norm(x, sizes, weight, eps)
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class Recognized:
             has been moved to the end.
         ranks: of x.
         types: of the calls that are served.
+        reads: the other attributes on which the forward depends, with their values in the trials.
     """
 
     centered: bool
@@ -73,6 +77,7 @@ class Recognized:
     keeps_layout: bool = True
     ranks: frozenset[int] = frozenset()
     types: frozenset[Types] = frozenset()
+    reads: tuple[tuple[str, Any], ...] = ()
 
     def serves(self, module: nn.Module, x: Tensor) -> bool:
         """Tell whether a trial has shown that `norm` does what the original would."""
@@ -81,6 +86,9 @@ class Recognized:
         weight, bias, eps = self.parameters(module)
         return (
             x.dim() in self.ranks
+            and x.numel() > 0
+            and all(_is_still(module, name, value) for name, value in self.reads)
+            and not would_save_inference(x, weight, bias)
             and self._sizes_of(x) == self.sizes
             and _has_types(self.types, x, weight, bias)
             and (x.device.type == "cpu" or (x.device.type == "cuda" and arguments.has_triton()))
@@ -130,6 +138,11 @@ class Recognized:
         return y.movedim(-1, self.axis) if is_moved else y
 
 
+def _is_still(module: nn.Module, name: str, value: Any) -> bool:
+    now = getattr(module, name, None)
+    return type(now) is type(value) and now == value
+
+
 def _has_types(
     types: frozenset[Types],
     x: Tensor,
@@ -155,7 +168,7 @@ def _has_types(
 class Converted:
     """What the classes that `convert` makes have in common."""
 
-    _layernorm: tuple[type[nn.Module], "PyTorchs | Recognized"]
+    _layernorm_made_from: tuple[type[nn.Module], "PyTorchs | Recognized"]
 
     def extra_repr(self) -> str:
         """Describe the arguments, and say whose kernels run."""
@@ -165,19 +178,24 @@ class Converted:
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle and copy without a reference to the class, which no import finds."""
         reduced = super().__reduce_ex__(max(protocol, 2))
-        if original_of(self) is None or reduced[0] is not copyreg.__newobj__:  # type: ignore[attr-defined]
+        if original_of(self) is None:
             return reduced
-        return _new, self._layernorm, *reduced[2:]
+        made_from = self._layernorm_made_from
+        if reduced[0] is copyreg.__newobj__:  # type: ignore[attr-defined]
+            return _new, made_from, *reduced[2:]
+        if reduced[0] is type(self):  # a class with a `__reduce__` of its own
+            return _called, (*made_from, *reduced[1]), *reduced[2:]
+        return reduced
 
 
 def is_converted(module: object) -> bool:
     """Tell whether the class of `module`, or one that it is made from, is ours."""
-    return hasattr(type(module), "_layernorm")
+    return isinstance(module, Converted)
 
 
 def original_of(module: object) -> type[nn.Module] | None:
     """Return the class that `module` had before `convert`; None if its class is not ours."""
-    made_from = vars(type(module)).get("_layernorm")
+    made_from = vars(type(module)).get("_layernorm_made_from")
     return None if made_from is None else made_from[0]
 
 
@@ -185,11 +203,11 @@ def converted_class(original: Any, found: PyTorchs | Recognized) -> Any:
     """Return the subclass of `original` that runs our norm where `found` says that it may."""
     base = _OURS.get(original, original)
     for each in base.__subclasses__():
-        if vars(each).get("_layernorm") == (original, found):
+        if vars(each).get("_layernorm_made_from") == (original, found):
             return each
     contents = {
-        "_layernorm": (original, found),
-        "forward": _forward_instead_of(original.forward, found),
+        "_layernorm_made_from": (original, found),
+        "forward": _forward_instead_of(original, found),
         "__module__": original.__module__,  # symbolic tracing keeps PyTorch's own modules whole
         "__qualname__": original.__qualname__,
         "__doc__": original.__doc__,
@@ -197,18 +215,19 @@ def converted_class(original: Any, found: PyTorchs | Recognized) -> Any:
     return type(original)(original.__name__, (Converted, base), contents)
 
 
-def _forward_instead_of(
-    original: Callable[..., Any], found: PyTorchs | Recognized
-) -> Callable[..., Any]:
+def _forward_instead_of(cls: Any, found: PyTorchs | Recognized) -> Callable[..., Any]:
+    original = cls.forward
     keyword = list(inspect.signature(original).parameters)[1]
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         given = (*args, *kwargs.values())
-        if given[1:] or not given or (kwargs and keyword not in kwargs):
-            return original(self, *args, **kwargs)
-        if found.serves(self, given[0]):
-            return found.norm(self, given[0])
-        return original(self, *args, **kwargs)
+        is_served = (
+            len(given) == 1
+            and (not kwargs or keyword in kwargs)
+            and cls.forward is original  # somebody may give the class another later
+            and found.serves(self, given[0])
+        )
+        return found.norm(self, given[0]) if is_served else cls.forward(self, *args, **kwargs)
 
     # TorchScript compiles the source of `__wrapped__`, and looks names up in these globals.
     scope = getattr(original, "__globals__", globals())
@@ -219,3 +238,7 @@ def _forward_instead_of(
 def _new(original: Any, found: PyTorchs | Recognized) -> Any:
     cls = converted_class(original, found)
     return cls.__new__(cls)
+
+
+def _called(original: Any, found: PyTorchs | Recognized, *args: Any) -> Any:
+    return converted_class(original, found)(*args)

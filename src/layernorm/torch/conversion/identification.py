@@ -15,8 +15,10 @@ from layernorm.torch.conversion.trial import (
     RAISES,
     Call,
     Trials,
+    Unusable,
     isolated,
     other_tensors,
+    plain_attributes,
 )
 
 _EPS_NAMES = ("variance_epsilon", "eps", "epsilon", "norm_eps")
@@ -55,6 +57,7 @@ def identify(module: nn.Module) -> Recognized | str:
                 if found.ranks and (best is None or len(found.ranks) > len(best.ranks)):
                     best = found
             if best is not None:
+                best = replace(best, reads=_attributes_read(trials, best, module))
                 return _verify(trials, best, _value_of(module, eps))
     telling = [each for each in reasons if each != OTHER_RESULTS and RAISES not in each]
     if telling:
@@ -125,16 +128,36 @@ def _with_ranks(
     return replace(candidate, ranks=frozenset(ranks))
 
 
+def _attributes_read(
+    trials: Trials, found: Recognized, module: nn.Module
+) -> tuple[tuple[str, Any], ...]:
+    """List what the forward cannot do without, in training or not, but for what `found` names."""
+    call = Call(_shape(found, max(found.ranks)) or ())
+    return tuple(
+        (name, value)
+        for name, value in plain_attributes(module).items()
+        if name != found.eps
+        and any(
+            trials.difference(
+                found.norm, replace(call, changes=((name, Unusable(name)),), training=training)
+            )
+            for training in (False, True)
+        )
+    )
+
+
 def _value_of(module: nn.Module, eps: str | float) -> Any:
     return getattr(module, eps) if isinstance(eps, str) else eps
 
 
-def _shape(candidate: Recognized, rank: int) -> tuple[int, ...] | None:
+def _shape(candidate: Recognized, rank: int, is_one_row: bool = False) -> tuple[int, ...] | None:
     """Return a shape of x; None if it cannot have that rank."""
     sizes = candidate.sizes or (8,)
     if rank < len(sizes) or (candidate.axis == 1 and rank < 3):
         return None
     outer = _OUTER[rank - len(sizes)]
+    if is_one_row:
+        outer = (1,) * len(outer)
     return (*outer, *sizes) if candidate.axis is None else (outer[0], *sizes, *outer[1:])
 
 
@@ -155,6 +178,11 @@ def _verify(trials: Trials, found: Recognized, eps: float | None) -> Recognized 
         )
         if (shape := _shape(found, rank))
     ]
+    calls += [
+        Call(shape, training=training, broken=broken)
+        for training, broken in product((False, True), (False, True))
+        if (shape := _shape(found, max(found.ranks), is_one_row=not broken))
+    ]
     if found.sizes is None:
         calls += [replace(calls[0], shape=tuple(7 if s == 8 else s for s in calls[0].shape))]
     for call in calls:
@@ -166,7 +194,7 @@ def _verify(trials: Trials, found: Recognized, eps: float | None) -> Recognized 
     shape = _shape(found, rank) or ()
     for keeps_layout in (found.keeps_layout,) if found.axis == 1 else (False, True):
         found = replace(found, keeps_layout=keeps_layout)
-        layouts = [Call(shape, layout=each) for each in ("permuted", "sliced")]
+        layouts = [Call(shape, layout=each) for each in ("channels_last", "transposed", "sliced")]
         if not any(
             found.has_layout_of(each.x()) and trials.difference(found.norm, each)
             for each in layouts
@@ -176,6 +204,8 @@ def _verify(trials: Trials, found: Recognized, eps: float | None) -> Recognized 
 
 
 def _sizes_of(call: Call) -> str:
+    if call.broken:
+        return ", for rows of NaN"
     x = "" if call.scale == 1 else f", for x of about {call.scale:.0e}"
     parameters = call.parameter_scale
     return x if parameters == 1 else f"{x}, for parameters of about {parameters:.0e}"

@@ -1,8 +1,10 @@
 """Recognizes the norms of other libraries: by their form, then by trials."""
 
+import dis
 import inspect
-from collections.abc import Iterable
-from types import MethodType
+from abc import ABCMeta
+from collections.abc import Iterable, Iterator
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from torch.nn.utils import parametrize
 
 from layernorm.torch.conversion.converted import Recognized
 from layernorm.torch.conversion.identification import identify
-from layernorm.torch.conversion.trial import is_arbitrary, other_tensors
+from layernorm.torch.conversion.trial import is_arbitrary, is_plain, other_tensors
 
 _OTHER_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LocalResponseNorm)
 
@@ -62,7 +64,11 @@ def _unfit_form(module: nn.Module) -> str | None:
     parameters = [name for name, _ in module.named_parameters()]
     if len(parameters) > 2:
         return f"which has more parameters than a weight and a bias, {_listed(parameters)}"
-    return _unfit_signature(type(module).forward)
+    return (
+        _unfit_signature(type(module).forward)
+        or _unfit_class(type(module))
+        or _unfit_code(type(module))
+    )
 
 
 def _unfit_signature(forward: Any) -> str | None:
@@ -77,6 +83,69 @@ def _unfit_signature(forward: Any) -> str | None:
         more = _listed([str(each).split(":")[0].split("=")[0] for each in parameters[1:]])
         return f"whose forward takes more than x, {more}, which ours does not"
     return None
+
+
+def _unfit_class(cls: type) -> str | None:
+    """Refuse classes that would notice the subclass that `convert` makes."""
+    has_hook = any(
+        "__init_subclass__" in vars(each)
+        for each in cls.__mro__
+        if each.__module__ not in ("builtins", "typing")
+    )
+    if has_hook or type(cls) not in (type, ABCMeta):
+        return "whose class controls how subclasses are made, and ours would be one"
+    return None
+
+
+def _unfit_code(cls: type) -> str | None:
+    """Refuse forwards that do or depend on what a trial cannot see."""
+    for function in _methods_of_forward(cls):
+        code = function.__code__
+        nonlocals, names, builtins, _ = inspect.getclosurevars(function)
+        outside = {**nonlocals, **names}
+        if any("distributed" in each for each in code.co_names) or any(
+            _home_of(each).startswith("torch.distributed") for each in outside.values()
+        ):
+            return "whose forward may communicate with other processes"
+        if "print" in builtins:
+            return "whose forward prints"
+        changing = [name for name, each in outside.items() if not _is_fixed(each)]
+        changing += [
+            each.argval
+            for each in dis.get_instructions(code)
+            if each.opname in ("STORE_GLOBAL", "STORE_DEREF")
+            and each.argval not in code.co_cellvars
+        ]
+        if changing:
+            return f"whose forward uses {_listed(changing)} from outside of the module"
+    return None
+
+
+def _methods_of_forward(cls: type) -> Iterator[FunctionType]:
+    """Iterate over the forward and the methods that it names; not those of PyTorch."""
+    seen, waiting = set(), ["forward"]
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        for each in cls.__mro__:
+            method: Any = vars(each).get(name)
+            function = inspect.unwrap(getattr(method, "fget", method))
+            if isinstance(function, FunctionType) and not _home_of(each).startswith("torch."):
+                yield function
+                waiting += function.__code__.co_names
+
+
+def _home_of(value: Any) -> str:
+    """Return the name of the module that defines it; "" for most values."""
+    home = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", "")
+    return home if isinstance(home, str) else ""
+
+
+def _is_fixed(value: Any) -> bool:
+    may_change = isinstance(value, list) or not is_plain(value)
+    return callable(value) or isinstance(value, ModuleType) or not may_change
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -12,12 +12,14 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from enum import Enum
 from functools import lru_cache
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 Forward = Callable[[nn.Module, Tensor], Any]
 
@@ -26,6 +28,12 @@ RAISES = "raises"
 
 # What a trial sets and gives back, such as the number of threads, belongs to the whole process.
 _one_at_a_time = threading.RLock()
+
+# A value of such a type can be compared, and cannot change from within.
+_PLAIN = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device, Enum)
+_PLAIN_CODE = (type, FunctionType, BuiltinFunctionType)
+
+OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 _BITS = {torch.float64: 53, torch.float32: 24, torch.float16: 11, torch.bfloat16: 8}
 
@@ -40,9 +48,10 @@ class Call:
         parameter_scale: of weight and bias, about.
         x_type, parameter_type, autocast: autocast to bfloat16.
         training: the mode of the module.
-        layout: of x: "contiguous", "permuted" or "sliced".
+        layout: of x: "contiguous", "channels_last", "transposed" or "sliced".
         changes: to attributes of the module.
         again: call it a second time, without gradients.
+        broken: one row of x, and another of dy, are NaN.
     """
 
     shape: tuple[int, ...]
@@ -55,15 +64,64 @@ class Call:
     layout: str = "contiguous"
     changes: tuple[tuple[str, Any], ...] = ()
     again: bool = False
+    broken: bool = False
 
     def x(self) -> Tensor:
         """Return an x, always the same."""
         x = ((_normal(self.shape, 0) * 3 + 2) * self.scale).to(self.x_type)
-        if self.layout == "permuted" and x.dim() > 2:
+        if self.broken:
+            x[0] = float("nan")
+        if self.layout == "channels_last" and x.dim() > 2:
             return x.movedim(1, -1).contiguous().movedim(-1, 1)
+        if self.layout == "transposed" and x.dim() > 1:
+            return x.transpose(0, 1).contiguous().transpose(0, 1)
         if self.layout == "sliced" and x.dim() > 1:
             return torch.cat([x, x], 1)[:, : x.shape[1]]
         return x
+
+    def dy(self) -> Tensor:
+        """Return a gradient of y, always the same."""
+        dy = _normal(self.shape, 1)
+        if self.broken:
+            dy = dy.clone()
+            dy[-1] = float("nan")
+        return dy
+
+
+class UnfitError(Exception):
+    """Says what a forward does that rules it out, to continue "a norm that ..."."""
+
+
+class Unusable:
+    """Stands in place of an attribute; whatever is done with it is an UnfitError."""
+
+    def __init__(self, name: str) -> None:
+        vars(self)["_name"] = name
+
+    __hash__ = object.__hash__
+
+
+def _refuse(self: Unusable, *_: Any, **__: Any) -> Any:
+    raise UnfitError(f"depends on its attribute {vars(self)['_name']}, which ours does not read")
+
+
+for _name in (
+    *("getattr", "setattr", "call", "bool", "len", "iter", "contains", "getitem", "setitem"),
+    *("float", "int", "index", "eq", "ne", "lt", "le", "gt", "ge", "neg", "enter", "format"),
+    *("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "pow", "rpow"),
+):
+    setattr(Unusable, f"__{_name}__", _refuse)
+
+
+class _WithoutOtherProcesses(TorchDispatchMode):
+    """Refuses what other processes would have to take part in."""
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if "c10d" in function.namespace:
+            raise UnfitError("communicates with other processes")
+        return function(*args, **(kwargs or {}))
 
 
 @contextmanager
@@ -115,11 +173,7 @@ class Trials:
         expected = self._known[call]
         if isinstance(expected, str):
             return expected
-        x, dy, ours = (
-            call.x().requires_grad_(),
-            _normal(call.shape, 1),
-            _stand_in(self._module, call),
-        )
+        x, dy, ours = call.x().requires_grad_(), call.dy(), _stand_in(self._module, call)
         try:
             y = _y_of(norm, ours, x, call)
         except (RuntimeError, TypeError, ValueError):
@@ -132,20 +186,23 @@ class Trials:
     def _observe(self, call: Call) -> list[Tensor | None] | str:
         """Return y and the gradients of the class's forward, or what rules it out."""
         forward: Any = type(self._module).forward
-        x, dy = call.x().requires_grad_(), _normal(call.shape, 1)
+        x, dy = call.x().requires_grad_(), call.dy()
         try:
             theirs = _stand_in(self._module, call)
             before = _state(theirs, x)
-            y = _y_of(forward, theirs, x, call)
-            if y is None or y.dtype != x.dtype:
-                return OTHER_RESULTS
-            observed = [y.detach(), *_gradients(y, theirs, x, dy)]
+            with _WithoutOtherProcesses():
+                y = _y_of(forward, theirs, x, call)
+                if y is None or y.dtype != x.dtype:
+                    return OTHER_RESULTS
+                observed = [y.detach(), *_gradients(y, theirs, x, dy)]
             if call.again:
                 with torch.no_grad():
                     again = _y_of(forward, theirs, x, call)
                 if again is None or _compare([again], observed[:1], call):
                     return "gives other results when called again, without gradients,"
             return observed if _state(theirs, x) == before else "changes its own state"
+        except UnfitError as error:
+            return str(error)
         except Exception as error:  # whatever a class of somebody else raises
             return f"{RAISES} {type(error).__name__}"
 
@@ -161,8 +218,8 @@ def _stand_in(module: nn.Module, call: Call) -> nn.Module:
     """Make a module of the same class and attributes, with its own parameters."""
     made = object.__new__(type(module))
     for name, value in vars(module).items():
-        is_container = isinstance(value, dict | list | set)
-        vars(made)[name] = copy.copy(value) if is_container else value
+        may_be_used = name in OF_EVERY_MODULE or isinstance(value, Tensor) or is_plain(value)
+        vars(made)[name] = _copy(value) if may_be_used else Unusable(name)
     for name, each in other_tensors(module):
         if is_arbitrary(each):  # a forward that reads it will differ from ours
             place = made._buffers if name in made._buffers else vars(made)
@@ -175,6 +232,33 @@ def _stand_in(module: nn.Module, call: Call) -> nn.Module:
     for name, value in call.changes:
         setattr(made, name, value)
     return made
+
+
+def _copy(value: Any) -> Any:
+    return copy.copy(value) if isinstance(value, dict | list | set) else value
+
+
+def is_plain(value: object) -> bool:
+    """Tell whether a value can be compared with a copy of it at each call."""
+    if isinstance(value, tuple | list):
+        return all(is_plain(each) for each in value)
+    return isinstance(value, (*_PLAIN, *_PLAIN_CODE))
+
+
+def plain_attributes(module: nn.Module) -> dict[str, Any]:
+    """Return those of the module and its class that no other module has, by name."""
+    of_classes = {
+        name: value
+        for cls in reversed(type(module).__mro__)
+        if cls not in nn.Module.__mro__
+        for name, value in vars(cls).items()
+        if not name.startswith("__") and not isinstance(value, _PLAIN_CODE)
+    }
+    return {
+        name: _copy(value)
+        for name, value in {**of_classes, **vars(module)}.items()
+        if name not in OF_EVERY_MODULE and is_plain(value)
+    }
 
 
 def other_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
@@ -190,9 +274,9 @@ def is_arbitrary(tensor: Tensor) -> bool:
 
 def _state(module: nn.Module, x: Tensor) -> Any:
     """Return what a forward must not change."""
-    tensors = [x, *module.parameters(recurse=False), *module.buffers(recurse=False)]
+    tensors = [x, *module.parameters(recurse=False), *(each for _, each in other_tensors(module))]
     kept = {
-        name: copy.copy(value) if isinstance(value, dict | list | set) else value
+        name: _copy(value)
         for name, value in vars(module).items()
         if name not in ("_parameters", "_modules", "_buffers")
     }
@@ -235,7 +319,8 @@ def _compare(
         if mine.dtype != theirs.dtype or mine.shape != theirs.shape:
             return other
         if is_y:
-            usual_dx = mine.abs().max().item() / call.scale if call.scale else 0.0
+            largest = mine.nan_to_num(0.0).abs().max().item()
+            usual_dx = largest / call.scale if call.scale else 0.0
         # Where dx is nearly zero, as in rows of two elements, its rounding errors are not.
         limits = (of_values, 0.0) if is_y else (of_gradients, usual_dx if place == 1 else 0.0)
         if not _is_close(mine.double(), theirs.double(), *limits):

@@ -100,12 +100,7 @@ def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None, definition: De
             f"layernorm: rows of x have {math.prod(sizes)} elements, expected at most "
             f"{launch_config.MOST_COLS} on a GPU: normalize x.cpu()"
         )
-    for name, given in (("weight", weight), ("bias", bias)):
-        if given is not None and given.device != x.device:
-            raise RuntimeError(
-                f"layernorm: {name} is on {given.device} and x on {x.device}, expected one device "
-                f"for both: pass {name}.to({str(x.device)!r})"
-            )
+    arguments.check_devices(x, weight=weight, bias=bias)
 
 
 def _on_device_of(x: Tensor) -> AbstractContextManager[Any]:
@@ -172,11 +167,7 @@ def backward(
             f"layernorm: dy has shape {list(dy.shape)} and type {dy.dtype}, expected those of x, "
             f"{list(x.shape)} and {x.dtype}: pass dy.to(x.dtype)"
         )
-    if dy.device != x.device:
-        raise RuntimeError(
-            f"layernorm: dy is on {dy.device} and x on {x.device}, expected one device for both: "
-            f"pass dy.to({str(x.device)!r})"
-        )
+    arguments.check_devices(x, dy=dy)
     count = 3 if definition.centered else 2
     saved = statistics if definition.centered else (None, *statistics, None)
     dtype = operators.parameter_type(x, weight, bias)
