@@ -8,7 +8,7 @@ import itertools
 import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple, SupportsFloat, SupportsIndex
+from typing import Any, NamedTuple, SupportsFloat, SupportsIndex
 
 Axis = SupportsIndex | Iterable[SupportsIndex]
 Shape = tuple[int, ...]
@@ -103,6 +103,15 @@ def check_eps(eps: SupportsFloat) -> float:
             f"eps is {value}, expected a finite, non-negative number: pass for example eps=1e-5"
         )
     return value
+
+
+def is_eps(eps: Any) -> bool:
+    """Tell whether `check_eps` takes it."""
+    try:
+        check_eps(eps)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _convert(name: str, type_name: str) -> str:

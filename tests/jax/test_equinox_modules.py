@@ -62,6 +62,67 @@ def test_errors_are_equinoxs(name) -> None:
         mine(random(2, 8))
 
 
+def with_parameter(layer, field, value):
+    return equinox.tree_at(
+        lambda layer: getattr(layer, field), layer, value, is_leaf=lambda each: each is None
+    )
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3, 8)], ids=str)
+@pytest.mark.parametrize("field", ["weight", "bias"])
+@each_class
+def test_parameters_of_other_shapes_are_broadcast(name, field, shape) -> None:
+    value, x = jnp.asarray(random(*shape)), random(8, seed=1)
+    theirs, mine = (with_parameter(each, field, value) for each in both(name, 8))
+    np.testing.assert_array_equal(mine(x), theirs(x), strict=True)
+
+
+@pytest.mark.parametrize("field", ["weight", "bias"])
+@each_class
+def test_a_parameter_that_is_switched_off_is_ignored(name, field) -> None:
+    value, x = jnp.asarray(random(8)), random(8, seed=1)
+    layers = both(name, 8, **{f"use_{field}": False})
+    theirs, mine = (with_parameter(each, field, value) for each in layers)
+    np.testing.assert_allclose(mine(x), theirs(x), atol=2e-6)
+
+
+@pytest.mark.parametrize("field", ["weight", "bias"])
+@each_class
+def test_a_parameter_that_is_missing_is_equinoxs_error(name, field) -> None:
+    for layer in both(name, 8):
+        with pytest.raises(AttributeError, match="NoneType"):
+            with_parameter(layer, field, None)(random(8))
+
+
+array_as_static = pytest.mark.filterwarnings("ignore:A JAX array is being set as static")
+
+
+@array_as_static
+@each_class
+def test_a_traced_eps_is_left_to_equinox(name) -> None:
+    def loss(module, eps):
+        return jnp.sum(getattr(module, name)(8, eps=eps)(random(8)) ** 3)
+
+    for transform in (jax.jit, jax.grad):
+        got, expected = (
+            transform(lambda eps, module=module: loss(module, eps))(1e-3)
+            for module in (ours, equinox.nn)
+        )
+        np.testing.assert_array_equal(got, expected)
+
+
+REFUSED = {"negative": -1e-3, "infinite": np.inf, "several": np.full((3, 1), 0.1, np.float32)}
+
+
+@pytest.mark.parametrize("eps", REFUSED.values(), ids=REFUSED)
+@array_as_static
+@each_class
+def test_an_eps_that_the_kernels_refuse_is_left_to_equinox(name, eps) -> None:
+    theirs, mine = both(name, 8, eps=eps)
+    x = random(8)
+    np.testing.assert_array_equal(mine(x), theirs(x), strict=True)
+
+
 def test_vmap_is_one_call_with_the_bits_of_numpy() -> None:
     layer = ours.LayerNorm(33)
     layer = equinox.tree_at(lambda layer: layer.weight, layer, jnp.asarray(random(33)))

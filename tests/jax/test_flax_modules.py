@@ -189,3 +189,53 @@ def test_a_traced_epsilon_is_left_to_flax(name) -> None:
         return jax.jit(lambda e: module.clone(epsilon=e).apply(variables, x))(epsilon)
 
     np.testing.assert_array_equal(call(mine, 0.1), call(theirs, 0.1))
+
+
+@pytest.mark.parametrize("place", ["linen", "nnx"])
+@each_class
+def test_a_complex_scale_is_not_made_real(name, place) -> None:
+    x, scale = random(3, 8), random(8) + 1j * random(8, seed=1)
+
+    def call(linen, nnx):
+        if place == "linen":
+            variables = of_linen(linen, name).init(jax.random.key(0), x)
+            variables["params"]["scale"] = jnp.asarray(scale)
+            return of_linen(linen, name).apply(variables, x)
+        module = of_nnx(nnx, name, 8)
+        module.scale = flax.nnx.Param(jnp.asarray(scale))
+        return module(x)
+
+    got, expected = call(linen, nnx), call(flax.linen, flax.nnx)
+    assert got.dtype == expected.dtype
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+REFUSED = {
+    "no axes": {"reduction_axes": ()},
+    "negative": {"epsilon": -1e-3},
+    "infinite": {"epsilon": np.inf},
+    "several": {"epsilon": np.full((4, 6, 1), 0.1, np.float32)},
+}
+
+
+@pytest.mark.parametrize("options", REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize("place", ["linen", "nnx"])
+@each_class
+def test_settings_that_the_kernels_refuse_are_left_to_flax(name, place, options) -> None:
+    x = random(4, 6, 8)
+
+    def call(linen, nnx):
+        if place == "nnx":
+            return of_nnx(nnx, name, 8, **options)(x)
+        return of_linen(linen, name, **options).init_with_output(jax.random.key(0), x)[0]
+
+    expected = call(flax.linen, flax.nnx)
+    np.testing.assert_array_equal(call(linen, nnx), expected, strict=True)
+
+
+@each_class
+def test_nnxs_modules_take_a_list(name) -> None:
+    x = random(3, 8)
+    y = of_nnx(nnx, name, 8)(x.tolist())
+    assert isinstance(of_nnx(flax.nnx, name, 8)(x.tolist()), jax.Array)
+    assert_same_bits(np.asarray(y), np.asarray(of_nnx(nnx, name, 8)(x)), "y of a list")

@@ -22,10 +22,10 @@ class LayerNorm(equinox.nn.LayerNorm):
 
     def __call__(self, x: Array, state: Any = _NO_STATE, *, key: Any = None) -> Any:
         """Return y; with `state`, also return it unchanged. `key` is ignored."""
-        if x.shape != self.shape or not _is_served(x):
+        if not _is_served(self, x):
             return _theirs(super().__call__, x, state)
         with jax.named_scope("layernorm.equinox.LayerNorm"):
-            weight, bias = (_widened(each, x) for each in (self.weight, self.bias))
+            weight, bias = _parameters(self, x)
             y = functions.layer_norm(x, weight, bias, axis=_every(x), eps=self.eps)
         return y if state is _NO_STATE else (y, state)
 
@@ -38,10 +38,10 @@ class RMSNorm(equinox.nn.RMSNorm):
 
     def __call__(self, x: Array, state: Any = _NO_STATE, *, key: Any = None) -> Any:
         """Return y; with `state`, also return it unchanged. `key` is ignored."""
-        if x.shape != self.shape or not _is_served(x):
+        if not _is_served(self, x):
             return _theirs(super().__call__, x, state)
         with jax.named_scope("layernorm.equinox.RMSNorm"):
-            weight, bias = (_widened(each, x) for each in (self.weight, self.bias))
+            weight, bias = _parameters(self, x)
             # A 16-bit y is rounded once, after the bias.
             given = x if bias is None else x.astype(bias.dtype)
             y = functions.rms_norm(given, weight, axis=_every(x), eps=self.eps)
@@ -49,20 +49,29 @@ class RMSNorm(equinox.nn.RMSNorm):
         return y if state is _NO_STATE else (y, state)
 
 
-def _is_served(x: Array) -> bool:
-    """Tell whether our functions take the type, and x has axes to normalize over."""
-    return x.ndim > 0 and jnp.issubdtype(x.dtype, jnp.floating)
+def _is_served(module: Any, x: Array) -> bool:
+    """Tell whether our functions take the call: x has axes, and the parameters have its shape."""
+    used = [(module.use_weight, module.weight), (module.use_bias, module.bias)]
+    return (
+        x.shape == module.shape
+        and x.ndim > 0
+        and jnp.issubdtype(x.dtype, jnp.floating)
+        and not isinstance(module.eps, jax.core.Tracer)
+        and spec.is_eps(module.eps)
+        and all(getattr(each, "shape", None) == x.shape for is_used, each in used if is_used)
+    )
 
 
 def _theirs(call: Any, x: Array, state: Any) -> Any:
-    """Leave the call to Equinox: it raises its own errors, and takes other types."""
+    """Leave the call to Equinox: it raises its errors, takes other types, broadcasts parameters."""
     return call(x) if state is _NO_STATE else call(x, state)
 
 
-def _widened(parameter: Array | None, x: Array) -> Array | None:
-    if parameter is None:
-        return None
-    return parameter.astype(spec.compute_type(x.dtype.name))
+def _parameters(module: Any, x: Array) -> tuple[Array | None, Array | None]:
+    """Return the weight and the bias, None for one that Equinox ignores."""
+    dtype = spec.compute_type(x.dtype.name)
+    weight = module.weight.astype(dtype) if module.use_weight else None
+    return weight, module.bias.astype(dtype) if module.use_bias else None
 
 
 def _every(x: Array) -> tuple[int, ...]:

@@ -18,11 +18,11 @@ class LayerNorm(nnx.LayerNorm):
     def __call__(self, x: Any, *, mask: Any = None) -> Array:
         """Return y. `mask`: which elements the mean and the variance are taken over."""
         settings = settings_of(self, centered=True)
-        if not is_served(x, settings):
-            return super().__call__(x, mask=mask)
         given = (x, _value(self.scale), _value(self.bias))
-        x, scale, bias = self.promote_dtype(given, dtype=self.dtype)
-        return normalize(x, scale, bias, mask, settings)
+        promoted, scale, bias = self.promote_dtype(given, dtype=self.dtype)
+        if not is_served(promoted, settings):
+            return super().__call__(x, mask=mask)
+        return normalize(promoted, scale, bias, mask, settings)
 
 
 class RMSNorm(nnx.RMSNorm):
@@ -34,10 +34,10 @@ class RMSNorm(nnx.RMSNorm):
     def __call__(self, x: Any, mask: Any = None) -> Array:
         """Return y. `mask`: which elements the mean of the squares is taken over."""
         settings = settings_of(self, centered=False)
-        if not is_served(x, settings):
+        promoted, scale = self.promote_dtype((x, _value(self.scale)), dtype=self.dtype)
+        if not is_served(promoted, settings):
             return super().__call__(x, mask=mask)
-        x, scale = self.promote_dtype((x, _value(self.scale)), dtype=self.dtype)
-        return normalize(x, scale, None, mask, settings)
+        return normalize(promoted, scale, None, mask, settings)
 
 
 def _value(parameter: Any) -> Array | None:

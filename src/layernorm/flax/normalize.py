@@ -37,11 +37,18 @@ def axes_of(axes: Any, dims: int) -> tuple[int, ...]:
 
 
 def is_served(x: Any, settings: Settings) -> bool:
-    """Tell whether our functions take the call: Flax takes complex numbers and traced epsilons."""
-    if isinstance(settings.epsilon, jax.core.Tracer):
-        return False
+    """Tell whether our functions take the call: real numbers, a constant epsilon, and axes."""
     types = [jnp.result_type(x), *([] if settings.dtype is None else [settings.dtype])]
-    return not any(jnp.issubdtype(each, jnp.complexfloating) for each in types)
+    return (
+        not any(map(_is_complex, types))
+        and not isinstance(settings.epsilon, jax.core.Tracer)
+        and spec.is_eps(settings.epsilon)
+        and axes_of(settings.reduction_axes, jnp.ndim(x)) != ()
+    )
+
+
+def _is_complex(dtype: Any) -> bool:
+    return bool(jnp.issubdtype(dtype, jnp.complexfloating))
 
 
 def normalize(
@@ -54,7 +61,7 @@ def normalize(
     features = axes_of(settings.feature_axes, x.ndim)
     if mask is not None or settings.axis_name is not None:
         xhat = _of_moments(_widened(x), axes, mask, settings)
-    elif features == axes or (scale is None and bias is None):
+    elif (features == axes and not _is_complex(out_type)) or (scale is None and bias is None):
         sizes = [x.shape[axis] for axis in axes]
         if x.dtype != out_type or x.dtype.itemsize > 2:
             x = _widened(x)
