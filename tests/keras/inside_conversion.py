@@ -13,6 +13,7 @@ from keras import ops
 from keras_gradients import BACKEND, to_array
 
 import layernorm.keras as ours
+import layernorm.numpy as numpy_front_end
 
 # Keras's own calls of NumPy cause the first; the others are Keras's about what the tests do.
 pytestmark = [
@@ -21,6 +22,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method:UserWarning"),
     pytest.mark.filterwarnings("ignore:[^`]*`custom_gradient` for the numpy backend:UserWarning"),
     pytest.mark.filterwarnings("ignore:The `native_serialization` parameter:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.* objects could not be loaded:UserWarning"),
 ]
 
 RNG = np.random.default_rng(0)
@@ -105,7 +107,7 @@ def test_a_dry_run_changes_nothing(undo) -> None:
     assert str(said) == str(done)
     assert len(done.restored if undo else done.swapped) == 3
     assert norms_of(model) != before
-    assert model.predict_function is None
+    assert model.predict_function is not traced
     assert "_layernorm_converted" not in vars(build())
 
 
@@ -351,6 +353,33 @@ def test_mixed_precision_with_a_scaled_loss(norm) -> None:
     np.testing.assert_allclose(losses[1], losses[0], rtol=2e-3)
 
 
+@trains
+@pytest.mark.parametrize(
+    "event", ["train_begin", "epoch_begin", "train_batch_end", "test_begin", "predict_begin"]
+)
+def test_callbacks_may_convert_and_undo(event) -> None:
+    results, classes = [], []
+    for convert in (False, True):
+        keras.utils.set_random_seed(0)
+        norm = theirs.LayerNormalization()
+        model = keras.Sequential([keras.Input((6, 8)), norm, theirs.Dense(8)])
+        model.compile("sgd", "mse", jit_compile=BACKEND == "jax")
+
+        def swap(*_, logs=None, model=model, norm=norm, convert=convert) -> None:
+            if convert:
+                ours.convert(model, undo=type(norm) is ours.LayerNormalization)
+                classes.append(type(norm))
+
+        callbacks = [keras.callbacks.LambdaCallback(**{f"on_{event}": swap})]
+        options = {"callbacks": callbacks, "batch_size": 2, "verbose": 0}
+        history = model.fit(X, X, epochs=2, shuffle=False, validation_data=(X, X), **options)
+        predictions = [model.predict(X, **options) for _ in range(2)]
+        results.append([*history.history["loss"], *history.history["val_loss"], *predictions])
+    assert ours.LayerNormalization in classes
+    for got, expected in zip(*results, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
 # What Keras's layers take besides dense tensors of floats.
 
 
@@ -413,6 +442,192 @@ def test_other_types_do_as_with_kerass_layer(kerass, mine, name) -> None:
     for each in layers:
         each.build((None, 8))
     assert_same_outcome(lambda layer: layer(given), *layers)
+
+
+SETTINGS = {
+    "epsilon=None": lambda: {"epsilon": None},
+    "negative epsilon": lambda: {"epsilon": -0.25},
+    "infinite epsilon": lambda: {"epsilon": float("inf")},
+    "no axis": lambda: {"axis": []},
+    "an axis twice": lambda: {"axis": [-1, 2]},
+    "an axis out of range": lambda: {"axis": 3},
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@each_pair
+def test_settings_that_are_not_served_do_as_with_kerass_layer(kerass, mine, name) -> None:
+    def converted():
+        layer = kerass(**SETTINGS[name]())
+        ours.convert(layer)
+        return layer
+
+    for new in (mine(**SETTINGS[name]()), converted()):
+        old = kerass(**SETTINGS[name]())
+        assert_same_outcome(lambda layer: layer(X), old, new)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@each_pair
+def test_epsilon_may_be_a_variable(kerass, mine, compiled) -> None:
+    """Keras reads it in each call, also in a function that was traced before it changed."""
+
+    def run(kind):
+        epsilon = keras.Variable(0.5, trainable=False)
+        model = keras.Sequential([keras.Input((6, 8)), kind(epsilon=epsilon)])
+        call = model.predict_on_batch if compiled else model
+        before = ops.convert_to_tensor(call(X))
+        epsilon.assign(2.0)
+        return ops.concatenate([before, ops.convert_to_tensor(call(X))])
+
+    assert_same_outcome(run, kerass, mine)
+
+
+SCALES = {
+    "a number": lambda: 2.0,
+    "a tensor without axes": lambda: ops.convert_to_tensor(2.0),
+    "an array": lambda: np.full(8, 2.0),
+    "more axes": lambda: ops.full((1, 1, 8), 2.0),
+    "another size": lambda: ops.full((4,), 2.0),
+    "None": lambda: None,
+}
+
+
+@pytest.mark.parametrize("name", SCALES)
+@each_pair
+def test_parameters_of_other_shapes_do_as_with_kerass_layer(kerass, mine, name) -> None:
+    def run(kind):
+        layer = kind()
+        layer.build((None, 8))
+        layer._tracker.unlock()
+        setattr(layer, "scale" if kerass is PAIRS[1][0] else "gamma", SCALES[name]())
+        return layer(X)
+
+    assert_same_outcome(run, kerass, mine)
+
+
+@pytest.mark.parametrize(("built", "called"), [(1, 8), (8, 1), (8, 6)])
+@each_pair
+def test_other_sizes_than_the_layer_was_built_for(kerass, mine, built, called) -> None:
+    def run(kind):
+        layer = kind()
+        layer.build((None, built))
+        return layer(X[..., :called])
+
+    assert_same_outcome(run, kerass, mine)
+
+
+@pytest.mark.parametrize("shape", [(4, 6, 1, 8), (4, 6, 8), (4, 8, 6), (4, 12, 4), (2, 2, 6, 8)])
+def test_layers_over_mixed_axes_take_x_of_another_rank(shape) -> None:
+    def run(kind):
+        layer = kind(axis=[1, -1])
+        layer.build((None, 6, 8))
+        layer.set_weights([np.linspace(at, 2, 48).reshape(each.shape)
+                           for at, each in enumerate(layer.get_weights())])  # fmt: skip
+        return layer(X.reshape(shape))
+
+    assert_same_outcome(run, theirs.LayerNormalization, ours.LayerNormalization)
+
+
+@pytest.mark.parametrize("axis", [-1, 1, [1, -1], [-1, 1], [2, 1], (-1, -2)], ids=str)
+@each_pair
+def test_axes_are_saved_as_by_kerass_layer(kerass, mine, axis) -> None:
+    layers = [each(axis=axis) for each in (kerass, mine)]
+    for each in layers:
+        each.build((2, 3, 4))
+    old, new = (layer.get_config()["axis"] for layer in layers)
+    assert (list(new), type(new)) == (list(old), type(old))
+
+
+GIVEN = {
+    "an array": lambda: X,
+    "a wider array": lambda: X.astype(np.float64),
+    "a variable": lambda: keras.Variable(X),
+}
+
+
+@pytest.mark.parametrize("name", GIVEN)
+@each_pair
+def test_call_takes_what_keras_converts(kerass, mine, name) -> None:
+    def run(kind):
+        layer = kind()
+        layer.build((None, 8))
+        return layer.call(GIVEN[name]())
+
+    assert_same_outcome(run, kerass, mine)
+
+
+@each_pair
+def test_call_takes_symbolic_tensors(kerass, mine) -> None:
+    results = []
+    for layer in (kerass(), mine()):
+        layer.build((None, 8))
+        y = layer.call(keras.KerasTensor((4, 6, 8)))
+        results.append((type(y), y.shape, y.dtype))
+    assert results[0] == results[1]
+
+
+@each_pair
+def test_stateless_calls_take_arrays(kerass, mine) -> None:
+    def run(kind):
+        layer = kind()
+        layer.build((None, 8))
+        values = [np.linspace(1, 2, 8, dtype=np.float32) for _ in layer.trainable_variables]
+        return layer.stateless_call(values, [], X)[0]
+
+    assert_same_outcome(run, kerass, mine)
+
+
+FILES = {"another order": ([1, 2], (8, 6)), "another rank": (-1, (2, 48)), "fits": ([1, 2], (6, 8))}
+
+
+@pytest.mark.parametrize("skip_mismatch", [False, True])
+@pytest.mark.parametrize("name", FILES)
+@each_pair
+def test_files_with_weights_of_other_shapes(kerass, mine, name, skip_mismatch, tmp_path) -> None:
+    axis, shape = FILES[name]
+    saved = keras.Sequential([keras.Input(shape), kerass(axis=axis, name="norm")])
+    saved.set_weights([RNG.standard_normal(each.shape) for each in saved.get_weights()])
+    saved.save_weights(tmp_path / "model.weights.h5")
+
+    def load(kind):
+        model = keras.Sequential([keras.Input((6, 8)), kind(axis=[1, 2], name="norm")])
+        model.load_weights(tmp_path / "model.weights.h5", skip_mismatch=skip_mismatch)
+        return model.weights[0].value
+
+    assert_same_outcome(load, kerass, mine)
+
+
+@on_tensorflow
+@pytest.mark.parametrize("way", ["function", "map", "fit"])
+@each_pair
+def test_sizes_that_tensorflow_does_not_know(kerass, mine, way) -> None:
+    import tensorflow as tf
+
+    unknown = tf.TensorSpec([None, None, None])
+    data = tf.data.Dataset.from_generator(lambda: iter([X]), output_signature=unknown)
+
+    class Model(keras.Model):
+        def __init__(self, norm) -> None:
+            super().__init__()
+            self.norm = norm
+
+        def call(self, x):
+            return self.norm(x)
+
+    def run(kind):
+        model = Model(kind())
+        model(X)
+        if way == "function":
+            return tf.function(model, input_signature=[unknown])(X)
+        if way == "map":
+            return next(iter(data.map(model)))
+        model.compile("sgd", "mse", jit_compile=False)
+        model.fit(data.map(lambda x: (x, x)), shuffle=False, verbose=0)
+        return model.weights[0].value
+
+    assert_same_outcome(run, kerass, mine)
 
 
 @on_tensorflow
@@ -498,6 +713,42 @@ def test_exported_models_run_without_ours(way, tmp_path) -> None:
     )
     np.testing.assert_allclose(np.load(file), expected, rtol=1e-4, atol=1e-5)
     assert_gives(model, expected)
+
+
+def transformed(name, function):
+    import jax
+
+    if name == "scan":
+
+        def body(x, _):
+            return function(x), None
+
+        return lambda x: jax.lax.scan(body, x, None, length=1)[0]
+    return {"jit": jax.jit, "checkpoint": jax.checkpoint, "remat": keras.remat}[name](function)
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="JAX's own")
+@pytest.mark.parametrize("first", ["call", "export"])
+@pytest.mark.parametrize("transform", ["jit", "checkpoint", "remat", "scan"])
+def test_exports_and_calls_share_no_traces(transform, first, tmp_path) -> None:
+    """JAX keeps what it has traced: a file needs the formula, and calls need the kernels."""
+    layer = theirs.LayerNormalization(center=False, scale=False)  # traces may not hold variables
+    layer.build((None, 6, 8))
+    ours.convert(layer)
+    function = transformed(transform, lambda x: layer(x))
+
+    class Model(keras.Model):
+        def call(self, x):
+            return function(x)
+
+    model = Model()
+    model.built = True
+    if first == "call":
+        model(X)
+    signature = [keras.InputSpec(shape=(4, 6, 8), dtype="float32")]
+    model.export(tmp_path, verbose=False, input_signature=signature)  # fails for the kernels' calls
+    x = X * np.float32(1e25)  # its squares overflow in Keras
+    np.testing.assert_array_equal(to_array(model(x)), numpy_front_end.layer_norm(x, eps=1e-3))
 
 
 @on_tensorflow

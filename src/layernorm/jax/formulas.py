@@ -28,7 +28,7 @@ def total(v: Array, axes: tuple[int, ...]) -> Array:
         return v
     v = jnp.moveaxis(v, axes, range(-len(axes), 0))
     v = v.reshape(*v.shape[: -len(axes)], -1)
-    while v.shape[-1] > _SHORT:
+    while isinstance(v.shape[-1], int) and v.shape[-1] > _SHORT:  # exports have symbolic sizes
         half = (v.shape[-1] + 1) // 2
         rest = v[..., half:]
         rest = jnp.pad(rest, [(0, 0)] * (v.ndim - 1) + [(0, half - rest.shape[-1])])

@@ -5,6 +5,7 @@ primitives become the partitioned calls of sharding.py. On each device these cal
 primitives, which have a lowering rule for each platform.
 """
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -77,9 +78,10 @@ _GRADIENTS = ("dx", "dweight", "dbias")
 
 
 def _or_formula_in_export(partitioned: Any, formula: Any) -> Any:
-    """Lower to the partitioned call, but where jax.export is for several devices to the formula.
+    """Lower to the partitioned call, but to the formula where an export cannot hold the call.
 
-    A partitioned call holds a Python function, which cannot be serialized.
+    A call for several devices holds a Python function, which cannot be serialized. Keras's files
+    must run without this package.
     """
     lower_partitioned, lower_formula = mlir.lower_fun(partitioned), mlir.lower_fun(formula)
 
@@ -88,10 +90,21 @@ def _or_formula_in_export(partitioned: Any, formula: Any) -> Any:
         is_exported = getattr(module.lowering_parameters, "for_export", False)
         # Within a shard_map over all axes there is no such number: the call sees one device.
         devices = getattr(module.axis_context, "num_devices", 1) or 1
-        lower_it = lower_formula if is_exported and devices > 1 else lower_partitioned
+        is_formula = is_exported and (devices > 1 or _is_for_keras())
+        lower_it = lower_formula if is_formula else lower_partitioned
         return lower_it(ctx, *operands, **params)
 
     return lower
+
+
+def _is_for_keras() -> bool:
+    """Tell whether Keras is writing a model to a file."""
+    frame = sys._getframe()
+    while frame is not None:
+        if str(frame.f_globals.get("__name__")).startswith("keras.src.export."):
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
 
 
 mlir.register_lowering(forward_p, _or_formula_in_export(sharding.forward, formulas.forward))

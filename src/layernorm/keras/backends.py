@@ -20,9 +20,9 @@ def front_end() -> ModuleType:
     """Return the module whose layer_norm and rms_norm take the backend's tensors.
 
     It is the front end for the backend's framework. Where there is none, or it cannot be imported,
-    or the kernels' calls cannot be written to a file, it is `layernorm.keras.formula`.
+    or a file cannot hold what it traces, it is `layernorm.keras.formula`.
     """
-    if _ON_JAX and _is_exporting():
+    if _ON_JAX and _is_for_onnx():
         return importlib.import_module("layernorm.keras.formula")
     return _of_the_backend()
 
@@ -38,11 +38,11 @@ def _of_the_backend() -> ModuleType:
     return importlib.import_module("layernorm.keras.formula")
 
 
-def _is_exporting() -> bool:
-    """Tell whether Keras is writing a model to a file: TensorFlow and PyTorch see to it alone."""
+def _is_for_onnx() -> bool:
+    """Tell whether Keras is translating JAX's primitives to ONNX, which has none of ours."""
     frame = sys._getframe()
     while frame is not None:
-        if str(frame.f_globals.get("__name__")).startswith("keras.src.export."):
+        if frame.f_globals.get("__name__") == "keras.src.export.onnx":
             return True
         frame = frame.f_back  # type: ignore[assignment]
     return False

@@ -1,6 +1,6 @@
 """Replaces a model's norms by ours, in place, and back."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -148,4 +148,14 @@ def _forget_what_was_traced(model: Any) -> None:
     for layer in model._flatten_layers():
         for name in _COMPILED:
             if getattr(layer, name, None) is not None:
-                setattr(layer, name, None)
+                setattr(layer, name, _made_anew(layer, name))
+
+
+def _made_anew(model: Any, name: str) -> Callable[..., Any]:
+    """Return a function that has Keras make the function anew: a running `fit` calls it next."""
+
+    def function(*arguments: Any) -> Any:
+        getattr(model, f"make_{name}")(force=True)
+        return getattr(model, name)(*arguments)
+
+    return function

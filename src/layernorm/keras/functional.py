@@ -97,7 +97,7 @@ def _norm(x: Any, weight: Any, bias: Any, **options: Any) -> Any:
     symbolic = keras.KerasTensor
     if isinstance(x, symbolic) or isinstance(weight, symbolic) or isinstance(bias, symbolic):
         return Norm(**options).symbolic_call(x, weight, bias)
-    return norm(_tensor(x), _tensor(weight), _tensor(bias), **options)
+    return norm(x, weight, bias, **options)
 
 
 def _tensor(given: Any) -> Any:
@@ -118,7 +118,8 @@ def norm(
     centered: bool,
     zero_centered_weight: bool = False,
 ) -> Any:
-    """Return y for tensors of the backend."""
+    """Return y for tensors of the backend, and for what Keras converts to them."""
+    x, weight, bias = _tensor(x), _tensor(weight), _tensor(bias)
     options = {"axis": axis, "eps": eps, "zero_centered_weight": zero_centered_weight}
     if centered:
         return backends.front_end().layer_norm(x, weight, bias, **options)

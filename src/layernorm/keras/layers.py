@@ -1,6 +1,6 @@
 """Layer norm and RMS norm as layers that replace Keras's own."""
 
-import math
+from numbers import Real
 from typing import Any
 
 import keras
@@ -30,20 +30,25 @@ class LayerNormalization(keras.layers.LayerNormalization):
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Create gamma and beta."""
-        self.axis = _in_order(self.axis, input_shape)
-        super().build(input_shape)
+        axes = _sorted(self.axis)
+        self.axis = _in_order(axes, len(input_shape))
+        try:
+            super().build(input_shape)
+        finally:
+            self.axis = axes
 
     def call(self, inputs: Any) -> Any:
         """Return y."""
         # rms_scaling is not RMS norm: Keras then divides by the standard deviation.
-        if self.rms_scaling or not _is_served(self, inputs, (*spec.TYPES, *_INTEGERS)):
+        parameters, types = (self.gamma, self.beta), (*spec.TYPES, *_INTEGERS)
+        if self.rms_scaling or not _is_served(self, inputs, parameters, types):
             return super().call(inputs)
-        y = _call(self, inputs, self.gamma, self.beta, centered=True)
+        y = _call(self, inputs, *parameters, centered=True)
         return y if _type_of(y) == self.compute_dtype else ops.cast(y, self.compute_dtype)
 
     def load_own_variables(self, store: Any) -> None:
         """Load gamma and beta from a file of ours or of Keras's."""
-        super().load_own_variables(_reshaped(self, store))
+        super().load_own_variables(_in_xs_order(self, store))
 
 
 @keras.saving.register_keras_serializable("layernorm")
@@ -65,18 +70,17 @@ class RMSNormalization(keras.layers.RMSNormalization):
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Create scale."""
-        axis = _in_order(self.axis, input_shape)
-        self.axis = list(axis) if isinstance(axis, list | tuple) else [axis]
+        self.axis = _sorted(self.axis)
         self.scale = self.add_weight(
             name="scale",
-            shape=tuple(input_shape[each] for each in self.axis),
+            shape=tuple(input_shape[each] for each in _in_order(self.axis, len(input_shape))),
             initializer="ones",
             autocast=False,
         )
 
     def call(self, x: Any) -> Any:
         """Return y."""
-        if not _is_served(self, x, spec.TYPES):  # Keras returns integers for integers
+        if not _is_served(self, x, (self.scale,), spec.TYPES):  # Keras keeps integers integers
             return super().call(x)
         return _call(self, x, self.scale, None, centered=False)
 
@@ -87,30 +91,47 @@ class RMSNormalization(keras.layers.RMSNormalization):
 
     def load_own_variables(self, store: Any) -> None:
         """Load scale from a file of ours or of Keras's."""
-        super().load_own_variables(_reshaped(self, store))
+        super().load_own_variables(_in_xs_order(self, store))
 
 
-def _in_order(axis: Any, input_shape: tuple[int | None, ...]) -> Any:
-    """Return `axis`, sorted in x's order if it is a list: Keras sorts [1, -1] as [-1, 1]."""
-    if not isinstance(axis, list | tuple):
-        return axis
-    if all(each < 0 for each in axis) or all(each >= 0 for each in axis):
-        return sorted(axis)
-    return list(spec.normalize_axes(axis, len(input_shape)))
+def _sorted(axis: Any) -> list[Any]:
+    """Return the axes as Keras keeps them in a layer that is built: [1, -1] becomes [-1, 1]."""
+    return sorted(axis) if isinstance(axis, list | tuple) else [axis]
+
+
+def _in_order(axes: list[Any], rank: int) -> list[int]:
+    """Return the axes counted from the front, in x's order."""
+    return sorted(range(rank)[each] for each in axes)
 
 
 def _type_of(x: Any) -> str:
     return str(keras.backend.standardize_dtype(x.dtype))
 
 
-def _is_served(layer: Any, x: Any, types: tuple[str, ...]) -> bool:
+def _is_served(layer: Any, x: Any, parameters: tuple[Any, ...], types: tuple[str, ...]) -> bool:
     """Tell whether ours can compute y: where not, Keras's own code runs, or fails, as ever."""
-    if not hasattr(x, "dtype") or _type_of(x) not in types or len(x.shape) == 0:
+    if not hasattr(x, "dtype") or _type_of(x) not in types or isinstance(x, keras.KerasTensor):
         return False
-    axes = spec.normalize_axes(layer.axis, len(x.shape))
-    if hasattr(x, "ragged_rank"):
-        return min(axes) > x.ragged_rank
-    return not any(each.__name__ in _SPARSE for each in type(x).__mro__)
+    if not isinstance(layer.epsilon, Real):  # None is Keras's own epsilon, a variable may change
+        return False
+    try:
+        spec.check_eps(layer.epsilon)
+        axes = spec.normalize_axes(layer.axis, len(x.shape))
+    except (TypeError, ValueError):
+        return False
+    if hasattr(x, "ragged_rank") and min(axes) <= x.ragged_rank:
+        return False
+    if any(each.__name__ in _SPARSE for each in type(x).__mro__):
+        return False
+    sizes = [x.shape[each] for each in axes]
+    return all(each is None or _has_sizes(each, sizes) for each in parameters)
+
+
+def _has_sizes(parameter: Any, sizes: list[int | None]) -> bool:
+    """Tell whether a parameter has these sizes, in any order. Keras broadcasts other shapes."""
+    if None in sizes or not hasattr(parameter, "shape"):
+        return False
+    return sorted(parameter.shape) == sorted(sizes)  # type: ignore[type-var]
 
 
 def _call(layer: Any, x: Any, weight: Any, bias: Any, *, centered: bool) -> Any:
@@ -143,14 +164,14 @@ def _parameters(weight: Any, bias: Any, x_type: str, shape: list[int]) -> list[A
     ]
 
 
-def _reshaped(layer: Any, store: Any) -> dict[str, Any]:
+def _in_xs_order(layer: Any, store: Any) -> Any:
     """Reshape saved weights to the layer's shapes, where Keras sorted the axes [1, -1]."""
+    axes = _sorted(layer.axis)
+    if not axes or not axes[0] < 0 <= axes[-1]:
+        return store
     saved = {key: store[key] for key in tuple(store.keys())}
     variables = layer._trainable_variables + layer._non_trainable_variables
     for key, variable in zip(saved, variables, strict=False):
-        value = saved[key]
-        if tuple(value.shape) != tuple(variable.shape) and math.prod(value.shape) == math.prod(
-            variable.shape
-        ):
-            saved[key] = value[()].reshape(tuple(variable.shape))
+        if sorted(saved[key].shape) == sorted(variable.shape):
+            saved[key] = saved[key][()].reshape(tuple(variable.shape))
     return saved
