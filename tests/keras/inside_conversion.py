@@ -14,6 +14,7 @@ from keras_gradients import BACKEND, to_array
 
 import layernorm.keras as ours
 import layernorm.numpy as numpy_front_end
+from layernorm.keras import layers
 
 # Keras's own calls of NumPy cause the first; the others are Keras's about what the tests do.
 pytestmark = [
@@ -357,8 +358,9 @@ def test_mixed_precision_with_a_scaled_loss(norm) -> None:
 @pytest.mark.parametrize(
     "event", ["train_begin", "epoch_begin", "train_batch_end", "test_begin", "predict_begin"]
 )
-def test_callbacks_may_convert_and_undo(event) -> None:
-    results, classes = [], []
+def test_callbacks_may_convert_and_undo(event, monkeypatch) -> None:
+    results, classes, traced, call = [], [], [], layers._call
+    monkeypatch.setattr(layers, "_call", lambda *a, **k: traced.append(a) or call(*a, **k))
     for convert in (False, True):
         keras.utils.set_random_seed(0)
         norm = theirs.LayerNormalization()
@@ -376,6 +378,7 @@ def test_callbacks_may_convert_and_undo(event) -> None:
         predictions = [model.predict(X, **options) for _ in range(2)]
         results.append([*history.history["loss"], *history.history["val_loss"], *predictions])
     assert ours.LayerNormalization in classes
+    assert traced  # no function that was traced before a swap goes on running
     for got, expected in zip(*results, strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 

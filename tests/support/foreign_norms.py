@@ -1,5 +1,8 @@
 """Norms as other libraries write them, for the tests of `layernorm.torch.convert`."""
 
+from enum import Enum
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -54,6 +57,47 @@ class ListeningNorm(nn.LayerNorm):
         return y
 
 
+class Mode(Enum):
+    """An option of OptionsNorm."""
+
+    PLAIN = 0
+    DOUBLE = 1
+
+
+class OptionsNorm(nn.LayerNorm):
+    """Has options of many kinds, each with the value that it usually has; y doubles otherwise."""
+
+    mode = Mode.PLAIN
+
+    def __init__(self, cols) -> None:
+        super().__init__(cols, bias=False)
+        self.scaled, self.number, self.names = False, 1.0, ("a", 1)
+        self.dtype, self.place, self.sizes = torch.float32, torch.device("cpu"), [cols]
+        self.kind, self.function = nn.LayerNorm, torch.rsqrt
+
+    def factor(self):
+        return 1
+
+    def forward(self, x):
+        is_usual = (
+            self.scaled is False
+            and self.mode is Mode.PLAIN
+            and self.number == 1
+            and self.names == ("a", 1)
+            and self.dtype is torch.float32
+            and self.place.type == "cpu"
+            and self.sizes == [len(self.weight)]
+            and self.kind is nn.LayerNorm
+            and self.function is torch.rsqrt
+            and self.bias is None
+            and not hasattr(self, "extra")
+            and getattr(self, "adapter", None) is None
+            and self.factor() == 1
+        )
+        y = super().forward(x)
+        return y if is_usual else 2 * y
+
+
 class Meter:
     """Counts, and may be called."""
 
@@ -72,6 +116,40 @@ class MeteredNorm(nn.LayerNorm):
 
     def forward(self, x):
         return super().forward(self.meter(x))
+
+
+class RecordingNorm(nn.LayerNorm):
+    """Calls a method of an object."""
+
+    def __init__(self, cols) -> None:
+        super().__init__(cols)
+        self.seen = []
+        self.record = self.seen.append
+
+    def forward(self, x):
+        self.record(len(x))
+        return super().forward(x)
+
+
+class FallbackNorm(MeteredNorm):
+    """Does without what fails."""
+
+    def forward(self, x):
+        try:
+            return super().forward(x)
+        except Exception:
+            return nn.LayerNorm.forward(self, x)
+
+
+def note(x):
+    """Note how long x is."""
+    SEEN.append(len(x))
+
+
+class NotingNorm(nn.LayerNorm):
+    def forward(self, x):
+        note(x)
+        return super().forward(x)
 
 
 class AveragingNorm(nn.LayerNorm):
@@ -114,9 +192,10 @@ class PrintingNorm(nn.LayerNorm):
 
 def mean_over_ranks(x):
     """Return the mean over all processes, if there are several."""
-    if not torch.distributed.is_initialized():
-        return x
-    return torch.distributed.nn.functional.all_reduce(x) / torch.distributed.get_world_size()
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(x)
+        x = x / torch.distributed.get_world_size()
+    return x
 
 
 class ParallelNorm(nn.Module):
@@ -132,14 +211,42 @@ class ParallelNorm(nn.Module):
         return self.weight * (x * torch.rsqrt(variance + self.eps))
 
 
-class OutspokenParallelNorm(ParallelNorm):
-    """Names the other processes itself."""
+class MeanOverRanks(torch.autograd.Function):
+    """The mean over all processes, as an operation with a gradient."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return mean_over_ranks(x)
+
+    @staticmethod
+    def backward(ctx, dy):
+        return mean_over_ranks(dy)
+
+
+class OperationParallelNorm(nn.Module):
+    def __init__(self, cols) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(cols))
+        self.eps = 1e-6
 
     def forward(self, x):
-        variance = x.pow(2).mean(-1, keepdim=True)
-        if torch.distributed.is_initialized():
-            torch.distributed.all_reduce(variance)
+        variance = MeanOverRanks.apply(x.pow(2).mean(-1, keepdim=True))
         return self.weight * (x * torch.rsqrt(variance + self.eps))
+
+
+weight = mean = []  # the names of attributes below
+
+
+class NamesakeNorm(nn.Module):
+    """Its attributes and methods have names of things outside."""
+
+    def __init__(self, cols) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(cols))
+        self.print = 1e-6
+
+    def forward(self, x):
+        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.print))
 
 
 class WithoutNaNNorm(nn.LayerNorm):
@@ -182,11 +289,24 @@ class FinalNorm(nn.LayerNorm):
         raise TypeError(cls)
 
 
+def make(cls, *arguments):
+    """Call it."""
+    return cls(*arguments)
+
+
 class ReducingNorm(nn.LayerNorm):
-    """Has its own way of being pickled."""
+    """Says how it is pickled, in one of several ways."""
+
+    reduce = ""
 
     def __reduce__(self):
-        return type(self), (self.normalized_shape,), self.__dict__
+        cls = type(self)
+        function, arguments = {
+            "by a function": (make, (cls, self.normalized_shape)),
+            "by another class": (ReducingNorm, (self.normalized_shape,)),
+            "by a partial": (partial(make, cls), (self.normalized_shape,)),
+        }[self.reduce]
+        return function, arguments, vars(self)
 
 
 class GatedNorm(LlamaNorm):

@@ -16,3 +16,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if Path(__file__).parent in item.path.parents:
             for each in _OF_PYTORCH:
                 item.add_marker(pytest.mark.filterwarnings(each))
+
+
+@pytest.fixture
+def process_group():
+    dist = pytest.importorskip("torch.distributed")
+    if not dist.is_available():
+        pytest.skip("PyTorch has no distributed")
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()

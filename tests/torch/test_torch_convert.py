@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 
 import foreign_norms as foreign
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -127,7 +128,11 @@ def test_no_pair_of_types_becomes_worse(name, autocast) -> None:
 def test_what_is_not_the_same_is_left_and_the_reason_named() -> None:
     replaced = foreign.LlamaNorm(COLS)
     replaced.forward = lambda x: x
-    metered = foreign.MeteredNorm(COLS)
+    metered, recording, fallback = (
+        foreign.MeteredNorm(COLS),
+        foreign.RecordingNorm(COLS),
+        foreign.FallbackNorm(COLS),
+    )
     expected = {
         foreign.GatedNorm(COLS): "gate",
         foreign.ResidualNorm(COLS): r"*residual",
@@ -146,7 +151,10 @@ def test_what_is_not_the_same_is_left_and_the_reason_named() -> None:
         foreign.LoggingNorm(COLS): "uses SEEN from outside",
         foreign.GloballyCountingNorm(COLS): "uses calls from outside",
         foreign.PrintingNorm(COLS): "prints",
-        foreign.OutspokenParallelNorm(COLS): "other processes",
+        foreign.ParallelNorm(COLS): "may communicate with other processes",
+        foreign.NotingNorm(COLS): "uses SEEN from outside",
+        recording: "its attribute record",
+        fallback: "its attribute meter",
         foreign.WithoutNaNNorm(COLS): "for rows of NaN",
         foreign.CheckingNorm(COLS): "FloatingPointError",
         foreign.HookedNorm(COLS): "other gradients",
@@ -168,7 +176,8 @@ def test_what_is_not_the_same_is_left_and_the_reason_named() -> None:
     for place, words in enumerate(expected.values()):
         assert words in done.left[str(place)], (place, done.left[str(place)])
     assert ours.convert(nn.Sequential(nn.Linear(2, 2))) == type(done)()
-    assert (metered.meter.count, foreign.SEEN, foreign.calls) == (0, [], 0)
+    assert metered.meter.count == fallback.meter.count == foreign.calls == 0
+    assert recording.seen == foreign.SEEN == []
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -271,15 +280,75 @@ def test_a_forward_that_its_class_is_given_after_the_swap_runs(monkeypatch) -> N
     assert torch.equal(module(x), 2 * x)
 
 
-def test_a_norm_that_communicates_is_left_and_communicates_with_nobody() -> None:
-    from torch import distributed
+@pytest.mark.usefixtures("process_group")
+def test_a_trial_communicates_with_nobody(monkeypatch) -> None:
+    monkeypatch.setattr(
+        torch.distributed, "get_world_size", lambda: pytest.fail("has communicated")
+    )
+    done = ours.convert(foreign.OperationParallelNorm(COLS))
+    assert "which communicates with other processes" in done.left[""]
 
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-    try:
-        done = ours.convert(foreign.ParallelNorm(COLS))
-    finally:
-        distributed.destroy_process_group()
-    assert "communicates with other processes" in done.left[""]
+
+def test_names_outside_are_not_those_of_attributes() -> None:
+    assert ours.convert(foreign.NamesakeNorm(COLS)).swapped
+
+
+OTHER_OPTIONS = {
+    "scaled": True,
+    "mode": foreign.Mode.DOUBLE,
+    "number": 2.0,
+    "names": ("b", 1),
+    "dtype": torch.float16,
+    "place": torch.device("meta"),
+    "sizes": [7],
+    "kind": nn.RMSNorm,
+    "function": torch.sqrt,
+    "bias": nn.Parameter(torch.zeros(COLS)),
+    "extra": None,
+    "adapter": nn.Identity(),
+    "factor": lambda: 2,
+}
+
+
+@pytest.mark.parametrize("name", OTHER_OPTIONS)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_an_option_that_is_set_after_the_swap_has_its_effect(name, compiled) -> None:
+    module = foreign.OptionsNorm(COLS)
+    if not compiled:  # the compiler makes a tensor of NumPy's numbers
+        module.number = np.float32(1)
+    assert ours.convert(module).swapped
+    torch._dynamo.reset()  # it compiles a function a few times only
+    call = torch.compile(module, fullgraph=True, backend="eager") if compiled else module
+    assert runs_ours(call, LAST)
+    x = torch.randn(3, COLS)
+    y = call(x)
+    setattr(module, name, OTHER_OPTIONS[name])
+    torch.testing.assert_close(call(x), 2 * y)
+
+
+def test_a_class_that_has_another_forward_is_converted_again(monkeypatch) -> None:
+    first, second = foreign.LlamaNorm(COLS), foreign.LlamaNorm(COLS)
+    ours.convert(first)
+    original = foreign.LlamaNorm.forward
+    monkeypatch.setattr(foreign.LlamaNorm, "forward", lambda self, x: original(self, x))
+    assert ours.convert(second).swapped
+    assert runs_ours(second, LAST)
+
+
+def test_an_x_of_as_many_rows_as_its_values_say() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = foreign.LlamaNorm(COLS)
+
+        def forward(self, x):
+            return self.norm(x[x[:, 0] > 0])
+
+    model, x = Model(), torch.randn(9, COLS)
+    expected = model(x)
+    ours.convert(model)
+    exported = torch.export.export(model, (x,), strict=False)
+    torch.testing.assert_close(exported.module()(x), expected)
 
 
 def test_an_empty_x_is_the_original_s() -> None:

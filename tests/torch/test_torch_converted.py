@@ -22,7 +22,6 @@ KINDS = {
     "llama": lambda: foreign.LlamaNorm(COLS),
     "olmo": lambda: foreign.OlmoNorm(COLS),
     "l2": foreign.L2Norm,
-    "reducing": lambda: foreign.ReducingNorm(COLS),
 }
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
@@ -64,6 +63,18 @@ def test_models_are_pickled_and_copied_whole(kind) -> None:
     ours.convert(copies[0], undo=True)
     assert type(copies[0][1]) is type(KINDS[kind]())
     assert is_converted(model[1])
+
+
+@pytest.mark.parametrize("reduce", ["by a function", "by another class", "by a partial"])
+def test_a_class_that_says_how_it_is_pickled(reduce) -> None:
+    module = foreign.ReducingNorm(COLS)
+    module.reduce = reduce
+    with torch.no_grad():
+        module.weight.normal_()
+    ours.convert(module)
+    for each in (pickle.loads(pickle.dumps(module)), copy.deepcopy(module)):
+        assert type(each) is type(module)
+        assert torch.equal(each(x()), module(x()))
 
 
 @each_kind
@@ -270,16 +281,6 @@ def test_legacy_onnx_files_of_channels_first_run(make, tmp_path) -> None:
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (y,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
     torch.testing.assert_close(torch.from_numpy(y), expected.detach(), rtol=1e-4, atol=1e-5)
-
-
-@pytest.fixture
-def process_group():
-    dist = pytest.importorskip("torch.distributed")
-    if not dist.is_available():
-        pytest.skip("PyTorch has no distributed")
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.mark.usefixtures("process_group")

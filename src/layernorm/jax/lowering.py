@@ -5,7 +5,6 @@ primitives become the partitioned calls of sharding.py. On each device these cal
 primitives, which have a lowering rule for each platform.
 """
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 from jax.interpreters import mlir
 
 from layernorm import _native
+from layernorm.callers import is_called_from
 from layernorm.jax import batching, formulas, primitives, sharding
 from layernorm.jax.definition import Definition
 from layernorm.jax.primitives import backward_p, forward_p, tangent_p
@@ -90,21 +90,11 @@ def _or_formula_in_export(partitioned: Any, formula: Any) -> Any:
         is_exported = getattr(module.lowering_parameters, "for_export", False)
         # Within a shard_map over all axes there is no such number: the call sees one device.
         devices = getattr(module.axis_context, "num_devices", 1) or 1
-        is_formula = is_exported and (devices > 1 or _is_for_keras())
+        is_formula = is_exported and (devices > 1 or is_called_from("keras.src.export."))
         lower_it = lower_formula if is_formula else lower_partitioned
         return lower_it(ctx, *operands, **params)
 
     return lower
-
-
-def _is_for_keras() -> bool:
-    """Tell whether Keras is writing a model to a file."""
-    frame = sys._getframe()
-    while frame is not None:
-        if str(frame.f_globals.get("__name__")).startswith("keras.src.export."):
-            return True
-        frame = frame.f_back  # type: ignore[assignment]
-    return False
 
 
 mlir.register_lowering(forward_p, _or_formula_in_export(sharding.forward, formulas.forward))

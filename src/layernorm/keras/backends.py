@@ -2,10 +2,11 @@
 
 import functools
 import importlib
-import sys
 from types import ModuleType
 
 import keras
+
+from layernorm.callers import is_called_from
 
 _FRONT_ENDS = {
     "jax": "layernorm.jax",
@@ -15,14 +16,17 @@ _FRONT_ENDS = {
 }
 _ON_JAX = keras.backend.backend() == "jax"
 
+# They translate JAX's primitives, and know none of ours.
+_TRANSLATORS = ("keras.src.export.onnx", "keras.src.export.openvino")
+
 
 def front_end() -> ModuleType:
     """Return the module whose layer_norm and rms_norm take the backend's tensors.
 
     It is the front end for the backend's framework. Where there is none, or it cannot be imported,
-    or a file cannot hold what it traces, it is `layernorm.keras.formula`.
+    or its calls are to be translated for another library, it is `layernorm.keras.formula`.
     """
-    if _ON_JAX and _is_for_onnx():
+    if _ON_JAX and is_called_from(*_TRANSLATORS):
         return importlib.import_module("layernorm.keras.formula")
     return _of_the_backend()
 
@@ -36,13 +40,3 @@ def _of_the_backend() -> ModuleType:
         except ImportError:
             pass
     return importlib.import_module("layernorm.keras.formula")
-
-
-def _is_for_onnx() -> bool:
-    """Tell whether Keras is translating JAX's primitives to ONNX, which has none of ours."""
-    frame = sys._getframe()
-    while frame is not None:
-        if frame.f_globals.get("__name__") == "keras.src.export.onnx":
-            return True
-        frame = frame.f_back  # type: ignore[assignment]
-    return False

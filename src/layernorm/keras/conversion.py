@@ -147,7 +147,7 @@ def _swap_back(layer: Any) -> None:
 def _forget_what_was_traced(model: Any) -> None:
     for layer in model._flatten_layers():
         for name in _COMPILED:
-            if getattr(layer, name, None) is not None:
+            if getattr(layer, name, None) is not None and hasattr(layer, f"make_{name}"):
                 setattr(layer, name, _made_anew(layer, name))
 
 
@@ -155,7 +155,8 @@ def _made_anew(model: Any, name: str) -> Callable[..., Any]:
     """Return a function that has Keras make the function anew: a running `fit` calls it next."""
 
     def function(*arguments: Any) -> Any:
-        getattr(model, f"make_{name}")(force=True)
+        setattr(model, name, None)
+        getattr(model, f"make_{name}")()
         return getattr(model, name)(*arguments)
 
     return function

@@ -48,7 +48,7 @@ class LayerNormalization(keras.layers.LayerNormalization):
 
     def load_own_variables(self, store: Any) -> None:
         """Load gamma and beta from a file of ours or of Keras's."""
-        super().load_own_variables(_in_xs_order(self, store))
+        super().load_own_variables(_reshaped(self, store))
 
 
 @keras.saving.register_keras_serializable("layernorm")
@@ -91,7 +91,7 @@ class RMSNormalization(keras.layers.RMSNormalization):
 
     def load_own_variables(self, store: Any) -> None:
         """Load scale from a file of ours or of Keras's."""
-        super().load_own_variables(_in_xs_order(self, store))
+        super().load_own_variables(_reshaped(self, store))
 
 
 def _sorted(axis: Any) -> list[Any]:
@@ -109,7 +109,7 @@ def _type_of(x: Any) -> str:
 
 
 def _is_served(layer: Any, x: Any, parameters: tuple[Any, ...], types: tuple[str, ...]) -> bool:
-    """Tell whether ours can compute y: where not, Keras's own code runs, or fails, as ever."""
+    """Tell whether ours can compute y: where not, Keras's own code runs, or raises its error."""
     if not hasattr(x, "dtype") or _type_of(x) not in types or isinstance(x, keras.KerasTensor):
         return False
     if not isinstance(layer.epsilon, Real):  # None is Keras's own epsilon, a variable may change
@@ -164,7 +164,7 @@ def _parameters(weight: Any, bias: Any, x_type: str, shape: list[int]) -> list[A
     ]
 
 
-def _in_xs_order(layer: Any, store: Any) -> Any:
+def _reshaped(layer: Any, store: Any) -> Any:
     """Reshape saved weights to the layer's shapes, where Keras sorted the axes [1, -1]."""
     axes = _sorted(layer.axis)
     if not axes or not axes[0] < 0 <= axes[-1]:

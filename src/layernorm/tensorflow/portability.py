@@ -1,9 +1,10 @@
 """Whether a graph that is being traced must run without this package: no operation of ours then."""
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+
+from layernorm.callers import is_called_from
 
 # Modules with code that traces a model anew in order to write it to a file. tf.saved_model.save is
 # not one: it may trace a user's function, and that trace also serves the user's later calls.
@@ -38,11 +39,4 @@ def portable() -> Iterator[None]:
 
 def is_wanted() -> bool:
     """Tell whether `portable` was asked for, or an exporter of TensorFlow or Keras is tracing."""
-    if _asked.get():
-        return True
-    frame = sys._getframe()
-    while frame is not None:
-        if str(frame.f_globals.get("__name__")).startswith(_EXPORTERS):
-            return True
-        frame = frame.f_back  # type: ignore[assignment]
-    return False
+    return _asked.get() or is_called_from(*_EXPORTERS)

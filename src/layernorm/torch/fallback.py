@@ -50,9 +50,9 @@ def serves(
 
 
 def would_save_inference(x: Any, weight: Tensor | None, bias: Tensor | None = None) -> bool:
-    """Tell whether a backward is to come and x is an inference tensor, which no node may save.
+    """Tell whether a backward needs x, an inference tensor, which no node may save.
 
-    PyTorch's RMS norm saves x / rms(x) alone where x needs no gradient.
+    PyTorch's RMS norm saves x / rms(x) alone where x needs no gradient. False while compiling.
     """
     return not is_compiling() and x.is_inference() and requires_gradient(x, weight, bias)
 

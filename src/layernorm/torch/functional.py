@@ -100,7 +100,7 @@ def rms_norm(
         input, normalized_shape, weight, axis, zero_centered_weight: as in `layer_norm`.
         eps: added to the mean square, in units of x squared. None means the machine epsilon of
             float32, or of float64 for a float64 x.
-    Returns: y, as `layer_norm` does; without `axis` too in channels_last memory if x is.
+    Returns: y, as `layer_norm` does, but of an x in channels_last memory in that memory too.
     Raises: as `layer_norm` does.
     Source: Zhang and Sennrich 2019, arXiv:1910.07467.
     """

@@ -60,7 +60,7 @@ def rms_norm(
     """
     if out is None and not is_dynamo_compiling():
         y = torch_try_forward_over_axes(x, weight, None, axis, eps, False, zero_centered_weight)
-        if y is not None:
+        if y is not None and not (type(y) is tuple and x.is_inference()):
             return record_fast_path(x, weight, None, y) if type(y) is tuple else y
     return _norm(x, weight, None, axis, eps, out, False, zero_centered_weight)
 

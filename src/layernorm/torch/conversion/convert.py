@@ -20,7 +20,7 @@ from layernorm.torch.conversion.recognition import (
     is_bound_forward,
     recognize,
 )
-from layernorm.torch.conversion.trial import OF_EVERY_MODULE
+from layernorm.torch.conversion.trial import OF_EVERY_MODULE, is_plain
 from layernorm.torch.layers import LayerNorm, RMSNorm
 
 
@@ -52,7 +52,8 @@ def convert(model: nn.Module, *, undo: bool = False, dry_run: bool = False) -> C
     subclass of the one that it had. PyTorch's own modules become ours too. A module of another
     class is swapped if trials show that its forward is layer norm or RMS norm, with weight or
     1 + weight, over the last axes or axis 1: values and gradients, in training and not. A call that
-    no trial has covered (of other types, layouts or kinds of tensors) runs the original forward.
+    no trial has covered (of other types, layouts or kinds of tensors, of an empty x, or after an
+    attribute that the forward reads, or the forward itself, has changed) runs the original forward.
 
     Args:
         model: any module, in training or not; neither it nor its norms are called.
@@ -107,7 +108,7 @@ def _find(module: nn.Module, known: dict[Any, Any]) -> PyTorchs | Recognized | s
         if not has_own_forward(module):
             return REPLACED_FORWARD
         has_bias = getattr(module, "bias", None) is not None
-        return types_of_pytorchs(cls, module.weight is not None, has_bias)
+        return types_of_pytorchs(cls, cls.forward, module.weight is not None, has_bias)
     if not _may_be_a_norm(module):
         return None
     key = _key(module)
@@ -131,7 +132,7 @@ def _may_be_a_norm(module: nn.Module) -> bool:
 def _key(module: nn.Module) -> Any:
     """Return what decides a trial, so that layers of the same kind need one."""
     values = {
-        name: value if isinstance(value, int | float | str | None) else id(value)
+        name: (type(value), _hashable(value))
         for name, value in vars(module).items()
         if name not in OF_EVERY_MODULE
     }
@@ -141,6 +142,12 @@ def _key(module: nn.Module) -> Any:
     ]
     is_own = has_own_forward(module)
     return type(module), tuple(values.items()), tuple(shapes), is_own
+
+
+def _hashable(value: Any) -> Any:
+    if not is_plain(value):
+        return id(value)
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _change_class(module: nn.Module, cls: type[nn.Module]) -> None:

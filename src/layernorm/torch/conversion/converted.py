@@ -6,11 +6,12 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from types import FunctionType
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from layernorm.torch import arguments
 from layernorm.torch.fallback import would_save_inference
@@ -64,7 +65,7 @@ class Recognized:
             has been moved to the end.
         ranks: of x.
         types: of the calls that are served.
-        reads: the other attributes on which the forward depends, with their values in the trials.
+        reads: the other attributes that the forward reads, as `value_of` gave them at the swap.
     """
 
     centered: bool
@@ -86,8 +87,8 @@ class Recognized:
         weight, bias, eps = self.parameters(module)
         return (
             x.dim() in self.ranks
-            and x.numel() > 0
-            and all(_is_still(module, name, value) for name, value in self.reads)
+            and (is_compiling() or x.numel() > 0)
+            and all(_is(value, value_of(module, name)) for name, value in self.reads)
             and not would_save_inference(x, weight, bias)
             and self._sizes_of(x) == self.sizes
             and _has_types(self.types, x, weight, bias)
@@ -127,6 +128,8 @@ class Recognized:
         weight, bias, eps = self.parameters(module)
         axis = self.axis
         is_moved = axis is not None and not self.keeps_layout
+        if axis is None and not self.keeps_layout:
+            x = x.contiguous()
         if axis is not None and is_moved:
             x, axis = x.movedim(axis, -1), None
         sizes = (x.shape[-1 if axis is None else axis],) if self.sizes is None else self.sizes
@@ -138,9 +141,14 @@ class Recognized:
         return y.movedim(-1, self.axis) if is_moved else y
 
 
-def _is_still(module: nn.Module, name: str, value: Any) -> bool:
-    now = getattr(module, name, None)
-    return type(now) is type(value) and now == value
+def value_of(module: nn.Module, name: str) -> Any:
+    """Return the attribute, of a method its function; ... if there is none."""
+    value = getattr(module, name, ...)
+    return value.__func__ if isinstance(value, MethodType) else value
+
+
+def _is(value: Any, now: Any) -> bool:
+    return now is value or (type(now) is type(value) and now == value)
 
 
 def _has_types(
@@ -180,12 +188,14 @@ class Converted:
         reduced = super().__reduce_ex__(max(protocol, 2))
         if original_of(self) is None:
             return reduced
-        made_from = self._layernorm_made_from
+        original, found = self._layernorm_made_from
         if reduced[0] is copyreg.__newobj__:  # type: ignore[attr-defined]
-            return _new, made_from, *reduced[2:]
-        if reduced[0] is type(self):  # a class with a `__reduce__` of its own
-            return _called, (*made_from, *reduced[1]), *reduced[2:]
-        return reduced
+            return _new, (original, found), *reduced[2:]
+        # The class has a `__reduce__` of its own, which may name the class.
+        twin = object.__new__(original)
+        vars(twin).update(vars(self))
+        make, arguments, *rest = twin.__reduce_ex__(max(protocol, 2))
+        return _made, (original, found, make, arguments), *rest
 
 
 def is_converted(module: object) -> bool:
@@ -203,7 +213,8 @@ def converted_class(original: Any, found: PyTorchs | Recognized) -> Any:
     """Return the subclass of `original` that runs our norm where `found` says that it may."""
     base = _OURS.get(original, original)
     for each in base.__subclasses__():
-        if vars(each).get("_layernorm_made_from") == (original, found):
+        made_from = vars(each).get("_layernorm_made_from")
+        if made_from == (original, found) and each.forward.__wrapped__ is original.forward:
             return each
     contents = {
         "_layernorm_made_from": (original, found),
@@ -240,5 +251,7 @@ def _new(original: Any, found: PyTorchs | Recognized) -> Any:
     return cls.__new__(cls)
 
 
-def _called(original: Any, found: PyTorchs | Recognized, *args: Any) -> Any:
-    return converted_class(original, found)(*args)
+def _made(original: Any, found: PyTorchs | Recognized, make: Any, arguments: Any) -> Any:
+    module = make(*arguments)
+    module.__class__ = converted_class(original, found)
+    return module

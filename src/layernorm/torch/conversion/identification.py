@@ -1,5 +1,6 @@
 """Finds out by trials what a norm computes, and for which calls ours does the same."""
 
+import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
@@ -9,16 +10,15 @@ from typing import Any
 from torch import nn
 
 from layernorm.torch.arguments import TYPES
-from layernorm.torch.conversion.converted import PyTorchs, Recognized, Types
+from layernorm.torch.conversion.converted import PyTorchs, Recognized, Types, value_of
 from layernorm.torch.conversion.trial import (
     OTHER_RESULTS,
     RAISES,
     Call,
     Trials,
-    Unusable,
+    is_plain,
     isolated,
     other_tensors,
-    plain_attributes,
 )
 
 _EPS_NAMES = ("variance_epsilon", "eps", "epsilon", "norm_eps")
@@ -29,8 +29,11 @@ _OUTER: tuple[tuple[int, ...], ...] = ((), (3,), (2, 3), (2, 3, 2), (2, 2, 3, 2)
 
 
 @cache
-def types_of_pytorchs(cls: Any, has_weight: bool, has_bias: bool) -> PyTorchs:
-    """Return the types for which our class has the results of PyTorch's own `cls`."""
+def types_of_pytorchs(cls: Any, forward: Any, has_weight: bool, has_bias: bool) -> PyTorchs:
+    """Return the types for which our class has the results of PyTorch's own `cls`.
+
+    `forward` is that of cls, which somebody may replace.
+    """
     centered = cls is nn.LayerNorm
     names = ("weight" if has_weight else None, "bias" if has_bias else None)
     ours = Recognized(centered, False, (8,), None, *names, "eps", keeps_layout=False)
@@ -57,8 +60,7 @@ def identify(module: nn.Module) -> Recognized | str:
                 if found.ranks and (best is None or len(found.ranks) > len(best.ranks)):
                     best = found
             if best is not None:
-                best = replace(best, reads=_attributes_read(trials, best, module))
-                return _verify(trials, best, _value_of(module, eps))
+                return _verify(trials, best, module)
     telling = [each for each in reasons if each != OTHER_RESULTS and RAISES not in each]
     if telling:
         return f"which {telling[0]}"
@@ -128,24 +130,6 @@ def _with_ranks(
     return replace(candidate, ranks=frozenset(ranks))
 
 
-def _attributes_read(
-    trials: Trials, found: Recognized, module: nn.Module
-) -> tuple[tuple[str, Any], ...]:
-    """List what the forward cannot do without, in training or not, but for what `found` names."""
-    call = Call(_shape(found, max(found.ranks)) or ())
-    return tuple(
-        (name, value)
-        for name, value in plain_attributes(module).items()
-        if name != found.eps
-        and any(
-            trials.difference(
-                found.norm, replace(call, changes=((name, Unusable(name)),), training=training)
-            )
-            for training in (False, True)
-        )
-    )
-
-
 def _value_of(module: nn.Module, eps: str | float) -> Any:
     return getattr(module, eps) if isinstance(eps, str) else eps
 
@@ -167,9 +151,9 @@ def _scale_of(eps: float | None) -> float:
     return eps**0.5 / 3 if eps else 1.0
 
 
-def _verify(trials: Trials, found: Recognized, eps: float | None) -> Recognized | str:
-    """Return `found` with its layouts and types, after trials of all that may matter."""
-    small = _scale_of(eps)
+def _verify(trials: Trials, found: Recognized, module: nn.Module) -> Recognized | str:
+    """Return `found` with its layouts, types and reads, after trials of all that may matter."""
+    small = _scale_of(_value_of(module, found.eps))
     scales = [(1.0, 1.0), (0.0, 1.0), (small / 8, 1.0), (small * 8, 1.0), (1e6, 1.0), (1.0, 1e6)]
     calls = [
         Call(shape, scale, parameter_scale, training=training, again=scale == parameter_scale)
@@ -179,9 +163,9 @@ def _verify(trials: Trials, found: Recognized, eps: float | None) -> Recognized 
         if (shape := _shape(found, rank))
     ]
     calls += [
-        Call(shape, training=training, broken=broken)
-        for training, broken in product((False, True), (False, True))
-        if (shape := _shape(found, max(found.ranks), is_one_row=not broken))
+        Call(shape, training=training, has_nan=has_nan)
+        for training, has_nan in product((False, True), (False, True))
+        if (shape := _shape(found, max(found.ranks), is_one_row=not has_nan))
     ]
     if found.sizes is None:
         calls += [replace(calls[0], shape=tuple(7 if s == 8 else s for s in calls[0].shape))]
@@ -189,7 +173,7 @@ def _verify(trials: Trials, found: Recognized, eps: float | None) -> Recognized 
         reason = trials.difference(found.norm, call)
         if reason:
             mode = "training" if call.training else "eval"
-            return f"which {reason} in {mode} mode{_sizes_of(call)}"
+            return f"which {reason} in {mode} mode{_numbers_of(call)}"
     rank = max((each for each in found.ranks if each < 5), default=5)
     shape = _shape(found, rank) or ()
     for keeps_layout in (found.keeps_layout,) if found.axis == 1 else (False, True):
@@ -199,12 +183,20 @@ def _verify(trials: Trials, found: Recognized, eps: float | None) -> Recognized 
             found.has_layout_of(each.x()) and trials.difference(found.norm, each)
             for each in layouts
         ):
-            return replace(found, types=_types(trials, found, shape))
+            types = _types(trials, found, shape)  # the last trials: then all has been read
+            return replace(found, types=types, reads=_reads(trials, found, module))
     return "which gives results in another memory format than ours"
 
 
-def _sizes_of(call: Call) -> str:
-    if call.broken:
+def _reads(trials: Trials, found: Recognized, module: nn.Module) -> tuple[tuple[str, Any], ...]:
+    """Return what the forward has read, but for what `found` names and for tensors."""
+    names = [each for each in trials.read() if each not in (found.eps, found.weight, found.bias)]
+    values = [(name, value_of(module, name)) for name in names]
+    return tuple((name, copy.copy(value)) for name, value in values if is_plain(value))
+
+
+def _numbers_of(call: Call) -> str:
+    if call.has_nan:
         return ", for rows of NaN"
     x = "" if call.scale == 1 else f", for x of about {call.scale:.0e}"
     parameters = call.parameter_scale

@@ -1,14 +1,17 @@
 """Recognizes the norms of other libraries: by their form, then by trials."""
 
+import builtins
+import contextlib
 import dis
 import inspect
 from abc import ABCMeta
 from collections.abc import Iterable, Iterator
-from types import FunctionType, MethodType, ModuleType
+from dataclasses import dataclass, field
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from layernorm.torch.conversion.converted import Recognized
@@ -16,6 +19,8 @@ from layernorm.torch.conversion.identification import identify
 from layernorm.torch.conversion.trial import is_arbitrary, is_plain, other_tensors
 
 _OTHER_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LocalResponseNorm)
+
+_STATELESS = ("torch", "numpy", "functools", "typing")  # whose objects are as good as functions
 
 REPLACED_FORWARD = (
     "whose forward was replaced on the instance, so that one of its class would not run: convert "
@@ -65,9 +70,7 @@ def _unfit_form(module: nn.Module) -> str | None:
     if len(parameters) > 2:
         return f"which has more parameters than a weight and a bias, {_listed(parameters)}"
     return (
-        _unfit_signature(type(module).forward)
-        or _unfit_class(type(module))
-        or _unfit_code(type(module))
+        _unfit_signature(type(module).forward) or _unfit_class(type(module)) or _unfit_code(module)
     )
 
 
@@ -97,44 +100,87 @@ def _unfit_class(cls: type) -> str | None:
     return None
 
 
-def _unfit_code(cls: type) -> str | None:
+def _unfit_code(module: nn.Module) -> str | None:
     """Refuse forwards that do or depend on what a trial cannot see."""
-    for function in _methods_of_forward(cls):
-        code = function.__code__
-        nonlocals, names, builtins, _ = inspect.getclosurevars(function)
-        outside = {**nonlocals, **names}
-        if any("distributed" in each for each in code.co_names) or any(
-            _home_of(each).startswith("torch.distributed") for each in outside.values()
+    homes = {each.__module__ for each in type(module).__mro__}
+    for function in _functions_of_forward(module):
+        used = _Used.by(function)
+        if used.attributes & {"distributed", "torch.distributed"} or any(
+            _home_of(each).startswith("torch.distributed") for each in used.values.values()
         ):
             return "whose forward may communicate with other processes"
-        if "print" in builtins:
+        if function.__globals__.get("__name__") not in homes:
+            continue
+        if used.values.get("print") is print:
             return "whose forward prints"
-        changing = [name for name, each in outside.items() if not _is_fixed(each)]
-        changing += [
-            each.argval
-            for each in dis.get_instructions(code)
-            if each.opname in ("STORE_GLOBAL", "STORE_DEREF")
-            and each.argval not in code.co_cellvars
-        ]
-        if changing:
-            return f"whose forward uses {_listed(changing)} from outside of the module"
+        changing = [name for name, each in used.values.items() if not _is_fixed(each)]
+        if changing or used.assigned:
+            names = _listed([*changing, *used.assigned])
+            return f"whose forward uses {names} from outside of the module"
     return None
 
 
-def _methods_of_forward(cls: type) -> Iterator[FunctionType]:
-    """Iterate over the forward and the methods that it names; not those of PyTorch."""
-    seen, waiting = set(), ["forward"]
+@dataclass
+class _Used:
+    """What a function, with those inside of it, uses from outside.
+
+    Attributes:
+        values: its globals, builtins and closure, by name.
+        attributes: the names of attributes, of any object, and of imports.
+        assigned: the names of globals and of its closure that it assigns to.
+    """
+
+    values: dict[str, Any] = field(default_factory=dict)
+    attributes: set[str] = field(default_factory=set)
+    assigned: set[str] = field(default_factory=set)
+
+    @classmethod
+    def by(cls, function: FunctionType) -> "_Used":
+        used = cls()
+        cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+        waiting = [function.__code__]
+        while waiting:
+            code = waiting.pop()
+            waiting += [each for each in code.co_consts if isinstance(each, CodeType)]
+            for each in dis.get_instructions(code):
+                used._note(each.opname, each.argval, function, cells)
+        return used
+
+    def _note(self, operation: str, name: Any, function: Any, cells: dict[str, Any]) -> None:
+        if operation == "LOAD_GLOBAL":
+            self.values[name] = function.__globals__.get(name, getattr(builtins, name, None))
+        elif operation == "STORE_GLOBAL" or (operation == "STORE_DEREF" and name in cells):
+            self.assigned.add(name)
+        elif operation.endswith("DEREF") and name in cells:
+            with contextlib.suppress(ValueError):  # an empty cell
+                self.values[name] = cells[name].cell_contents
+        elif operation in ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR", "IMPORT_NAME"):
+            self.attributes.add(name)
+
+
+def _functions_of_forward(module: nn.Module) -> Iterator[FunctionType]:
+    """Iterate over the forward and all that it may call; not what is PyTorch's."""
+    seen: set[int] = set()
+    waiting = _named("forward", module)
     while waiting:
-        name = waiting.pop()
-        if name in seen:
+        function = waiting.pop()
+        if not isinstance(function, FunctionType) or id(function) in seen:
             continue
-        seen.add(name)
-        for each in cls.__mro__:
-            method: Any = vars(each).get(name)
-            function = inspect.unwrap(getattr(method, "fget", method))
-            if isinstance(function, FunctionType) and not _home_of(each).startswith("torch."):
-                yield function
-                waiting += function.__code__.co_names
+        seen.add(id(function))
+        waiting.append(getattr(function, "__wrapped__", None))
+        if str(function.__globals__.get("__name__")).startswith("torch."):
+            continue
+        yield function
+        used = _Used.by(function)
+        waiting += used.values.values()
+        for name in used.attributes:
+            waiting += _named(name, module)
+
+
+def _named(name: str, module: nn.Module) -> list[Any]:
+    """Return what an attribute of the module may be, of any of its classes."""
+    found = [vars(module).get(name), *(vars(each).get(name) for each in type(module).__mro__)]
+    return [getattr(each, "fget", getattr(each, "__func__", each)) for each in found]
 
 
 def _home_of(value: Any) -> str:
@@ -144,8 +190,10 @@ def _home_of(value: Any) -> str:
 
 
 def _is_fixed(value: Any) -> bool:
-    may_change = isinstance(value, list) or not is_plain(value)
-    return callable(value) or isinstance(value, ModuleType) or not may_change
+    if isinstance(value, list | Tensor):
+        return False
+    library = type(value).__module__.partition(".")[0]
+    return is_plain(value) or isinstance(value, ModuleType) or library in _STATELESS
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -14,7 +14,8 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
-from types import BuiltinFunctionType, FunctionType
+from numbers import Number
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -29,11 +30,13 @@ RAISES = "raises"
 # What a trial sets and gives back, such as the number of threads, belongs to the whole process.
 _one_at_a_time = threading.RLock()
 
-# A value of such a type can be compared, and cannot change from within.
-_PLAIN = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device, Enum)
-_PLAIN_CODE = (type, FunctionType, BuiltinFunctionType)
+# What does nothing by itself, and can be compared.
+_PLAIN = (
+    *(Number, str, bytes, type(None), type(...), Enum, range, frozenset, type, FunctionType),
+    *(torch.dtype, torch.device, torch.memory_format),
+)
 
-OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+OF_EVERY_MODULE = frozenset(dir(nn.Module()))
 
 _BITS = {torch.float64: 53, torch.float32: 24, torch.float16: 11, torch.bfloat16: 8}
 
@@ -51,7 +54,7 @@ class Call:
         layout: of x: "contiguous", "channels_last", "transposed" or "sliced".
         changes: to attributes of the module.
         again: call it a second time, without gradients.
-        broken: one row of x, and another of dy, are NaN.
+        has_nan: one row of x, and another of dy, are NaN.
     """
 
     shape: tuple[int, ...]
@@ -64,12 +67,12 @@ class Call:
     layout: str = "contiguous"
     changes: tuple[tuple[str, Any], ...] = ()
     again: bool = False
-    broken: bool = False
+    has_nan: bool = False
 
     def x(self) -> Tensor:
         """Return an x, always the same."""
         x = ((_normal(self.shape, 0) * 3 + 2) * self.scale).to(self.x_type)
-        if self.broken:
+        if self.has_nan:
             x[0] = float("nan")
         if self.layout == "channels_last" and x.dim() > 2:
             return x.movedim(1, -1).contiguous().movedim(-1, 1)
@@ -82,35 +85,17 @@ class Call:
     def dy(self) -> Tensor:
         """Return a gradient of y, always the same."""
         dy = _normal(self.shape, 1)
-        if self.broken:
+        if self.has_nan:
             dy = dy.clone()
             dy[-1] = float("nan")
         return dy
 
 
-class UnfitError(Exception):
-    """Says what a forward does that rules it out, to continue "a norm that ..."."""
+class UnfitError(BaseException):
+    """Says what a forward does that rules it out; none that catches an Exception catches it.
 
-
-class Unusable:
-    """Stands in place of an attribute; whatever is done with it is an UnfitError."""
-
-    def __init__(self, name: str) -> None:
-        vars(self)["_name"] = name
-
-    __hash__ = object.__hash__
-
-
-def _refuse(self: Unusable, *_: Any, **__: Any) -> Any:
-    raise UnfitError(f"depends on its attribute {vars(self)['_name']}, which ours does not read")
-
-
-for _name in (
-    *("getattr", "setattr", "call", "bool", "len", "iter", "contains", "getitem", "setitem"),
-    *("float", "int", "index", "eq", "ne", "lt", "le", "gt", "ge", "neg", "enter", "format"),
-    *("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "pow", "rpow"),
-):
-    setattr(Unusable, f"__{_name}__", _refuse)
+    The words continue the sentence "a norm that ...".
+    """
 
 
 class _WithoutOtherProcesses(TorchDispatchMode):
@@ -161,6 +146,8 @@ class Trials:
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
+        self._read: set[str] = set()
+        self._kind = _noting(type(module), self._read)
         self._known: dict[Call, list[Tensor | None] | str] = {}
 
     def difference(self, norm: Forward, call: Call) -> str | None:
@@ -183,14 +170,18 @@ class Trials:
         reason = _compare([y.detach()], expected[:1], call)
         return reason or _compare([y.detach(), *_gradients(y, ours, x, dy)], expected, call)
 
+    def read(self) -> list[str]:
+        """List the attributes that the forward has read, but for those of every module."""
+        return sorted(self._read)
+
     def _observe(self, call: Call) -> list[Tensor | None] | str:
         """Return y and the gradients of the class's forward, or what rules it out."""
         forward: Any = type(self._module).forward
         x, dy = call.x().requires_grad_(), call.dy()
         try:
-            theirs = _stand_in(self._module, call)
+            theirs = _stand_in(self._module, call, self._kind)
             before = _state(theirs, x)
-            with _WithoutOtherProcesses():
+            with _WithoutOtherProcesses() if _has_other_processes() else nullcontext():
                 y = _y_of(forward, theirs, x, call)
                 if y is None or y.dtype != x.dtype:
                     return OTHER_RESULTS
@@ -214,12 +205,33 @@ def _normal(shape: tuple[int, ...], seed: int) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
 
 
-def _stand_in(module: nn.Module, call: Call) -> nn.Module:
-    """Make a module of the same class and attributes, with its own parameters."""
-    made = object.__new__(type(module))
+def _has_other_processes() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _noting(cls: Any, read: set[str]) -> Any:
+    """Make a subclass that notes which attributes are read, and gives out no objects.
+
+    What is done with an object, such as a counter, may have an effect that a trial cannot see.
+    """
+
+    def get(self: nn.Module, name: str) -> Any:
+        is_common = name in OF_EVERY_MODULE or name.startswith("__")
+        if not is_common:
+            read.add(name)
+        value = cls.__getattribute__(self, name)
+        if is_common or isinstance(value, Tensor | MethodType) or is_plain(value):
+            return value
+        raise UnfitError(f"depends on its attribute {name}, which ours does not read")
+
+    return type(cls)(cls.__name__, (cls,), {"__getattribute__": get, "__module__": cls.__module__})
+
+
+def _stand_in(module: nn.Module, call: Call, kind: Any = None) -> nn.Module:
+    """Make a module of the same class (or `kind`) and attributes, with its own parameters."""
+    made = object.__new__(kind or type(module))
     for name, value in vars(module).items():
-        may_be_used = name in OF_EVERY_MODULE or isinstance(value, Tensor) or is_plain(value)
-        vars(made)[name] = _copy(value) if may_be_used else Unusable(name)
+        vars(made)[name] = _copy(value)
     for name, each in other_tensors(module):
         if is_arbitrary(each):  # a forward that reads it will differ from ours
             place = made._buffers if name in made._buffers else vars(made)
@@ -239,26 +251,12 @@ def _copy(value: Any) -> Any:
 
 
 def is_plain(value: object) -> bool:
-    """Tell whether a value can be compared with a copy of it at each call."""
+    """Tell whether a value can be compared with a copy of it, and does nothing by itself."""
     if isinstance(value, tuple | list):
-        return all(is_plain(each) for each in value)
-    return isinstance(value, (*_PLAIN, *_PLAIN_CODE))
-
-
-def plain_attributes(module: nn.Module) -> dict[str, Any]:
-    """Return those of the module and its class that no other module has, by name."""
-    of_classes = {
-        name: value
-        for cls in reversed(type(module).__mro__)
-        if cls not in nn.Module.__mro__
-        for name, value in vars(cls).items()
-        if not name.startswith("__") and not isinstance(value, _PLAIN_CODE)
-    }
-    return {
-        name: _copy(value)
-        for name, value in {**of_classes, **vars(module)}.items()
-        if name not in OF_EVERY_MODULE and is_plain(value)
-    }
+        return all(is_plain(each) and not isinstance(each, list) for each in value)
+    if isinstance(value, BuiltinFunctionType):  # or the method of an object, as seen.append is
+        return value.__self__ is None or isinstance(value.__self__, ModuleType)
+    return isinstance(value, _PLAIN)
 
 
 def other_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
@@ -276,7 +274,7 @@ def _state(module: nn.Module, x: Tensor) -> Any:
     """Return what a forward must not change."""
     tensors = [x, *module.parameters(recurse=False), *(each for _, each in other_tensors(module))]
     kept = {
-        name: _copy(value)
+        name: _copy(value) if is_plain(value) else id(value)
         for name, value in vars(module).items()
         if name not in ("_parameters", "_modules", "_buffers")
     }
