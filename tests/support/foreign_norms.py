@@ -152,6 +152,32 @@ class NotingNorm(nn.LayerNorm):
         return super().forward(x)
 
 
+class InnerNotingNorm(nn.LayerNorm):
+    """Does it in a function within a method."""
+
+    def tell(self, x):
+        return [note(each) for each in (x,)]
+
+    def forward(self, x):
+        self.tell(x)
+        return super().forward(x)
+
+
+KNOWN = {}
+
+
+class Registry(type):
+    """Puts the classes that it makes into KNOWN."""
+
+    def __new__(mcs, name, bases, contents):
+        KNOWN[name] = super().__new__(mcs, name, bases, contents)
+        return KNOWN[name]
+
+
+class RegisteredNorm(nn.LayerNorm, metaclass=Registry):
+    pass
+
+
 class AveragingNorm(nn.LayerNorm):
     """Keeps a running mean in a tensor that is no buffer."""
 
@@ -270,6 +296,37 @@ class HookedNorm(nn.LayerNorm):
         return super().forward(x)
 
 
+class OutputHookedNorm(nn.LayerNorm):
+    """Takes NaN out of dy."""
+
+    def forward(self, x):
+        y = super().forward(x)
+        if y.requires_grad:
+            y.register_hook(torch.nan_to_num)
+        return y
+
+
+class GroupedNorm(nn.LayerNorm):
+    """Has lists in a tuple."""
+
+    def __init__(self, cols) -> None:
+        super().__init__(cols)
+        self.groups = ([], [])
+
+    def forward(self, x):
+        y = super().forward(x)
+        for each in self.groups[0]:
+            y = each(y)
+        return y
+
+
+class ContiguousNorm(LlamaNorm):
+    """Returns contiguous y."""
+
+    def forward(self, hidden_states):
+        return super().forward(hidden_states.contiguous())
+
+
 class ManyRowsNorm(nn.LayerNorm):
     def forward(self, x):
         return x if len(x) == 1 else super().forward(x)
@@ -335,6 +392,19 @@ class ChannelsFirstNorm(nn.Module):
         variance = (x - mean).pow(2).mean(1, keepdim=True)
         xhat = (x - mean) / torch.sqrt(variance + self.eps)
         return self.weight[:, None, None] * xhat + self.bias[:, None, None]
+
+
+class FormulaNorm(nn.Module):
+    """Layer norm as a formula, which keeps x - mean for the backward, not x."""
+
+    def __init__(self, cols) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(cols)), 1e-6
+
+    def forward(self, x):
+        centered = x - x.mean(-1, keepdim=True)
+        variance = centered.pow(2).mean(-1, keepdim=True)
+        return self.weight * (centered * torch.rsqrt(variance + self.eps))
 
 
 class LayerNorm2d(nn.LayerNorm):

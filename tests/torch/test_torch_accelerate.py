@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils.checkpoint import checkpoint  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
+import layernorm  # noqa: E402
 import layernorm.torch as ours  # noqa: E402
 from layernorm import accuracy  # noqa: E402
 from layernorm.cli.problem import ordinary_arrays  # noqa: E402
@@ -364,6 +365,14 @@ def test_features_of_inference_mode_go_into_a_rms_norm_that_is_trained() -> None
     with ours.accelerate():
         accelerated(x).sum().backward()
     torch.testing.assert_close(accelerated.weight.grad, expected.weight.grad)
+    weight = torch.ones(8, requires_grad=True)
+    layernorm.rms_norm(x, weight, eps=2.0**-23).sum().backward()
+    torch.testing.assert_close(weight.grad, expected.weight.grad)
+    before, after = foreign.FormulaNorm(8), foreign.FormulaNorm(8)
+    assert ours.convert(after).swapped
+    for each in (before, after):
+        each(x).sum().backward()
+    torch.testing.assert_close(after.weight.grad, before.weight.grad)
 
 
 def test_statistics_of_pytorchs_own_kernel_come_without_eps() -> None:

@@ -128,6 +128,9 @@ def test_no_pair_of_types_becomes_worse(name, autocast) -> None:
 def test_what_is_not_the_same_is_left_and_the_reason_named() -> None:
     replaced = foreign.LlamaNorm(COLS)
     replaced.forward = lambda x: x
+    forward = torch.compile(foreign.NotingNorm.forward)
+    contents = {"forward": forward, "__module__": foreign.__name__}
+    compiled = type("CompiledNorm", (nn.LayerNorm,), contents)
     metered, recording, fallback = (
         foreign.MeteredNorm(COLS),
         foreign.RecordingNorm(COLS),
@@ -153,11 +156,16 @@ def test_what_is_not_the_same_is_left_and_the_reason_named() -> None:
         foreign.PrintingNorm(COLS): "prints",
         foreign.ParallelNorm(COLS): "may communicate with other processes",
         foreign.NotingNorm(COLS): "uses SEEN from outside",
+        foreign.InnerNotingNorm(COLS): "uses SEEN from outside",
+        compiled(COLS): "uses SEEN from outside",
+        foreign.RegisteredNorm(COLS): "controls how subclasses are made",
         recording: "its attribute record",
         fallback: "its attribute meter",
         foreign.WithoutNaNNorm(COLS): "for rows of NaN",
         foreign.CheckingNorm(COLS): "FloatingPointError",
         foreign.HookedNorm(COLS): "other gradients",
+        foreign.OutputHookedNorm(COLS): "other gradients",
+        foreign.GroupedNorm(COLS): "its attribute groups",
         foreign.ManyRowsNorm(COLS): "other results",
         foreign.FinalNorm(COLS): "controls how subclasses are made",
         foreign.LayerNormAct(COLS): "its modules drop, act",
@@ -178,6 +186,7 @@ def test_what_is_not_the_same_is_left_and_the_reason_named() -> None:
     assert ours.convert(nn.Sequential(nn.Linear(2, 2))) == type(done)()
     assert metered.meter.count == fallback.meter.count == foreign.calls == 0
     assert recording.seen == foreign.SEEN == []
+    assert {"RegisteredNorm": foreign.RegisteredNorm} == foreign.KNOWN
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -335,6 +344,16 @@ def test_a_class_that_has_another_forward_is_converted_again(monkeypatch) -> Non
     assert runs_ours(second, LAST)
 
 
+def test_a_forward_that_pytorchs_class_was_given_before_the_swap_runs(monkeypatch) -> None:
+    first, second = nn.LayerNorm(COLS), nn.LayerNorm(COLS)
+    ours.convert(first)
+    monkeypatch.setattr(nn.LayerNorm, "forward", lambda self, input: 2 * input)
+    ours.convert(second)
+    x = torch.randn(3, COLS)
+    assert torch.equal(second(x), 2 * x)
+    assert torch.equal(first(x), 2 * x)
+
+
 def test_an_x_of_as_many_rows_as_its_values_say() -> None:
     class Model(nn.Module):
         def __init__(self) -> None:
@@ -349,6 +368,19 @@ def test_an_x_of_as_many_rows_as_its_values_say() -> None:
     ours.convert(model)
     exported = torch.export.export(model, (x,), strict=False)
     torch.testing.assert_close(exported.module()(x), expected)
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        compiled = torch.compile(model, fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(x), expected)
+
+
+def test_a_norm_that_makes_x_contiguous_is_served_in_every_layout() -> None:
+    module = foreign.ContiguousNorm(COLS)
+    ours.convert(module)
+    for x in (torch.randn(3, 5, COLS).transpose(0, 1), torch.randn(2, 3, COLS, 5).mT):
+        y = module(x * 1e30)
+        assert y.is_contiguous()
+        torch.testing.assert_close(y, module(x), rtol=1e-3, atol=1e-3)
 
 
 def test_an_empty_x_is_the_original_s() -> None:

@@ -178,7 +178,7 @@ def _verify(trials: Trials, found: Recognized, module: nn.Module) -> Recognized 
     shape = _shape(found, rank) or ()
     for keeps_layout in (found.keeps_layout,) if found.axis == 1 else (False, True):
         found = replace(found, keeps_layout=keeps_layout)
-        layouts = [Call(shape, layout=each) for each in ("channels_last", "transposed", "sliced")]
+        layouts = [Call(shape, layout=each) for each in ("permuted", "sliced")]
         if not any(
             found.has_layout_of(each.x()) and trials.difference(found.norm, each)
             for each in layouts

@@ -51,7 +51,7 @@ class Call:
         parameter_scale: of weight and bias, about.
         x_type, parameter_type, autocast: autocast to bfloat16.
         training: the mode of the module.
-        layout: of x: "contiguous", "channels_last", "transposed" or "sliced".
+        layout: of x: "contiguous", "permuted" or "sliced".
         changes: to attributes of the module.
         again: call it a second time, without gradients.
         has_nan: one row of x, and another of dy, are NaN.
@@ -74,10 +74,8 @@ class Call:
         x = ((_normal(self.shape, 0) * 3 + 2) * self.scale).to(self.x_type)
         if self.has_nan:
             x[0] = float("nan")
-        if self.layout == "channels_last" and x.dim() > 2:
+        if self.layout == "permuted" and x.dim() > 2:
             return x.movedim(1, -1).contiguous().movedim(-1, 1)
-        if self.layout == "transposed" and x.dim() > 1:
-            return x.transpose(0, 1).contiguous().transpose(0, 1)
         if self.layout == "sliced" and x.dim() > 1:
             return torch.cat([x, x], 1)[:, : x.shape[1]]
         return x
