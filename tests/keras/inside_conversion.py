@@ -447,6 +447,13 @@ def test_other_types_do_as_with_kerass_layer(kerass, mine, name) -> None:
     assert_same_outcome(lambda layer: layer(given), *layers)
 
 
+def test_a_function_that_keras_does_not_make_stays() -> None:
+    model = keras.Sequential([keras.Input((6, 8)), theirs.LayerNormalization()])
+    model.layers[0].predict_function = len
+    ours.convert(model)
+    assert model.layers[0].predict_function is len
+
+
 SETTINGS = {
     "epsilon=None": lambda: {"epsilon": None},
     "negative epsilon": lambda: {"epsilon": -0.25},
@@ -582,20 +589,26 @@ def test_stateless_calls_take_arrays(kerass, mine) -> None:
     assert_same_outcome(run, kerass, mine)
 
 
-FILES = {"another order": ([1, 2], (8, 6)), "another rank": (-1, (2, 48)), "fits": ([1, 2], (6, 8))}
+# The axes and sizes of the layer that is saved, and of the one that loads the file.
+FILES = {
+    "another order": ([1, 2], (8, 6), [1, 2], (6, 8)),
+    "another rank": (-1, (2, 48), [1, 2], (6, 8)),
+    "mixed axes of other sizes": ([1, -1], (4, 9), [1, -1], (6, 6)),
+    "fits": ([1, 2], (6, 8), [1, 2], (6, 8)),
+}
 
 
 @pytest.mark.parametrize("skip_mismatch", [False, True])
 @pytest.mark.parametrize("name", FILES)
 @each_pair
 def test_files_with_weights_of_other_shapes(kerass, mine, name, skip_mismatch, tmp_path) -> None:
-    axis, shape = FILES[name]
+    axis, shape, other_axis, other_shape = FILES[name]
     saved = keras.Sequential([keras.Input(shape), kerass(axis=axis, name="norm")])
     saved.set_weights([RNG.standard_normal(each.shape) for each in saved.get_weights()])
     saved.save_weights(tmp_path / "model.weights.h5")
 
     def load(kind):
-        model = keras.Sequential([keras.Input((6, 8)), kind(axis=[1, 2], name="norm")])
+        model = keras.Sequential([keras.Input(other_shape), kind(axis=other_axis, name="norm")])
         model.load_weights(tmp_path / "model.weights.h5", skip_mismatch=skip_mismatch)
         return model.weights[0].value
 

@@ -224,13 +224,17 @@ def mean_over_ranks(x):
     return x
 
 
-class ParallelNorm(nn.Module):
-    """Llama's, of rows that are split over processes."""
+class WeightedNorm(nn.Module):
+    """What the norms below have in common."""
 
     def __init__(self, cols) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(cols))
         self.eps = 1e-6
+
+
+class ParallelNorm(WeightedNorm):
+    """Llama's, of rows that are split over processes."""
 
     def forward(self, x):
         variance = mean_over_ranks(x.pow(2).mean(-1, keepdim=True))
@@ -249,12 +253,7 @@ class MeanOverRanks(torch.autograd.Function):
         return mean_over_ranks(dy)
 
 
-class OperationParallelNorm(nn.Module):
-    def __init__(self, cols) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(cols))
-        self.eps = 1e-6
-
+class OperationParallelNorm(WeightedNorm):
     def forward(self, x):
         variance = MeanOverRanks.apply(x.pow(2).mean(-1, keepdim=True))
         return self.weight * (x * torch.rsqrt(variance + self.eps))

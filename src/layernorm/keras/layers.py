@@ -1,5 +1,6 @@
 """Layer norm and RMS norm as layers that replace Keras's own."""
 
+from collections import Counter
 from numbers import Real
 from typing import Any
 
@@ -112,10 +113,10 @@ def _is_served(layer: Any, x: Any, parameters: tuple[Any, ...], types: tuple[str
     """Tell whether ours can compute y: where not, Keras's own code runs, or raises its error."""
     if not hasattr(x, "dtype") or _type_of(x) not in types or isinstance(x, keras.KerasTensor):
         return False
-    if not isinstance(layer.epsilon, Real):  # None is Keras's own epsilon, a variable may change
+    # None is Keras's own epsilon, and a variable may change.
+    if not (isinstance(layer.epsilon, Real) and spec.is_eps(layer.epsilon)):
         return False
     try:
-        spec.check_eps(layer.epsilon)
         axes = spec.normalize_axes(layer.axis, len(x.shape))
     except (TypeError, ValueError):
         return False
@@ -129,9 +130,7 @@ def _is_served(layer: Any, x: Any, parameters: tuple[Any, ...], types: tuple[str
 
 def _has_sizes(parameter: Any, sizes: list[int | None]) -> bool:
     """Tell whether a parameter has these sizes, in any order. Keras broadcasts other shapes."""
-    if None in sizes or not hasattr(parameter, "shape"):
-        return False
-    return sorted(parameter.shape) == sorted(sizes)  # type: ignore[type-var]
+    return Counter(getattr(parameter, "shape", ())) == Counter(sizes)
 
 
 def _call(layer: Any, x: Any, weight: Any, bias: Any, *, centered: bool) -> Any:
