@@ -19,7 +19,7 @@ def tiny_check(monkeypatch):
 
 @pytest.fixture
 def tiny_bench(monkeypatch):
-    """Time five small cells as the quick plan."""
+    """Time a few small cells as the quick plan."""
     from tiny_cells import CELLS
 
     from layernorm.cli.bench import cells, measure

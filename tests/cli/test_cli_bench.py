@@ -1,5 +1,6 @@
 """`layernorm bench`: its cells, timings and summary, and its refusal to time wrong results."""
 
+import dataclasses
 import itertools
 import json
 import sys
@@ -12,13 +13,15 @@ from tiny_cells import CELLS
 pytest.importorskip("rich")
 
 from layernorm.cli import main
-from layernorm.cli.bench import cells, timing
+from layernorm.cli.bench import cells, tables, timing
 from layernorm.cli.bench.judge import Judge
 from layernorm.cli.bench.results import Report, Result, Timing
 from layernorm.cli.bench.stored import as_dict, report_from
 from layernorm.cli.bench.summary import summarize
 from layernorm.cli.compact_json import compact_json
+from layernorm.cli.console import open_console
 from layernorm.cli.machine import OtherLoad, kept_to_processors, usable_processors
+from layernorm.cli.problem import available_types
 from layernorm.cli.providers import ours
 
 
@@ -48,6 +51,7 @@ def test_bench_prints_tables_and_draws(tiny_bench, capsys, tmp_path):
     assert main(arguments) == 0
     text = capsys.readouterr().out
     assert "channels first" in text
+    assert "forward float32, RMS norm" in text
     assert "times fastest peer" in text
     assert file.read_bytes().startswith(b"\x89PNG")
 
@@ -82,13 +86,29 @@ def test_bench_with_no_cell_left_is_a_usage_error(capsys):
     assert "sideways" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("plan", ["usual", "full"])
+def test_rms_norm_is_timed_where_layer_norm_is(plan):
+    planned = cells.PLANS[plan]()
+    rms = [cell for cell in planned if cell.is_named_by("rms_norm")]
+    assert {cell.type for cell in rms} == {"float32", "bfloat16"} & set(available_types())
+    assert {cell.layout for cell in rms} == {"rows", "channels_first"}
+    assert {dataclasses.replace(cell, kind="layer_norm") for cell in rms} <= set(planned)
+
+
 def test_every_plan_has_the_part_that_runs_on_one_thread():
     for plan in cells.PLANS.values():
         assert any(cell.is_named_by(cells.ONE_THREAD_WORDS) for cell in plan())
 
 
 @pytest.mark.parametrize(
-    "cell", [cells.Cell("forward", (700, 65)), cells.Cell("backward", (3, 5, 2), axis=1)]
+    "cell",
+    [
+        cells.Cell("forward", (700, 65)),
+        cells.Cell("backward", (3, 5, 2), axis=1),
+        cells.Cell("forward", (700, 65), kind="rms_norm"),
+        cells.Cell("backward", (3, 5, 2), axis=1, kind="rms_norm"),
+    ],
+    ids=lambda cell: f"{cell.direction} {cell.kind}",
 )
 def test_the_judge_finds_one_wrong_row_and_one_wrong_column(cell):
     """It judges some rows and columns of a large problem, the first and the last among them."""
@@ -120,20 +140,40 @@ def test_long_calls_are_repeated_less_often(monkeypatch):
     assert timing.interleave({"a": lambda: None})["a"].samples == timing.FEWEST_REPEATS
 
 
-def test_the_summary_is_the_geometric_mean_over_the_fastest_peers():
-    def result(provider, shape, seconds):
-        taken = Timing(seconds, seconds, seconds, 30)
-        return Result(cells.Cell("forward", shape), 2, provider, taken)
+def results_of(cell, **seconds):
+    """One result for each provider, of two threads."""
+    return [Result(cell, 2, name, Timing(each, each, each, 30)) for name, each in seconds.items()]
 
+
+def test_the_summary_is_the_geometric_mean_over_the_fastest_peers():
     results = [
-        *(result(name, (2, 3), time) for name, time in (("copy", 1), ("layernorm", 2))),
-        *(result(name, (2, 3), time) for name, time in (("numpy", 32), ("torch", 16))),
-        *(result(name, (4, 5), time) for name, time in (("copy", 1), ("layernorm", 1))),
-        *(result(name, (4, 5), time) for name, time in (("numpy", 2), ("torch", 3))),
+        *results_of(cells.Cell("forward", (2, 3)), copy=1, layernorm=2, numpy=32, torch=16),
+        *results_of(cells.Cell("forward", (4, 5)), copy=1, layernorm=1, numpy=2, torch=3),
     ]
     (summary,) = summarize(results)
     assert summary.geometric_mean == pytest.approx(4.0)  # of 8x against torch, 2x against numpy
     assert (summary.worst, summary.worst_cell, summary.worst_against) == (2.0, "4x5", "numpy")
+    assert summary.share_of_copy == pytest.approx(0.5**0.5)  # of 1/2 and 1
+
+
+@pytest.mark.parametrize(("direction", "share"), [("forward", "50%"), ("backward", "75%")])
+def test_tables_compare_us_with_a_copy_of_the_bytes_moved(direction, share, capsys):
+    """Backward, three arrays are moved, and a copy of x moves two."""
+    results = results_of(cells.Cell(direction, (2, 3)), copy=1, layernorm=2, numpy=16)
+    report = Report("1", {}, results, {}, {}, {}, 30, None)
+    tables.print_report(report, open_console())
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["of", "a", "copy", share] in rows
+    assert [direction, "float32", "8.00", "8.00", "2x3", "numpy", share] in rows
+
+
+def test_layer_norm_and_rms_norm_are_sections_of_their_own():
+    results = [
+        *results_of(cells.Cell("forward", (2, 3)), copy=1, layernorm=1, numpy=2),
+        *results_of(cells.Cell("forward", (2, 3), kind="rms_norm"), copy=1, layernorm=1, numpy=8),
+    ]
+    found = {each.section: each.worst for each in summarize(results)}
+    assert found == {"forward float32": 2.0, "forward float32, RMS norm": 8.0}
 
 
 @pytest.mark.parametrize("plan", cells.PLANS)
@@ -144,8 +184,23 @@ def test_a_cell_is_found_by_its_words(plan):
         assert [each for each in planned if each.is_named_by(cell.words)] == [cell]
 
 
-def test_a_report_is_read_as_it_was_written():
-    cell = cells.Cell("forward", (2, 5, 3), "bfloat16", "cold", "reused", axis=1)
+def test_a_cell_draws_the_problem_that_it_names():
+    cell = cells.Cell("backward", (2, 5, 3), "float16", axis=1, kind="rms_norm")
+    problem = cell.problem()
+    assert (problem.kind, problem.type_name, problem.axis) == (cell.kind, cell.type, cell.axis)
+    assert problem.x.shape == problem.dy.shape == cell.shape
+
+
+def test_a_cell_without_a_kind_is_one_of_layer_norm():
+    """Reports from before RMS norm was timed have none."""
+    cell = cells.Cell.from_words("backward bfloat16 channels_first warm fresh 2x5x3x3")
+    assert cell == cells.Cell("backward", (2, 5, 3, 3), "bfloat16", axis=1)
+    assert cell.kind == "layer_norm"
+
+
+@pytest.mark.parametrize("kind", cells.KINDS)
+def test_a_report_is_read_as_it_was_written(kind):
+    cell = cells.Cell("forward", (2, 5, 3), "bfloat16", "cold", "reused", axis=1, kind=kind)
     results = [
         Result(cell, 2, "copy", Timing(3e-6, 2e-6, 4e-6, 30)),
         Result(cell, 2, "layernorm", None, {"y": np.inf}, False),

@@ -1,6 +1,7 @@
 """Run by test_keras.py, once for each backend: the layers, and the functions."""
 
 import doctest
+import importlib
 import importlib.util
 import inspect
 from pathlib import Path
@@ -34,6 +35,9 @@ POLICIES = (
     *("float32", "float16", "bfloat16", "float64"),
     *("mixed_bfloat16", "mixed_float16"),
 )
+PROVIDERS = {"Keras": "keras_layers", "OursKeras": "keras_layers"}
+if BACKEND == "tensorflow":
+    PROVIDERS |= {"TensorFlow": "tensorflow_graph", "OursTensorFlow": "tensorflow_graph"}
 each_kind = pytest.mark.parametrize("kind", PAIRS)
 
 
@@ -313,8 +317,8 @@ def test_the_formula_where_no_front_end_is(kind) -> None:
     np.testing.assert_allclose(to_array(got), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["Keras", "OursKeras"])
-def test_bench_and_check_ask_the_layers_for_the_same_as_numpy(name, monkeypatch) -> None:
+@pytest.mark.parametrize("name", PROVIDERS)
+def test_bench_and_check_ask_for_the_same_as_numpy(name, monkeypatch) -> None:
     pytest.importorskip("rich")
     if BACKEND == "tensorflow":
         import tensorflow as tf
@@ -322,9 +326,8 @@ def test_bench_and_check_ask_the_layers_for_the_same_as_numpy(name, monkeypatch)
         # TensorFlow allows that only before its first operation.
         set_once = "set_intra_op_parallelism_threads"
         monkeypatch.setattr(tf.config.threading, set_once, lambda threads: None)
-    from layernorm.cli.providers import keras_layers
-
-    provider = getattr(keras_layers, name)(1)
+    module = importlib.import_module(f"layernorm.cli.providers.{PROVIDERS[name]}")
+    provider = getattr(module, name)(1)
     layouts = [provider_results.ROWS, provider_results.CHANNELS_FIRST]
     if (BACKEND, name) == ("torch", "Keras"):
         layouts.pop()  # Keras is wrong there

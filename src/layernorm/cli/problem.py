@@ -1,4 +1,4 @@
-"""One layer norm to compute: the arrays that every provider is given."""
+"""One layer norm or RMS norm to compute: the arrays that every provider is given."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -8,6 +8,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from layernorm.accuracy import Kind
+
 Array: TypeAlias = npt.NDArray[Any]
 Shape: TypeAlias = tuple[int, ...]
 
@@ -16,7 +18,10 @@ TYPES = ("float32", "bfloat16", "float16", "float64")
 
 @dataclass(frozen=True)
 class Problem:
-    """x, normalized over `axis`; weight and bias of x's type and of shape (cols,); dy like x."""
+    """x, normalized over `axis`; weight and bias of x's type and of shape (cols,); dy like x.
+
+    RMS norm has no bias: take the `parameters`.
+    """
 
     x: Array
     weight: Array
@@ -24,14 +29,20 @@ class Problem:
     dy: Array
     axis: int = -1
     eps: float = 1e-5
+    kind: Kind = "layer_norm"
     _converted: dict[str, tuple[Any, ...]] = field(default_factory=dict, init=False, repr=False)
 
     def arrays_of(self, framework: str, convert: Callable[[Array], Any]) -> tuple[Any, ...]:
-        """Return x, weight, bias and dy as the framework holds them, converted once."""
+        """Return x, the parameters and dy as the framework holds them, converted once."""
         if framework not in self._converted:
-            arrays = (self.x, self.weight, self.bias, self.dy)
+            arrays = (self.x, *self.parameters, self.dy)
             self._converted[framework] = tuple(map(convert, arrays))
         return self._converted[framework]
+
+    @property
+    def parameters(self) -> tuple[Array, ...]:
+        """The weight and, for layer norm, the bias."""
+        return (self.weight, self.bias) if self.kind == "layer_norm" else (self.weight,)
 
     @property
     def type_name(self) -> str:
@@ -108,6 +119,7 @@ def make_problem(
     x: Array | None = None,
     axis: int = -1,
     eps: float = 1e-5,
+    kind: Kind = "layer_norm",
     mean: float = 3.0,
     seed: int = 0,
 ) -> Problem:
@@ -119,4 +131,4 @@ def make_problem(
     drawn_x, *others = ordinary_arrays(normal, shape, axis=axis, mean=mean)
     arrays = [drawn_x if x is None else x, *others]
     x, weight, bias, dy = (each.astype(dtype, copy=False) for each in arrays)
-    return Problem(x, weight, bias, dy, axis=axis, eps=eps)
+    return Problem(x, weight, bias, dy, axis=axis, eps=eps, kind=kind)

@@ -3,11 +3,15 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
+from layernorm.accuracy import Kind
 from layernorm.cli.problem import Problem, Shape, available_types, make_problem, number_type
 
-ONE_THREAD_WORDS = "float32 rows warm fresh"
+ONE_THREAD_WORDS = "float32 rows warm fresh layer_norm"
 """The part of a plan that is also timed on one thread."""
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 SIXTEEN_BIT = ("bfloat16", "float16")
 
@@ -22,6 +26,7 @@ class Cell:
     cache: str = "warm"  # warm: the same data again; cold: the caches emptied before each call
     output: str = "fresh"  # fresh: newly allocated; reused: written into the same array each time
     axis: int = -1
+    kind: Kind = "layer_norm"
 
     @property
     def layout(self) -> str:
@@ -39,6 +44,7 @@ class Cell:
         return ", ".join(
             [
                 f"{self.direction} {self.type}",
+                *(["RMS norm"] if self.kind == "rms_norm" else []),
                 *(["channels first"] if self.layout == "channels_first" else []),
                 *(["cold cache"] if self.cache == "cold" else []),
                 *(["reused output"] if self.output == "reused" else []),
@@ -58,17 +64,27 @@ class Cell:
 
     @property
     def words(self) -> str:
-        """All that tells this cell from others: "forward float32 rows warm fresh 512x768"."""
-        return " ".join(
-            (self.direction, self.type, self.layout, self.cache, self.output, self.label)
-        )
+        """All that tells this cell from others.
+
+        "forward float32 rows warm fresh 512x768 layer_norm"
+        """
+        conditions = (self.direction, self.type, self.layout, self.cache, self.output)
+        return " ".join((*conditions, self.label, self.kind))
 
     @classmethod
     def from_words(cls, words: str) -> "Cell":
-        """Return the cell that has these `words`."""
-        direction, type_name, layout, cache, output, label = words.split()
+        """Return the cell that has these `words`; without a kind, as in old reports, layer norm."""
+        direction, type_name, layout, cache, output, label, *kind = words.split()
         axis = 1 if layout == "channels_first" else -1
-        return cls(direction, _shape(label), type_name, cache, output, axis)
+        return cls(
+            direction,
+            _shape(label),
+            type_name,
+            cache,
+            output,
+            axis,
+            "rms_norm" if kind == ["rms_norm"] else "layer_norm",
+        )
 
     def is_named_by(self, words: str) -> bool:
         """Whether each of the words is one of this cell's."""
@@ -76,7 +92,7 @@ class Cell:
 
     def problem(self) -> Problem:
         """Draw the data; the same each time."""
-        return make_problem(self.shape, self.type, axis=self.axis, mean=0.5)
+        return make_problem(self.shape, self.type, axis=self.axis, kind=self.kind, mean=0.5)
 
 
 def quick_plan() -> list[Cell]:
@@ -107,6 +123,7 @@ def usual_plan() -> list[Cell]:
             *_grid("backward", ["512x768", "4096x768"], cache="cold"),
             *_channels_first("forward", ["8x96x28x28", "16x64x56x56"]),
             *_channels_first("backward", ["8x96x28x28"]),
+            *_both_norms(["65536x64", "16384x256"], ["64x64x32x32"]),
         ]
     )
 
@@ -119,6 +136,7 @@ def full_plan() -> list[Cell]:
     ]
     small = ["64x64", "512x63", "512x768", "4096x768", "4096x1023", "8192x1024", "65536x64"]
     images = ["8x96x28x28", "16x64x56x56", "4x256x63x65"]
+    common = ["65536x64", "32768x128", "16384x192", "16384x256", "256x4096"]
     return _here(
         [
             *_grid("forward", shapes),
@@ -135,6 +153,7 @@ def full_plan() -> list[Cell]:
             *_channels_first("forward", images),
             *_channels_first("backward", images),
             *_channels_first("forward", images[:2], types=["bfloat16"]),
+            *_both_norms(common, ["64x64x32x32", "8x96x56x56"]),
         ]
     )
 
@@ -149,20 +168,38 @@ def _grid(
     types: Sequence[str] = ("float32",),
     cache: str = "warm",
     output: str = "fresh",
+    kind: Kind = "layer_norm",
 ) -> list[Cell]:
     return [
-        Cell(direction, _shape(label), type_name, cache, output)
+        Cell(direction, _shape(label), type_name, cache, output, kind=kind)
         for type_name in types
         for label in labels
     ]
 
 
 def _channels_first(
-    direction: str, labels: Iterable[str], *, types: Sequence[str] = ("float32",)
+    direction: str,
+    labels: Iterable[str],
+    *,
+    types: Sequence[str] = ("float32",),
+    kind: Kind = "layer_norm",
 ) -> list[Cell]:
     return [
-        Cell(direction, _shape(label), type_name, axis=1) for type_name in types for label in labels
+        Cell(direction, _shape(label), type_name, axis=1, kind=kind)
+        for type_name in types
+        for label in labels
     ]
+
+
+def _both_norms(labels: Sequence[str], images: Sequence[str]) -> list[Cell]:
+    """Layer norm and RMS norm of rows and of images, in the types that models are trained in."""
+    types = ("float32", "bfloat16")
+    cells = []
+    for kind in KINDS:
+        for direction in ("forward", "backward"):
+            cells += _grid(direction, labels, types=types, kind=kind)
+            cells += _channels_first(direction, images, types=types, kind=kind)
+    return cells
 
 
 def _shape(label: str) -> Shape:
@@ -170,5 +207,6 @@ def _shape(label: str) -> Shape:
 
 
 def _here(cells: Iterable[Cell]) -> list[Cell]:
+    """Keep the cells whose type is available, each once."""
     types = available_types()
-    return [cell for cell in cells if cell.type in types]
+    return [cell for cell in dict.fromkeys(cells) if cell.type in types]

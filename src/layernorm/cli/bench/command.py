@@ -33,7 +33,10 @@ def add_plan(parser: argparse.ArgumentParser, *, default: str) -> None:
         help="quick: seconds; usual: minutes; full: an hour (default %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--only", default="", metavar="WORDS", help="cells with all these words: 'backward float32'"
+        "--only",
+        default="",
+        metavar="WORDS",
+        help="cells with all these words: 'backward rms_norm'",
     )
     parser.add_argument(
         "--repeats", type=positive, metavar="N", help="timed samples (default 30; quick: 15)"

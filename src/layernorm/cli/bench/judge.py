@@ -27,18 +27,20 @@ class Judge:
         self._cols = _spread(cols, JUDGED_COLS)
 
     def errors(self, arrays: tuple[Array, ...]) -> dict[str, float]:
-        """Return the worst error of each array of (y,) or of (dx, dweight, dbias)."""
+        """Return the worst error of each array of (y,), or of dx and those of the parameters."""
         problem, rows = self._problem, self._rows
-        x, eps = self._x[rows], problem.eps
+        x, eps, kind = self._x[rows], problem.eps, problem.kind
+        first = self._by_rows(arrays[0])[rows]
         if len(arrays) == 1:
-            y = self._by_rows(arrays[0])[rows]
-            return {"y": accuracy.y_error(y, x, problem.weight, problem.bias, eps=eps)}
-        dx, dweight, dbias = self._by_rows(arrays[0])[rows], *arrays[1:]
-        return {
-            "dx": accuracy.dx_error(dx, self._dy[rows], x, problem.weight, eps=eps),
-            "dweight": accuracy.parameter_error(dweight[self._cols], *self._dweight_terms),
-            "dbias": accuracy.parameter_error(dbias[self._cols], self._dy_of_cols),
-        }
+            return {"y": accuracy.y_error(first, x, *problem.parameters, eps=eps, kind=kind)}
+        dy, weight = self._dy[rows], problem.weight
+        errors = {"dx": accuracy.dx_error(first, dy, x, weight, eps=eps, kind=kind)}
+        terms: dict[str, tuple[Array, ...]] = {"dweight": self._dweight_terms}
+        if kind == "layer_norm":
+            terms["dbias"] = (self._dy_of_cols,)
+        for (name, summed), gradient in zip(terms.items(), arrays[1:], strict=True):
+            errors[name] = accuracy.parameter_error(gradient[self._cols], *summed)
+        return errors
 
     def within_bounds(self, errors: dict[str, float]) -> bool:
         """Whether the contract allows these errors."""
@@ -54,9 +56,12 @@ class Judge:
     def _dweight_terms(self) -> tuple[Array, Array]:
         """The terms of each judged column, and the scales of their errors."""
         xhat = np.empty_like(self._dy_of_cols)
+        centered = self._problem.kind == "layer_norm"
         for start in range(0, len(xhat), BLOCK_ROWS):
             block = slice(start, start + BLOCK_ROWS)
-            mean, _, rstd = reference.statistics(self._x[block], -1, self._problem.eps)
+            mean, _, rstd = reference.statistics(
+                self._x[block], -1, self._problem.eps, centered=centered
+            )
             x = self._x[block][:, self._cols].astype(np.float64)
             xhat[block] = (x - mean) * rstd
         dy = self._dy_of_cols

@@ -34,6 +34,8 @@ def print_report(report: Report, console: "Console") -> None:
     console.print(
         f"Medians and half the distance between the quartiles, of {report.repeats} interleaved "
         "samples (fewer of calls above 0.1 s). GB/s of useful bytes: x and y; dy, x and dx. "
+        "Of a copy: the time of a copy of x / ours; backward, which moves half as much again, of "
+        "1.5 copies. "
         "The cache is warm and the output newly allocated unless the heading says otherwise.\n"
     )
     for (section, threads), results in sections.items():
@@ -77,7 +79,7 @@ def _section_table(
     threads = results[0].threads
     found = [summaries.get((cell.section, threads, cell.label)) for cell in cells]
     shares = [f"{each.share_of_copy:.0%}" if each else "-" for each in found]
-    table.add_row("of a copy's speed", *shares)
+    table.add_row("of a copy", *shares)
     if any(each and each.times_fastest_peer for each in found):
         table.add_row("times fastest peer", *(_ratio_text(each) for each in found))
     return table
@@ -85,18 +87,18 @@ def _section_table(
 
 def print_summary(report: Report, console: "Console") -> None:
     """Print our speed in each section, and the verdict."""
-    found = summarize(report.results)
-    several = len({each.threads for each in found}) > 1
-    headings = ["times as fast as the fastest peer", "mean", "worst", "worst in", "its peer"]
-    rows = [
-        [each.section + (f", {_threads(each.threads)}" if several else ""),
-         f"{each.geometric_mean:.2f}", f"{each.worst:.2f}",
-         f"{each.worst_cell}", f"{each.worst_against}"]
-        for each in found
-        if each.geometric_mean is not None
-    ]  # fmt: skip
-    if rows:
-        console.print(make_table(headings, rows))
+    found = [each for each in summarize(report.results) if each.geometric_mean is not None]
+    for threads in dict.fromkeys(each.threads for each in found):
+        rows = [
+            [each.section, f"{each.geometric_mean:.2f}", f"{each.worst:.2f}",
+             f"{each.worst_cell}", f"{each.worst_against}", f"{each.share_of_copy:.0%}"]
+            for each in found
+            if each.threads == threads
+        ]  # fmt: skip
+        first = f"times as fast as the fastest peer, {_threads(threads)}"
+        table = make_table([first, "mean", "worst", "worst in", "its peer", "of a copy"], rows)
+        table.columns[0].no_wrap = False  # a long section wraps, so that no number is cut off
+        console.print(table)
     _print_verdict(report, console)
 
 

@@ -1,4 +1,4 @@
-"""Everything that computes a layer norm here: ours, a NumPy formula, and the installed peers."""
+"""Everything that computes a norm here: ours, a NumPy formula, and the installed peers."""
 
 from layernorm.cli.providers.find import (
     FRONT_ENDS,

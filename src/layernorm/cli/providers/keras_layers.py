@@ -1,4 +1,4 @@
-"""Keras's layer and ours, on the backend that KERAS_BACKEND names, by default JAX."""
+"""Keras's layers and ours, on the backend that KERAS_BACKEND names, by default JAX."""
 
 import importlib
 import os
@@ -11,7 +11,7 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 
 import keras
 
-# The provider that runs a function of x, weight and bias as Keras does on this backend.
+# The provider that runs a function of x and the parameters as Keras does on this backend.
 _RUN_BY = {
     "jax": ("jitted", "Jax"),
     "numpy": ("numpy_formula", "NumpyFunction"),
@@ -32,34 +32,39 @@ _Runner: Any = _runner()
 
 
 class Keras(_Runner):
-    """`keras.layers.LayerNormalization`, called without state as `fit` calls it."""
+    """The layers of `keras.layers`, called without state as `fit` calls them."""
 
     name: ClassVar[str] = "keras"
     distribution: ClassVar[str] = "keras"
 
-    def __init__(self, threads: int) -> None:
-        super().__init__(threads)
-        self.layer: Any = keras.layers.LayerNormalization
+    def layer(self, problem: Problem) -> Any:
+        """Return the class of the layer."""
+        if problem.kind == "layer_norm":
+            return keras.layers.LayerNormalization
+        if problem.is_channels_first:
+            raise Unsupported("keras has no RMS norm over another axis than the last")
+        return keras.layers.RMSNormalization
 
     def function(self, problem: Problem) -> Any:
         """Return the layer, whose weights are arguments."""
-        layer = self.layer(axis=problem.axis, epsilon=problem.eps, dtype=problem.type_name)
+        layer_of = self.layer(problem)
+        layer = layer_of(axis=problem.axis, epsilon=problem.eps, dtype=problem.type_name)
         layer.build(problem.x.shape)
 
-        def apply(x: Any, weight: Any, bias: Any) -> Any:
-            return layer.stateless_call([weight, bias], [], x)[0]
+        def apply(x: Any, *parameters: Any) -> Any:
+            return layer.stateless_call(list(parameters), [], x)[0]
 
         return apply
 
 
 class OursKeras(Keras):
-    """`layernorm.keras.LayerNormalization`, used as Keras's own."""
+    """The layers of `layernorm.keras`, used as Keras's own."""
 
     name: ClassVar[str] = "layernorm"
     distribution: ClassVar[str] = "layernorm"
 
-    def __init__(self, threads: int) -> None:
-        super().__init__(threads)
-        from layernorm.keras import LayerNormalization
+    def layer(self, problem: Problem) -> Any:
+        """Return the class of the layer."""
+        from layernorm.keras import LayerNormalization, RMSNormalization
 
-        self.layer = LayerNormalization
+        return LayerNormalization if problem.kind == "layer_norm" else RMSNormalization

@@ -11,7 +11,7 @@ from layernorm.cli.providers.provider import Call, Provider
 
 
 class NumpyFormula(Provider):
-    """Mean, variance, divide, scale, shift: one array operation after another."""
+    """The formula of the norm: one array operation after another."""
 
     name: ClassVar[str] = "numpy"
     distribution: ClassVar[str] = "numpy"
@@ -19,26 +19,28 @@ class NumpyFormula(Provider):
     def forward(self, problem: Problem, *, reuse_output: bool = False) -> Call:
         """Return the call of the formula, each of whose operations makes a new array."""
         self.require(problem, reuse_output=reuse_output, can_reuse=False)
-        return partial(_forward, problem)
+        return partial(_forward if problem.kind == "layer_norm" else _rms_forward, problem)
 
     def backward(self, problem: Problem) -> Call:
-        """Return the call of the formula for the gradients, given mean and rstd."""
+        """Return the call of the formula for the gradients, given the statistics."""
         x = _widened(problem.x)
+        if problem.kind == "rms_norm":
+            return partial(_rms_backward, problem, _rms_rstd(x, problem))
         mean, rstd = _statistics(x, problem)
         return partial(_backward, problem, mean, rstd)
 
 
 class NumpyFunction(Provider):
-    """Some function of x, weight and bias; NumPy has no gradients."""
+    """Some function of x and the parameters; NumPy has no gradients."""
 
-    def function(self, problem: Problem) -> Callable[[Array, Array, Array], Array]:
-        """Return y = f(x, weight, bias)."""
+    def function(self, problem: Problem) -> Callable[..., Array]:
+        """Return y = f(x, *parameters)."""
         raise NotImplementedError
 
     def forward(self, problem: Problem, *, reuse_output: bool = False) -> Call:
         """Call it on the arrays."""
         self.require(problem, reuse_output=reuse_output, can_reuse=False)
-        return partial(self.function(problem), problem.x, problem.weight, problem.bias)
+        return partial(self.function(problem), problem.x, *problem.parameters)
 
 
 def _forward(problem: Problem) -> Array:
@@ -51,9 +53,8 @@ def _forward(problem: Problem) -> Array:
 
 def _backward(problem: Problem, mean: Array, rstd: Array) -> tuple[Array, Array, Array]:
     with np.errstate(all="ignore"):
-        axis = problem.axis
+        axis, others = problem.axis, _other_axes(problem)
         x, dy = _widened(problem.x), _widened(problem.dy)
-        others = tuple(each for each in range(x.ndim) if each != axis % x.ndim)
         xhat = (x - mean) * rstd
         g = dy * _along(problem.weight, problem)
         projection = xhat * (g * xhat).mean(axis, keepdims=True)
@@ -71,6 +72,38 @@ def _statistics(x: Array, problem: Problem) -> tuple[Array, Array]:
         mean = x.mean(problem.axis, keepdims=True)
         var = x.var(problem.axis, keepdims=True)
         return mean, 1 / np.sqrt(var + x.dtype.type(problem.eps))
+
+
+def _rms_forward(problem: Problem) -> Array:
+    with np.errstate(all="ignore"):
+        x = _widened(problem.x)
+        y = x * _rms_rstd(x, problem) * _along(problem.weight, problem)
+        return y.astype(problem.x.dtype, copy=False)
+
+
+def _rms_backward(problem: Problem, rstd: Array) -> tuple[Array, Array]:
+    with np.errstate(all="ignore"):
+        x, dy = _widened(problem.x), _widened(problem.dy)
+        xhat = x * rstd
+        g = dy * _along(problem.weight, problem)
+        dx = rstd * (g - xhat * (g * xhat).mean(problem.axis, keepdims=True))
+        dweight = (dy * xhat).sum(_other_axes(problem))
+        return (
+            dx.astype(problem.x.dtype, copy=False),
+            dweight.astype(problem.weight.dtype, copy=False),
+        )
+
+
+def _rms_rstd(x: Array, problem: Problem) -> Array:
+    with np.errstate(all="ignore"):
+        mean_square = (x * x).mean(problem.axis, keepdims=True)
+        rstd: Array = 1 / np.sqrt(mean_square + x.dtype.type(problem.eps))
+        return rstd
+
+
+def _other_axes(problem: Problem) -> tuple[int, ...]:
+    axes = problem.x.ndim
+    return tuple(each for each in range(axes) if each != problem.axis % axes)
 
 
 def _widened(array: Array) -> Array:

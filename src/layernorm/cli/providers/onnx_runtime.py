@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: a graph of one LayerNormalization."""
+"""ONNX Runtime on the CPU: a graph of one norm."""
 
 import ctypes
 import math
@@ -18,12 +18,15 @@ ONNX_TYPES = {
     "float16": TensorProto.FLOAT16,
     "bfloat16": TensorProto.BFLOAT16,
 }
+OPERATORS = {"layer_norm": "LayerNormalization", "rms_norm": "SimplifiedLayerNormalization"}
 OPSET = 17  # the first with LayerNormalization
 IR_VERSION = 8  # that of the same release
 
 
 class OnnxRuntime(Provider):
     """LayerNormalization-17; for channels first, between two Transposes. Forward only.
+
+    RMS norm is ONNX Runtime's own operator, for which it has kernels in every type.
 
     Its fresh outputs come from an arena that keeps its memory, so they cost no page faults.
     """
@@ -35,8 +38,7 @@ class OnnxRuntime(Provider):
         """Return the call of a session; a reused output is bound to it."""
         self.require(problem, reuse_output=reuse_output, can_reuse=True)
         session = self._session(problem)
-        arrays = {"x": problem.x, "weight": problem.weight, "bias": problem.bias}
-        inputs = {name: _value(array) for name, array in arrays.items()}
+        inputs = {name: _value(array) for name, array in _inputs(problem).items()}
         if not reuse_output:
             return partial(session.run_with_ort_values, ["y"], inputs)
         binding = session.io_binding()
@@ -73,9 +75,10 @@ class OnnxRuntime(Provider):
 
 def _model(problem: Problem) -> bytes:
     first, last = ("x", "y") if not problem.is_channels_first else ("x_last", "y_last")
+    _, *names = _inputs(problem)
     nodes = [
         helper.make_node(
-            "LayerNormalization", [first, "weight", "bias"], [last], axis=-1, epsilon=problem.eps
+            OPERATORS[problem.kind], [first, *names], [last], axis=-1, epsilon=problem.eps
         )
     ]
     if problem.is_channels_first:
@@ -83,12 +86,8 @@ def _model(problem: Problem) -> bytes:
         nodes.append(helper.make_node("Transpose", [last], ["y"], perm=problem.channels_back))
     number = ONNX_TYPES[problem.type_name]
     inputs = [
-        helper.make_tensor_value_info(name, number, shape)
-        for name, shape in (
-            ("x", problem.x.shape),
-            ("weight", problem.weight.shape),
-            ("bias", problem.bias.shape),
-        )
+        helper.make_tensor_value_info(name, number, array.shape)
+        for name, array in _inputs(problem).items()
     ]
     outputs = [helper.make_tensor_value_info("y", number, problem.x.shape)]
     model = helper.make_model(
@@ -98,6 +97,10 @@ def _model(problem: Problem) -> bytes:
     )
     serialized: bytes = model.SerializeToString()
     return serialized
+
+
+def _inputs(problem: Problem) -> dict[str, Array]:
+    return dict(zip(("x", "weight", "bias"), (problem.x, *problem.parameters), strict=False))
 
 
 def _value(array: Array) -> Any:

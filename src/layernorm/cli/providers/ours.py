@@ -22,20 +22,19 @@ class Ours(Provider):
         layernorm.set_num_threads(threads)
 
     def forward(self, problem: Problem, *, reuse_output: bool = False) -> Call:
-        """`layer_norm`, with `out` if the output is reused."""
+        """`layer_norm` or `rms_norm`, with `out` if the output is reused."""
         return partial(
-            front_end.layer_norm,
+            getattr(front_end, problem.kind),
             problem.x,
-            problem.weight,
-            problem.bias,
+            *problem.parameters,
             axis=problem.axis,
             eps=problem.eps,
             out=np.empty_like(problem.x) if reuse_output else None,
         )
 
     def backward(self, problem: Problem) -> Call:
-        """`layer_norm_backward`, with the statistics of a `layer_norm_forward`."""
-        _, stats = front_end.layer_norm_forward(
-            problem.x, problem.weight, problem.bias, axis=problem.axis, eps=problem.eps
-        )
-        return partial(front_end.layer_norm_backward, problem.dy, problem.x, stats, problem.weight)
+        """`layer_norm_backward`, with the statistics of a `layer_norm_forward`; or RMS norm's."""
+        forward = getattr(front_end, f"{problem.kind}_forward")
+        backward = getattr(front_end, f"{problem.kind}_backward")
+        _, stats = forward(problem.x, *problem.parameters, axis=problem.axis, eps=problem.eps)
+        return partial(backward, problem.dy, problem.x, stats, problem.weight)

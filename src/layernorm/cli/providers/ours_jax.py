@@ -23,11 +23,11 @@ class OursJax(Jax):
     types: ClassVar[tuple[str, ...]] = (*Jax.types, "float64")
 
     def function(self, problem: Problem) -> Function:
-        """Return y = f(x, weight, bias); for channels first, `axis` instead of a transpose."""
-        return partial(front_end.layer_norm, axis=problem.axis, eps=problem.eps)
+        """Return y = f(x, *parameters); for channels first, `axis` instead of a transpose."""
+        return partial(getattr(front_end, problem.kind), axis=problem.axis, eps=problem.eps)
 
     def forward(self, problem: Problem, *, reuse_output: bool = False) -> Call:
-        """Compile y = f(x, weight, bias)."""
+        """Compile y = f(x, *parameters)."""
         if problem.type_name != "float64":
             return super().forward(problem, reuse_output=reuse_output)
         with enable_x64(True):
@@ -42,7 +42,7 @@ class OursJax(Jax):
 
 
 class OursFlax(Flax):
-    """`layernorm.flax.nnx.LayerNorm`, used as Flax's own."""
+    """The layers of `layernorm.flax.nnx`, used as Flax's own."""
 
     name: ClassVar[str] = "layernorm"
     distribution: ClassVar[str] = "layernorm"
@@ -50,7 +50,7 @@ class OursFlax(Flax):
 
 
 class OursLinen(Linen):
-    """`layernorm.flax.linen.LayerNorm`, used as Flax's own."""
+    """The layers of `layernorm.flax.linen`, used as Flax's own."""
 
     name: ClassVar[str] = "layernorm"
     distribution: ClassVar[str] = "layernorm"
@@ -58,7 +58,7 @@ class OursLinen(Linen):
 
 
 class OursEquinox(Equinox):
-    """`layernorm.equinox.LayerNorm`, used as Equinox's own."""
+    """The layers of `layernorm.equinox`, used as Equinox's own."""
 
     name: ClassVar[str] = "layernorm"
     distribution: ClassVar[str] = "layernorm"

@@ -21,31 +21,34 @@ class OursTorch(Torch):
     distribution: ClassVar[str] = "layernorm"
 
     def forward(self, problem: Problem, *, reuse_output: bool = False) -> Call:
-        """`layer_norm`; for channels first, `axis` instead of a permute."""
+        """`layer_norm` or `rms_norm`; for channels first, `axis` instead of a permute."""
         self.require(problem, reuse_output=reuse_output, can_reuse=False)
-        x, weight, bias, _ = tensors_of(problem)
+        x, *parameters, _ = tensors_of(problem)
         axis = problem.axis if problem.is_channels_first else None
-        call = partial(front_end.layer_norm, x, (problem.cols,), weight, bias, problem.eps)
+        norm = getattr(front_end, problem.kind)
+        call = partial(norm, x, (problem.cols,), *parameters, problem.eps)
         return call if axis is None else partial(call, axis=axis)
 
     def backward(self, problem: Problem) -> Call:
         """Call the operator that autograd runs, without autograd."""
         self.require(problem, can_reuse=False)
-        x, weight, bias, dy = tensors_of(problem)
-        need = (True, True, True)
+        centered = problem.kind == "layer_norm"
+        x, weight, *biases, dy = tensors_of(problem)
+        bias = biases[0] if centered else None
+        need = (True, True, centered)
         fast = None
         if not problem.is_channels_first:
-            shape = (problem.cols,)
-            leaf = x.detach().requires_grad_()
-            fast = _native.torch_try_forward(leaf, weight, bias, shape, problem.eps, True, False)
+            leaf, shape, eps = x.detach().requires_grad_(), (problem.cols,), problem.eps
+            fast = _native.torch_try_forward(leaf, weight, bias, shape, eps, centered, False)
         if fast is None:
-            definition = Definition(named_axes(x, weight.shape, problem.axis), problem.eps)
+            axes = named_axes(x, weight.shape, problem.axis)
+            definition = Definition(axes, problem.eps, centered)
             _, *statistics = operators.forward(x, weight, bias, definition)
             return partial(operators.backward, dy, x, weight, bias, definition, need, statistics)
         _, saved = fast
 
         def backward() -> Any:
             with torch.no_grad():
-                return _native.torch_try_backward(x, weight, saved, dy, need)[:3]
+                return _native.torch_try_backward(x, weight, saved, dy, need)[: sum(need)]
 
         return backward

@@ -1,4 +1,4 @@
-"""What `check` and `bench` ask of an implementation of layer norm."""
+"""What `check` and `bench` ask of an implementation of layer norm and RMS norm."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -34,11 +34,14 @@ class Provider(ABC):
         """Return the call that computes y: a new array, or the same one each time."""
 
     def backward(self, problem: Problem) -> Call:
-        """Return the call that computes (dx, dweight, dbias); the forward is done before."""
+        """Return the call that computes dx, dweight and, for layer norm, dbias.
+
+        The forward is done before.
+        """
         raise Unsupported(f"{self.name} has no backward")
 
     def arrays(self, result: Any) -> tuple[Array, ...]:
-        """Turn what a call returned into NumPy arrays: (y,) or (dx, dweight, dbias)."""
+        """Turn what a call returned into NumPy arrays: (y,), or dx and those of the parameters."""
         return tuple(np.asarray(each) for each in _as_tuple(result))
 
     def require(self, problem: Problem, *, reuse_output: bool = False, can_reuse: bool) -> None:

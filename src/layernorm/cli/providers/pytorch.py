@@ -17,7 +17,10 @@ COMPILED_SHAPES = 1000  # by default, PyTorch stops compiling after 8
 
 
 class Torch(Provider):
-    """`F.layer_norm`, and the operator that its backward runs."""
+    """`F.layer_norm`, and the operator that its backward runs; `F.rms_norm`, and autograd.
+
+    On the CPU, PyTorch composes RMS norm of several operators, so its backward is autograd's.
+    """
 
     name: ClassVar[str] = "torch"
     distribution: ClassVar[str] = "torch"
@@ -26,23 +29,36 @@ class Torch(Provider):
         super().__init__(threads)
         torch.set_num_threads(threads)
 
+    def run(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the function as this provider runs it."""
+        return function
+
     def forward(self, problem: Problem, *, reuse_output: bool = False) -> Call:
-        """For channels first: permute, layer norm, permute, as PyTorch users write it."""
+        """For channels first: permute, norm, permute, as PyTorch users write it."""
         self.require(problem, reuse_output=reuse_output, can_reuse=False)
-        x, weight, bias, _ = tensors_of(problem)
-        if not problem.is_channels_first:
-            return partial(F.layer_norm, x, (problem.cols,), weight, bias, problem.eps)
-        return partial(_forward_permuted, x, weight, bias, problem)
+        *inputs, _ = tensors_of(problem)
+        return self._norm(problem, *inputs)
 
     def backward(self, problem: Problem) -> Call:
-        """Call the operator that autograd runs, without autograd."""
+        """Call the operator that autograd runs, without autograd; for RMS norm, run autograd."""
         self.require(problem, can_reuse=False)
-        return partial(_backward, *_backward_arguments(problem))
+        if problem.kind == "layer_norm":
+            return partial(self.run(_backward), *_backward_arguments(problem))
+        *inputs, dy = tensors_of(problem)
+        leaves = [each.detach().requires_grad_() for each in inputs]
+        return _gradients(self._norm(problem, *leaves)(), leaves, dy)
 
     def arrays(self, result: Any) -> tuple[Array, ...]:
         """Return arrays that share the tensors' memory; bfloat16 is passed as bits."""
         tensors = result if isinstance(result, tuple) else (result,)
         return tuple(_array(each) for each in tensors)
+
+    def _norm(self, problem: Problem, x: Tensor, *parameters: Tensor) -> Call:
+        norm = getattr(F, problem.kind)
+        if not problem.is_channels_first:
+            return partial(self.run(norm), x, (problem.cols,), *parameters, problem.eps)
+        last, back = problem.channels_last, problem.channels_back
+        return partial(self.run(_permuted), norm, x, parameters, last, back, problem.eps)
 
 
 class TorchCompiled(Torch):
@@ -55,71 +71,56 @@ class TorchCompiled(Torch):
         torch._dynamo.config.recompile_limit = COMPILED_SHAPES
         torch._dynamo.config.accumulated_recompile_limit = COMPILED_SHAPES
         try:
-            torch.compile(_plus_one)(torch.zeros(8))
+            self.run(_plus_one)(torch.zeros(8))
         except Exception as error:
             reason = str(error).strip().splitlines()
             raise Unsupported(reason[0] if reason else type(error).__name__) from error
 
-    def forward(self, problem: Problem, *, reuse_output: bool = False) -> Call:
-        """Compile for this shape; PyTorch keeps what it has compiled."""
-        self.require(problem, reuse_output=reuse_output, can_reuse=False)
-        x, weight, bias, _ = tensors_of(problem)
-        if not problem.is_channels_first:
-            compiled = torch.compile(F.layer_norm, dynamic=False)
-            return partial(compiled, x, (problem.cols,), weight, bias, problem.eps)
-        permuted = torch.compile(_permuted_layer_norm, dynamic=False)
-        return partial(
-            permuted, x, weight, bias, problem.channels_last, problem.channels_back, problem.eps
-        )
-
-    def backward(self, problem: Problem) -> Call:
-        """Compile the same operator, which PyTorch decomposes and fuses."""
-        self.require(problem, can_reuse=False)
-        return partial(torch.compile(_backward, dynamic=False), *_backward_arguments(problem))
+    def run(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Compile the function for each shape; PyTorch keeps what it has compiled."""
+        compiled: Callable[..., Any] = torch.compile(function, dynamic=False)
+        return compiled
 
 
 class TorchFunction(Torch):
-    """Some function of x, weight and bias, and its gradients by autograd."""
+    """Some function of x and the parameters, and its gradients by autograd."""
 
-    def function(self, problem: Problem) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        """Return y = f(x, weight, bias)."""
+    def function(self, problem: Problem) -> Callable[..., Tensor]:
+        """Return y = f(x, *parameters)."""
         raise NotImplementedError
 
     def forward(self, problem: Problem, *, reuse_output: bool = False) -> Call:
         """Call it without recording a graph."""
         self.require(problem, reuse_output=reuse_output, can_reuse=False)
-        x, weight, bias, _ = tensors_of(problem)
-        call: Call = torch.no_grad()(partial(self.function(problem), x, weight, bias))
+        *inputs, _ = tensors_of(problem)
+        call: Call = torch.no_grad()(partial(self.function(problem), *inputs))
         return call
 
     def backward(self, problem: Problem) -> Call:
         """Return the call that runs autograd; the forward is done before."""
         self.require(problem, can_reuse=False)
-        *given, dy = tensors_of(problem)
-        leaves = [each.detach().requires_grad_() for each in given]
-        y = self.function(problem)(*leaves)
-        return partial(torch.autograd.grad, y, leaves, dy, retain_graph=True)
+        *inputs, dy = tensors_of(problem)
+        leaves = [each.detach().requires_grad_() for each in inputs]
+        return _gradients(self.function(problem)(*leaves), leaves, dy)
 
 
 def _plus_one(x: Tensor) -> Tensor:
     return x + 1
 
 
-def _forward_permuted(x: Tensor, weight: Tensor, bias: Tensor, problem: Problem) -> Tensor:
-    return _permuted_layer_norm(
-        x, weight, bias, problem.channels_last, problem.channels_back, problem.eps
-    )
-
-
-def _permuted_layer_norm(
+def _permuted(
+    norm: Callable[..., Tensor],
     x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
+    parameters: tuple[Tensor, ...],
     last: tuple[int, ...],
     back: tuple[int, ...],
     eps: float,
 ) -> Tensor:
-    return F.layer_norm(x.permute(last), weight.shape, weight, bias, eps).permute(back)
+    return norm(x.permute(last), parameters[0].shape, *parameters, eps).permute(back)
+
+
+def _gradients(y: Tensor, leaves: list[Tensor], dy: Tensor) -> Call:
+    return partial(torch.autograd.grad, y, leaves, dy, retain_graph=True)
 
 
 def _backward_arguments(problem: Problem) -> tuple[Any, ...]:
@@ -147,10 +148,9 @@ def _backward(
     return dx if back is None else dx.permute(back), dweight, dbias
 
 
-def tensors_of(problem: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return x, weight, bias and dy, which share the arrays' memory."""
-    x, weight, bias, dy = problem.arrays_of("torch", _tensor)
-    return x, weight, bias, dy
+def tensors_of(problem: Problem) -> tuple[Tensor, ...]:
+    """Return x, the parameters and dy, which share the arrays' memory."""
+    return problem.arrays_of("torch", _tensor)
 
 
 def _tensor(array: Array) -> Tensor:

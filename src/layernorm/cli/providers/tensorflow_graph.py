@@ -15,7 +15,7 @@ from layernorm.tensorflow.arguments import Definition
 
 
 class TensorFlow(Provider):
-    """tf.nn.moments, rsqrt, scale, shift in a tf.function; 16-bit types computed in float32."""
+    """The formula of the norm in a tf.function; 16-bit types computed in float32."""
 
     name: ClassVar[str] = "tensorflow"
     distribution: ClassVar[str] = "tensorflow"
@@ -32,16 +32,17 @@ class TensorFlow(Provider):
                     "TensorFlow's number of threads can be set once in a process"
                 ) from None
 
-    def function(self, problem: Problem) -> Callable[[Any, Any, Any], Any]:
-        """Return y = f(x, weight, bias)."""
-        return partial(_formula, axis=problem.axis, eps=problem.eps)
+    def function(self, problem: Problem) -> Callable[..., Any]:
+        """Return y = f(x, *parameters)."""
+        formula = _layer_norm if problem.kind == "layer_norm" else _rms_norm
+        return partial(formula, axis=problem.axis, eps=problem.eps)
 
     def forward(self, problem: Problem, *, reuse_output: bool = False) -> Call:
         """Trace the function, and call the graph."""
         self.require(problem, reuse_output=reuse_output, can_reuse=False)
-        x, weight, bias, _ = _tensors(problem)
+        *inputs, _ = _tensors(problem)
         graph = tf.function(self.function(problem), autograph=False)
-        return lambda: graph(x, weight, bias)
+        return lambda: graph(*inputs)
 
     def backward(self, problem: Problem) -> Call:
         """Return the gradients of a tape around the graph, whose forward is done before."""
@@ -81,31 +82,44 @@ class OursTensorFlow(TensorFlow):
     name: ClassVar[str] = "layernorm"
     distribution: ClassVar[str] = "layernorm"
 
-    def function(self, problem: Problem) -> Callable[[Any, Any, Any], Any]:
-        """Return y = f(x, weight, bias)."""
-        return partial(front_end.layer_norm, axis=problem.axis, eps=problem.eps)
+    def function(self, problem: Problem) -> Callable[..., Any]:
+        """Return y = f(x, *parameters)."""
+        return partial(getattr(front_end, problem.kind), axis=problem.axis, eps=problem.eps)
 
     def backward(self, problem: Problem) -> Call:
         """Trace the operator that a tape runs, without what the tape adds."""
         self.require(problem, can_reuse=False)
-        x, weight, bias, dy = _tensors(problem)
-        definition = Definition((problem.axis,), problem.eps)
-        _, statistics = operators.forward(x, [weight], [bias], definition)
+        x, weight, *bias, dy = _tensors(problem)
+        definition = Definition((problem.axis,), problem.eps, problem.kind == "layer_norm")
+        norm = self.function(problem)
+        forward = tf.function(lambda *inputs: norm(*inputs).op.outputs, autograph=False)
+        _, statistics = forward(x, weight, *bias)
         graph = tf.function(
             lambda dy, x, statistics, weight, bias: operators.backward(
-                dy, x, statistics, [weight], [bias], definition
+                dy, x, statistics, [weight], bias, definition
             ),
             autograph=False,
         )
         return lambda: graph(dy, x, statistics, weight, bias)
 
 
-def _formula(x: Any, weight: Any, bias: Any, *, axis: int, eps: float) -> Any:
+def _layer_norm(x: Any, weight: Any, bias: Any, *, axis: int, eps: float) -> Any:
     widened = tf.cast(x, tf.float64 if x.dtype == tf.float64 else tf.float32)
     mean, variance = tf.nn.moments(widened, [axis], keepdims=True)
-    shape = [-1 if each == axis % len(x.shape) else 1 for each in range(len(x.shape))]
-    weight, bias = (tf.reshape(tf.cast(each, widened.dtype), shape) for each in (weight, bias))
+    weight, bias = (_along(each, widened, axis) for each in (weight, bias))
     return tf.cast((widened - mean) * tf.math.rsqrt(variance + eps) * weight + bias, x.dtype)
+
+
+def _rms_norm(x: Any, weight: Any, *, axis: int, eps: float) -> Any:
+    widened = tf.cast(x, tf.float64 if x.dtype == tf.float64 else tf.float32)
+    mean_square = tf.reduce_mean(tf.square(widened), axis, keepdims=True)
+    rstd = tf.math.rsqrt(mean_square + eps)
+    return tf.cast(widened * rstd * _along(weight, widened, axis), x.dtype)
+
+
+def _along(parameter: Any, x: Any, axis: int) -> Any:
+    shape = [-1 if each == axis % len(x.shape) else 1 for each in range(len(x.shape))]
+    return tf.reshape(tf.cast(parameter, x.dtype), shape)
 
 
 def _tensors(problem: Problem) -> tuple[Any, ...]:
