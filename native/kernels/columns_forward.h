@@ -114,6 +114,7 @@ struct StripStatistics {
   void compute(Strip<V, whole> strip, const Stored* x, int64_t stride, int64_t cols, double eps) {
     const double n = static_cast<double>(cols);
     const int64_t rows = strip.template rows<C>();
+    std::fill(batch.shift, batch.shift + V * W, C{});
     if constexpr (centered) guess(strip, x, stride, cols);
     sum_moments(strip, x, stride, cols);
     if constexpr (centered) {

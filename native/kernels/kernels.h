@@ -11,6 +11,9 @@ constexpr int64_t kTileRows = 64;
 // The parameters' gradients are reduced in strips of this many columns.
 constexpr int64_t kReduceCols = 256;
 
+// The cache that x fits into beside the other arrays.
+enum class Cache { second_level, third_level, none };
+
 // A parameter is null, or (cols,) of the compute type, with the 1 of a zero-centered weight added.
 // For contiguous rows, weight and bias are in pack order (simd_packs.h); scalar rows read the others,
 // which are in the columns' order.
@@ -20,8 +23,9 @@ struct ForwardTask {
   const void* bias;
   const void* scalar_weight;
   const void* scalar_bias;
+  Cache cache;
   bool prefetch;    // of x
-  bool exceeds_l2;  // x is too large for the second-level cache
+  bool prefetch_y;  // for writing
   bool stream;      // write y, whose rows begin with cache lines, past the cache
 };
 
@@ -31,6 +35,7 @@ struct BackwardTask {
   const Backward* job;
   const void* weight;
   const void* scalar_weight;
+  Cache cache;
   bool prefetch;  // of x, dy and dx
   bool stream;    // write dx past the cache
   int64_t units;

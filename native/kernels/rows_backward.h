@@ -1,19 +1,25 @@
-// Backward over contiguous rows, a few at a time: one pass over the columns computes the two sums
+// Backward over contiguous rows, a batch at a time: one pass over the columns computes the two sums
 // of each row and adds to the parameters' gradients; a second pass, from the cache, writes dx. Rows
 // whose dx may be small by cancellation are summed once more in between.
 #pragma once
 
 enum class Wanted { nothing, dweight, both };  // gradients of the parameters
 
-// The rows of a group share what is loaded for a column. Groups of two leave room in the
-// first-level cache for dx; longer rows would not fit anyway and go in fours.
-constexpr int64_t kMostGroupRows = 4;
-constexpr int64_t kRowBytesForFours = 8 * 1024;
+// The rows of a group share what is loaded for a column.
+constexpr int64_t kGroupRows = 2;
+
+// The rows whose sums are finished before their dx is written: one group, or several if they stay in
+// the first-level cache, or of wide rows a batch that stays in the second-level cache.
+constexpr int64_t kMostBatchRows = std::max(kWideBatchRows, lanes<double>);
+constexpr int64_t kBackwardBatchBytes = 8 * 1024;
 
 template <class Stored>
-inline int64_t rows_per_group(int64_t cols) {
+inline int64_t rows_per_backward_batch(int64_t cols, Cache cache) {
   const int64_t row_bytes = cols * static_cast<int64_t>(sizeof(Stored));
-  return sizeof(Stored) >= 4 && row_bytes < kRowBytesForFours ? 2 : kMostGroupRows;
+  if (is_wide_row(row_bytes, cache)) return std::max(kGroupRows, rows_per_wide_batch(row_bytes));
+  int64_t rows = kMostBatchRows;
+  while (rows > kGroupRows && rows * row_bytes > kBackwardBatchBytes) rows /= 2;
+  return rows;
 }
 
 constexpr int64_t kFoldRows = 16;  // the most rows added to low between two folds
@@ -92,18 +98,21 @@ struct GroupSums {
 
   Normalizer<C> normalizer[R];
   const Stored *x[R], *dy[R];
+  Stored* dx[R];  // prefetched for writing; null: do not
   LaneTotal<C> total_g[R], total_g_xhat[R];
 
-  void term(int64_t r, Vector<C> x_here, Vector<C> dy_here, Vector<C> w, int64_t count,
-            Vector<C>& sum_g, Vector<C>& sum_g_xhat, Vector<C>& dweight, Vector<C>& dbias) const {
+  LAYERNORM_INLINE void term(int64_t r, Vector<C> x_here, Vector<C> dy_here, Vector<C> w,
+                             int64_t count, Vector<C>& sum_g, Vector<C>& sum_g_xhat,
+                             Vector<C>& dweight, Vector<C>& dbias) const {
     Vector<C> xhat = normalizer[r].template normalized<centered>(x_here);
     // The padding's xhat, -mean * rstd, may be infinite where a large row is constant.
     if (count < W) xhat = keep_first(xhat, count);
     const Vector<C> g = has_weight ? dy_here * w : dy_here;
     if constexpr (centered) sum_g += g;
     sum_g_xhat = fma(g, xhat, sum_g_xhat);
-    if constexpr (wanted != Wanted::nothing) dweight = fma(dy_here, xhat, dweight);
-    if constexpr (wanted == Wanted::both) dbias += dy_here;
+    if constexpr (wanted != Wanted::nothing)
+      dweight = r == 0 ? dy_here * xhat : fma(dy_here, xhat, dweight);
+    if constexpr (wanted == Wanted::both) dbias = r == 0 ? dy_here : dbias + dy_here;
   }
 
   LAYERNORM_INLINE void pack(int64_t col, const C* weight, Vector<C>* sum_g, Vector<C>* sum_g_xhat,
@@ -112,6 +121,7 @@ struct GroupSums {
     if constexpr (has_weight) w = load_ordered<Stored>(weight + col);
     LAYERNORM_UNROLL
     for (int64_t r = 0; r < R; ++r) {
+      if (dx[0]) prefetch_pack_for_writing(dx[r] + col);
       const Pack<Stored> x_here = load_pack(x[r] + col), dy_here = load_pack(dy[r] + col);
       LAYERNORM_UNROLL
       for (int64_t part = 0; part < vectors_in_pack<Stored>; ++part)
@@ -128,8 +138,8 @@ struct GroupSums {
     }
   }
 
-  void tail(int64_t col, int64_t count, const C* weight, Vector<C>* sum_g, Vector<C>* sum_g_xhat,
-            C* dweight_low, C* dbias_low) const {
+  LAYERNORM_INLINE void tail(int64_t col, int64_t count, const C* weight, Vector<C>* sum_g,
+                             Vector<C>* sum_g_xhat, C* dweight_low, C* dbias_low) const {
     const Vector<C> w = has_weight ? load_first(weight + col, count) : Vector<C>{};
     Vector<C> dweight = {}, dbias = {};
     LAYERNORM_UNROLL
@@ -142,30 +152,72 @@ struct GroupSums {
       store_first(dbias_low + col, load_first(dbias_low + col, count) + dbias, count);
   }
 
-  void flush(const Vector<C>* sum_g, const Vector<C>* sum_g_xhat) {
-    LAYERNORM_UNROLL
-    for (int64_t r = 0; r < R; ++r) {
-      if constexpr (centered) total_g[r].add(sum_g[r]);
-      total_g_xhat[r].add(sum_g_xhat[r]);
-    }
-  }
-
-  void sum(int64_t cols, const C* weight, C* dweight_low, C* dbias_low) {
+  // Adds columns [begin, end) to the totals; from column 0 on, the totals begin anew.
+  LAYERNORM_INLINE void sum(int64_t begin, int64_t end, const C* weight, C* dweight_low,
+                            C* dbias_low) {
     constexpr int64_t size = pack_size<Stored>;
-    const int64_t whole = cols - cols % size;
-    for (int64_t col = 0; col < whole;) {
-      const int64_t block_end = std::min(whole, col + kFlush * W);
+    for (int64_t col = begin; col < end;) {
+      const bool begins = col == 0;
+      const int64_t block_end = std::min(end, col + kFlush * W);
       // Local arrays, not members, so that the compiler keeps them in registers.
       Vector<C> sum_g[R] = {}, sum_g_xhat[R] = {};
-      for (; col < block_end; col += size)
+      for (; col + size <= block_end; col += size)
         pack(col, weight, sum_g, sum_g_xhat, dweight_low, dbias_low);
-      flush(sum_g, sum_g_xhat);
+      for (; col < block_end; col += W)
+        tail(col, std::min(W, block_end - col), weight, sum_g, sum_g_xhat, dweight_low, dbias_low);
+      LAYERNORM_UNROLL
+      for (int64_t r = 0; r < R; ++r) {
+        if (begins) {
+          total_g[r] = LaneTotal<C>(sum_g[r]);
+          total_g_xhat[r] = LaneTotal<C>(sum_g_xhat[r]);
+        } else {
+          if constexpr (centered) total_g[r].add(sum_g[r]);
+          total_g_xhat[r].add(sum_g_xhat[r]);
+        }
+      }
     }
-    if (whole == cols) return;
-    Vector<C> sum_g[R] = {}, sum_g_xhat[R] = {};
-    for (int64_t col = whole; col < cols; col += W)
-      tail(col, std::min(W, cols - col), weight, sum_g, sum_g_xhat, dweight_low, dbias_low);
-    flush(sum_g, sum_g_xhat);
+  }
+};
+
+// What dx needs of the sums of a batch of rows. Entries past the rows in use repeat the last row.
+template <class C>
+struct RowMeans {
+  static constexpr int64_t W = lanes<double>;
+
+  TotalsOfRows<C> total_g[kMostBatchRows / W], total_g_xhat[kMostBatchRows / W];
+  alignas(64) C rstd[kMostBatchRows];
+  alignas(64) double sum_g[kMostBatchRows], sum_g_xhat[kMostBatchRows];
+  alignas(64) C g[kMostBatchRows], g_xhat[kMostBatchRows], slope[kMostBatchRows];
+  bool ordinary = true;  // false: some sums may be huge or tiny; see are_ordinary_sums()
+
+  void put(int64_t row, C rstd_of_row, const LaneTotal<C>& g, const LaneTotal<C>& g_xhat) {
+    rstd[row] = rstd_of_row;
+    total_g[row / W].put(row % W, g);
+    total_g_xhat[row / W].put(row % W, g_xhat);
+  }
+
+  void repeat(int64_t row) {
+    rstd[row + 1] = rstd[row];
+    total_g[(row + 1) / W].repeat(row % W);
+    total_g_xhat[(row + 1) / W].repeat(row % W);
+  }
+
+  void finish(int64_t rows, double n) {
+    const DoubleVector least = broadcast(kTiny<C>), most = broadcast(1 / kTiny<C>);
+    for (int64_t first = 0; first < rows; first += W) {
+      const DoubleVector of_g = total_g[first / W].sums();
+      const DoubleVector of_g_xhat = total_g_xhat[first / W].sums();
+      const DoubleVector rstds = load_doubles(rstd + first);
+      const DoubleVector size = magnitude(of_g) + magnitude(of_g_xhat), scaled = size * rstds;
+      ordinary = ordinary && all_at_most(least, size) && all_at_most(least, scaled) &&
+                 all_at_most(size, most) && all_at_most(scaled, most);
+      const DoubleVector mean_g_xhat = over<C>(of_g_xhat, n);
+      store_doubles(sum_g + first, of_g);
+      store_doubles(sum_g_xhat + first, of_g_xhat);
+      store_doubles(g + first, over<C>(of_g, n));
+      store_doubles(g_xhat + first, mean_g_xhat);
+      store_doubles(slope + first, rstds * mean_g_xhat);
+    }
   }
 };
 
@@ -215,8 +267,9 @@ struct RowGradient {
   }
 };
 
-template <class Stored, bool centered, bool has_weight, Wanted wanted>
-struct RowsBackward {
+// Writes dx of a batch of rows, once their sums are known.
+template <class Stored, bool centered, bool has_weight>
+struct RowGradients {
   using C = Compute<Stored>;
 
   const BackwardTask& task;
@@ -224,7 +277,7 @@ struct RowsBackward {
   const Problem& problem = job.problem;
   const int64_t cols = problem.shape.cols;
   const C* const weight = static_cast<const C*>(task.weight);
-  const int64_t group_rows = rows_per_group<Stored>(cols);
+  const int64_t batch_rows = rows_per_backward_batch<Stored>(cols, task.cache);
   int64_t last_row = 0;  // one past the last of the block
   LineWriter<Stored> lines = {};
 
@@ -238,100 +291,152 @@ struct RowsBackward {
     return static_cast<Stored*>(job.dx.data) + row * job.dx.outer_stride;
   }
 
+  ScalarStatistics scalar_statistics(const RowStatistics<C>& row_statistics, int64_t row) const {
+    return scalar_statistics_from<Stored, centered>(row_statistics, {x(row), 1}, cols, problem.eps);
+  }
+  void write_scalar(const ScalarStatistics& scalar, int64_t row) const {
+    backward_scalar_row<Stored, centered>(scalar, {x(row), 1}, {dy(row), 1},
+                                          static_cast<const C*>(task.scalar_weight), {dx(row), 1},
+                                          cols, problem.eps);
+  }
+
+  LAYERNORM_INLINE RowGradient<Stored, centered, has_weight> gradient(
+      const RowStatistics<C>& row_statistics, C mean_g, C slope, int64_t row) const {
+    const bool prefetch = task.prefetch && row + 2 * batch_rows <= last_row;
+    return {Normalizer<C>(row_statistics),
+            broadcast(mean_g),
+            broadcast(-slope),
+            x(row),
+            dy(row),
+            weight,
+            dx(row),
+            prefetch ? batch_rows * problem.x.outer_stride : 0,
+            prefetch ? batch_rows * job.dy.outer_stride : 0};
+  }
+
+  // The functions for rare rows are not inlined, so that the usual ones keep their registers.
+  __attribute__((noinline)) C accurate_slope(const RowStatistics<C>& row_statistics,
+                                             int64_t row) const {
+    SumsAlongXhat<Stored, centered, has_weight> sums = {Normalizer<C>(row_statistics), x(row),
+                                                        dy(row), weight};
+    walk_columns<false, Stored>(sums, 0, cols);
+    const double n = static_cast<double>(cols), rstd = static_cast<double>(row_statistics.rstd);
+    return static_cast<C>(
+        slope_along_xhat<C>(sums.g_xhat.sum(), sums.squares.sum(n), rstd, problem.eps, n));
+  }
+
+  // Past the cache, or a batch with a scalar row.
+  __attribute__((noinline)) void write_row_by_row(const RowStatistics<C>* rows,
+                                                  const RowMeans<C>& means, int64_t first,
+                                                  int64_t count) {
+    for (int64_t at = 0; at < count; ++at) {
+      const int64_t row = first + at;
+      if (!means.ordinary &&
+          !are_ordinary_sums<Stored>(means.sum_g[at], means.sum_g_xhat[at],
+                                     static_cast<double>(rows[at].rstd), {dy(row), 1}, cols)) {
+        write_scalar(scalar_statistics(rows[at], row), row);
+        continue;
+      }
+      auto of_row = gradient(rows[at], means.g[at], means.slope[at], row);
+      if (task.stream)
+        stream_row(of_row, dx(row), cols, lines);
+      else
+        walk_columns<false, Stored>(of_row, 0, cols);
+    }
+  }
+
+  __attribute__((noinline)) void write(const RowStatistics<C>* rows, RowMeans<C>& means,
+                                       int64_t first, int64_t count) {
+    means.finish(count, static_cast<double>(cols));
+    for (int64_t at = 0; at < count; ++at)
+      if (may_cancel<Stored, has_weight>(broadcast(means.g_xhat[at]), dy(first + at), weight, cols))
+        means.slope[at] = accurate_slope(rows[at], first + at);
+    if (!means.ordinary || task.stream) return write_row_by_row(rows, means, first, count);
+    for (int64_t begin = 0; begin < cols; begin += kBlockCols) {
+      for (int64_t at = 0; at < count; ++at) {
+        const auto of_row = gradient(rows[at], means.g[at], means.slope[at], first + at);
+        walk_columns<false, Stored>(of_row, begin, std::min(cols, begin + kBlockCols));
+      }
+    }
+  }
+};
+
+template <class Stored, bool centered, bool has_weight, Wanted wanted>
+struct RowsBackward {
+  using C = Compute<Stored>;
+
+  const BackwardTask& task;
+  const Problem& problem = task.job->problem;
+  const int64_t cols = problem.shape.cols;
+  const bool wants_dx = task.job->dx.data != nullptr;
+  RowGradients<Stored, centered, has_weight> gradients = {task};
+  // Of wide rows, between two blocks of columns.
+  LaneTotal<C> total_g[kMostBatchRows], total_g_xhat[kMostBatchRows];
+
   RowStatistics<C> saved(int64_t row) const {
     const Statistics& from = problem.statistics;
     RowStatistics<C> result = {0, 0, static_cast<const C*>(from.rstd)[row], true};
     if constexpr (centered) {
       result.mean = static_cast<const C*>(from.mean)[row];
       result.residual = from.residual ? static_cast<const C*>(from.residual)[row]
-                                      : residual_of(result.mean, x(row), cols);
+                                      : residual_of(result.mean, gradients.x(row), cols);
     }
     result.ordinary = is_ordinary_rstd(result.rstd);
     return result;
   }
 
-  void write_scalar_dx(const ScalarStatistics& scalar, int64_t row) const {
-    backward_scalar_row<Stored, centered>(scalar, {x(row), 1}, {dy(row), 1},
-                                          static_cast<const C*>(task.scalar_weight), {dx(row), 1},
-                                          cols, problem.eps);
-  }
-
-  void scalar_row(const RowStatistics<C>& row_statistics, int64_t row,
-                  const PartialSums<C>& sums) const {
-    const ScalarStatistics scalar =
-        scalar_statistics_from<Stored, centered>(row_statistics, {x(row), 1}, cols, problem.eps);
+  __attribute__((noinline)) void scalar_row(const RowStatistics<C>& row_statistics, int64_t row,
+                                            const PartialSums<C>& sums) const {
+    const ScalarStatistics scalar = gradients.scalar_statistics(row_statistics, row);
     if constexpr (wanted != Wanted::nothing)
-      accumulate_scalar_row<Stored>(scalar, {x(row), 1}, {dy(row), 1}, sums, cols, wanted);
-    if (job.dx.data) write_scalar_dx(scalar, row);
-  }
-
-  // Not inlined, so that the usual rows keep their registers.
-  __attribute__((noinline)) double accurate_slope(double rstd, const Normalizer<C>& normalizer,
-                                                  int64_t row) const {
-    SumsAlongXhat<Stored, centered, has_weight> sums = {normalizer, x(row), dy(row), weight};
-    walk_columns<false, Stored>(sums, 0, cols);
-    const double n = static_cast<double>(cols);
-    return slope_along_xhat<C>(sums.g_xhat.sum(), sums.squares.sum(n), rstd, problem.eps, n);
-  }
-
-  void write_dx(const RowStatistics<C>& row_statistics, const Normalizer<C>& normalizer,
-                double sum_g, double sum_g_xhat, int64_t row) {
-    const double n = static_cast<double>(cols), rstd = static_cast<double>(row_statistics.rstd);
-    if (!are_ordinary_sums<Stored>(sum_g, sum_g_xhat, rstd, {dy(row), 1}, cols))
-      return write_scalar_dx(
-          scalar_statistics_from<Stored, centered>(row_statistics, {x(row), 1}, cols, problem.eps),
-          row);
-    const double mean_g_xhat = sum_g_xhat / n;
-    double slope = rstd * mean_g_xhat;
-    if (may_cancel<Stored, has_weight>(broadcast(static_cast<C>(mean_g_xhat)), dy(row), weight,
-                                       cols))
-      slope = accurate_slope(rstd, normalizer, row);
-    const bool prefetch = task.prefetch && row + 2 * group_rows <= last_row;
-    const RowGradient<Stored, centered, has_weight> gradient = {
-        normalizer,
-        broadcast(static_cast<C>(sum_g / n)),
-        broadcast(static_cast<C>(-slope)),
-        x(row),
-        dy(row),
-        weight,
-        dx(row),
-        prefetch ? group_rows * problem.x.outer_stride : 0,
-        prefetch ? group_rows * job.dy.outer_stride : 0};
-    if (task.stream)
-      stream_row(gradient, dx(row), cols, lines);
-    else
-      walk_columns<false, Stored>(gradient, 0, cols);
+      accumulate_scalar_row<Stored>(scalar, {gradients.x(row), 1}, {gradients.dy(row), 1}, sums,
+                                    cols, wanted);
+    if (wants_dx) gradients.write_scalar(scalar, row);
   }
 
   template <int64_t R>
-  void group(const RowStatistics<C>* rows, int64_t row, const PartialSums<C>& sums) {
-    GroupSums<Stored, centered, has_weight, wanted, R> group;
-    for (int64_t r = 0; r < R; ++r) {
-      group.normalizer[r] = Normalizer<C>(rows[r]);
-      group.x[r] = x(row + r);
-      group.dy[r] = dy(row + r);
+  void batch(const RowStatistics<C>* rows, int64_t row, int64_t count, const PartialSums<C>& sums) {
+    const bool prefetch_dx = task.prefetch && !task.stream && wants_dx;
+    RowMeans<C> means;
+    for (int64_t begin = 0; begin < cols; begin += kBlockCols) {
+      const int64_t end = std::min(cols, begin + kBlockCols);
+      for (int64_t at = 0; at < count; at += R) {
+        GroupSums<Stored, centered, has_weight, wanted, R> group;
+        for (int64_t r = 0; r < R; ++r) {
+          group.normalizer[r] = Normalizer<C>(rows[at + r]);
+          group.x[r] = gradients.x(row + at + r);
+          group.dy[r] = gradients.dy(row + at + r);
+          group.dx[r] = prefetch_dx ? gradients.dx(row + at + r) : nullptr;
+          if (begin == 0) continue;
+          group.total_g[r] = total_g[at + r];
+          group.total_g_xhat[r] = total_g_xhat[at + r];
+        }
+        group.sum(begin, end, gradients.weight, sums.dweight_low, sums.dbias_low);
+        for (int64_t r = 0; r < R; ++r) {
+          if (end == cols) {
+            means.put(at + r, rows[at + r].rstd, group.total_g[r], group.total_g_xhat[r]);
+          } else {
+            total_g[at + r] = group.total_g[r];
+            total_g_xhat[at + r] = group.total_g_xhat[r];
+          }
+        }
+      }
     }
-    if (task.prefetch && !task.stream && job.dx.data)
-      for (int64_t r = 0; r < R; ++r) prefetch_for_writing(dx(row + r), cols);
-    group.sum(cols, weight, sums.dweight_low, sums.dbias_low);
-    if (!job.dx.data) return;
-    for (int64_t r = 0; r < R; ++r)
-      write_dx(rows[r], group.normalizer[r], group.total_g[r].sum(), group.total_g_xhat[r].sum(),
-               row + r);
+    for (int64_t past = count; past % lanes<double> != 0; ++past) means.repeat(past - 1);
+    if (wants_dx) gradients.write(rows, means, row, count);
   }
 
   void rows(int64_t row, int64_t count, const PartialSums<C>& sums) {
-    RowStatistics<C> rows[kMostGroupRows];
-    bool ordinary = count == group_rows;
+    RowStatistics<C> rows[kMostBatchRows];
+    bool ordinary = count % kGroupRows == 0;
     for (int64_t r = 0; r < count; ++r) {
       rows[r] = saved(row + r);
       ordinary = ordinary && rows[r].ordinary;
     }
-    if (ordinary && count == 4) return group<4>(rows, row, sums);
-    if (ordinary && count == 2) return group<2>(rows, row, sums);
+    if (ordinary) return batch<kGroupRows>(rows, row, count, sums);
     for (int64_t r = 0; r < count; ++r) {
       if (rows[r].ordinary)
-        group<1>(rows + r, row + r, sums);
+        batch<1>(rows + r, row + r, 1, sums);
       else
         scalar_row(rows[r], row + r, sums);
     }
@@ -341,13 +446,13 @@ struct RowsBackward {
     const PartialSums<C> sums(task, index);
     if constexpr (wanted != Wanted::nothing)
       std::fill(sums.dweight_high, sums.dweight_high + 4 * cols, C{});
-    const int64_t begin = index * task.units_per_block;
+    const int64_t begin = index * task.units_per_block, batch_rows = gradients.batch_rows;
     const int64_t end = std::min(task.units, begin + task.units_per_block);
-    last_row = end;
-    for (int64_t row = begin; row < end; row += group_rows) {
-      rows(row, std::min(group_rows, end - row), sums);
-      const bool full = (row - begin) % kFoldRows == kFoldRows - group_rows;
-      if (!full && row + group_rows < end) continue;
+    gradients.last_row = end;
+    for (int64_t row = begin; row < end; row += batch_rows) {
+      rows(row, std::min(batch_rows, end - row), sums);
+      const bool full = (row - begin) % kFoldRows == kFoldRows - batch_rows;
+      if (!full && row + batch_rows < end) continue;
       if constexpr (wanted != Wanted::nothing) fold(sums.dweight_high, sums.dweight_low, cols);
       if constexpr (wanted == Wanted::both) fold(sums.dbias_high, sums.dbias_low, cols);
     }

@@ -59,6 +59,10 @@ struct NormalizeRows {
 };
 
 template <class C>
+inline void save(const C* from, void* to, int64_t first, int64_t count) {
+  if (to) std::copy(from, from + count, static_cast<C*>(to) + first);
+}
+template <class C>
 inline void save(const RowStatistics<C>& row, const Statistics& statistics, int64_t index) {
   if (statistics.mean) static_cast<C*>(statistics.mean)[index] = row.mean;
   if (statistics.rstd) static_cast<C*>(statistics.rstd)[index] = row.rstd;
@@ -68,14 +72,16 @@ inline void save(const RowStatistics<C>& row, const Statistics& statistics, int6
 // A batch of rows, whose statistics are computed together, fits the first-level cache. An x larger
 // than the second-level cache takes smaller batches, so that reading x and writing y overlap;
 // 16-bit types are bound by arithmetic and gain nothing from smaller batches.
-constexpr int64_t kBatchRows = 8;
+constexpr int64_t kBatchRows = 32;
 constexpr int64_t kBatchBytes = 16 * 1024;
-constexpr int64_t kL2BatchBytes = 1024;
+constexpr int64_t kSmallBatchBytes = 8 * 1024;
 
 template <class Stored>
-inline int64_t rows_per_batch(int64_t cols, bool exceeds_l2) {
+inline int64_t rows_per_batch(int64_t cols, Cache cache) {
   const int64_t row_bytes = cols * static_cast<int64_t>(sizeof(Stored));
-  const int64_t bytes = exceeds_l2 && sizeof(Stored) >= 4 ? kL2BatchBytes : kBatchBytes;
+  if (is_wide_row(row_bytes, cache)) return rows_per_wide_batch(row_bytes);
+  const int64_t bytes =
+      cache != Cache::second_level && sizeof(Stored) >= 4 ? kSmallBatchBytes : kBatchBytes;
   return std::max(int64_t{1}, std::min(kBatchRows, bytes / row_bytes));
 }
 
@@ -99,7 +105,8 @@ struct RowsForward {
   }
 
   template <int64_t R>
-  void normalize(const Batch<C, kBatchRows>& batch, int64_t at, int64_t row) {
+  void normalize(const Batch<C, kBatchRows>& batch, int64_t at, int64_t row, int64_t begin,
+                 int64_t end) {
     NormalizeRows<Stored, centered, A, R> rows;
     rows.weight = weight;
     rows.bias = bias;
@@ -110,26 +117,36 @@ struct RowsForward {
       rows.y[r] = y(row + r);
     }
     if constexpr (R == 1) {
-      if (task.stream) return walk_columns<true, Stored>(rows, 0, cols);
+      if (task.stream) return walk_columns<true, Stored>(rows, begin, end);
     }
-    walk_columns<false, Stored>(rows, 0, cols);
+    walk_columns<false, Stored>(rows, begin, end);
   }
 
   void batch(int64_t first, int64_t count) {
     Batch<C, kBatchRows> batch;
+    if (task.prefetch_y)
+      for (int64_t row = first; row < first + count; ++row) prefetch_for_writing(y(row), cols);
     compute_statistics<Stored, centered>(x(first), problem.x.outer_stride, count, cols, problem.eps,
                                          batch);
-    for (int64_t at = 0; at < count;) {
+    if (!batch.are_ordinary(count)) return one_by_one(batch, first, count);
+    for (int64_t begin = 0; begin < cols; begin += kBlockCols) {
+      const int64_t end = std::min(cols, begin + kBlockCols);
+      int64_t at = 0;
+      if (!task.stream)
+        for (; at + 2 <= count; at += 2) normalize<2>(batch, at, first + at, begin, end);
+      for (; at < count; ++at) normalize<1>(batch, at, first + at, begin, end);
+    }
+    const Statistics& statistics = problem.statistics;
+    save(batch.mean, statistics.mean, first, count);
+    save(batch.rstd, statistics.rstd, first, count);
+    save(batch.residual, statistics.residual, first, count);
+  }
+
+  void one_by_one(const Batch<C, kBatchRows>& batch, int64_t first, int64_t count) {
+    for (int64_t at = 0; at < count; ++at) {
       const int64_t row = first + at;
-      if (!task.stream && at + 1 < count && batch[at].ordinary && batch[at + 1].ordinary) {
-        normalize<2>(batch, at, row);
-        save(batch[at], problem.statistics, row);
-        save(batch[at + 1], problem.statistics, row + 1);
-        at += 2;
-        continue;
-      }
-      if (batch[at].ordinary) {
-        normalize<1>(batch, at, row);
+      if (batch.is_ordinary(at)) {
+        normalize<1>(batch, at, row, 0, cols);
         save(batch[at], problem.statistics, row);
       } else {
         save(forward_scalar_row<Stored, centered>(
@@ -137,7 +154,6 @@ struct RowsForward {
                  static_cast<const C*>(task.scalar_bias), problem.eps, {y(row), 1}, cols),
              problem.statistics, row);
       }
-      ++at;
     }
   }
 };
@@ -145,7 +161,7 @@ struct RowsForward {
 template <class Stored, bool centered, class A>
 void forward_rows(const ForwardTask& task, int64_t begin, int64_t end) {
   RowsForward<Stored, centered, A> rows{task};
-  const int64_t batch_rows = rows_per_batch<Stored>(rows.cols, task.exceeds_l2);
+  const int64_t batch_rows = rows_per_batch<Stored>(rows.cols, task.cache);
   for (int64_t first = begin; first < end; first += batch_rows) {
     const bool prefetch = task.prefetch && end - first >= 2 * batch_rows;
     rows.ahead = prefetch ? batch_rows * rows.problem.x.outer_stride : 0;

@@ -67,6 +67,11 @@ inline DoubleVector at_least_zero(DoubleVector a) {
   return reinterpret_cast<DoubleVector>(reinterpret_cast<LongVector>(a) & ~negative);
 }
 
+inline DoubleVector magnitude(DoubleVector v) {
+  constexpr int64_t sign = std::numeric_limits<int64_t>::min();
+  return reinterpret_cast<DoubleVector>(reinterpret_cast<LongVector>(v) & ~sign);
+}
+
 inline double sum_of_lanes(DoubleVector v) {
 #if defined(__AVX512F__)
   return _mm512_reduce_add_pd(v);
@@ -78,30 +83,98 @@ inline double sum_of_lanes(DoubleVector v) {
 #endif
 }
 
-// Lane k of the result is the sum of the lanes of v[k], for lanes<double> vectors. Costs little
-// more than the sum of one.
+// Lane k of the result is sum_of_lanes(v[k]), for lanes<double> vectors. Costs little more than the
+// sum of one.
 inline DoubleVector sums_of_lanes(const DoubleVector* v) {
 #if defined(__AVX512F__)
-  DoubleVector pairs[4];
-  for (int k = 0; k < 4; ++k) {
-    const __m512d a = v[2 * k], b = v[2 * k + 1];
-    pairs[k] = _mm512_unpacklo_pd(a, b) + _mm512_unpackhi_pd(a, b);
-  }
-  // Within each half of the vector: the quarters of the first pair, then those of the second.
-  const __m512i low = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13);
-  const __m512i high = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
-  DoubleVector fours[2];
-  for (int k = 0; k < 2; ++k) {
-    const __m512d a = pairs[2 * k], b = pairs[2 * k + 1];
-    fours[k] = _mm512_permutex2var_pd(a, low, b) + _mm512_permutex2var_pd(a, high, b);
-  }
-  return _mm512_shuffle_f64x2(fours[0], fours[1], 0x44) +
-         _mm512_shuffle_f64x2(fours[0], fours[1], 0xee);
+  const auto halves = [](__m512d a, __m512d b) {
+    return _mm512_shuffle_f64x2(a, b, 0x44) + _mm512_shuffle_f64x2(a, b, 0xee);
+  };
+  const auto quarters = [](__m512d a, __m512d b) {
+    return _mm512_shuffle_f64x2(a, b, 0x88) + _mm512_shuffle_f64x2(a, b, 0xdd);
+  };
+  const __m512d even = quarters(halves(v[0], v[2]), halves(v[4], v[6]));
+  const __m512d odd = quarters(halves(v[1], v[3]), halves(v[5], v[7]));
+  return _mm512_unpacklo_pd(even, odd) + _mm512_unpackhi_pd(even, odd);
 #elif defined(__AVX2__)
-  const __m256d a = _mm256_hadd_pd(v[0], v[1]), b = _mm256_hadd_pd(v[2], v[3]);
-  return _mm256_permute2f128_pd(a, b, 0x20) + _mm256_permute2f128_pd(a, b, 0x31);
+  const auto halves = [](__m256d a, __m256d b) {
+    return _mm256_permute2f128_pd(a, b, 0x20) + _mm256_permute2f128_pd(a, b, 0x31);
+  };
+  const __m256d even = halves(v[0], v[2]), odd = halves(v[1], v[3]);
+  return _mm256_unpacklo_pd(even, odd) + _mm256_unpackhi_pd(even, odd);
 #else
   return DoubleVector{v[0][0], v[1][0]} + DoubleVector{v[0][1], v[1][1]};
+#endif
+}
+
+// The same of vectors of floats, for estimates: the sums are rounded to float.
+inline void store_sums_of_lanes(float* to, const FloatVector* v) {
+#if defined(__AVX512F__)
+  const auto halves = [](__m512 a, __m512 b) {
+    return _mm512_shuffle_f32x4(a, b, 0x44) + _mm512_shuffle_f32x4(a, b, 0xee);
+  };
+  const auto quarters = [](__m512 a, __m512 b) {
+    return _mm512_castps_pd(_mm512_shuffle_f32x4(a, b, 0x88) + _mm512_shuffle_f32x4(a, b, 0xdd));
+  };
+  const __m512d even = quarters(halves(v[0], v[2]), halves(v[4], v[6]));
+  const __m512d odd = quarters(halves(v[1], v[3]), halves(v[5], v[7]));
+  const __m512 pairs = _mm512_castpd_ps(_mm512_unpacklo_pd(even, odd)) +
+                       _mm512_castpd_ps(_mm512_unpackhi_pd(even, odd));
+  const __m512 sums = pairs + _mm512_permute_ps(pairs, 0xb1);
+  _mm256_storeu_ps(to, _mm256_castsi256_ps(_mm512_cvtepi64_epi32(_mm512_castps_si512(sums))));
+#elif defined(__AVX2__)
+  const auto halves = [](__m256 a, __m256 b) {
+    return _mm256_castps_pd(_mm256_permute2f128_ps(a, b, 0x20) +
+                            _mm256_permute2f128_ps(a, b, 0x31));
+  };
+  const __m256d even = halves(v[0], v[2]), odd = halves(v[1], v[3]);
+  const __m256 pairs = _mm256_castpd_ps(_mm256_unpacklo_pd(even, odd)) +
+                       _mm256_castpd_ps(_mm256_unpackhi_pd(even, odd));
+  const __m256 sums = _mm256_hadd_ps(pairs, pairs);
+  _mm_storeu_ps(to, _mm_movelh_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1)));
+#else
+  for (int64_t k = 0; k < lanes<double>; ++k) {
+    const FloatVector pairs = v[k];
+    to[k] = (pairs[0] + pairs[2]) + (pairs[1] + pairs[3]);
+  }
+#endif
+}
+inline void store_sums_of_lanes(double* to, const DoubleVector* v) {
+  const DoubleVector sums = sums_of_lanes(v);
+  std::memcpy(to, &sums, sizeof(sums));
+}
+
+// Lane j of v[k] becomes lane k of v[j], for lanes<double> vectors.
+inline void transpose(DoubleVector* v) {
+#if defined(__AVX512F__)
+  __m512d pairs[8], fours[8];
+  for (int k = 0; k < 8; k += 2) {
+    pairs[k] = _mm512_unpacklo_pd(v[k], v[k + 1]);
+    pairs[k + 1] = _mm512_unpackhi_pd(v[k], v[k + 1]);
+  }
+  for (int k = 0; k < 8; k += 4)
+    for (int j = 0; j < 2; ++j) {
+      fours[k + j] = _mm512_shuffle_f64x2(pairs[k + j], pairs[k + j + 2], 0x88);
+      fours[k + j + 2] = _mm512_shuffle_f64x2(pairs[k + j], pairs[k + j + 2], 0xdd);
+    }
+  for (int j = 0; j < 4; ++j) {
+    v[j] = _mm512_shuffle_f64x2(fours[j], fours[j + 4], 0x88);
+    v[j + 4] = _mm512_shuffle_f64x2(fours[j], fours[j + 4], 0xdd);
+  }
+#elif defined(__AVX2__)
+  __m256d pairs[4];
+  for (int k = 0; k < 4; k += 2) {
+    pairs[k] = _mm256_unpacklo_pd(v[k], v[k + 1]);
+    pairs[k + 1] = _mm256_unpackhi_pd(v[k], v[k + 1]);
+  }
+  for (int j = 0; j < 2; ++j) {
+    v[j] = _mm256_permute2f128_pd(pairs[j], pairs[j + 2], 0x20);
+    v[j + 2] = _mm256_permute2f128_pd(pairs[j], pairs[j + 2], 0x31);
+  }
+#else
+  const DoubleVector first = {v[0][0], v[1][0]};
+  v[1] = DoubleVector{v[0][1], v[1][1]};
+  v[0] = first;
 #endif
 }
 
@@ -165,31 +238,21 @@ inline bool all_finite_from(DoubleVector v, double least) {
   return all;
 }
 
-// In the compute type, for estimates.
-inline float sum_of_lanes_rounded(FloatVector v) {
+// Zeroes the lanes from `count` on: padding would hold -mean and inflate the variance.
+template <class V>
+inline V keep_first(V v, int64_t count) {
+  using C = std::remove_reference_t<decltype(v[0])>;
 #if defined(__AVX512F__)
-  return _mm512_reduce_add_ps(v);
+  const auto mask = static_cast<__mmask16>((1u << count) - 1u);
+  if constexpr (sizeof(C) == sizeof(float)) return _mm512_maskz_mov_ps(mask, v);
+  if constexpr (sizeof(C) == sizeof(double))
+    return _mm512_maskz_mov_pd(static_cast<__mmask8>(mask), v);
 #else
-  float sum = 0;
-  for (int lane = 0; lane < lanes<float>; ++lane) sum += v[lane];
-  return sum;
-#endif
-}
-inline double sum_of_lanes_rounded(DoubleVector v) { return sum_of_lanes(v); }
-
-template <class C>
-inline Vector<C> lane_indices_below(int64_t count, Vector<C> v) {
   using Mask = typename VectorOf<C>::mask;
-  using Index = typename std::conditional<sizeof(C) == 4, int32_t, int64_t>::type;
+  using Index = std::conditional_t<sizeof(C) == sizeof(float), int32_t, int64_t>;
   Mask index;
   for (int64_t lane = 0; lane < lanes<C>; ++lane) index[lane] = static_cast<Index>(lane);
   const Mask keep = index < static_cast<Index>(count);
-  return reinterpret_cast<Vector<C>>(reinterpret_cast<Mask>(v) & keep);
-}
-// Zeroes the lanes from `count` on: padding would hold -mean and inflate the variance.
-inline FloatVector keep_first(FloatVector v, int64_t count) {
-  return lane_indices_below<float>(count, v);
-}
-inline DoubleVector keep_first(DoubleVector v, int64_t count) {
-  return lane_indices_below<double>(count, v);
+  return reinterpret_cast<V>(reinterpret_cast<Mask>(v) & keep);
+#endif
 }

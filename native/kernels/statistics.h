@@ -59,16 +59,14 @@ inline DoubleVector over(DoubleVector v, double n) {
 }
 
 // The statistics of several rows at once: the divisions and square roots are done side by side.
-// Entries past the rows in use are zero.
+// Entries past the rows in use, up to a whole vector of doubles, hold those of a row of zeros.
 template <class C, int64_t capacity>
 struct Batch {
   static constexpr int64_t W = lanes<double>;
   static_assert(capacity % W == 0, "whole vectors of doubles");
 
-  // A row's value is stored as a whole vector, of which the next row's store leaves the first lane:
-  // a vector load right after a narrower store would stall.
-  alignas(64) C shift[capacity + lanes<C>] = {};
-  alignas(64) double sum[capacity + W] = {}, squares[capacity + W] = {};  // of d = x - shift
+  alignas(64) C shift[capacity];
+  alignas(64) double sum[capacity], squares[capacity];  // of d = x - shift
   alignas(64) C mean[capacity], residual[capacity], rstd[capacity];
   alignas(64) double total[capacity];  // variance + eps
 
@@ -119,9 +117,23 @@ struct Batch {
     }
   }
 
+  bool is_ordinary(int64_t row) const {
+    return total[row] >= smallest_variance(C{}) && total[row] <= DBL_MAX;
+  }
+  bool are_ordinary(int64_t rows) const {
+    const DoubleVector least = broadcast(smallest_variance(C{})), most = broadcast(DBL_MAX);
+    bool all = true;
+    int64_t row = 0;
+    for (; row + W <= rows; row += W) {
+      const DoubleVector here = load_doubles(total + row);
+      all = all && all_at_most(least, here) && all_at_most(here, most);
+    }
+    for (; row < rows; ++row) all = all && is_ordinary(row);
+    return all;
+  }
+
   RowStatistics<C> operator[](int64_t row) const {
-    return {mean[row], residual[row], rstd[row],
-            total[row] >= smallest_variance(C{}) && total[row] <= DBL_MAX};
+    return {mean[row], residual[row], rstd[row], is_ordinary(row)};
   }
 };
 
@@ -135,17 +147,29 @@ inline void load_four(const Stored* from, Vector<Compute<Stored>>* v) {
   }
 }
 
+// The sums of d = x - shift and of d^2 over a row, a total for each lane.
+template <class C>
+struct Moments {
+  LaneTotal<C> d, squares;
+};
+
 template <class Stored, bool centered>
-inline void sum_moments(const Stored* x, int64_t cols, Compute<Stored> shift, double& sum_d,
-                        double& sum_squares) {
+LAYERNORM_INLINE Moments<Compute<Stored>> moments_of(const Stored* x, int64_t cols,
+                                                     Compute<Stored> shift) {
   using C = Compute<Stored>;
   constexpr int64_t W = lanes<C>;
   const Vector<C> center = broadcast(shift);
-  const int64_t whole = cols - cols % W;
-  LaneTotal<C> total, total_squares;
-  for (int64_t col = 0; col < whole;) {
-    const int64_t block_end = std::min(whole, col + 4 * kFlush * W);
+  Moments<C> moments;
+  for (int64_t col = 0; col < cols;) {
+    const bool begins = col == 0;
+    const int64_t block_end = std::min(cols, col + 4 * kFlush * W);
     Vector<C> sum[4] = {}, squares[4] = {};
+    if (col + 4 * W <= block_end) {
+      load_four(x + col, sum);
+      for (int v = 0; v < 4; ++v) sum[v] -= center;
+      for (int v = 0; v < 4; ++v) squares[v] = sum[v] * sum[v];
+      col += 4 * W;
+    }
     for (; col + 4 * W <= block_end; col += 4 * W) {
       Vector<C> d[4];
       load_four(x + col, d);
@@ -154,59 +178,89 @@ inline void sum_moments(const Stored* x, int64_t cols, Compute<Stored> shift, do
       if constexpr (centered)
         for (int v = 0; v < 4; ++v) sum[v] += d[v];
     }
-    for (; col < block_end; col += W) {
-      const Vector<C> d = load(x + col) - center;
-      sum[0] += d;
-      squares[0] = fma(d, d, squares[0]);
+    const auto add = [&](int v, Vector<C> d) {
+      squares[v] = fma(d, d, squares[v]);
+      if constexpr (centered) sum[v] += d;
+    };
+    LAYERNORM_UNROLL
+    for (int v = 0; v < 4; ++v) {
+      if (col + W <= block_end) {
+        add(v, load(x + col) - center);
+        col += W;
+      } else if (col < block_end) {
+        const int64_t rest = block_end - col;
+        add(v, keep_first(load_first(x + col, rest) - center, rest));
+        col = block_end;
+      }
     }
-    if constexpr (centered) total.add((sum[0] + sum[1]) + (sum[2] + sum[3]));
-    total_squares.add((squares[0] + squares[1]) + (squares[2] + squares[3]));
+    const Vector<C> all = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    const Vector<C> all_squares = (squares[0] + squares[1]) + (squares[2] + squares[3]);
+    if (begins) {
+      if constexpr (centered) moments.d = LaneTotal<C>(all);
+      moments.squares = LaneTotal<C>(all_squares);
+    } else {
+      if constexpr (centered) moments.d.add(all);
+      moments.squares.add(all_squares);
+    }
   }
-  if (whole < cols) {
-    const int64_t rest = cols - whole;
-    const Vector<C> d = keep_first(load_first(x + whole, rest) - center, rest);
-    if constexpr (centered) total.add(d);
-    total_squares.add(d * d);
-  }
-  if constexpr (centered) sum_d = total.sum();
-  sum_squares = total_squares.sum();
+  return moments;
 }
 
-// The mean of the first four vectors of the row.
+// The first four vectors of a row, or all of a shorter one, added up: lanes of an estimate of its
+// sum. The mean of these elements is the first guess of the row's.
 template <class Stored>
-inline Compute<Stored> first_guess_of_mean(const Stored* x, int64_t cols) {
+inline Vector<Compute<Stored>> sum_of_first(const Stored* x, int64_t cols) {
   using C = Compute<Stored>;
   constexpr int64_t W = lanes<C>;
   if (cols >= 4 * W) {
     Vector<C> v[4];
     load_four(x, v);
-    return sum_of_lanes_rounded((v[0] + v[1]) + (v[2] + v[3])) * (1 / static_cast<C>(4 * W));
+    return (v[0] + v[1]) + (v[2] + v[3]);
   }
   Vector<C> sum = {};
   int64_t col = 0;
   for (; col + W <= cols; col += W) sum += load(x + col);
   if (col < cols) sum += load_first(x + col, cols - col);
-  return sum_of_lanes_rounded(sum) / static_cast<C>(cols);
+  return sum;
 }
 
-// The statistics of `rows` <= capacity rows, `stride` elements apart.
+// The statistics of `rows` <= capacity rows, `stride` elements apart. Sums are added over the lanes
+// for lanes<double> rows together.
 template <class Stored, bool centered, int64_t capacity>
 inline void compute_statistics(const Stored* x, int64_t stride, int64_t rows, int64_t cols,
                                double eps, Batch<Compute<Stored>, capacity>& batch) {
+  using C = Compute<Stored>;
+  constexpr int64_t together = lanes<double>;
   const double n = static_cast<double>(cols);
-  if constexpr (centered)
-    for (int64_t row = 0; row < rows; ++row)
-      store(batch.shift + row, broadcast(first_guess_of_mean(x + row * stride, cols)));
-  for (int64_t row = 0; row < rows; ++row) {
-    double sum = 0, squares;
-    sum_moments<Stored, centered>(x + row * stride, cols, batch.shift[row], sum, squares);
-    store(batch.sum + row, broadcast(sum));
-    store(batch.squares + row, broadcast(squares));
+  const C guessed = static_cast<C>(std::min(cols, 4 * lanes<C>));
+  for (int64_t first = 0; first < rows; first += together) {
+    Vector<C> sums[together];
+    for (int64_t k = 0; k < together; ++k)
+      sums[k] =
+          centered && first + k < rows ? sum_of_first(x + (first + k) * stride, cols) : Vector<C>{};
+    C* shift = batch.shift + first;
+    store_sums_of_lanes(shift, sums);
+    for (int64_t k = 0; k < together; ++k) shift[k] /= guessed;
+  }
+  for (int64_t first = 0; first < rows; first += together) {
+    TotalsOfRows<C> sums, squares;
+    for (int64_t k = 0; k < together; ++k) {
+      Moments<C> moments;
+      if (first + k < rows)
+        moments =
+            moments_of<Stored, centered>(x + (first + k) * stride, cols, batch.shift[first + k]);
+      sums.put(k, moments.d);
+      squares.put(k, moments.squares);
+    }
+    store_doubles(batch.sum + first, sums.sums());
+    store_doubles(batch.squares + first, squares.sums());
   }
   if constexpr (centered)
-    batch.recenter(rows, n, kWellCentered<Compute<Stored>>, [&](int64_t row) {
-      sum_moments<Stored, centered>(x + row * stride, cols, batch.shift[row], batch.sum[row],
-                                    batch.squares[row]);
+    batch.recenter(rows, n, kWellCentered<C>, [&](int64_t row) {
+      const Moments<C> moments =
+          moments_of<Stored, centered>(x + row * stride, cols, batch.shift[row]);
+      batch.sum[row] = moments.d.sum();
+      batch.squares[row] = moments.squares.sum();
     });
   batch.finish(rows, n, eps);
 }
@@ -214,7 +268,6 @@ inline void compute_statistics(const Stored* x, int64_t stride, int64_t rows, in
 // sum(x - mean) / cols: the residual, for statistics that came without it.
 template <class Stored>
 inline Compute<Stored> residual_of(Compute<Stored> mean, const Stored* x, int64_t cols) {
-  double sum, squares;
-  sum_moments<Stored, true>(x, cols, mean, sum, squares);
+  const double sum = moments_of<Stored, true>(x, cols, mean).d.sum();
   return static_cast<Compute<Stored>>(sum / static_cast<double>(cols));
 }

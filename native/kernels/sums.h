@@ -61,6 +61,9 @@ struct LaneTotal;
 template <>
 struct LaneTotal<float> {
   DoubleVector first = {}, second = {};
+  LaneTotal() = default;
+  explicit LaneTotal(FloatVector v)
+      : first(first_half_as_doubles(v)), second(second_half_as_doubles(v)) {}
   void add(FloatVector v) {
     first += first_half_as_doubles(v);
     second += second_half_as_doubles(v);
@@ -75,6 +78,8 @@ struct LaneTotal<float> {
 template <>
 struct LaneTotal<double> {
   DoubleVector total = {}, error = {};
+  LaneTotal() = default;
+  explicit LaneTotal(DoubleVector v) : total(v) {}
   void add(DoubleVector v) {
     const DoubleVector sum = total + v;
     const DoubleVector v_part = sum - total;
@@ -92,6 +97,44 @@ struct LaneTotal<double> {
   }
   void store(double* to, double beyond = 0) const {
     store_doubles(to, (total - broadcast(beyond)) + error);
+  }
+};
+
+// The totals of lanes<double> rows, summed together: each as LaneTotal::sum() would.
+template <class C>
+struct TotalsOfRows;
+
+template <>
+struct TotalsOfRows<float> {
+  DoubleVector total[lanes<double>];
+  void put(int64_t row, const LaneTotal<float>& of_row) {
+    total[row] = of_row.first + of_row.second;
+  }
+  void repeat(int64_t row) { total[row + 1] = total[row]; }
+  DoubleVector sums() const { return sums_of_lanes(total); }
+};
+
+template <>
+struct TotalsOfRows<double> {
+  DoubleVector total[lanes<double>], error[lanes<double>];
+  void put(int64_t row, const LaneTotal<double>& of_row) {
+    total[row] = of_row.total;
+    error[row] = of_row.error;
+  }
+  void repeat(int64_t row) {
+    total[row + 1] = total[row];
+    error[row + 1] = error[row];
+  }
+  DoubleVector sums() {
+    transpose(total);
+    transpose(error);
+    DoubleVector result = {}, rest = {};
+    for (int64_t lane = 0; lane < lanes<double>; ++lane) {
+      const DoubleVector next = result + total[lane];
+      rest += error[lane] + two_sum_error(result, total[lane], next);
+      result = next;
+    }
+    return result + rest;
   }
 };
 
