@@ -41,12 +41,13 @@ inline void add_group(const ColumnGroup<C>& group, C* __restrict high, C* __rest
   }
 }
 
-template <class Stored, bool centered, Wanted wanted>
+template <class Stored, bool centered>
 struct ColumnsBackward {
   using C = Compute<Stored>;
   static constexpr int64_t W = lanes<C>;
 
   const BackwardTask& task;
+  const Wanted wanted;
   const Problem& problem = task.job->problem;
   const int64_t cols = problem.shape.cols;
   const double n = static_cast<double>(cols);
@@ -75,11 +76,11 @@ struct ColumnsBackward {
       if (from.residual) {
         result.residual = static_cast<const C*>(from.residual)[row];
       } else {
-        CompensatedSum rest;
+        double sum = 0, rest = 0;
         for (int64_t col = 0; col < cols; ++col)
-          rest.add(
-              static_cast<double>(static_cast<C>(to_compute(x(outer, inner)[col])) - result.mean));
-        result.residual = static_cast<C>(rest.value() / n);
+          add_compensated(sum, rest,
+                          static_cast<double>(to_compute(x(outer, inner)[col]) - result.mean));
+        result.residual = static_cast<C>((sum + rest) / n);
       }
     }
     result.ordinary = is_ordinary_rstd(result.rstd);
@@ -133,15 +134,15 @@ struct ColumnsBackward {
           if constexpr (centered) part_g[v] += g;
           part_g_xhat[v] = fma(g, xhat, part_g_xhat[v]);
           part_squares[v] = fma(xhat, xhat, part_squares[v]);
-          if constexpr (wanted != Wanted::nothing) dweight = fma(dy_here, xhat, dweight);
-          if constexpr (wanted == Wanted::both) dbias += dy_here;
+          dweight = fma(dy_here, xhat, dweight);
+          dbias += dy_here;
         }
-        if constexpr (wanted != Wanted::nothing) group_dweight.put(k, dweight);
-        if constexpr (wanted == Wanted::both) group_dbias.put(k, dbias);
+        if (wanted != Wanted::nothing) group_dweight.put(k, dweight);
+        if (wanted == Wanted::both) group_dbias.put(k, dbias);
       }
-      if constexpr (wanted != Wanted::nothing)
+      if (wanted != Wanted::nothing)
         add_group(group_dweight, sums.dweight_high + first, sums.dweight_low + first, count);
-      if constexpr (wanted == Wanted::both)
+      if (wanted == Wanted::both)
         add_group(group_dbias, sums.dbias_high + first, sums.dbias_low + first, count);
       flush();
     }
@@ -153,9 +154,10 @@ struct ColumnsBackward {
     }
   }
 
-  template <int V, bool whole>
-  void write_dx(Strip<V, whole> strip, const Lanes<V>& rows, int64_t outer, int64_t inner,
-                const C* mean_g, const C* slope) const {
+  template <bool all_lanes, int V, bool whole>
+  LAYERNORM_INLINE void write_dx(Strip<V, whole> strip, const Lanes<V>& rows,
+                                 const SomeLanes<C, V>& usual, int64_t outer, int64_t inner,
+                                 const C* mean_g, const C* slope) const {
     const RowOf<const Stored> x_rows = x(outer, inner), dy_rows = dy(outer, inner);
     const RowOf<Stored> dx_rows = dx(outer, inner);
     for (int64_t col = 0; col < cols; ++col) {
@@ -168,7 +170,10 @@ struct ColumnsBackward {
             normalizer.template normalized<centered>(strip.read(&x_rows[col], v));
         Vector<C> g = dy_here * w;
         if constexpr (centered) g -= load(mean_g + v * W);
-        strip.write(&dx_rows[col], v, fma(g, normalizer.rstd, xhat * -load(slope + v * W)));
+        Vector<C> value = fma(g, normalizer.rstd, xhat * -load(slope + v * W));
+        if constexpr (!all_lanes)
+          value = usual.choose(v, value, strip.read(static_cast<const Stored*>(&dx_rows[col]), v));
+        strip.write(&dx_rows[col], v, value);
       }
     }
   }
@@ -179,74 +184,98 @@ struct ColumnsBackward {
     const int64_t count = strip_rows.template rows<C>();
     Lanes<V> rows;
     RowStatistics<C> all[V * W];
+    SomeLanes<C, V> usual;
     bool ordinary = true;
     for (int64_t lane = 0; lane < count; ++lane) {
       all[lane] = saved(outer, inner + lane);
+      ordinary = ordinary && all[lane].ordinary;
+      if (!all[lane].ordinary) continue;  // its xhat is 0 below
+      usual.include(lane);
       rows.mean[lane] = all[lane].mean;
       rows.residual[lane] = all[lane].residual;
       rows.rstd[lane] = all[lane].rstd;
-      ordinary = ordinary && all[lane].ordinary;
-    }
-    if (!ordinary) {
-      if (count == 1) return scalar_row(all[0], outer, inner, sums);
-      for (int64_t lane = 0; lane < count; ++lane)
-        strip(Strip<1, false>{1}, outer, inner + lane, sums);
-      return;
     }
     alignas(64) double sum_g[V * W], sum_g_xhat[V * W], squares_beyond_n[V * W];
     sum_columns(strip_rows, rows, outer, inner, sums, sum_g, sum_g_xhat, squares_beyond_n);
+    if (!ordinary && wanted != Wanted::nothing)
+      usual.for_each_scaled(cols, count, [&](int64_t first, const AcrossRows& scaled_rows) {
+        add_dweight(all + first, scaled_rows, outer, inner + first, sums);
+      });
     if (!task.job->dx.data) return;
     alignas(64) C mean_g[V * W] = {}, slope[V * W] = {};
-    bool lane_is_ordinary[V * W];
     for (int64_t lane = 0; lane < count; ++lane) {
+      if (!all[lane].ordinary) continue;
       const double rstd = static_cast<double>(all[lane].rstd);
       mean_g[lane] = static_cast<C>(sum_g[lane] / n);
       slope[lane] = static_cast<C>(
           slope_along_xhat<C>(sum_g_xhat[lane], squares_beyond_n[lane], rstd, problem.eps, n));
-      lane_is_ordinary[lane] = are_ordinary_sums<Stored>(sum_g[lane], sum_g_xhat[lane], rstd,
-                                                         dy(outer, inner + lane), cols);
-      ordinary = ordinary && lane_is_ordinary[lane];
+      // Tiny sums are looked into only with the others of the strip.
+      const auto unknown = [] { return std::numeric_limits<double>::quiet_NaN(); };
+      if (!are_ordinary_sums<C>(sum_g[lane], sum_g_xhat[lane], rstd, unknown)) ordinary = false;
     }
-    if (ordinary) return write_dx(strip_rows, rows, outer, inner, mean_g, slope);
-    // dx may be dy or x, so each row is finished before the next.
-    for (int64_t lane = 0; lane < count; ++lane) {
-      if (!lane_is_ordinary[lane]) {
-        write_scalar_dx(scalar_statistics_from<Stored, centered>(all[lane], x(outer, inner + lane),
-                                                                 cols, problem.eps),
-                        outer, inner + lane);
-        continue;
-      }
-      Lanes<1> row;
-      row.mean[0] = all[lane].mean;
-      row.residual[0] = all[lane].residual;
-      row.rstd[0] = all[lane].rstd;
-      alignas(64) C row_mean_g[W] = {mean_g[lane]}, row_slope[W] = {slope[lane]};
-      write_dx(Strip<1, false>{1}, row, outer, inner + lane, row_mean_g, row_slope);
-    }
+    if (ordinary)
+      write_dx<true>(strip_rows, rows, usual, outer, inner, mean_g, slope);
+    else
+      write_dx_with_scaled_rows(strip_rows, rows, all, usual, outer, inner, sum_g, sum_g_xhat,
+                                mean_g, slope);
   }
 
-  void write_scalar_dx(const ScalarStatistics& scalar, int64_t outer, int64_t inner) const {
-    backward_scalar_row<Stored, centered>(scalar, x(outer, inner), dy(outer, inner), weight,
-                                          dx(outer, inner), cols, problem.eps);
+  // dx may be dy or x: the usual rows are written first, around the others.
+  template <int V, bool whole>
+  __attribute__((noinline)) void write_dx_with_scaled_rows(
+      Strip<V, whole> strip_rows, const Lanes<V>& rows, const RowStatistics<C>* all,
+      SomeLanes<C, V> usual, int64_t outer, int64_t inner, const double* sum_g,
+      const double* sum_g_xhat, const C* mean_g, const C* slope) const {
+    const int64_t count = strip_rows.template rows<C>();
+    SomeLanes<C, V> with_ordinary_sums;
+    for (int64_t first = 0; first < count; first += lanes<double>) {
+      const int64_t end = std::min(count, first + lanes<double>);
+      const DoubleVector largest =
+          largest_magnitude(AcrossRows{cols, end - first, 0}, dy(outer, inner + first));
+      for (int64_t lane = first; lane < end; ++lane)
+        if (usual.includes(lane) &&
+            are_ordinary_sums<C>(sum_g[lane], sum_g_xhat[lane], static_cast<double>(all[lane].rstd),
+                                 [&] { return largest[lane - first]; }))
+          with_ordinary_sums.include(lane);
+    }
+    write_dx<false>(strip_rows, rows, with_ordinary_sums, outer, inner, mean_g, slope);
+    with_ordinary_sums.for_each_scaled(cols, count, [&](int64_t first, const AcrossRows& scaled) {
+      backward_scaled_rows<Stored, centered>(
+          scaled, statistics(all + first, scaled, outer, inner + first), x(outer, inner + first),
+          dy(outer, inner + first), weight, dx(outer, inner + first), problem.eps);
+    });
   }
 
-  void scalar_row(const RowStatistics<C>& row, int64_t outer, int64_t inner,
-                  const PartialSums<C>& sums) const {
-    const ScalarStatistics scalar =
-        scalar_statistics_from<Stored, centered>(row, x(outer, inner), cols, problem.eps);
-    if constexpr (wanted != Wanted::nothing)
-      accumulate_scalar_row<Stored>(scalar, x(outer, inner), dy(outer, inner), sums, cols, wanted);
-    if (task.job->dx.data) write_scalar_dx(scalar, outer, inner);
+  ScaledStatistics<Stored> statistics(const RowStatistics<C>* all, const AcrossRows& rows,
+                                      int64_t outer, int64_t inner) const {
+    return scaled_statistics_from<Stored, centered>(all, rows.rows, rows, x(outer, inner),
+                                                    problem.eps);
+  }
+
+  // Adds scaled rows to dweight; dbias has them already.
+  __attribute__((noinline)) void add_dweight(const RowStatistics<C>* all, const AcrossRows& rows,
+                                             int64_t outer, int64_t inner,
+                                             const PartialSums<C>& sums) const {
+    const ScaledStatistics<Stored> scaled = statistics(all, rows, outer, inner);
+    DoubleVector wanted_rows = {};
+    for (int64_t k = 0; k < rows.rows; ++k) wanted_rows[k] = rows.wanted >> k & 1;
+    for (int64_t col = 0; col < cols; ++col) {
+      const DoubleVector xhat = scaled.normalized(rows.read(x(outer, inner), col));
+      const DoubleVector term = rows.read(dy(outer, inner), col) * xhat;
+      LaneTotal<double> total;
+      total.add(wanted_rows == broadcast(1.0) ? term : DoubleVector{});
+      add_compensated(sums.dweight_high[col], sums.dweight_low[col], static_cast<C>(total.sum()));
+    }
   }
 };
 
-template <class Stored, bool centered, Wanted wanted>
-void backward_columns(const BackwardTask& task, int64_t begin, int64_t end) {
+template <class Stored, bool centered>
+void backward_columns(const BackwardTask& task, Wanted wanted, int64_t begin, int64_t end) {
   using C = Compute<Stored>;
-  const ColumnsBackward<Stored, centered, wanted> columns{task};
+  const ColumnsBackward<Stored, centered> columns{task, wanted};
   for (int64_t block = begin; block < end; ++block) {
     const PartialSums<C> sums(task, block);
-    if constexpr (wanted != Wanted::nothing)
+    if (wanted != Wanted::nothing)
       std::fill(sums.dweight_high, sums.dweight_high + 4 * columns.cols, C{});
     const int64_t last = std::min(task.units, (block + 1) * task.units_per_block);
     for_each_tile(task.job->problem.shape, block * task.units_per_block, last,

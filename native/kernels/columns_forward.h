@@ -65,6 +65,31 @@ constexpr int64_t kFlushColumns = sizeof(C) == sizeof(float) ? 6 : 4;
 template <class C>
 constexpr double kWellCenteredStrips = sizeof(C) == sizeof(float) ? 1 : kWellCentered<C>;
 
+// Some lanes of a strip: those whose rows the usual kernel writes; the others belong to scaled rows.
+template <class C, int V>
+struct SomeLanes {
+  static constexpr int64_t W = lanes<C>;
+  using Mask = typename VectorOf<C>::mask;
+  Mask mask[V] = {};
+
+  void include(int64_t lane) { mask[lane / W][lane % W] = -1; }
+  bool includes(int64_t lane) const { return mask[lane / W][lane % W] != 0; }
+  Vector<C> choose(int v, Vector<C> value, Vector<C> other) const {
+    return reinterpret_cast<Vector<C>>((reinterpret_cast<Mask>(value) & mask[v]) |
+                                       (reinterpret_cast<Mask>(other) & ~mask[v]));
+  }
+  // f(first row, rows) for each few neighboring rows that are scaled together, if any of them is.
+  template <class F>
+  void for_each_scaled(int64_t cols, int64_t count, F f) const {
+    for (int64_t first = 0; first < count; first += lanes<double>) {
+      AcrossRows rows = {cols, std::min(lanes<double>, count - first), 0};
+      for (int64_t k = 0; k < rows.rows; ++k)
+        if (!includes(first + k)) rows.wanted |= 1u << k;
+      if (rows.wanted != 0) f(first, rows);
+    }
+  }
+};
+
 template <class Stored, bool centered, int V, bool whole>
 struct StripStatistics {
   using C = Compute<Stored>;
@@ -126,12 +151,6 @@ struct StripStatistics {
     batch.finish(rows, n, eps);
   }
 
-  bool ordinary(int64_t rows) const {
-    bool all = true;
-    for (int64_t row = 0; row < rows; ++row) all = all && batch[row].ordinary;
-    return all;
-  }
-
   Normalizer<C> normalizer(int v) const {
     return {load(batch.mean + v * W), load(batch.residual + v * W), load(batch.rstd + v * W)};
   }
@@ -156,16 +175,26 @@ struct ColumnsForward {
 
   template <int V, bool whole>
   void strip(Strip<V, whole> strip, int64_t outer, int64_t inner) const {
-    const int64_t x_stride = problem.x.col_stride, y_stride = task.job->y.col_stride;
     const int64_t count = strip.template rows<C>();
     const Stored* from = x(outer, inner);
     Stored* to = y(outer, inner);
     StripStatistics<Stored, centered, V, whole> rows;
-    rows.compute(strip, from, x_stride, cols, problem.eps);
-    if (!rows.ordinary(count)) return one_by_one(count, outer, inner);
+    rows.compute(strip, from, problem.x.col_stride, cols, problem.eps);
     Normalizer<C> normalizer[V];
     LAYERNORM_UNROLL
     for (int v = 0; v < V; ++v) normalizer[v] = rows.normalizer(v);
+    if (!rows.batch.are_ordinary(count))
+      return strip_with_scaled_rows(strip, rows, normalizer, outer, inner);
+    write_y<true>(strip, normalizer, SomeLanes<C, V>{}, from, to);
+    for (int64_t row = 0; row < count; ++row)
+      save(rows.batch[row], problem.statistics, outer * problem.shape.inner + inner + row);
+  }
+
+  template <bool all_lanes, int V, bool whole>
+  LAYERNORM_INLINE void write_y(Strip<V, whole> strip, const Normalizer<C>* normalizer,
+                                const SomeLanes<C, V>& usual, const Stored* from,
+                                Stored* to) const {
+    const int64_t x_stride = problem.x.col_stride, y_stride = task.job->y.col_stride;
     const C *weights = weight, *biases = bias;
     for (int64_t col = 0; col < cols; ++col) {
       const Vector<C> w = broadcast(weights ? weights[col] : 1);
@@ -174,25 +203,34 @@ struct ColumnsForward {
       for (int v = 0; v < V; ++v) {
         const Vector<C> xhat =
             normalizer[v].template normalized<centered>(strip.read(from + col * x_stride, v));
-        strip.write(to + col * y_stride, v, fma(xhat, w, b));
+        Vector<C> value = fma(xhat, w, b);
+        if constexpr (!all_lanes)
+          value = usual.choose(v, value, strip.read(to + col * y_stride, v));
+        strip.write(to + col * y_stride, v, value);
       }
     }
-    for (int64_t row = 0; row < count; ++row)
-      save(rows.batch[row], problem.statistics, outer * problem.shape.inner + inner + row);
   }
 
-  // For a strip with a scalar row. y may be x, so each row is finished before the next.
-  void one_by_one(int64_t count, int64_t outer, int64_t inner) const {
+  // y may be x: the usual rows are written first, around the others.
+  template <int V, bool whole>
+  __attribute__((noinline)) void strip_with_scaled_rows(
+      Strip<V, whole> strip, const StripStatistics<Stored, centered, V, whole>& statistics,
+      const Normalizer<C>* normalizer, int64_t outer, int64_t inner) const {
+    const int64_t count = strip.template rows<C>(), index = outer * problem.shape.inner + inner;
+    SomeLanes<C, V> usual;
     for (int64_t row = 0; row < count; ++row) {
-      if (count > 1) {
-        strip(Strip<1, false>{1}, outer, inner + row);
-        continue;
-      }
-      const RowOf<const Stored> from = {x(outer, inner), problem.x.col_stride};
-      const RowOf<Stored> to = {y(outer, inner), task.job->y.col_stride};
-      save(forward_scalar_row<Stored, centered>(from, weight, bias, problem.eps, to, cols),
-           problem.statistics, outer * problem.shape.inner + inner);
+      if (!statistics.batch.is_ordinary(row)) continue;
+      usual.include(row);
+      save(statistics.batch[row], problem.statistics, index + row);
     }
+    write_y<false>(strip, normalizer, usual, x(outer, inner), y(outer, inner));
+    usual.for_each_scaled(cols, count, [&](int64_t first, const AcrossRows& rows) {
+      const auto scaled = forward_scaled_rows<Stored, centered>(
+          rows, RowOf<const Stored>{x(outer, inner + first), problem.x.col_stride}, weight, bias,
+          problem.eps, RowOf<Stored>{y(outer, inner + first), task.job->y.col_stride});
+      for (int64_t k = 0; k < rows.rows; ++k)
+        if (rows.wanted >> k & 1) save(scaled.unscaled(k), problem.statistics, index + first + k);
+    });
   }
 };
 

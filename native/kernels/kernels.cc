@@ -28,7 +28,7 @@ namespace {
 //
 #include "cancellation.h"
 //
-#include "scalar_row.h"
+#include "scaled_rows.h"
 //
 #include "streaming.h"
 //
@@ -78,27 +78,23 @@ void forward_units(const ForwardTask& task, int64_t begin, int64_t end) {
   });
 }
 
-template <class Stored, bool centered, bool has_weight, Wanted wanted>
-void backward_layout(const BackwardTask& task, int64_t begin, int64_t end) {
-  if (task.job->problem.shape.inner == 1)
-    backward_rows<Stored, centered, has_weight, wanted>(task, begin, end);
-  else
-    backward_columns<Stored, centered, wanted>(task, begin, end);
-}
-
 void backward_blocks(const BackwardTask& task, int64_t begin, int64_t end) {
   const Backward& job = *task.job;
+  const Wanted wanted = job.dbias ? Wanted::both : job.dweight ? Wanted::dweight : Wanted::nothing;
   with_stored_type(job.problem.type, [&](auto stored) {
     with_flag(job.problem.centered, [&](auto centered) {
+      using Stored = decltype(stored);
+      constexpr bool c = decltype(centered)::value;
+      if (job.problem.shape.inner > 1) return backward_columns<Stored, c>(task, wanted, begin, end);
       with_flag(task.weight != nullptr, [&](auto weight) {
-        using Stored = decltype(stored);
-        constexpr bool c = decltype(centered)::value, w = decltype(weight)::value;
-        if (job.dbias)
-          backward_layout<Stored, c, w, Wanted::both>(task, begin, end);
-        else if (job.dweight)
-          backward_layout<Stored, c, w, Wanted::dweight>(task, begin, end);
-        else
-          backward_layout<Stored, c, w, Wanted::nothing>(task, begin, end);
+        constexpr bool w = decltype(weight)::value;
+        switch (wanted) {
+          case Wanted::both: return backward_rows<Stored, c, w, Wanted::both>(task, begin, end);
+          case Wanted::dweight:
+            return backward_rows<Stored, c, w, Wanted::dweight>(task, begin, end);
+          case Wanted::nothing:
+            return backward_rows<Stored, c, w, Wanted::nothing>(task, begin, end);
+        }
       });
     });
   });

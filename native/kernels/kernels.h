@@ -15,14 +15,14 @@ constexpr int64_t kReduceCols = 256;
 enum class Cache { second_level, third_level, none };
 
 // A parameter is null, or (cols,) of the compute type, with the 1 of a zero-centered weight added.
-// For contiguous rows, weight and bias are in pack order (simd_packs.h); scalar rows read the others,
+// For contiguous rows, weight and bias are in pack order (simd_packs.h); scaled rows read the others,
 // which are in the columns' order.
 struct ForwardTask {
   const Forward* job;
   const void* weight;
   const void* bias;
-  const void* scalar_weight;
-  const void* scalar_bias;
+  const void* weight_by_column;
+  const void* bias_by_column;
   Cache cache;
   bool prefetch;    // of x
   bool prefetch_y;  // for writing
@@ -34,7 +34,7 @@ struct ForwardTask {
 struct BackwardTask {
   const Backward* job;
   const void* weight;
-  const void* scalar_weight;
+  const void* weight_by_column;
   Cache cache;
   bool prefetch;  // of x, dy and dx
   bool stream;    // write dx past the cache

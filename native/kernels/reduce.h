@@ -19,57 +19,94 @@ inline RowOf<const Stored> x_of_row(const Problem& problem, int64_t row) {
           problem.x.col_stride};
 }
 
-template <class Stored, bool centered>
-ScalarStatistics scalar_statistics_of_row(const Problem& problem, int64_t row) {
+// A row's statistics as the forward saved them, or computed again.
+template <class Stored, bool centered, class Rows>
+ScaledStatistics<Stored> saved_statistics(const Problem& problem, const Rows& rows, int64_t row) {
   using C = Compute<Stored>;
-  const Statistics& saved = problem.statistics;
-  RowStatistics<C> statistics = {0, 0, static_cast<const C*>(saved.rstd)[row], true};
+  const Statistics& from = problem.statistics;
+  RowStatistics<C> saved = {0, 0, static_cast<const C*>(from.rstd)[row], true};
   if constexpr (centered) {
-    statistics.mean = static_cast<const C*>(saved.mean)[row];
-    if (saved.residual) statistics.residual = static_cast<const C*>(saved.residual)[row];
+    saved.mean = static_cast<const C*>(from.mean)[row];
+    if (from.residual) saved.residual = static_cast<const C*>(from.residual)[row];
   }
-  // A NaN stays NaN: skip the pass over the row that recomputing its statistics would take.
-  if (statistics.rstd != statistics.rstd) {
-    const double nan = std::numeric_limits<double>::quiet_NaN();
-    return {0, nan, nan, nan};
-  }
-  return scalar_statistics_from<Stored, centered>(statistics, x_of_row<Stored>(problem, row),
-                                                  problem.shape.cols, problem.eps);
+  if (is_ordinary_rstd(saved.rstd)) return without_scale<Stored>(saved);
+  return scaled_statistics_from<Stored, centered>(&saved, 1, rows, x_of_row<Stored>(problem, row),
+                                                  problem.eps)
+      .in_all_lanes(0);
 }
 
-// A column that is summed again, in double, scaled by 2^exponent and back: terms of float64 may
-// need it.
-struct ScalarColumn {
-  int64_t col;
-  double scale;
-  CompensatedSum sum;
-};
+// Columns that are summed again over all rows, in double: dy for dbias, or dy * xhat for dweight.
+// Each is scaled by a power of two and back, which terms of float64 may need.
+template <class Stored, bool centered>
+struct SummedColumns {
+  static constexpr int64_t W = lanes<double>;
 
-// Sums the columns in one pass over the rows, as a row's statistics may take a pass over the row: dy
-// for dbias, or dy * xhat for dweight. Calls done(col, sum) for each.
-template <class Stored, bool centered, class F>
-void sum_scalar_columns(const BackwardTask& task, bool of_dweight, ScalarColumn* columns,
-                        int64_t count, F done) {
+  const BackwardTask& task;
+  const int64_t begin, count;
+  const bool of_dweight;
   const Problem& problem = task.job->problem;
-  for (int64_t row = 0; row < problem.shape.rows() && count > 0; ++row) {
+  double scale[kReduceCols];
+  DoubleVector sum[kReduceCols / W] = {}, rest[kReduceCols / W] = {};
+
+  // Once a sum is infinite or NaN, its rest stays finite.
+  void add(int64_t at, DoubleVector term) {
+    const DoubleVector before = sum[at];
+    sum[at] += term;
+    rest[at] += zero_unless_finite(two_sum_error(before, term, sum[at]), sum[at]);
+  }
+  double value(int64_t col) const {
+    const int64_t at = (col - begin) / W, lane = (col - begin) % W;
+    return (sum[at][lane] + rest[at][lane]) / scale[col - begin];
+  }
+
+  template <class Rows>
+  void add_row(const Rows& row_of, int64_t row) {
     const RowOf<const Stored> dy = dy_of_row<Stored>(task, row), x = x_of_row<Stored>(problem, row);
-    ScalarStatistics scalar = {};
-    if (of_dweight) scalar = scalar_statistics_of_row<Stored, centered>(problem, row);
-    for (int64_t at = count - 1; at >= 0; --at) {
-      ScalarColumn& column = columns[at];
-      double term = column.scale * static_cast<double>(to_compute(dy[column.col]));
-      if (of_dweight) term *= scalar.normalized(static_cast<double>(to_compute(x[column.col])));
-      if (term == term) {
-        column.sum.add(term);
-        continue;
-      }
-      done(column.col, term);  // a NaN stays NaN
-      column = columns[--count];
+    ScaledStatistics<Stored> statistics;
+    if (of_dweight) statistics = saved_statistics<Stored, centered>(problem, row_of, row);
+    for (int64_t at = 0; at * W < count; ++at) {
+      const int64_t first = begin + at * W, columns = std::min(W, count - at * W);
+      DoubleVector term = elements(dy, first, columns) * load_doubles(scale + at * W);
+      if (of_dweight) term *= statistics.normalized(elements(x, first, columns));
+      add(at, term);
     }
   }
-  for (int64_t at = 0; at < count; ++at)
-    done(columns[at].col, columns[at].sum.value() / columns[at].scale);
-}
+  DoubleVector elements(RowOf<const Stored> row, int64_t first, int64_t columns) const {
+    if (row.stride == 1) return load_first_doubles(&row[first], columns);
+    Stored gathered[W] = {};
+    for (int64_t k = 0; k < columns; ++k) gathered[k] = row[first + k];
+    return load_doubles(gathered);
+  }
+
+  // Whether a row's xhat is NaN, and so its share of each column of dweight.
+  bool any_xhat_is_nan() const {
+    const auto* rstd = static_cast<const Compute<Stored>*>(problem.statistics.rstd);
+    return std::any_of(rstd, rstd + problem.shape.rows(), [](auto v) { return v != v; });
+  }
+
+  bool all_are_nan() const {
+    bool all = true;
+    for (int64_t at = 0; at * W < count; ++at)
+      for (int64_t lane = 0; lane < std::min(W, count - at * W); ++lane)
+        all = all && std::isnan(sum[at][lane]);
+    return all;
+  }
+
+  void add_all_rows() {
+    const int64_t cols = problem.shape.cols;
+    if (of_dweight && any_xhat_is_nan()) {
+      for (DoubleVector& each : sum) each = broadcast(std::numeric_limits<double>::quiet_NaN());
+      return;
+    }
+    for (int64_t row = 0; row < problem.shape.rows(); ++row) {
+      if (row % 16 == 0 && all_are_nan()) return;
+      if (problem.shape.inner == 1)
+        add_row(AlongRow{cols}, row);
+      else
+        add_row(AcrossRows{cols, 1, 1}, row);
+    }
+  }
+};
 
 // Adds columns [begin, end) of all blocks' partial sums, one block after another, into the first
 // block's. Where a sum is not finite, neither is the result.
@@ -115,7 +152,15 @@ struct ReduceStrip {
     has_largest = true;
     for (int64_t row = 0; row < problem.shape.rows(); ++row) {
       const RowOf<const Stored> dy = dy_of_row<Stored>(task, row);
-      for (int64_t col = begin; col < end; ++col) {
+      int64_t col = begin;
+      if (dy.stride == 1) {
+        for (; col + lanes<C> <= end; col += lanes<C>) {
+          const Vector<C> most = load(largest + col - begin), here = load(&dy[col]);
+          const Vector<C> size = here < Vector<C>{} ? -here : here;
+          store(largest + col - begin, size > most ? size : most);
+        }
+      }
+      for (; col < end; ++col) {
         const C magnitude = std::fabs(to_compute(dy[col]));
         largest[col - begin] = magnitude > largest[col - begin] ? magnitude : largest[col - begin];
       }
@@ -138,20 +183,30 @@ struct ReduceStrip {
   // summed again.
   template <class F>
   void sum_again(const C* sums, int64_t from, bool of_dweight, F exponent_of) {
-    ScalarColumn columns[kReduceCols];
-    int64_t count = 0;
+    int exponent[kReduceCols];
+    bool any = false;
     for (int64_t col = from; col < end; ++col) {
       const C value = sums[place(col)];
-      const int exponent = exponent_of(col, value);
       corrected[col - begin] = static_cast<double>(value);
-      if (exponent == 0) continue;
-      columns[count++] = {col, std::ldexp(1.0, sizeof(C) == sizeof(float) ? 0 : exponent), {}};
+      exponent[col - begin] = exponent_of(col, value);
+      any = any || exponent[col - begin] != 0;
     }
-    const auto done = [&](int64_t col, double sum) { corrected[col - begin] = sum; };
+    if (!any) return;
     if (problem.centered)
-      sum_scalar_columns<Stored, true>(task, of_dweight, columns, count, done);
+      sum_again_as<true>(exponent, from, of_dweight);
     else
-      sum_scalar_columns<Stored, false>(task, of_dweight, columns, count, done);
+      sum_again_as<false>(exponent, from, of_dweight);
+  }
+  template <bool centered>
+  void sum_again_as(const int* exponent, int64_t from, bool of_dweight) {
+    SummedColumns<Stored, centered> columns = {task, begin, end - begin, of_dweight};
+    for (int64_t at = 0; at < kReduceCols; ++at) {
+      const bool scaled = sizeof(C) == sizeof(double) && begin + at >= from && begin + at < end;
+      columns.scale[at] = scaled ? std::ldexp(1.0, exponent[at]) : 1;
+    }
+    columns.add_all_rows();
+    for (int64_t col = from; col < end; ++col)
+      if (exponent[col - begin] != 0) corrected[col - begin] = columns.value(col);
   }
 
   int64_t place(int64_t col) const {

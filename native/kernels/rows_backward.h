@@ -55,19 +55,50 @@ inline void fold(C* high, C* low, int64_t cols) {
   }
 }
 
-// Adds a scalar row to the parameters' gradients.
+// Adds to high + low, exactly but for the rounding of low. After an overflow, low stays finite.
+template <class C>
+inline void add_first(C* high, C* low, Vector<C> v, int64_t count) {
+  const bool whole = count == lanes<C>;
+  const Vector<C> before = whole ? load(high) : load_first(high, count), sum = before + v;
+  const Vector<C> rest = (whole ? load(low) : load_first(low, count)) +
+                         zero_unless_finite(two_sum_error(before, v, sum), sum);
+  if (whole) {
+    store(high, sum);
+    store(low, rest);
+  } else {
+    store_first(high, sum, count);
+    store_first(low, rest, count);
+  }
+}
+
+// Adds a scaled row to the parameters' gradients, pack by pack.
 template <class Stored>
-void accumulate_scalar_row(const ScalarStatistics& row, RowOf<const Stored> x,
+void accumulate_scaled_row(const ScaledStatistics<Stored>& statistics, RowOf<const Stored> x,
                            RowOf<const Stored> dy, const PartialSums<Compute<Stored>>& sums,
                            int64_t cols, Wanted wanted) {
   using C = Compute<Stored>;
-  for (int64_t col = 0; col < cols; ++col) {
-    const double xhat = row.normalized(static_cast<double>(to_compute(x[col])));
-    const double term = static_cast<double>(to_compute(dy[col]));
-    const int64_t at = x.stride == 1 ? position_in_row<Stored>(col, cols) : col;
-    add_compensated(sums.dweight_high[at], sums.dweight_low[at], static_cast<C>(term * xhat));
-    if (wanted == Wanted::both)
-      add_compensated(sums.dbias_high[at], sums.dbias_low[at], static_cast<C>(term));
+  constexpr int64_t size = pack_size<Stored>;
+  const AlongRow row = {cols};
+  for (int64_t col = 0; col < cols; col += size) {
+    C dweight[size], dbias[size];
+    const int64_t count = std::min(size, cols - col);
+    for (int64_t at = 0; at < count; at += AlongRow::W) {
+      const int64_t step = (col + at) / AlongRow::W;
+      const DoubleVector dy_here = row.read(dy, step);
+      store_doubles(dweight + at, dy_here * statistics.normalized(row.read(x, step)));
+      store_doubles(dbias + at, dy_here);
+    }
+    if (count == size) {
+      in_pack_order<Stored>(dweight);
+      in_pack_order<Stored>(dbias);
+    }
+    for (int64_t at = 0; at < count; at += lanes<C>) {
+      const int64_t first = col + at, lanes_here = std::min(lanes<C>, count - at);
+      add_first(sums.dweight_high + first, sums.dweight_low + first, load(dweight + at),
+                lanes_here);
+      if (wanted == Wanted::both)
+        add_first(sums.dbias_high + first, sums.dbias_low + first, load(dbias + at), lanes_here);
+    }
   }
 }
 
@@ -75,18 +106,17 @@ void accumulate_scalar_row(const ScalarStatistics& row, RowOf<const Stored> x,
 template <class C>
 constexpr double kTiny = sizeof(C) == sizeof(float) ? 0x1p-90 : 0x1p-900;
 
-// False where dx needs a scalar row: huge sums, or their products with rstd, may overflow; tiny
+// False where dx needs a scaled row: huge sums, or their products with rstd, may overflow; tiny
 // ones may have lost bits to underflow, unless they are small by cancellation (dy is not tiny) or
-// dy is zero.
-template <class Stored>
-inline bool are_ordinary_sums(double sum_g, double sum_g_xhat, double rstd, RowOf<const Stored> dy,
-                              int64_t cols) {
+// dy is zero. largest_dy() is the largest |dy| of the row.
+template <class C, class F>
+inline bool are_ordinary_sums(double sum_g, double sum_g_xhat, double rstd, F largest_dy) {
   const double sum = std::fabs(sum_g) + std::fabs(sum_g_xhat);
   const double least = std::min(1.0, rstd), most = std::max(1.0, rstd);
-  constexpr double tiny = kTiny<Compute<Stored>>;
+  constexpr double tiny = kTiny<C>;
   if (sum * least >= tiny && sum * most <= 1 / tiny) return true;
   if (!(sum * least < tiny)) return false;
-  const double largest = largest_magnitude(dy, cols);
+  const double largest = largest_dy();
   return largest == 0 || largest * least >= tiny;
 }
 
@@ -291,13 +321,14 @@ struct RowGradients {
     return static_cast<Stored*>(job.dx.data) + row * job.dx.outer_stride;
   }
 
-  ScalarStatistics scalar_statistics(const RowStatistics<C>& row_statistics, int64_t row) const {
-    return scalar_statistics_from<Stored, centered>(row_statistics, {x(row), 1}, cols, problem.eps);
+  ScaledStatistics<Stored> scaled(const RowStatistics<C>& row_statistics, int64_t row) const {
+    return scaled_statistics_from<Stored, centered>(&row_statistics, 1, AlongRow{cols},
+                                                    RowOf<const Stored>{x(row), 1}, problem.eps);
   }
-  void write_scalar(const ScalarStatistics& scalar, int64_t row) const {
-    backward_scalar_row<Stored, centered>(scalar, {x(row), 1}, {dy(row), 1},
-                                          static_cast<const C*>(task.scalar_weight), {dx(row), 1},
-                                          cols, problem.eps);
+  void write_scaled(const ScaledStatistics<Stored>& statistics, int64_t row) const {
+    backward_scaled_rows<Stored, centered>(
+        AlongRow{cols}, statistics, RowOf<const Stored>{x(row), 1}, RowOf<const Stored>{dy(row), 1},
+        static_cast<const C*>(task.weight_by_column), RowOf<Stored>{dx(row), 1}, problem.eps);
   }
 
   LAYERNORM_INLINE RowGradient<Stored, centered, has_weight> gradient(
@@ -325,16 +356,19 @@ struct RowGradients {
         slope_along_xhat<C>(sums.g_xhat.sum(), sums.squares.sum(n), rstd, problem.eps, n));
   }
 
-  // Past the cache, or a batch with a scalar row.
+  // Past the cache, or a batch with a scaled row.
   __attribute__((noinline)) void write_row_by_row(const RowStatistics<C>* rows,
                                                   const RowMeans<C>& means, int64_t first,
                                                   int64_t count) {
     for (int64_t at = 0; at < count; ++at) {
       const int64_t row = first + at;
+      const auto largest_dy = [&] {
+        return largest_magnitude(AlongRow{cols}, RowOf<const Stored>{dy(row), 1})[0];
+      };
       if (!means.ordinary &&
-          !are_ordinary_sums<Stored>(means.sum_g[at], means.sum_g_xhat[at],
-                                     static_cast<double>(rows[at].rstd), {dy(row), 1}, cols)) {
-        write_scalar(scalar_statistics(rows[at], row), row);
+          !are_ordinary_sums<C>(means.sum_g[at], means.sum_g_xhat[at],
+                                static_cast<double>(rows[at].rstd), largest_dy)) {
+        write_scaled(scaled(rows[at], row), row);
         continue;
       }
       auto of_row = gradient(rows[at], means.g[at], means.slope[at], row);
@@ -385,13 +419,13 @@ struct RowsBackward {
     return result;
   }
 
-  __attribute__((noinline)) void scalar_row(const RowStatistics<C>& row_statistics, int64_t row,
+  __attribute__((noinline)) void scaled_row(const RowStatistics<C>& row_statistics, int64_t row,
                                             const PartialSums<C>& sums) const {
-    const ScalarStatistics scalar = gradients.scalar_statistics(row_statistics, row);
+    const ScaledStatistics<Stored> statistics = gradients.scaled(row_statistics, row);
     if constexpr (wanted != Wanted::nothing)
-      accumulate_scalar_row<Stored>(scalar, {gradients.x(row), 1}, {gradients.dy(row), 1}, sums,
+      accumulate_scaled_row<Stored>(statistics, {gradients.x(row), 1}, {gradients.dy(row), 1}, sums,
                                     cols, wanted);
-    if (wants_dx) gradients.write_scalar(scalar, row);
+    if (wants_dx) gradients.write_scaled(statistics, row);
   }
 
   template <int64_t R>
@@ -438,7 +472,7 @@ struct RowsBackward {
       if (rows[r].ordinary)
         batch<1>(rows + r, row + r, 1, sums);
       else
-        scalar_row(rows[r], row + r, sums);
+        scaled_row(rows[r], row + r, sums);
     }
   }
 

@@ -149,10 +149,11 @@ struct RowsForward {
         normalize<1>(batch, at, row, 0, cols);
         save(batch[at], problem.statistics, row);
       } else {
-        save(forward_scalar_row<Stored, centered>(
-                 {x(row), 1}, static_cast<const C*>(task.scalar_weight),
-                 static_cast<const C*>(task.scalar_bias), problem.eps, {y(row), 1}, cols),
-             problem.statistics, row);
+        const auto scaled = forward_scaled_rows<Stored, centered>(
+            AlongRow{cols}, RowOf<const Stored>{x(row), 1},
+            static_cast<const C*>(task.weight_by_column),
+            static_cast<const C*>(task.bias_by_column), problem.eps, RowOf<Stored>{y(row), 1});
+        save(scaled.unscaled(0), problem.statistics, row);
       }
     }
   }

@@ -50,6 +50,19 @@ inline DoubleVector second_half_as_doubles(FloatVector v) {
 #endif
 }
 
+// v rounded to float, in the first half.
+inline FloatVector as_first_half(DoubleVector v) {
+#if defined(__AVX512F__)
+  return _mm512_castps256_ps512(_mm512_cvtpd_ps(v));
+#elif defined(__AVX2__)
+  return _mm256_castps128_ps256(_mm256_cvtpd_ps(v));
+#elif defined(__SSE2__)
+  return _mm_cvtpd_ps(v);
+#else
+  return FloatVector{static_cast<float>(v[0]), static_cast<float>(v[1])};
+#endif
+}
+
 inline DoubleVector square_root(DoubleVector v) {
 #if defined(__AVX512F__)
   return _mm512_sqrt_pd(v);

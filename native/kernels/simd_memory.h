@@ -21,6 +21,27 @@ inline DoubleVector load_doubles(const double* from) {
   std::memcpy(&v, from, sizeof(v));
   return v;
 }
+inline DoubleVector load_doubles(const bfloat16* from) {
+#if defined(__AVX512F__)
+  const __m256i bits =
+      _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+  return _mm512_cvtps_pd(_mm256_castsi256_ps(_mm256_slli_epi32(bits, 16)));
+#elif defined(__AVX2__)
+  const __m128i bits = _mm_cvtepu16_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+  return _mm256_cvtps_pd(_mm_castsi128_ps(_mm_slli_epi32(bits, 16)));
+#else
+  return DoubleVector{to_compute(from[0]), to_compute(from[1])};
+#endif
+}
+inline DoubleVector load_doubles(const float16* from) {
+#if defined(__AVX512F__)
+  return _mm512_cvtps_pd(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+#elif defined(__AVX2__)
+  return _mm256_cvtps_pd(_mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
+#else
+  return DoubleVector{to_compute(from[0]), to_compute(from[1])};
+#endif
+}
 inline void store_doubles(float* to, DoubleVector v) {
 #if defined(__AVX512F__)
   _mm256_storeu_ps(to, _mm512_cvtpd_ps(v));

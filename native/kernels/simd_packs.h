@@ -24,6 +24,19 @@ inline int64_t position_in_row(int64_t col, int64_t cols) {
   return col - within + within % parts * (size / parts) + within / parts;
 }
 
+// Brings the values of one pack from the columns' order into pack order.
+template <class Stored>
+inline void in_pack_order(Compute<Stored>* values) {
+  constexpr int64_t size = pack_size<Stored>, parts = vectors_in_pack<Stored>;
+  if constexpr (parts > 1) {
+    Compute<Stored> before[size];
+    std::memcpy(before, values, sizeof(before));
+    for (int64_t part = 0; part < parts; ++part)
+      for (int64_t k = 0; k < size / parts; ++k)
+        values[part * (size / parts) + k] = before[k * parts + part];
+  }
+}
+
 typedef uint32_t BitVector __attribute__((vector_size(kVectorBytes)));
 
 template <class Stored>
@@ -48,7 +61,7 @@ inline Pack<Stored> load_ordered(const Compute<Stored>* from) {
 }
 
 // Leaves the rounded bfloat16 in the upper half of each element. A NaN with its low bits set would
-// overflow to a number: rows with NaNs are scalar rows, and the parameters' NaNs are canonical.
+// overflow to a number: rows with NaNs are scaled rows, and the parameters' NaNs are canonical.
 inline BitVector round_to_bfloat16(FloatVector v) {
   const BitVector bits = reinterpret_cast<BitVector>(v);
 #if defined(__AVX512F__)

@@ -9,7 +9,7 @@ template <class C>
 struct RowStatistics {
   C mean, residual;  // the mean is their unevaluated sum
   C rstd;
-  bool ordinary;  // false: a sum left the safe range or is NaN; needs scalar_row.h
+  bool ordinary;  // false: a sum left the safe range or is NaN; needs scaled_rows.h
 };
 
 // Turns x into xhat, for one row or, over columns, for one row per lane.
