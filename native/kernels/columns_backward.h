@@ -88,7 +88,7 @@ struct ColumnsBackward {
   }
 
   template <int V>
-  struct Lanes {
+  struct RowLanes {
     alignas(64) C mean[V * W] = {}, residual[V * W] = {}, rstd[V * W] = {};
     Normalizer<C> normalizer(int v) const {
       return {load(mean + v * W), load(residual + v * W), load(rstd + v * W)};
@@ -97,7 +97,7 @@ struct ColumnsBackward {
 
   // The sums of each row, and each column's share of the parameters' gradients.
   template <int V, bool whole>
-  void sum_columns(Strip<V, whole> strip, const Lanes<V>& rows, int64_t outer, int64_t inner,
+  void sum_columns(Strip<V, whole> strip, const RowLanes<V>& rows, int64_t outer, int64_t inner,
                    const PartialSums<C>& sums, double* sum_g, double* sum_g_xhat,
                    double* squares_beyond_n) const {
     const RowOf<const Stored> x_rows = x(outer, inner), dy_rows = dy(outer, inner);
@@ -154,10 +154,10 @@ struct ColumnsBackward {
     }
   }
 
-  template <bool all_lanes, int V, bool whole>
-  LAYERNORM_INLINE void write_dx(Strip<V, whole> strip, const Lanes<V>& rows,
-                                 const SomeLanes<C, V>& usual, int64_t outer, int64_t inner,
-                                 const C* mean_g, const C* slope) const {
+  template <int V, bool whole, class Lanes>
+  LAYERNORM_INLINE void write_dx(Strip<V, whole> strip, const RowLanes<V>& rows, int64_t outer,
+                                 int64_t inner, const C* mean_g, const C* slope,
+                                 const Lanes& lanes) const {
     const RowOf<const Stored> x_rows = x(outer, inner), dy_rows = dy(outer, inner);
     const RowOf<Stored> dx_rows = dx(outer, inner);
     for (int64_t col = 0; col < cols; ++col) {
@@ -170,10 +170,10 @@ struct ColumnsBackward {
             normalizer.template normalized<centered>(strip.read(&x_rows[col], v));
         Vector<C> g = dy_here * w;
         if constexpr (centered) g -= load(mean_g + v * W);
-        Vector<C> value = fma(g, normalizer.rstd, xhat * -load(slope + v * W));
-        if constexpr (!all_lanes)
-          value = usual.choose(v, value, strip.read(static_cast<const Stored*>(&dx_rows[col]), v));
-        strip.write(&dx_rows[col], v, value);
+        const Vector<C> value = fma(g, normalizer.rstd, xhat * -load(slope + v * W));
+        strip.write(&dx_rows[col], v, lanes.choose(v, value, [&] {
+          return strip.read(static_cast<const Stored*>(&dx_rows[col]), v);
+        }));
       }
     }
   }
@@ -182,25 +182,25 @@ struct ColumnsBackward {
   void strip(Strip<V, whole> strip_rows, int64_t outer, int64_t inner,
              const PartialSums<C>& sums) const {
     const int64_t count = strip_rows.template rows<C>();
-    Lanes<V> rows;
+    RowLanes<V> rows;
     RowStatistics<C> all[V * W];
-    SomeLanes<C, V> usual;
     bool ordinary = true;
     for (int64_t lane = 0; lane < count; ++lane) {
       all[lane] = saved(outer, inner + lane);
       ordinary = ordinary && all[lane].ordinary;
       if (!all[lane].ordinary) continue;  // its xhat is 0 below
-      usual.include(lane);
       rows.mean[lane] = all[lane].mean;
       rows.residual[lane] = all[lane].residual;
       rows.rstd[lane] = all[lane].rstd;
     }
     alignas(64) double sum_g[V * W], sum_g_xhat[V * W], squares_beyond_n[V * W];
     sum_columns(strip_rows, rows, outer, inner, sums, sum_g, sum_g_xhat, squares_beyond_n);
-    if (!ordinary && wanted != Wanted::nothing)
-      usual.for_each_scaled(cols, count, [&](int64_t first, const AcrossRows& scaled_rows) {
-        add_dweight(all + first, scaled_rows, outer, inner + first, sums);
-      });
+    if (!ordinary && wanted != Wanted::nothing) {
+      ordinary_lanes<V>(all, count)
+          .for_each_scaled(cols, count, [&](int64_t first, const AcrossRows& scaled_rows) {
+            add_dweight(all + first, scaled_rows, outer, inner + first, sums);
+          });
+    }
     if (!task.job->dx.data) return;
     alignas(64) C mean_g[V * W] = {}, slope[V * W] = {};
     for (int64_t lane = 0; lane < count; ++lane) {
@@ -214,32 +214,40 @@ struct ColumnsBackward {
       if (!are_ordinary_sums<C>(sum_g[lane], sum_g_xhat[lane], rstd, unknown)) ordinary = false;
     }
     if (ordinary)
-      write_dx<true>(strip_rows, rows, usual, outer, inner, mean_g, slope);
+      write_dx(strip_rows, rows, outer, inner, mean_g, slope, AllLanes{});
     else
-      write_dx_with_scaled_rows(strip_rows, rows, all, usual, outer, inner, sum_g, sum_g_xhat,
-                                mean_g, slope);
+      write_dx_with_scaled_rows(strip_rows, rows, all, outer, inner, sum_g, sum_g_xhat, mean_g,
+                                slope);
+  }
+
+  template <int V>
+  static SomeLanes<C, V> ordinary_lanes(const RowStatistics<C>* all, int64_t count) {
+    SomeLanes<C, V> result;
+    for (int64_t lane = 0; lane < count; ++lane)
+      if (all[lane].ordinary) result.include(lane);
+    return result;
   }
 
   // dx may be dy or x: the usual rows are written first, around the others.
   template <int V, bool whole>
   __attribute__((noinline)) void write_dx_with_scaled_rows(
-      Strip<V, whole> strip_rows, const Lanes<V>& rows, const RowStatistics<C>* all,
-      SomeLanes<C, V> usual, int64_t outer, int64_t inner, const double* sum_g,
-      const double* sum_g_xhat, const C* mean_g, const C* slope) const {
+      Strip<V, whole> strip_rows, const RowLanes<V>& rows, const RowStatistics<C>* all,
+      int64_t outer, int64_t inner, const double* sum_g, const double* sum_g_xhat, const C* mean_g,
+      const C* slope) const {
     const int64_t count = strip_rows.template rows<C>();
-    SomeLanes<C, V> with_ordinary_sums;
+    SomeLanes<C, V> usual;
     for (int64_t first = 0; first < count; first += lanes<double>) {
       const int64_t end = std::min(count, first + lanes<double>);
       const DoubleVector largest =
           largest_magnitude(AcrossRows{cols, end - first, 0}, dy(outer, inner + first));
       for (int64_t lane = first; lane < end; ++lane)
-        if (usual.includes(lane) &&
+        if (all[lane].ordinary &&
             are_ordinary_sums<C>(sum_g[lane], sum_g_xhat[lane], static_cast<double>(all[lane].rstd),
                                  [&] { return largest[lane - first]; }))
-          with_ordinary_sums.include(lane);
+          usual.include(lane);
     }
-    write_dx<false>(strip_rows, rows, with_ordinary_sums, outer, inner, mean_g, slope);
-    with_ordinary_sums.for_each_scaled(cols, count, [&](int64_t first, const AcrossRows& scaled) {
+    write_dx(strip_rows, rows, outer, inner, mean_g, slope, usual);
+    usual.for_each_scaled(cols, count, [&](int64_t first, const AcrossRows& scaled) {
       backward_scaled_rows<Stored, centered>(
           scaled, statistics(all + first, scaled, outer, inner + first), x(outer, inner + first),
           dy(outer, inner + first), weight, dx(outer, inner + first), problem.eps);

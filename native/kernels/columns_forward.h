@@ -65,7 +65,13 @@ constexpr int64_t kFlushColumns = sizeof(C) == sizeof(float) ? 6 : 4;
 template <class C>
 constexpr double kWellCenteredStrips = sizeof(C) == sizeof(float) ? 1 : kWellCentered<C>;
 
-// Some lanes of a strip: those whose rows the usual kernel writes; the others belong to scaled rows.
+// The lanes of a strip that the usual kernel writes: all, or some, where others hold scaled rows.
+struct AllLanes {
+  template <class V, class F>
+  V choose(int, V value, F) const {
+    return value;
+  }
+};
 template <class C, int V>
 struct SomeLanes {
   static constexpr int64_t W = lanes<C>;
@@ -74,9 +80,11 @@ struct SomeLanes {
 
   void include(int64_t lane) { mask[lane / W][lane % W] = -1; }
   bool includes(int64_t lane) const { return mask[lane / W][lane % W] != 0; }
-  Vector<C> choose(int v, Vector<C> value, Vector<C> other) const {
+  // The value in these lanes, in the others what other() returns.
+  template <class F>
+  Vector<C> choose(int v, Vector<C> value, F other) const {
     return reinterpret_cast<Vector<C>>((reinterpret_cast<Mask>(value) & mask[v]) |
-                                       (reinterpret_cast<Mask>(other) & ~mask[v]));
+                                       (reinterpret_cast<Mask>(other()) & ~mask[v]));
   }
   // f(first row, rows) for each few neighboring rows that are scaled together, if any of them is.
   template <class F>
@@ -180,20 +188,19 @@ struct ColumnsForward {
     Stored* to = y(outer, inner);
     StripStatistics<Stored, centered, V, whole> rows;
     rows.compute(strip, from, problem.x.col_stride, cols, problem.eps);
-    Normalizer<C> normalizer[V];
-    LAYERNORM_UNROLL
-    for (int v = 0; v < V; ++v) normalizer[v] = rows.normalizer(v);
-    if (!rows.batch.are_ordinary(count))
-      return strip_with_scaled_rows(strip, rows, normalizer, outer, inner);
-    write_y<true>(strip, normalizer, SomeLanes<C, V>{}, from, to);
+    if (!rows.batch.are_ordinary(count)) return strip_with_scaled_rows(strip, rows, outer, inner);
+    write_y(strip, rows, from, to, AllLanes{});
     for (int64_t row = 0; row < count; ++row)
       save(rows.batch[row], problem.statistics, outer * problem.shape.inner + inner + row);
   }
 
-  template <bool all_lanes, int V, bool whole>
-  LAYERNORM_INLINE void write_y(Strip<V, whole> strip, const Normalizer<C>* normalizer,
-                                const SomeLanes<C, V>& usual, const Stored* from,
-                                Stored* to) const {
+  template <int V, bool whole, class Lanes>
+  LAYERNORM_INLINE void write_y(Strip<V, whole> strip,
+                                const StripStatistics<Stored, centered, V, whole>& statistics,
+                                const Stored* from, Stored* to, const Lanes& lanes) const {
+    Normalizer<C> normalizer[V];
+    LAYERNORM_UNROLL
+    for (int v = 0; v < V; ++v) normalizer[v] = statistics.normalizer(v);
     const int64_t x_stride = problem.x.col_stride, y_stride = task.job->y.col_stride;
     const C *weights = weight, *biases = bias;
     for (int64_t col = 0; col < cols; ++col) {
@@ -203,10 +210,9 @@ struct ColumnsForward {
       for (int v = 0; v < V; ++v) {
         const Vector<C> xhat =
             normalizer[v].template normalized<centered>(strip.read(from + col * x_stride, v));
-        Vector<C> value = fma(xhat, w, b);
-        if constexpr (!all_lanes)
-          value = usual.choose(v, value, strip.read(to + col * y_stride, v));
-        strip.write(to + col * y_stride, v, value);
+        strip.write(to + col * y_stride, v, lanes.choose(v, fma(xhat, w, b), [&] {
+          return strip.read(to + col * y_stride, v);
+        }));
       }
     }
   }
@@ -215,7 +221,7 @@ struct ColumnsForward {
   template <int V, bool whole>
   __attribute__((noinline)) void strip_with_scaled_rows(
       Strip<V, whole> strip, const StripStatistics<Stored, centered, V, whole>& statistics,
-      const Normalizer<C>* normalizer, int64_t outer, int64_t inner) const {
+      int64_t outer, int64_t inner) const {
     const int64_t count = strip.template rows<C>(), index = outer * problem.shape.inner + inner;
     SomeLanes<C, V> usual;
     for (int64_t row = 0; row < count; ++row) {
@@ -223,7 +229,7 @@ struct ColumnsForward {
       usual.include(row);
       save(statistics.batch[row], problem.statistics, index + row);
     }
-    write_y<false>(strip, normalizer, usual, x(outer, inner), y(outer, inner));
+    write_y(strip, statistics, x(outer, inner), y(outer, inner), usual);
     usual.for_each_scaled(cols, count, [&](int64_t first, const AcrossRows& rows) {
       const auto scaled = forward_scaled_rows<Stored, centered>(
           rows, RowOf<const Stored>{x(outer, inner + first), problem.x.col_stride}, weight, bias,

@@ -100,7 +100,7 @@ struct AlongRow {
   static DoubleVector largest(DoubleVector of_lanes) {
     double result = 0;
     for (int64_t lane = 0; lane < W; ++lane)
-      if (!(of_lanes[lane] <= result)) result = of_lanes[lane];
+      if (result == result && !(of_lanes[lane] <= result)) result = of_lanes[lane];
     return broadcast(result);
   }
 };

@@ -44,6 +44,19 @@ void test_every_kind_of_dy(uint64_t seed) {
   });
 }
 
+// Where x is scaled to a power of two near 1, eps would overflow beside it.
+void test_a_tiny_eps_beside_tiny_numbers(uint64_t seed) {
+  for_each_kind([&](Case given) {
+    for (const Shape& shape : kShapes) {
+      given.seed = ++seed;
+      given.shape = shape;
+      given.x_values = Values::smallest_normals;
+      given.eps = 1e-290;
+      run_and_judge(given);
+    }
+  });
+}
+
 // dx is small by cancellation, but its roundings are not: a row's two values of xhat have one each,
 // and they add up.
 void test_dy_along_xhat(uint64_t seed) {
@@ -90,6 +103,53 @@ void test_x_and_dy_of_far_apart_magnitudes(uint64_t seed) {
   });
 }
 
+// The sums of g are near a limit, their products with rstd are not: g less its mean overflows, or
+// g * xhat underflows.
+void test_dy_near_a_limit(uint64_t seed) {
+  for_each_kind([&](Case given) {
+    const Real step = std::floor(std::log2(largest(given.type)) * 15 / 32);
+    given.has_weight = false;
+    given.eps = 0;
+    for (const Shape& shape : {Shape{40, 3, 1}, Shape{1, 3, 41}})
+      for (const bool is_large : {false, true}) {
+        given.seed = ++seed;
+        given.shape = shape;
+        given.dy_values = Values::subnormals;
+        Inputs inputs = make_inputs(given);
+        for (int64_t row = 0; row < given.rows(); ++row)
+          for (int64_t col = 0; col < shape.cols; ++col) {
+            const Real x = is_large ? static_cast<Real>(col - 1) : inputs.x.get(row, col);
+            inputs.x.set(row, col, x * std::exp2(is_large ? step : -step));
+            if (is_large) inputs.dy.set(row, col, (col == 1 ? 0.8L : -0.8L) * largest(given.type));
+          }
+        run_and_judge(given, inputs);
+      }
+  });
+}
+
+// Also where the backward does not know eps, and cannot check the slope of dx.
+void test_an_infinite_dy_makes_its_row_nan(uint64_t seed) {
+  for_each_kind([&](Case given) {
+    for (const Shape& shape : {Shape{7, 67, 1}, Shape{2, 9, 21}})
+      for (const bool knows_eps : {false, true}) {
+        Random random(given.seed = ++seed);
+        vary_parameters(given, random);
+        given.shape = shape;
+        Inputs inputs = make_inputs(given);
+        const int64_t bad_row = random.below(given.rows());
+        inputs.dy.set(bad_row, random.below(shape.cols), std::numeric_limits<Real>::infinity());
+        Outputs got = make_outputs(given, inputs);
+        run_forward(given, inputs, got);
+        Case backward = given;
+        if (!knows_eps) backward.eps = std::numeric_limits<double>::quiet_NaN();
+        run_backward(backward, inputs, got);
+        for (int64_t col = 0; col < shape.cols; ++col)
+          CHECK(std::isnan(got.dx.get(bad_row, col)), "dx of row %lld is not all NaN: %s",
+                static_cast<long long>(bad_row), backward.text().c_str());
+      }
+  });
+}
+
 // Only the row with the NaN or infinity changes.
 void test_a_row_that_is_not_finite_stays_alone(uint64_t seed) {
   const Real infinity = std::numeric_limits<Real>::infinity();
@@ -99,6 +159,7 @@ void test_a_row_that_is_not_finite_stays_alone(uint64_t seed) {
         Random random(given.seed = ++seed);
         vary_parameters(given, random);
         given.shape = shape;
+        given.x_values = random.coin() ? Values::ordinary : Values::near_largest;
         Inputs inputs = make_inputs(given);
         const Outputs clean = run(given, inputs);
         const int64_t bad_row = random.below(given.rows());
@@ -180,8 +241,11 @@ void test_no_columns_write_nothing(uint64_t seed) {
 int main() {
   test_every_kind_of_rows(1000000);
   test_every_kind_of_dy(2000000);
+  test_a_tiny_eps_beside_tiny_numbers(9000000);
   test_dy_along_xhat(7000000);
   test_x_and_dy_of_far_apart_magnitudes(8000000);
+  test_dy_near_a_limit(10000000);
+  test_an_infinite_dy_makes_its_row_nan(11000000);
   test_a_row_that_is_not_finite_stays_alone(3000000);
   test_a_nan_parameter_changes_its_column_alone(4000000);
   test_no_rows_give_gradients_of_zero(5000000);

@@ -111,6 +111,23 @@ void test_fewer_neighbors(uint64_t seed) {
   });
 }
 
+// One row is NaN, and then its neighbors too.
+void test_nan_beside_nan(uint64_t seed) {
+  for_each_kind([&](Case given) {
+    given.seed = ++seed;
+    given.shape = {1, 9, 21};
+    Inputs inputs = make_inputs(given);
+    constexpr int64_t row = 10;
+    const Real nan = -std::numeric_limits<Real>::quiet_NaN();
+    inputs.x.set(row, 4, nan);
+    const Outputs expected = run(given, inputs);
+    for (int64_t other = 0; other < given.rows(); ++other) inputs.x.set(other, 4, nan);
+    const Outputs got = run(given, inputs);
+    CHECK(got.y.same_row(expected.y, row, row) && got.dx.same_row(expected.dx, row, row),
+          "a row of NaNs has other bits beside NaNs: %s", given.text().c_str());
+  });
+}
+
 void check_threads(const Case& given) {
   const Inputs inputs = make_inputs(given);
   const Outputs expected = run(given, inputs);
@@ -205,6 +222,7 @@ void test_what_else_is_wanted(uint64_t seed) {
 int main() {
   test_a_batch_of_one(1000000);
   test_fewer_neighbors(2000000);
+  test_nan_beside_nan(7000000);
   test_threads(3000000);
   test_threads_that_reduce(6000000);
   test_memory(4000000);

@@ -58,12 +58,50 @@ void test_many_rows(uint64_t seed) {
       });
 }
 
+// Sums of thousands of terms of one size, whose roundings all have one sign.
+void test_terms_of_one_size(uint64_t seed) {
+  for_each_kind([&](Case given) {
+    given.seed = ++seed;
+    given.shape = {3, 20000, 1};
+    Inputs inputs = make_inputs(given);
+    for (int64_t row = 0; row < given.rows(); ++row) {
+      const Real size = 0.1L * static_cast<Real>(row + 1);
+      for (int64_t col = 0; col < given.shape.cols; ++col)
+        inputs.x.set(row, col, col % 2 ? size : -size);
+    }
+    run_and_judge(given, inputs);
+  });
+}
+
+// Equal elements of dy, whose sums are rounded alike in each lane and each block: mean(dy) then has
+// to be within a few ulp of dy. (In rows of 100,000 the reference's own sums are off by more.)
+void test_equal_elements_of_dy(uint64_t seed) {
+  for_each_kind([&](Case given) {
+    given.has_weight = false;
+    for (const int64_t cols : {100, 20000}) {
+      Random random(given.seed = ++seed);
+      given.shape = {2, cols, 1};
+      Inputs inputs = make_inputs(given);
+      for (int64_t row = 0; row < given.rows(); ++row) {
+        const Real dy = random.uniform();
+        for (int64_t col = 0; col < cols; ++col) {
+          inputs.x.set(row, col, random.coin() ? 0.3L : -0.3L);
+          inputs.dy.set(row, col, dy);
+        }
+      }
+      run_and_judge(given, inputs);
+    }
+  });
+}
+
 }  // namespace
 
 int main() {
   test_every_width(1000000);
   test_every_number_of_rows(2000000);
   test_many_rows(3000000);
+  test_terms_of_one_size(4000000);
+  test_equal_elements_of_dy(5000000);
   print_worst();
   return finish();
 }
