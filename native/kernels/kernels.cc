@@ -112,20 +112,27 @@ void reduce_strips(const BackwardTask& task, int64_t begin, int64_t end) {
   });
 }
 
-template <class C>
-C with_canonical_nan(C value) {
-  return value == value ? value : std::numeric_limits<C>::quiet_NaN();
+template <class V>
+V with_canonical_nan(V value) {
+  using C = std::remove_reference_t<decltype(V{}[0])>;
+  return value == value ? value : broadcast(std::numeric_limits<C>::quiet_NaN());
+}
+
+// Writes f(vector) of `count` values, a vector at a time.
+template <class Stored, class F>
+void for_each_vector(const Stored* from, int64_t count, Compute<Stored>* to, F f) {
+  constexpr int64_t W = lanes<Compute<Stored>>;
+  int64_t at = 0;
+  for (; at + W <= count; at += W) store(to + at, f(load(from + at)));
+  if (at < count) store_first(to + at, f(load_first(from + at, count - at)), count - at);
 }
 
 void widen(DataType type, const void* parameter, bool add_one, int64_t cols, void* widened) {
   with_stored_type(type, [&](auto stored) {
-    using Stored = decltype(stored);
-    using C = Compute<Stored>;
-    const Stored* from = static_cast<const Stored*>(parameter);
-    C* to = static_cast<C*>(widened);
-    const C one = add_one ? 1 : 0;
-    for (int64_t col = 0; col < cols; ++col)
-      to[col] = with_canonical_nan(one + to_compute(from[col]));
+    using C = Compute<decltype(stored)>;
+    const Vector<C> one = broadcast(static_cast<C>(add_one ? 1 : 0));
+    for_each_vector(static_cast<const decltype(stored)*>(parameter), cols, static_cast<C*>(widened),
+                    [&](Vector<C> v) { return with_canonical_nan(one + v); });
   });
 }
 
@@ -139,15 +146,11 @@ void to_pack_order(DataType type, const void* values, int64_t cols, void* ordere
   with_stored_type(type, [&](auto stored) {
     using Stored = decltype(stored);
     using C = Compute<Stored>;
-    constexpr int64_t parts = vectors_in_pack<Stored>, W = lanes<C>;
-    const C* from = static_cast<const C*>(values);
     C* to = static_cast<C*>(ordered);
-    const int64_t whole = cols - cols % pack_size<Stored>;
-    for (int64_t col = 0; col < whole; col += parts * W)
-      for (int64_t part = 0; part < parts; ++part)
-        for (int64_t lane = 0; lane < W; ++lane)
-          to[col + part * W + lane] = with_canonical_nan(from[col + lane * parts + part]);
-    for (int64_t col = whole; col < cols; ++col) to[col] = with_canonical_nan(from[col]);
+    for_each_vector(static_cast<const C*>(values), cols, to,
+                    [](Vector<C> v) { return with_canonical_nan(v); });
+    for (int64_t col = 0; col + pack_size<Stored> <= cols; col += pack_size<Stored>)
+      in_pack_order<Stored>(to + col);
   });
 }
 
