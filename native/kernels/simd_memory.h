@@ -9,7 +9,7 @@ inline DoubleVector load_doubles(const float* from) {
 #elif defined(__AVX2__)
   return _mm256_cvtps_pd(_mm_loadu_ps(from));
 #elif defined(__SSE2__)
-  return _mm_cvtps_pd(_mm_castpd_ps(_mm_load_sd(reinterpret_cast<const double*>(from))));
+  return _mm_cvtps_pd(_mm_castsi128_ps(_mm_loadu_si64(from)));
 #elif defined(__aarch64__)
   return vcvt_f64_f32(vld1_f32(from));
 #else
@@ -48,7 +48,7 @@ inline void store_doubles(float* to, DoubleVector v) {
 #elif defined(__AVX2__)
   _mm_storeu_ps(to, _mm256_cvtpd_ps(v));
 #elif defined(__SSE2__)
-  _mm_store_sd(reinterpret_cast<double*>(to), _mm_castps_pd(_mm_cvtpd_ps(v)));
+  _mm_storeu_si64(to, _mm_castps_si128(_mm_cvtpd_ps(v)));
 #elif defined(__aarch64__)
   vst1_f32(to, vcvt_f32_f64(v));
 #else
