@@ -45,7 +45,7 @@ struct SummedColumns {
   const int64_t begin, count;
   const bool of_dweight;
   const Problem& problem = task.job->problem;
-  double scale[kReduceCols];
+  double scale[kReduceCols] = {};
   DoubleVector sum[kReduceCols / W] = {}, rest[kReduceCols / W] = {};
 
   // Once a sum is infinite or NaN, its rest stays finite.

@@ -406,7 +406,7 @@ struct RowsBackward {
   const bool wants_dx = task.job->dx.data != nullptr;
   RowGradients<Stored, centered, has_weight> gradients = {task};
   // Of wide rows, between two blocks of columns.
-  LaneTotal<C> total_g[kMostBatchRows], total_g_xhat[kMostBatchRows];
+  LaneTotal<C> total_g[kMostBatchRows] = {}, total_g_xhat[kMostBatchRows] = {};
 
   RowStatistics<C> saved(int64_t row) const {
     const Statistics& from = problem.statistics;
