@@ -24,9 +24,6 @@ constexpr int64_t kPrefetchBytes = 1024 * 1024;
 constexpr int64_t kL2Bytes = 2 * 1024 * 1024;
 constexpr int64_t kL3Bytes = 6 * 1024 * 1024;
 
-// From this size of x on, prefetch y for writing: 8% slower below, up to twice as fast above.
-constexpr int64_t kPrefetchOutputBytes = 4 * 1024 * 1024;
-
 // From this many rows on, a copy of the parameters aligned to cache lines pays off.
 constexpr int64_t kRowsWorthAligning = 32;
 constexpr int64_t kLine = 64;
@@ -195,7 +192,6 @@ Status forward(const Forward& job, const Threads& threads) {
                             bias.in_column_order(),
                             cache_for(bytes),
                             bytes >= kPrefetchBytes,
-                            bytes >= kPrefetchOutputBytes && !stream,
                             stream};
   run(threads, is_small(problem, 2, threads), units_of(problem.shape), task, kernels.forward);
   return Status::ok;

@@ -21,7 +21,7 @@ template <>
 struct ColumnGroup<double> {
   double share[kColumnGroup] = {};
   void put(int64_t k, DoubleVector v) {
-    LaneTotal<double> total;
+    LaneTotal<double> total = {};
     total.add(v);
     share[k] = total.sum();
   }
@@ -104,7 +104,7 @@ struct ColumnsBackward {
     Normalizer<C> normalizer[V];
     LAYERNORM_UNROLL
     for (int v = 0; v < V; ++v) normalizer[v] = rows.normalizer(v);
-    LaneTotal<C> total_g[V], total_g_xhat[V], total_squares[V];
+    LaneTotal<C> total_g[V] = {}, total_g_xhat[V] = {}, total_squares[V] = {};
     ColumnGroup<C> group_dweight, group_dbias;
     for (int64_t first = 0; first < cols; first += kColumnGroup) {
       const int64_t count = std::min(cols - first, kColumnGroup);
@@ -270,7 +270,7 @@ struct ColumnsBackward {
     for (int64_t col = 0; col < cols; ++col) {
       const DoubleVector xhat = scaled.normalized(rows.read(x(outer, inner), col));
       const DoubleVector term = rows.read(dy(outer, inner), col) * xhat;
-      LaneTotal<double> total;
+      LaneTotal<double> total = {};
       total.add(wanted_rows == broadcast(1.0) ? term : DoubleVector{});
       add_compensated(sums.dweight_high[col], sums.dweight_low[col], static_cast<C>(total.sum()));
     }

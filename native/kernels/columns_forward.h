@@ -118,7 +118,7 @@ struct StripStatistics {
     Vector<C> center[V];
     LAYERNORM_UNROLL
     for (int v = 0; v < V; ++v) center[v] = load(batch.shift + v * W);
-    LaneTotal<C> total[V], total_squares[V];
+    LaneTotal<C> total[V] = {}, total_squares[V] = {};
     for (int64_t col = 0; col < cols;) {
       const int64_t flush = std::min(cols, col + kFlushColumns<C>);
       Vector<C> sum[V] = {}, squares[V] = {};
@@ -147,8 +147,10 @@ struct StripStatistics {
   void compute(Strip<V, whole> strip, const Stored* x, int64_t stride, int64_t cols, double eps) {
     const double n = static_cast<double>(cols);
     const int64_t rows = strip.template rows<C>();
-    std::fill(batch.shift, batch.shift + V * W, C{});
-    if constexpr (centered) guess(strip, x, stride, cols);
+    if constexpr (centered)
+      guess(strip, x, stride, cols);
+    else
+      std::fill(batch.shift, batch.shift + V * W, C{});
     sum_moments(strip, x, stride, cols);
     if constexpr (centered) {
       // Sums all rows again; those whose shift did not change get the same sums as before.

@@ -30,9 +30,15 @@ namespace {
 //
 #include "scaled_rows.h"
 //
+#include "walk.h"
+//
 #include "streaming.h"
 //
 #include "rows_forward.h"
+//
+#include "partial_sums.h"
+//
+#include "rows_gradient.h"
 //
 #include "rows_backward.h"
 //

@@ -24,9 +24,8 @@ struct ForwardTask {
   const void* weight_by_column;
   const void* bias_by_column;
   Cache cache;
-  bool prefetch;    // of x
-  bool prefetch_y;  // for writing
-  bool stream;      // write y, whose rows begin with cache lines, past the cache
+  bool prefetch;  // of x
+  bool stream;    // write y, whose rows begin with cache lines, past the cache
 };
 
 // The parameters' gradients are summed in blocks of consecutive units. Each block has its own

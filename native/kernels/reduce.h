@@ -46,14 +46,9 @@ struct SummedColumns {
   const bool of_dweight;
   const Problem& problem = task.job->problem;
   double scale[kReduceCols] = {};
+  bool wanted[kReduceCols / W] = {};  // of each vector of columns: whether it is summed
   DoubleVector sum[kReduceCols / W] = {}, rest[kReduceCols / W] = {};
 
-  // Once a sum is infinite or NaN, its rest stays finite.
-  void add(int64_t at, DoubleVector term) {
-    const DoubleVector before = sum[at];
-    sum[at] += term;
-    rest[at] += zero_unless_finite(two_sum_error(before, term, sum[at]), sum[at]);
-  }
   double value(int64_t col) const {
     const int64_t at = (col - begin) / W, lane = (col - begin) % W;
     return (sum[at][lane] + rest[at][lane]) / scale[col - begin];
@@ -65,10 +60,11 @@ struct SummedColumns {
     ScaledStatistics<Stored> statistics;
     if (of_dweight) statistics = saved_statistics<Stored, centered>(problem, row_of, row);
     for (int64_t at = 0; at * W < count; ++at) {
+      if (!wanted[at]) continue;
       const int64_t first = begin + at * W, columns = std::min(W, count - at * W);
       DoubleVector term = elements(dy, first, columns) * load_doubles(scale + at * W);
       if (of_dweight) term *= statistics.normalized(elements(x, first, columns));
-      add(at, term);
+      add_compensated_vector(sum[at], rest[at], term);
     }
   }
   DoubleVector elements(RowOf<const Stored> row, int64_t first, int64_t columns) const {
@@ -87,7 +83,7 @@ struct SummedColumns {
   bool all_are_nan() const {
     bool all = true;
     for (int64_t at = 0; at * W < count; ++at)
-      for (int64_t lane = 0; lane < std::min(W, count - at * W); ++lane)
+      for (int64_t lane = 0; wanted[at] && lane < std::min(W, count - at * W); ++lane)
         all = all && std::isnan(sum[at][lane]);
     return all;
   }
@@ -200,9 +196,11 @@ struct ReduceStrip {
   template <bool centered>
   void sum_again_as(const int* exponent, int64_t from, bool of_dweight) {
     SummedColumns<Stored, centered> columns = {task, begin, end - begin, of_dweight};
-    for (int64_t at = 0; at < kReduceCols; ++at) {
-      const bool scaled = sizeof(C) == sizeof(double) && begin + at >= from && begin + at < end;
-      columns.scale[at] = scaled ? std::ldexp(1.0, exponent[at]) : 1;
+    std::fill(columns.scale, columns.scale + kReduceCols, 1.0);
+    for (int64_t at = from - begin; at < end - begin; ++at) {
+      if (exponent[at] == 0) continue;
+      columns.wanted[at / lanes<double>] = true;
+      if (sizeof(C) == sizeof(double)) columns.scale[at] = std::ldexp(1.0, exponent[at]);
     }
     columns.add_all_rows();
     for (int64_t col = from; col < end; ++col)

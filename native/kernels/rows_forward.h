@@ -124,7 +124,7 @@ struct RowsForward {
 
   void batch(int64_t first, int64_t count) {
     Batch<C, kBatchRows> batch;
-    if (task.prefetch_y)
+    if (task.cache == Cache::none && !task.stream)
       for (int64_t row = first; row < first + count; ++row) prefetch_for_writing(y(row), cols);
     compute_statistics<Stored, centered>(x(first), problem.x.outer_stride, count, cols, problem.eps,
                                          batch);

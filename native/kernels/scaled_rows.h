@@ -23,7 +23,7 @@ inline void store_first_doubles(Stored* to, DoubleVector v, int64_t count) {
   if constexpr (sizeof(Stored) == 2) {
     const auto packed = to_stored(as_first_half(v), Stored{});
     if (count == lanes<double>)
-      std::memcpy(to, &packed, lanes<double> * sizeof(Stored));
+      std::memcpy(to, &packed, lanes<double> * sizeof(Stored));  // one store
     else
       std::memcpy(to, &packed, static_cast<size_t>(count) * sizeof(Stored));
   } else if (count == lanes<double>) {
@@ -35,20 +35,14 @@ inline void store_first_doubles(Stored* to, DoubleVector v, int64_t count) {
   }
 }
 
-// N totals for each lane. Of floats, double holds sums with bits to spare.
-template <class Stored, int N>
-struct StepTotals {
-  DoubleVector total[N] = {}, error[N] = {};
-
-  LAYERNORM_INLINE void add(int k, DoubleVector v) {
-    const DoubleVector sum = total[k] + v;
-    if constexpr (sizeof(Stored) == sizeof(double)) error[k] += two_sum_error(total[k], v, sum);
-    total[k] = sum;
-  }
-  LaneTotal<double> of(int k) const {
-    LaneTotal<double> result(total[k]);
-    result.error = error[k];
-    return result;
+// A total for each lane. Of floats, double holds sums with bits to spare.
+template <class Stored>
+struct ScaledTotal : LaneTotal<double> {
+  void add(DoubleVector v) {
+    if constexpr (sizeof(Stored) == sizeof(double))
+      LaneTotal<double>::add(v);
+    else
+      total += v;
   }
 };
 
@@ -56,16 +50,16 @@ struct StepTotals {
 // before.
 template <class Stored, class F>
 LAYERNORM_INLINE LaneTotal<double> sum_over_steps(int64_t steps, F term) {
-  StepTotals<Stored, 2> totals;
+  ScaledTotal<Stored> even = {}, odd = {};
   int64_t step = 0;
   for (; step + 2 <= steps; step += 2) {
-    totals.add(0, term(step));
-    totals.add(1, term(step + 1));
+    even.add(term(step));
+    odd.add(term(step + 1));
   }
-  if (step < steps) totals.add(0, term(step));
-  LaneTotal<double> result = totals.of(0);
-  result.add(totals.total[1]);
-  result.error += totals.error[1];
+  if (step < steps) even.add(term(step));
+  LaneTotal<double> result = even;
+  result.add(odd.total);
+  result.error += odd.error;
   return result;
 }
 
@@ -160,7 +154,8 @@ struct Scale {
   DoubleVector first, second;
 
   Scale() : first(broadcast(1.0)), second(broadcast(1.0)) {}
-  explicit Scale(const int* exponent) {
+  explicit Scale(const int* exponent) : Scale() {
+    if constexpr (sizeof(Stored) < sizeof(double)) return;
     for (int64_t lane = 0; lane < W; ++lane) {
       first[lane] = std::ldexp(1.0, exponent[lane] / 2);
       second[lane] = std::ldexp(1.0, exponent[lane] - exponent[lane] / 2);
@@ -330,6 +325,7 @@ ScaledStatistics<Stored> forward_scaled_rows(const Rows& rows, RowOf<const Store
 inline bool is_ordinary_rstd(float rstd) { return rstd > 0x1p-64f && rstd < 0x1p64f; }
 inline bool is_ordinary_rstd(double rstd) { return rstd > 0x1p-500 && rstd < 0x1p500; }
 
+// One row's ordinary statistics, in all lanes.
 template <class Stored>
 ScaledStatistics<Stored> without_scale(const RowStatistics<Compute<Stored>>& saved) {
   ScaledStatistics<Stored> result;
@@ -344,7 +340,6 @@ template <class Stored, bool centered, class Rows>
 ScaledStatistics<Stored> scaled_statistics_from(const RowStatistics<Compute<Stored>>* saved,
                                                 int64_t count, const Rows& rows,
                                                 RowOf<const Stored> x, double eps) {
-  if (count == 1 && is_ordinary_rstd(saved[0].rstd)) return without_scale<Stored>(saved[0]);
   ScaledStatistics<Stored> result;
   bool ordinary = true;
   for (int64_t k = 0; k < count; ++k) ordinary = ordinary && is_ordinary_rstd(saved[k].rstd);
@@ -372,7 +367,7 @@ void backward_scaled_rows(const Rows& rows, const ScaledStatistics<Stored>& stat
   if (statistics.all_are_nan()) return write_nan(rows, dx);
   const DoubleVector largest = largest_magnitude(rows, dy);
   if (!any_finite(largest)) return write_nan(rows, dx);
-  int down[W], weight_down[W], up[W] = {};
+  int down[W] = {}, weight_down[W] = {}, up[W] = {};
   if constexpr (sizeof(Stored) == sizeof(double)) {
     int weight_exponent = 0;
     if (weight)
@@ -383,9 +378,6 @@ void backward_scaled_rows(const Rows& rows, const ScaledStatistics<Stored>& stat
       weight_down[lane] = -weight_exponent;
       up[lane] = weight_exponent - down[lane] - statistics.exponent[lane];
     }
-  } else {
-    std::fill(down, down + W, 0);
-    std::fill(weight_down, weight_down + W, 0);
   }
   const Scale<Stored> of_dy(down), of_weight(weight_down), of_dx(up);
   const auto g = [&](int64_t step) {
@@ -396,17 +388,17 @@ void backward_scaled_rows(const Rows& rows, const ScaledStatistics<Stored>& stat
   const auto xhat = [&](int64_t step) {
     return rows.keep(statistics.normalized(rows.read(x, step)), step);
   };
-  StepTotals<Stored, 3> totals;
+  ScaledTotal<Stored> total_g = {}, total_g_xhat = {}, total_squares = {};
   for (int64_t step = 0; step < rows.steps(); ++step) {
     const DoubleVector g_here = g(step), xhat_here = xhat(step);
-    if constexpr (centered) totals.add(0, g_here);
-    totals.add(1, g_here * xhat_here);
-    totals.add(2, xhat_here * xhat_here);
+    if constexpr (centered) total_g.add(g_here);
+    total_g_xhat.add(g_here * xhat_here);
+    total_squares.add(xhat_here * xhat_here);
   }
   const double n = static_cast<double>(rows.cols);
-  const DoubleVector mean_g = Rows::total(totals.of(0)) / broadcast(n);
-  const DoubleVector g_xhat = Rows::total(totals.of(1));
-  const DoubleVector squares_beyond_n = Rows::total(totals.of(2), n);
+  const DoubleVector mean_g = Rows::total(total_g) / broadcast(n);
+  const DoubleVector g_xhat = Rows::total(total_g_xhat);
+  const DoubleVector squares_beyond_n = Rows::total(total_squares, n);
   DoubleVector slope, rstd = statistics.rstd;
   for (int64_t lane = 0; lane < W; ++lane) {
     slope[lane] = slope_along_xhat<C>(g_xhat[lane], squares_beyond_n[lane], rstd[lane],

@@ -121,6 +121,17 @@ inline DoubleVector sums_of_lanes(const DoubleVector* v) {
 }
 
 // The same of vectors of floats, for estimates: the sums are rounded to float.
+inline float sum_of_lanes(FloatVector v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps(v);
+#elif defined(__AVX2__)
+  const __m128 fours = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  const __m128 pairs = _mm_add_ps(fours, _mm_movehl_ps(fours, fours));
+  return pairs[0] + pairs[1];
+#else
+  return (v[0] + v[2]) + (v[1] + v[3]);
+#endif
+}
 inline void store_sums_of_lanes(float* to, const FloatVector* v) {
 #if defined(__AVX512F__)
   const auto halves = [](__m512 a, __m512 b) {

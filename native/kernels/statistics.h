@@ -59,7 +59,7 @@ inline DoubleVector over(DoubleVector v, double n) {
 }
 
 // The statistics of several rows at once: the divisions and square roots are done side by side.
-// Entries past the rows in use, up to a whole vector of doubles, hold those of a row of zeros.
+// Entries past the rows in use, up to a whole vector of doubles, are of no row.
 template <class C, int64_t capacity>
 struct Batch {
   static constexpr int64_t W = lanes<double>;
@@ -159,7 +159,7 @@ LAYERNORM_INLINE Moments<Compute<Stored>> moments_of(const Stored* x, int64_t co
   using C = Compute<Stored>;
   constexpr int64_t W = lanes<C>;
   const Vector<C> center = broadcast(shift);
-  Moments<C> moments;
+  Moments<C> moments = {};
   for (int64_t col = 0; col < cols;) {
     const bool begins = col == 0;
     const int64_t block_end = std::min(cols, col + 4 * kFlush * W);
@@ -224,37 +224,68 @@ inline Vector<Compute<Stored>> sum_of_first(const Stored* x, int64_t cols) {
   return sum;
 }
 
-// The statistics of `rows` <= capacity rows, `stride` elements apart. Sums are added over the lanes
-// for lanes<double> rows together.
+// The sums of one row: the same as among others, without the steps that pay off for several. Not
+// inlined, so that those keep their registers.
 template <class Stored, bool centered, int64_t capacity>
-inline void compute_statistics(const Stored* x, int64_t stride, int64_t rows, int64_t cols,
-                               double eps, Batch<Compute<Stored>, capacity>& batch) {
+__attribute__((noinline)) void sum_a_row(const Stored* x, int64_t cols,
+                                         Batch<Compute<Stored>, capacity>& batch) {
+  using C = Compute<Stored>;
+  if constexpr (centered) {
+    const C guessed = static_cast<C>(std::min(cols, 4 * lanes<C>));
+    store(batch.shift, broadcast(sum_of_lanes(sum_of_first(x, cols)) / guessed));
+  }
+  const Moments<C> moments = moments_of<Stored, centered>(x, cols, batch.shift[0]);
+  if constexpr (centered) store_doubles(batch.sum, broadcast(moments.d.sum()));
+  store_doubles(batch.squares, broadcast(moments.squares.sum()));
+}
+
+// Sums are added over the lanes for lanes<double> rows together.
+template <class Stored, bool centered, int64_t capacity>
+inline void sum_rows(const Stored* x, int64_t stride, int64_t rows, int64_t cols,
+                     Batch<Compute<Stored>, capacity>& batch) {
   using C = Compute<Stored>;
   constexpr int64_t together = lanes<double>;
-  const double n = static_cast<double>(cols);
-  const C guessed = static_cast<C>(std::min(cols, 4 * lanes<C>));
-  for (int64_t first = 0; first < rows; first += together) {
-    Vector<C> sums[together];
-    for (int64_t k = 0; k < together; ++k)
-      sums[k] =
-          centered && first + k < rows ? sum_of_first(x + (first + k) * stride, cols) : Vector<C>{};
-    C* shift = batch.shift + first;
-    store_sums_of_lanes(shift, sums);
-    for (int64_t k = 0; k < together; ++k) shift[k] /= guessed;
+  if constexpr (centered) {
+    const C guessed = static_cast<C>(std::min(cols, 4 * lanes<C>));
+    for (int64_t first = 0; first < rows; first += together) {
+      Vector<C> sums[together];
+      for (int64_t k = 0; k < together; ++k)
+        sums[k] = first + k < rows ? sum_of_first(x + (first + k) * stride, cols) : Vector<C>{};
+      C* shift = batch.shift + first;
+      store_sums_of_lanes(shift, sums);
+      for (int64_t k = 0; k < together; ++k) shift[k] /= guessed;
+    }
   }
   for (int64_t first = 0; first < rows; first += together) {
     TotalsOfRows<C> sums, squares;
     for (int64_t k = 0; k < together; ++k) {
-      Moments<C> moments;
+      Moments<C> moments = {};
       if (first + k < rows)
         moments =
             moments_of<Stored, centered>(x + (first + k) * stride, cols, batch.shift[first + k]);
-      sums.put(k, moments.d);
+      if constexpr (centered) sums.put(k, moments.d);
       squares.put(k, moments.squares);
     }
-    store_doubles(batch.sum + first, sums.sums());
+    if constexpr (centered) store_doubles(batch.sum + first, sums.sums());
     store_doubles(batch.squares + first, squares.sums());
   }
+}
+
+// The statistics of `rows` <= capacity rows, `stride` elements apart.
+template <class Stored, bool centered, int64_t capacity>
+inline void compute_statistics(const Stored* x, int64_t stride, int64_t rows, int64_t cols,
+                               double eps, Batch<Compute<Stored>, capacity>& batch) {
+  using C = Compute<Stored>;
+  const double n = static_cast<double>(cols);
+  if constexpr (!centered) {
+    const int64_t padded = (rows + lanes<double> - 1) / lanes<double> * lanes<double>;
+    std::fill(batch.shift, batch.shift + padded, C{});
+    std::fill(batch.sum, batch.sum + padded, 0.0);
+  }
+  if (rows == 1)
+    sum_a_row<Stored, centered>(x, cols, batch);
+  else
+    sum_rows<Stored, centered>(x, stride, rows, cols, batch);
   if constexpr (centered)
     batch.recenter(rows, n, kWellCentered<C>, [&](int64_t row) {
       const Moments<C> moments =

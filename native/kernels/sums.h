@@ -54,13 +54,14 @@ inline DoubleVector reciprocal_root(DoubleVector high, DoubleVector low) {
 }
 
 // One total per lane, in double; terms that are doubles are summed with compensation. Less a number
-// close to it (`beyond`), a compensated total keeps the digits that it would lose to rounding.
+// close to it (`beyond`), a compensated total keeps the digits that it would lose to rounding. Zero
+// where it is written so: arrays of totals that are set anyway are not zeroed first.
 template <class C>
 struct LaneTotal;
 
 template <>
 struct LaneTotal<float> {
-  DoubleVector first = {}, second = {};
+  DoubleVector first, second;
   LaneTotal() = default;
   explicit LaneTotal(FloatVector v)
       : first(first_half_as_doubles(v)), second(second_half_as_doubles(v)) {}
@@ -77,9 +78,9 @@ struct LaneTotal<float> {
 
 template <>
 struct LaneTotal<double> {
-  DoubleVector total = {}, error = {};
+  DoubleVector total, error;
   LaneTotal() = default;
-  explicit LaneTotal(DoubleVector v) : total(v) {}
+  explicit LaneTotal(DoubleVector v) : total(v), error{} {}
   void add(DoubleVector v) {
     const DoubleVector sum = total + v;
     const DoubleVector v_part = sum - total;
@@ -106,7 +107,9 @@ struct TotalsOfRows;
 
 template <>
 struct TotalsOfRows<float> {
-  DoubleVector total[lanes<double>];
+  static constexpr int64_t W = lanes<double>;
+  DoubleVector total[W];
+
   void put(int64_t row, const LaneTotal<float>& of_row) {
     total[row] = of_row.first + of_row.second;
   }
@@ -116,7 +119,9 @@ struct TotalsOfRows<float> {
 
 template <>
 struct TotalsOfRows<double> {
-  DoubleVector total[lanes<double>], error[lanes<double>];
+  static constexpr int64_t W = lanes<double>;
+  DoubleVector total[W], error[W];
+
   void put(int64_t row, const LaneTotal<double>& of_row) {
     total[row] = of_row.total;
     error[row] = of_row.error;
@@ -129,7 +134,7 @@ struct TotalsOfRows<double> {
     transpose(total);
     transpose(error);
     DoubleVector result = {}, rest = {};
-    for (int64_t lane = 0; lane < lanes<double>; ++lane) {
+    for (int64_t lane = 0; lane < W; ++lane) {
       const DoubleVector next = result + total[lane];
       rest += error[lane] + two_sum_error(result, total[lane], next);
       result = next;
@@ -143,5 +148,11 @@ template <class C>
 inline void add_compensated(C& high, C& low, C value) {
   const C sum = high + value;
   if (std::isfinite(sum)) low += two_sum_error(high, value, sum);
+  high = sum;
+}
+template <class V>
+inline void add_compensated_vector(V& high, V& low, V value) {
+  const V sum = high + value;
+  low += zero_unless_finite(two_sum_error(high, value, sum), sum);
   high = sum;
 }
