@@ -176,6 +176,7 @@ bench: .venv/installed  ## time beside every peer: an hour, or minutes with ARGS
 .PHONY: figures
 figures: .venv-demo/ready  ## draw docs/images from benchmarks/results
 	.venv-demo/bin/python benchmarks/figures.py
+	.venv-demo/bin/python benchmarks/width_curve.py --draw
 
 .PHONY: clean
 clean:  ## remove what these targets made
