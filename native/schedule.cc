@@ -2,13 +2,11 @@
 // types alone, so neither the threads nor the instruction set change which sums are formed.
 #include <algorithm>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
-#include <memory>
-#include <new>
 
 #include "kernels/kernels.h"
 #include "subnormals.h"
+#include "workspace.h"
 
 namespace layernorm {
 namespace {
@@ -26,7 +24,6 @@ constexpr int64_t kL3Bytes = 6 * 1024 * 1024;
 
 // From this many rows on, a copy of the parameters aligned to cache lines pays off.
 constexpr int64_t kRowsWorthAligning = 32;
-constexpr int64_t kLine = 64;
 
 // Each block of rows has partial sums of the parameters' gradients, 16 bytes a column for float.
 // From kManyRows rows on, blocks are long enough that these sums stay under 1% of x (2% for 16-bit
@@ -52,77 +49,48 @@ int64_t rows_per_block(int64_t rows, DataType type) {
   return whole_groups(divide_up(rows, blocks));
 }
 
-struct Free {
-  void operator()(void* memory) const { std::free(memory); }
-};
-using Memory = std::unique_ptr<void, Free>;
-
-Memory allocate(int64_t bytes) {
-  const auto size = static_cast<size_t>(divide_up(bytes, kLine) * kLine);
-#if defined(_WIN32)
-  return Memory(std::malloc(size));
-#else
-  return Memory(std::aligned_alloc(kLine, size));
-#endif
-}
-
-// Working memory of one call at a time. Each thread caches a small piece, because malloc would
-// split and merge such pieces in every call.
-class Scratch {
- public:
-  // Null where there is no memory.
-  void* take(int64_t bytes) {
-    if (bytes > kCachedBytes) return (own_ = allocate(bytes)).get();
-    thread_local Memory cached;
-    if (!cached) cached = allocate(kCachedBytes);
-    return cached.get();
-  }
-
- private:
-#if defined(__SANITIZE_ADDRESS__)
-  static constexpr int64_t kCachedBytes = 0;  // shows the sanitizer where each call's memory ends
-#else
-  static constexpr int64_t kCachedBytes = 64 * 1024;
-#endif
-  Memory own_;
-};
-
 // A parameter as the kernels read it: in the compute type, with the 1 of a zero-centered weight
 // added, aligned, and in pack order. Copied only where that differs from what the caller passed.
 class Parameter {
  public:
-  bool prepare(const Problem& problem, const void* given, bool add_one, const Kernels& kernels) {
-    in_column_order_ = in_pack_order_ = given;
-    if (!given) return true;
-    const int64_t cols = problem.shape.cols;
-    const int64_t bytes = cols * size_of(compute_type(problem.type));
-    const bool widen = add_one || problem.parameter_type != compute_type(problem.type);
-    const bool align = reinterpret_cast<uintptr_t>(given) % kLine != 0 &&
-                       problem.shape.rows() >= kRowsWorthAligning;
-    if (widen || align) {
-      copy_ = allocate(bytes);
-      if (!copy_) return false;
-      if (widen)
-        kernels.widen(problem.parameter_type, given, add_one, cols, copy_.get());
+  Parameter(const Problem& problem, const void* given, bool add_one)
+      : kernels_(chosen_kernels()), problem_(problem), add_one_(add_one), in_column_order_(given) {
+    if (!given) return;
+    widened_ = add_one || problem.parameter_type != compute_type(problem.type);
+    copied_ = widened_ || (reinterpret_cast<uintptr_t>(given) % kLine != 0 &&
+                           problem.shape.rows() >= kRowsWorthAligning);
+    reordered_ = problem.shape.inner == 1 && kernels_.has_pack_order(problem.type);
+  }
+  int64_t extra_bytes() const { return (copied_ + reordered_) * Workspace::needed_for(bytes()); }
+  void prepare(Workspace& workspace) {
+    if (copied_) {
+      void* copy = workspace.take(bytes());
+      if (widened_)
+        kernels_.widen(problem_.parameter_type, in_column_order_, add_one_, cols(), copy);
       else
-        std::memcpy(copy_.get(), given, static_cast<size_t>(bytes));
-      in_column_order_ = in_pack_order_ = copy_.get();
+        std::memcpy(copy, in_column_order_, static_cast<size_t>(bytes()));
+      in_column_order_ = copy;
     }
-    if (problem.shape.inner == 1 && kernels.has_pack_order(problem.type)) {
-      reordered_ = allocate(bytes);
-      if (!reordered_) return false;
-      kernels.to_pack_order(problem.type, in_column_order_, cols, reordered_.get());
-      in_pack_order_ = reordered_.get();
+    in_pack_order_ = in_column_order_;
+    if (reordered_) {
+      void* ordered = workspace.take(bytes());
+      kernels_.to_pack_order(problem_.type, in_column_order_, cols(), ordered);
+      in_pack_order_ = ordered;
     }
-    return true;
   }
   const void* in_column_order() const { return in_column_order_; }
   const void* in_pack_order() const { return in_pack_order_; }
 
  private:
-  const void* in_column_order_ = nullptr;
+  int64_t cols() const { return problem_.shape.cols; }
+  int64_t bytes() const { return cols() * size_of(compute_type(problem_.type)); }
+
+  const Kernels& kernels_;
+  const Problem& problem_;
+  const bool add_one_;
+  bool widened_ = false, copied_ = false, reordered_ = false;
+  const void* in_column_order_;
   const void* in_pack_order_ = nullptr;
-  Memory copy_, reordered_;
 };
 
 template <class Task>
@@ -177,10 +145,12 @@ Status forward(const Forward& job, const Threads& threads) {
   const Problem& problem = job.problem;
   if (problem.shape.rows() == 0 || problem.shape.cols == 0) return Status::ok;
   const Kernels& kernels = chosen_kernels();
-  Parameter weight, bias;
-  if (!weight.prepare(problem, problem.weight, problem.zero_centered_weight, kernels) ||
-      !bias.prepare(problem, job.bias, false, kernels))
-    return Status::out_of_memory;
+  Parameter weight(problem, problem.weight, problem.zero_centered_weight);
+  Parameter bias(problem, job.bias, false);
+  Workspace workspace(weight.extra_bytes() + bias.extra_bytes());
+  if (!workspace) return Status::out_of_memory;
+  weight.prepare(workspace);
+  bias.prepare(workspace);
   // An output that overwrites its input is in the cache already.
   const bool stream = is_streamed(problem, 2) && begin_with_lines(job.y, problem.type) &&
                       job.y.data != problem.x.data;
@@ -213,9 +183,6 @@ Status backward(const Backward& job, const Threads& threads) {
   }
   const int64_t rows = problem.shape.rows(), cols = problem.shape.cols;
   const Kernels& kernels = chosen_kernels();
-  Parameter weight;
-  if (!weight.prepare(problem, problem.weight, problem.zero_centered_weight, kernels))
-    return Status::out_of_memory;
   const int64_t units = units_of(problem.shape);
   const int64_t rows_per_unit =
       problem.shape.inner == 1 ? 1 : std::min(problem.shape.inner, kTileRows);
@@ -224,12 +191,13 @@ Status backward(const Backward& job, const Threads& threads) {
   const int64_t blocks =
       std::max(int64_t{1}, divide_up(units, std::max(int64_t{1}, units_per_block)));
   const bool parameters = job.dweight || job.dbias;
-  Scratch scratch;
-  void* partials = nullptr;
-  if (parameters) {
-    partials = scratch.take(blocks * 4 * cols * size_of(compute_type(problem.type)));
-    if (!partials) return Status::out_of_memory;
-  }
+  const int64_t partials_bytes =
+      parameters ? blocks * 4 * cols * size_of(compute_type(problem.type)) : 0;
+  Parameter weight(problem, problem.weight, problem.zero_centered_weight);
+  Workspace workspace(weight.extra_bytes() + Workspace::needed_for(partials_bytes));
+  if (!workspace) return Status::out_of_memory;
+  weight.prepare(workspace);
+  void* const partials = parameters ? workspace.take(partials_bytes) : nullptr;
   const bool stream =
       is_streamed(problem, 3) && job.dx.data != job.dy.data && job.dx.data != problem.x.data;
   const bool prefetch = bytes_of(problem) >= kPrefetchBytes;

@@ -10,6 +10,8 @@ struct GroupSums {
 
   Normalizer<C> normalizer[R];
   const Stored *x[R], *dy[R];
+  // Distance in elements to the row of x to prefetch; 0: prefetch neither it nor dx.
+  int64_t x_ahead;
   Stored* dx[R];  // prefetched for writing; null: do not
   LaneTotal<C> total_g[R], total_g_xhat[R];
 
@@ -27,13 +29,17 @@ struct GroupSums {
     if constexpr (wanted == Wanted::both) dbias = r == 0 ? dy_here : dbias + dy_here;
   }
 
+  template <bool prefetched>
   LAYERNORM_INLINE void pack(int64_t col, const C* weight, Vector<C>* sum_g, Vector<C>* sum_g_xhat,
                              C* dweight_low, C* dbias_low) const {
     Pack<Stored> w = {}, dweight = {}, dbias = {};
     if constexpr (has_weight) w = load_ordered<Stored>(weight + col);
     LAYERNORM_UNROLL
     for (int64_t r = 0; r < R; ++r) {
-      if (dx[0]) prefetch_pack_for_writing(dx[r] + col);
+      if constexpr (prefetched) {
+        prefetch_pack(x[r] + x_ahead + col);
+        if (dx[0]) prefetch_pack_for_writing(dx[r] + col);
+      }
       const Pack<Stored> x_here = load_pack(x[r] + col), dy_here = load_pack(dy[r] + col);
       LAYERNORM_UNROLL
       for (int64_t part = 0; part < vectors_in_pack<Stored>; ++part)
@@ -74,8 +80,11 @@ struct GroupSums {
       const int64_t block_end = std::min(end, col + kFlush * W);
       // Local arrays, not members, so that the compiler keeps them in registers.
       Vector<C> sum_g[R] = {}, sum_g_xhat[R] = {};
+      if (R > 1 && x_ahead != 0)
+        for (; col + size <= block_end; col += size)
+          pack<R != 1>(col, weight, sum_g, sum_g_xhat, dweight_low, dbias_low);
       for (; col + size <= block_end; col += size)
-        pack(col, weight, sum_g, sum_g_xhat, dweight_low, dbias_low);
+        pack<false>(col, weight, sum_g, sum_g_xhat, dweight_low, dbias_low);
       for (; col < block_end; col += W)
         tail(col, std::min(W, block_end - col), weight, sum_g, sum_g_xhat, dweight_low, dbias_low);
       LAYERNORM_UNROLL
@@ -135,6 +144,7 @@ struct RowsBackward {
       const int64_t end = std::min(cols, begin + kBlockCols);
       for (int64_t at = 0; at < count; at += R) {
         GroupSums<Stored, centered, has_weight, wanted, R> group;
+        group.x_ahead = gradients.rows_ahead(row + at) * problem.x.outer_stride;
         for (int64_t r = 0; r < R; ++r) {
           group.normalizer[r] = Normalizer<C>(rows[at + r]);
           group.x[r] = gradients.x(row + at + r);

@@ -10,6 +10,16 @@ constexpr int64_t kGroupRows = 2;
 constexpr int64_t kMostBatchRows = std::max(kWideBatchRows, lanes<double>);
 constexpr int64_t kBackwardBatchBytes = 8 * 1024;
 
+// How far ahead rows are prefetched. Half of it, x, is done while the sums are taken, and half, dy,
+// while dx is written, so that neither pass waits for memory alone.
+constexpr int64_t kAheadBytes = 8 * 1024;
+
+template <class Stored>
+inline int64_t whole_batches_ahead(int64_t cols, int64_t batch_rows) {
+  const int64_t bytes = batch_rows * cols * static_cast<int64_t>(sizeof(Stored));
+  return std::max(int64_t{1}, kAheadBytes / bytes) * batch_rows;
+}
+
 template <class Stored>
 inline int64_t rows_per_backward_batch(int64_t cols, Cache cache) {
   const int64_t row_bytes = cols * static_cast<int64_t>(sizeof(Stored));
@@ -94,8 +104,7 @@ struct RowGradient {
   const Stored *x, *dy;
   const C* weight;
   Stored* dx;
-  // Distance in elements to the next group's row, to prefetch it; 0: do not.
-  int64_t x_ahead, dy_ahead;
+  int64_t dy_ahead;  // distance in elements to the row of dy to prefetch; 0: do not
 
   Vector<C> value(Vector<C> x_here, Vector<C> dy_here, Vector<C> w) const {
     const Vector<C> xhat = normalizer.template normalized<centered>(x_here);
@@ -105,10 +114,7 @@ struct RowGradient {
   }
   template <bool streamed>
   LAYERNORM_INLINE void pack(int64_t col) const {
-    if (x_ahead != 0) {
-      prefetch_pack(x + x_ahead + col);
-      prefetch_pack(dy + dy_ahead + col);
-    }
+    if (dy_ahead != 0) prefetch_pack(dy + dy_ahead + col);
     Pack<Stored> w = {}, values = load_pack(x + col);
     const Pack<Stored> dy_here = load_pack(dy + col);
     if constexpr (has_weight) w = load_ordered<Stored>(weight + col);
@@ -139,6 +145,7 @@ struct RowGradients {
   const int64_t cols = problem.shape.cols;
   const C* const weight = static_cast<const C*>(task.weight);
   const int64_t batch_rows = rows_per_backward_batch<Stored>(cols, task.cache);
+  const int64_t most_ahead = whole_batches_ahead<Stored>(cols, batch_rows);
   int64_t last_row = 0;  // one past the last of the block
   LineWriter<Stored> lines = {};
 
@@ -162,9 +169,13 @@ struct RowGradients {
         static_cast<const C*>(task.weight_by_column), RowOf<Stored>{dx(row), 1}, problem.eps);
   }
 
+  // The distance to the row to prefetch; 0 where the block ends before.
+  int64_t rows_ahead(int64_t row) const {
+    return task.prefetch && row + most_ahead + batch_rows <= last_row ? most_ahead : 0;
+  }
+
   LAYERNORM_INLINE RowGradient<Stored, centered, has_weight> gradient(
       const RowStatistics<C>& row_statistics, C mean_g, C slope, int64_t row) const {
-    const bool prefetch = task.prefetch && row + 2 * batch_rows <= last_row;
     return {Normalizer<C>(row_statistics),
             broadcast(mean_g),
             broadcast(-slope),
@@ -172,8 +183,7 @@ struct RowGradients {
             dy(row),
             weight,
             dx(row),
-            prefetch ? batch_rows * problem.x.outer_stride : 0,
-            prefetch ? batch_rows * job.dy.outer_stride : 0};
+            rows_ahead(row) * job.dy.outer_stride};
   }
 
   // The functions for rare rows are not inlined, so that the usual ones keep their registers.
