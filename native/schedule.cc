@@ -93,25 +93,57 @@ class Parameter {
   const void* in_pack_order_ = nullptr;
 };
 
+// A framework's threads, which compute with subnormal numbers here.
+struct CarefulThreads {
+  const Threads& given;
+  Threads threads = {given.count, this, run, given.bytes_per_thread};
+
+  struct Call {
+    Threads::Body body;
+    void* context;
+  };
+  static void run(void* self, int64_t tasks, Threads::Body body, void* context) {
+    const Threads& given = static_cast<const CarefulThreads*>(self)->given;
+    Call call = {body, context};
+    given.run(
+        given.pool, tasks,
+        [](void* of_call, int64_t begin, int64_t end) {
+          const NoFlushToZero mode;
+          const auto* to = static_cast<const Call*>(of_call);
+          to->body(to->context, begin, end);
+        },
+        &call);
+  }
+};
+
 template <class Task>
 struct Call {
   const Task* task;
   void (*kernel)(const Task&, int64_t, int64_t);
 };
 
+// Runs the tasks on the threads; without threads, or with few tasks, on this one.
 template <class Task>
-void run(const Threads& threads, bool serial, int64_t tasks, const Task& task,
+void run(const Threads* threads, int64_t tasks, const Task& task,
          void (*kernel)(const Task&, int64_t, int64_t)) {
-  if (serial || threads.count <= 1 || tasks <= 1) return kernel(task, 0, tasks);
+  if (!threads || tasks <= 1) return kernel(task, 0, tasks);
   Call<Task> call = {&task, kernel};
-  threads.run(
-      threads.pool, tasks,
+  threads->run(
+      threads->pool, tasks,
       [](void* context, int64_t begin, int64_t end) {
-        const NoFlushToZero mode;
         const auto* to = static_cast<const Call<Task>*>(context);
         to->kernel(*to->task, begin, end);
       },
       &call);
+}
+
+// Whether threads that share the parts of each row are done sooner, by a fifth at least, than those
+// that take whole tasks.
+bool share_rows(const Shape& shape, int64_t tasks, const Threads& threads) {
+  if (shape.inner > 1 || shape.cols <= kPartCols) return false;
+  const int64_t parts = divide_up(shape.cols, part_cols(shape.cols)), count = threads.count;
+  const int64_t sharing = tasks * divide_up(parts, count), apart = divide_up(tasks, count) * parts;
+  return 5 * sharing <= 4 * apart;
 }
 
 int64_t bytes_of(const Problem& problem) {
@@ -123,8 +155,10 @@ Cache cache_for(int64_t bytes) {
   return bytes < kL3Bytes ? Cache::third_level : Cache::none;
 }
 
-bool is_small(const Problem& problem, int64_t arrays, const Threads& threads) {
-  return bytes_of(problem) * arrays < 2 * threads.bytes_per_thread;
+// Null where one thread alone is as fast.
+const Threads* worthwhile(const Threads& threads, const Problem& problem, int64_t arrays) {
+  const bool small = bytes_of(problem) * arrays < 2 * threads.bytes_per_thread;
+  return small || threads.count <= 1 ? nullptr : &threads;
 }
 
 bool is_streamed(const Problem& problem, int64_t arrays) {
@@ -154,7 +188,10 @@ Status forward(const Forward& job, const Threads& threads) {
   // An output that overwrites its input is in the cache already.
   const bool stream = is_streamed(problem, 2) && begin_with_lines(job.y, problem.type) &&
                       job.y.data != problem.x.data;
-  const int64_t bytes = bytes_of(problem);
+  const int64_t bytes = bytes_of(problem), units = units_of(problem.shape);
+  const CarefulThreads careful = {threads};
+  const Threads* const use = worthwhile(careful.threads, problem, 2);
+  const bool shared = use && share_rows(problem.shape, units, threads);
   const ForwardTask task = {&job,
                             weight.in_pack_order(),
                             bias.in_pack_order(),
@@ -162,8 +199,9 @@ Status forward(const Forward& job, const Threads& threads) {
                             bias.in_column_order(),
                             cache_for(bytes),
                             bytes >= kPrefetchBytes,
-                            stream};
-  run(threads, is_small(problem, 2, threads), units_of(problem.shape), task, kernels.forward);
+                            stream,
+                            shared ? use : nullptr};
+  run(shared ? nullptr : use, units, task, kernels.forward);
   return Status::ok;
 }
 
@@ -191,34 +229,36 @@ Status backward(const Backward& job, const Threads& threads) {
   const int64_t blocks =
       std::max(int64_t{1}, divide_up(units, std::max(int64_t{1}, units_per_block)));
   const bool parameters = job.dweight || job.dbias;
+  const bool has_low = problem.shape.inner > 1 || units_per_block > kFoldRows;
   const int64_t partials_bytes =
-      parameters ? blocks * 4 * cols * size_of(compute_type(problem.type)) : 0;
+      parameters ? blocks * (has_low ? 4 : 2) * cols * size_of(compute_type(problem.type)) : 0;
   Parameter weight(problem, problem.weight, problem.zero_centered_weight);
   Workspace workspace(weight.extra_bytes() + Workspace::needed_for(partials_bytes));
   if (!workspace) return Status::out_of_memory;
-  weight.prepare(workspace);
   void* const partials = parameters ? workspace.take(partials_bytes) : nullptr;
+  weight.prepare(workspace);
   const bool stream =
       is_streamed(problem, 3) && job.dx.data != job.dy.data && job.dx.data != problem.x.data;
   const bool prefetch = bytes_of(problem) >= kPrefetchBytes;
+  const CarefulThreads careful = {threads};
+  const Threads* const use = worthwhile(careful.threads, problem, 3);
+  const bool shared = use && share_rows(problem.shape, blocks, threads);
   const BackwardTask task = {&job,
                              weight.in_pack_order(),
                              weight.in_column_order(),
                              cache_for(bytes_of(problem)),
                              prefetch,
                              stream,
+                             shared ? use : nullptr,
                              units,
                              units_per_block,
                              blocks,
-                             partials};
-  const bool small = is_small(problem, 3, threads);
-  if (cols > 0) run(threads, small, blocks, task, kernels.backward);
+                             partials,
+                             has_low};
+  if (cols > 0) run(shared ? nullptr : use, blocks, task, kernels.backward);
   if (parameters) {
-    if (small || threads.count <= 1 || blocks * cols < (1 << 17)) {
-      kernels.reduce(task, 0, divide_up(cols, kReduceCols));
-    } else {
-      run(threads, false, divide_up(cols, kReduceCols), task, kernels.reduce);
-    }
+    const bool few = blocks * cols < (1 << 17);
+    run(few ? nullptr : use, divide_up(cols, kReduceCols), task, kernels.reduce);
   }
   return Status::ok;
 }

@@ -283,8 +283,7 @@ void backward_columns(const BackwardTask& task, Wanted wanted, int64_t begin, in
   const ColumnsBackward<Stored, centered> columns{task, wanted};
   for (int64_t block = begin; block < end; ++block) {
     const PartialSums<C> sums(task, block);
-    if (wanted != Wanted::nothing)
-      std::fill(sums.dweight_high, sums.dweight_high + 4 * columns.cols, C{});
+    if (wanted != Wanted::nothing) sums.clear(0, columns.cols);
     const int64_t last = std::min(task.units, (block + 1) * task.units_per_block);
     for_each_tile(task.job->problem.shape, block * task.units_per_block, last,
                   [&](int64_t outer, int64_t inner, int64_t rows) {

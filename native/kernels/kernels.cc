@@ -10,6 +10,7 @@
 #include <cstring>
 #include <limits>
 #include <type_traits>
+#include <utility>
 
 #if defined(__x86_64__) || defined(_M_X64)
 #include <immintrin.h>
@@ -24,13 +25,13 @@ namespace {
 //
 #include "sums.h"
 //
+#include "walk.h"
+//
 #include "statistics.h"
 //
 #include "cancellation.h"
 //
 #include "scaled_rows.h"
-//
-#include "walk.h"
 //
 #include "streaming.h"
 //

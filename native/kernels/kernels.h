@@ -11,6 +11,16 @@ constexpr int64_t kTileRows = 64;
 // The parameters' gradients are reduced in strips of this many columns.
 constexpr int64_t kReduceCols = 256;
 
+// A contiguous row wider than kPartCols goes in parts, at most kMostParts, whose sums are added in
+// their order. So threads may share a row, and its bits do not tell whether they did.
+constexpr int64_t kPartCols = 32 * 1024;
+constexpr int64_t kMostParts = 32;
+constexpr int64_t part_cols(int64_t cols) {
+  constexpr int64_t step = 1024;
+  const int64_t least = (cols + kMostParts - 1) / kMostParts;
+  return least <= kPartCols ? kPartCols : (least + step - 1) / step * step;
+}
+
 // The cache that x fits into beside the other arrays.
 enum class Cache { second_level, third_level, none };
 
@@ -24,24 +34,29 @@ struct ForwardTask {
   const void* weight_by_column;
   const void* bias_by_column;
   Cache cache;
-  bool prefetch;  // of x
-  bool stream;    // write y, whose rows begin with cache lines, past the cache
+  bool prefetch;           // of x
+  bool stream;             // write y, whose rows begin with cache lines, past the cache
+  const Threads* threads;  // share each row; null: do not
 };
 
 // The parameters' gradients are summed in blocks of consecutive units. Each block has its own
-// partial sums: the high and low parts of dweight, then of dbias, (4, cols) of the compute type.
+// partial sums of the compute type: (4, cols), the high and low parts of dweight, then of dbias; or
+// (2, cols), one part of each, where a block has so few rows that one part is exact enough.
+constexpr int64_t kFoldRows = 16;  // the most rows added to one part before it is folded into two
 struct BackwardTask {
   const Backward* job;
   const void* weight;
   const void* weight_by_column;
   Cache cache;
-  bool prefetch;  // of x, dy and dx
-  bool stream;    // write dx past the cache
+  bool prefetch;           // of x, dy and dx
+  bool stream;             // write dx past the cache
+  const Threads* threads;  // share each row; null: do not
   int64_t units;
   int64_t units_per_block;
   int64_t blocks;
-  void*
-      partials;  // (blocks, 4, cols), ordered as weight is, or null where neither dweight nor dbias is wanted
+  // (blocks, 4 or 2, cols), ordered as weight is; null where neither dweight nor dbias is wanted.
+  void* partials;
+  bool has_low;  // 4
 };
 
 struct Kernels {

@@ -3,33 +3,36 @@
 
 enum class Wanted { nothing, dweight, both };  // gradients of the parameters
 
-constexpr int64_t kFoldRows = 16;  // the most rows added to low between two folds
-
 // A block's partial sums of the parameters' gradients, unevaluated as high + low, in pack order.
-// Rows are added to low; every few groups, fold() moves the sum to high and leaves the rounding
-// error in low, as Kahan summation does. After a fold, low is 0 where high is infinite or NaN.
+// Rows are added to low; every kFoldRows rows, fold() moves the sum to high and leaves the rounding
+// error in low, as Kahan summation does. After a fold, low is 0 where high is infinite or NaN. A
+// block of at most kFoldRows rows has one part, which both names mean.
 template <class C>
 struct PartialSums {
   C *dweight_high, *dweight_low, *dbias_high, *dbias_low;
 
   PartialSums(const BackwardTask& task, int64_t block) {
-    const int64_t cols = task.job->problem.shape.cols;
-    dweight_high = static_cast<C*>(task.partials) + 4 * cols * block;
-    dweight_low = dweight_high + cols;
+    const int64_t cols = task.job->problem.shape.cols, low = task.has_low ? cols : 0;
+    dweight_high = static_cast<C*>(task.partials) + 2 * (cols + low) * block;
+    dweight_low = dweight_high + low;
     dbias_high = dweight_low + cols;
-    dbias_low = dbias_high + cols;
+    dbias_low = dbias_high + low;
+  }
+  void clear(int64_t begin, int64_t end) const {
+    for (C* sum : {dweight_high, dweight_low, dbias_high, dbias_low})
+      std::fill(sum + begin, sum + end, C{});
   }
 };
 
 template <class C>
-inline void fold(C* high, C* low, int64_t cols) {
-  int64_t col = 0;
-  for (; col + lanes<C> <= cols; col += lanes<C>) {
+__attribute__((noinline)) void fold(C* high, C* low, int64_t begin, int64_t end) {
+  int64_t col = begin;
+  for (; col + lanes<C> <= end; col += lanes<C>) {
     const Vector<C> a = load(high + col), b = load(low + col), sum = a + b;
     store(high + col, sum);
     store(low + col, zero_unless_finite(two_sum_error(a, b, sum), sum));
   }
-  for (; col < cols; ++col) {
+  for (; col < end; ++col) {
     const C rest = low[col];
     low[col] = 0;
     add_compensated(high[col], low[col], rest);
@@ -43,6 +46,7 @@ inline void add_first(C* high, C* low, Vector<C> v, int64_t count) {
   Vector<C> sum = whole ? load(high) : load_first(high, count);
   Vector<C> rest = whole ? load(low) : load_first(low, count);
   add_compensated_vector(sum, rest, v);
+  if (low == high) rest = sum;
   if (whole) {
     store(high, sum);
     store(low, rest);

@@ -106,25 +106,28 @@ struct SummedColumns {
 
 // Adds columns [begin, end) of all blocks' partial sums, one block after another, into the first
 // block's. Where a sum is not finite, neither is the result.
-template <class C>
+template <class C, bool has_low>
 void reduce_blocks(C* high, const C* low, int64_t blocks, int64_t stride, int64_t begin,
                    int64_t end) {
   constexpr int64_t W = lanes<C>;
   int64_t col = begin;
   for (; col + W <= end; col += W) {
-    Vector<C> sum = load(high + col), rest = load(low + col);
+    Vector<C> sum = load(high + col), rest = {};
+    if constexpr (has_low) rest = load(low + col);
     for (int64_t block = 1; block < blocks; ++block) {
       const Vector<C> next = load(high + block * stride + col), before = sum;
       sum += next;
-      rest += two_sum_error(before, next, sum) + load(low + block * stride + col);
+      Vector<C> error = two_sum_error(before, next, sum);
+      if constexpr (has_low) error += load(low + block * stride + col);
+      rest += error;
     }
     store(high + col, sum + zero_unless_finite(rest, sum));
   }
   for (; col < end; ++col) {
-    C sum = high[col], rest = low[col];
+    C sum = high[col], rest = has_low ? low[col] : C{};
     for (int64_t block = 1; block < blocks; ++block) {
       add_compensated(sum, rest, high[block * stride + col]);
-      rest += low[block * stride + col];
+      if constexpr (has_low) rest += low[block * stride + col];
     }
     high[col] = std::isfinite(sum) ? sum + rest : sum;
   }
@@ -234,17 +237,26 @@ struct ReduceStrip {
       gradient[col] = to_stored<Parameter>(static_cast<C>(corrected[col - begin]));
   }
 
+  // Of all blocks, into `high`.
+  void add_blocks(C* high, const C* low) const {
+    const int64_t stride =
+        PartialSums<C>(task, 1).dweight_high - PartialSums<C>(task, 0).dweight_high;
+    if (task.has_low)
+      reduce_blocks<C, true>(high, low, task.blocks, stride, begin, end);
+    else
+      reduce_blocks<C, false>(high, low, task.blocks, stride, begin, end);
+  }
+
   void run() {
-    C* sums = static_cast<C*>(task.partials);
+    const PartialSums<C> sums(task, 0);
     if (void* to = task.job->dweight) {
-      reduce_blocks(sums, sums + cols, task.blocks, 4 * cols, begin, end);
-      write(sums, to, static_cast<C>(kTiny<C>), true,
+      add_blocks(sums.dweight_high, sums.dweight_low);
+      write(sums.dweight_high, to, static_cast<C>(kTiny<C>), true,
             [&](int64_t col, C sum) { return exponent_of_dweight(col, sum); });
     }
     if (void* to = task.job->dbias) {
-      sums += 2 * cols;
-      reduce_blocks(sums, sums + cols, task.blocks, 4 * cols, begin, end);
-      write(sums, to, 0, false, [&](int64_t, C sum) { return exponent_of_dbias(sum); });
+      add_blocks(sums.dbias_high, sums.dbias_low);
+      write(sums.dbias_high, to, 0, false, [&](int64_t, C sum) { return exponent_of_dbias(sum); });
     }
   }
 };

@@ -71,12 +71,12 @@ struct GroupSums {
       store_first(dbias_low + col, load_first(dbias_low + col, count) + dbias, count);
   }
 
-  // Adds columns [begin, end) to the totals; from column 0 on, the totals begin anew.
-  LAYERNORM_INLINE void sum(int64_t begin, int64_t end, const C* weight, C* dweight_low,
-                            C* dbias_low) {
+  // Adds columns [begin, end) to the totals; from column `first` on, the totals begin anew.
+  LAYERNORM_INLINE void sum(int64_t first, int64_t begin, int64_t end, const C* weight,
+                            C* dweight_low, C* dbias_low) {
     constexpr int64_t size = pack_size<Stored>;
     for (int64_t col = begin; col < end;) {
-      const bool begins = col == 0;
+      const bool begins = col == first;
       const int64_t block_end = std::min(end, col + kFlush * W);
       // Local arrays, not members, so that the compiler keeps them in registers.
       Vector<C> sum_g[R] = {}, sum_g_xhat[R] = {};
@@ -110,8 +110,8 @@ struct RowsBackward {
   const int64_t cols = problem.shape.cols;
   const bool wants_dx = task.job->dx.data != nullptr;
   RowGradients<Stored, centered, has_weight> gradients = {task};
-  // Of wide rows, between two blocks of columns.
-  LaneTotal<C> total_g[kMostBatchRows], total_g_xhat[kMostBatchRows];
+  BatchTotals<C> totals;  // of wide rows, between two blocks of columns
+  bool cleared;           // the block's partial sums; otherwise its first rows do it
 
   explicit RowsBackward(const BackwardTask& of_task) : task(of_task) {}
 
@@ -121,7 +121,7 @@ struct RowsBackward {
     if constexpr (centered) {
       result.mean = static_cast<const C*>(from.mean)[row];
       result.residual = from.residual ? static_cast<const C*>(from.residual)[row]
-                                      : residual_of(result.mean, gradients.x(row), cols);
+                                      : residual_of(result.mean, gradients.x(row), gradients.parts);
     }
     result.ordinary = is_ordinary_rstd(result.rstd);
     return result;
@@ -136,12 +136,16 @@ struct RowsBackward {
     if (wants_dx) gradients.write_scaled(statistics, row);
   }
 
+  // The sums over columns [first, last): of whole rows into `means`, of parts into `totals`.
   template <int64_t R>
-  void batch(const RowStatistics<C>* rows, int64_t row, int64_t count, const PartialSums<C>& sums) {
+  __attribute__((noinline)) void sum_part(const RowStatistics<C>* rows, int64_t row, int64_t count,
+                                          const PartialSums<C>& sums, int64_t first, int64_t last,
+                                          BatchTotals<C>& totals, RowMeans<C>* means) const {
     const bool prefetch_dx = task.prefetch && !task.stream && wants_dx;
-    RowMeans<C> means;
-    for (int64_t begin = 0; begin < cols; begin += kBlockCols) {
-      const int64_t end = std::min(cols, begin + kBlockCols);
+    for (int64_t begin = first; begin < last; begin += kBlockCols) {
+      const int64_t end = std::min(last, begin + kBlockCols);
+      if constexpr (wanted != Wanted::nothing)
+        if (!cleared) sums.clear(begin, end);
       for (int64_t at = 0; at < count; at += R) {
         GroupSums<Stored, centered, has_weight, wanted, R> group;
         group.x_ahead = gradients.rows_ahead(row + at) * problem.x.outer_stride;
@@ -150,21 +154,41 @@ struct RowsBackward {
           group.x[r] = gradients.x(row + at + r);
           group.dy[r] = gradients.dy(row + at + r);
           group.dx[r] = prefetch_dx ? gradients.dx(row + at + r) : nullptr;
-          if (begin == 0) continue;
-          group.total_g[r] = total_g[at + r];
-          group.total_g_xhat[r] = total_g_xhat[at + r];
+          if (begin == first) continue;
+          group.total_g[r] = totals.g[at + r];
+          group.total_g_xhat[r] = totals.g_xhat[at + r];
         }
-        group.sum(begin, end, gradients.weight, sums.dweight_low, sums.dbias_low);
+        group.sum(first, begin, end, gradients.weight, sums.dweight_low, sums.dbias_low);
         for (int64_t r = 0; r < R; ++r) {
-          if (end == cols) {
-            means.put(at + r, group.total_g[r], group.total_g_xhat[r]);
+          if (means && end == last) {
+            means->put(at + r, group.total_g[r], group.total_g_xhat[r]);
           } else {
-            total_g[at + r] = group.total_g[r];
-            total_g_xhat[at + r] = group.total_g_xhat[r];
+            totals.g[at + r] = group.total_g[r];
+            totals.g_xhat[at + r] = group.total_g_xhat[r];
           }
         }
       }
     }
+  }
+
+  template <int64_t R>
+  __attribute__((noinline)) void sum_parts(const RowStatistics<C>* rows, int64_t row, int64_t count,
+                                           const PartialSums<C>& sums, RowMeans<C>& means) const {
+    BatchTotals<C> of_part[kMostParts];
+    gradients.parts.each([&](int64_t part, int64_t begin, int64_t end) {
+      sum_part<R>(rows, row, count, sums, begin, end, of_part[part], nullptr);
+    });
+    means.put_sums(of_part, gradients.parts.count, count);
+  }
+
+  template <int64_t R>
+  void batch(const RowStatistics<C>* rows, int64_t row, int64_t count, const PartialSums<C>& sums) {
+    RowMeans<C> means;
+    if (gradients.parts.count == 1)
+      sum_part<R>(rows, row, count, sums, 0, cols, totals, &means);
+    else
+      sum_parts<R>(rows, row, count, sums, means);
+    cleared = true;
     if (wants_dx) gradients.write(rows, means, row, count);
   }
 
@@ -176,6 +200,7 @@ struct RowsBackward {
       ordinary = ordinary && rows[r].ordinary;
     }
     if (ordinary) return batch<kGroupRows>(rows, row, count, sums);
+    clear(sums);
     for (int64_t r = 0; r < count; ++r) {
       if (rows[r].ordinary)
         batch<1>(rows + r, row + r, 1, sums);
@@ -184,20 +209,29 @@ struct RowsBackward {
     }
   }
 
+  void clear(const PartialSums<C>& sums) {
+    if constexpr (wanted != Wanted::nothing)
+      if (!cleared) sums.clear(0, cols);
+    cleared = true;
+  }
+
   void block(int64_t index) {
     const PartialSums<C> sums(task, index);
-    if constexpr (wanted != Wanted::nothing)
-      std::fill(sums.dweight_high, sums.dweight_high + 4 * cols, C{});
+    cleared = false;
     const int64_t begin = index * task.units_per_block, batch_rows = gradients.batch_rows;
     const int64_t end = std::min(task.units, begin + task.units_per_block);
     gradients.last_row = end;
     for (int64_t row = begin; row < end; row += batch_rows) {
       rows(row, std::min(batch_rows, end - row), sums);
       const bool full = (row - begin) % kFoldRows == kFoldRows - batch_rows;
-      if (!full && row + batch_rows < end) continue;
-      if constexpr (wanted != Wanted::nothing) fold(sums.dweight_high, sums.dweight_low, cols);
-      if constexpr (wanted == Wanted::both) fold(sums.dbias_high, sums.dbias_low, cols);
+      if (!task.has_low || (!full && row + batch_rows < end)) continue;
+      if constexpr (wanted != Wanted::nothing)
+        gradients.parts.each([&](int64_t, int64_t from, int64_t to) {
+          fold(sums.dweight_high, sums.dweight_low, from, to);
+          if constexpr (wanted == Wanted::both) fold(sums.dbias_high, sums.dbias_low, from, to);
+        });
     }
+    clear(sums);  // where there are no rows
   }
 };
 

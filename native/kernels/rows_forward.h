@@ -95,6 +95,7 @@ struct RowsForward {
   const int64_t cols = problem.shape.cols;
   const C* const weight = static_cast<const C*>(task.weight);
   const C* const bias = static_cast<const C*>(task.bias);
+  const Parts parts = {cols, task.threads};
   int64_t ahead = 0;
 
   const Stored* x(int64_t row) const {
@@ -105,8 +106,8 @@ struct RowsForward {
   }
 
   template <int64_t R>
-  void normalize(const Batch<C, kBatchRows>& batch, int64_t at, int64_t row, int64_t begin,
-                 int64_t end) {
+  LAYERNORM_INLINE void normalize(const Batch<C, kBatchRows>& batch, int64_t at, int64_t row,
+                                  int64_t begin, int64_t end) const {
     NormalizeRows<Stored, centered, A, R> rows;
     rows.weight = weight;
     rows.bias = bias;
@@ -122,20 +123,26 @@ struct RowsForward {
     walk_columns<false, Stored>(rows, begin, end);
   }
 
-  void batch(int64_t first, int64_t count) {
-    Batch<C, kBatchRows> batch;
-    if (task.cache == Cache::none && !task.stream)
-      for (int64_t row = first; row < first + count; ++row) prefetch_for_writing(y(row), cols);
-    compute_statistics<Stored, centered>(x(first), problem.x.outer_stride, count, cols, problem.eps,
-                                         batch);
-    if (!batch.are_ordinary(count)) return one_by_one(batch, first, count);
-    for (int64_t begin = 0; begin < cols; begin += kBlockCols) {
-      const int64_t end = std::min(cols, begin + kBlockCols);
+  __attribute__((noinline)) void write_part(const Batch<C, kBatchRows>& batch, int64_t first,
+                                            int64_t count, int64_t begin, int64_t end) const {
+    for (; begin < end; begin += kBlockCols) {
+      const int64_t block_end = std::min(end, begin + kBlockCols);
       int64_t at = 0;
       if (!task.stream)
-        for (; at + 2 <= count; at += 2) normalize<2>(batch, at, first + at, begin, end);
-      for (; at < count; ++at) normalize<1>(batch, at, first + at, begin, end);
+        for (; at + 2 <= count; at += 2) normalize<2>(batch, at, first + at, begin, block_end);
+      for (; at < count; ++at) normalize<1>(batch, at, first + at, begin, block_end);
     }
+  }
+
+  void batch(int64_t first, int64_t count) {
+    Batch<C, kBatchRows> batch;
+    if (task.cache == Cache::none && !task.stream && !task.threads)
+      for (int64_t row = first; row < first + count; ++row) prefetch_for_writing(y(row), cols);
+    compute_statistics<Stored, centered>(x(first), problem.x.outer_stride, count, parts,
+                                         problem.eps, batch);
+    if (!batch.are_ordinary(count)) return one_by_one(batch, first, count);
+    parts.each(
+        [&](int64_t, int64_t begin, int64_t end) { write_part(batch, first, count, begin, end); });
     const Statistics& statistics = problem.statistics;
     save(batch.mean, statistics.mean, first, count);
     save(batch.rstd, statistics.rstd, first, count);

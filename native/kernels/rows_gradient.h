@@ -47,6 +47,12 @@ inline bool are_ordinary_sums(double sum_g, double sum_g_xhat, double rstd, F la
   return largest == 0 || largest * least >= tiny;
 }
 
+// The sums of a batch of rows, a total for each lane.
+template <class C>
+struct BatchTotals {
+  LaneTotal<C> g[kMostBatchRows], g_xhat[kMostBatchRows];
+};
+
 // What dx needs of the sums of a batch of rows. Entries past the rows in use repeat the last row.
 template <class C>
 struct RowMeans {
@@ -60,6 +66,15 @@ struct RowMeans {
   void put(int64_t row, const LaneTotal<C>& g, const LaneTotal<C>& g_xhat) {
     total_g[row / W].put(row % W, g);
     total_g_xhat[row / W].put(row % W, g_xhat);
+  }
+  __attribute__((noinline)) void put_sums(BatchTotals<C>* parts, int64_t count, int64_t rows) {
+    for (int64_t row = 0; row < rows; ++row) {
+      for (int64_t part = 1; part < count; ++part) {
+        parts[0].g[row].add(parts[part].g[row]);
+        parts[0].g_xhat[row].add(parts[part].g_xhat[row]);
+      }
+      put(row, parts[0].g[row], parts[0].g_xhat[row]);
+    }
   }
 
   void finish(const C* rstd, int64_t rows, double n) {
@@ -144,6 +159,7 @@ struct RowGradients {
   const Problem& problem = job.problem;
   const int64_t cols = problem.shape.cols;
   const C* const weight = static_cast<const C*>(task.weight);
+  const Parts parts = {cols, task.threads};
   const int64_t batch_rows = rows_per_backward_batch<Stored>(cols, task.cache);
   const int64_t most_ahead = whole_batches_ahead<Stored>(cols, batch_rows);
   int64_t last_row = 0;  // one past the last of the block
@@ -197,8 +213,29 @@ struct RowGradients {
         slope_along_xhat<C>(sums.g_xhat.sum(), sums.squares.sum(n), rstd, problem.eps, n));
   }
 
-  // Past the cache, or a batch with a scaled row.
-  __attribute__((noinline)) void write_row_by_row(const RowStatistics<C>* rows,
+  // Columns [begin, end) of rows [at, last) of a batch.
+  __attribute__((noinline)) void write_part(const RowStatistics<C>* rows, const RowMeans<C>& means,
+                                            int64_t first, int64_t at, int64_t last, int64_t begin,
+                                            int64_t end) {
+    const auto of_row = [&](int64_t r) {
+      return gradient(rows[r], means.g[r], means.slope[r], first + r);
+    };
+    if (task.stream) {
+      LineWriter<Stored> of_part;
+      LineWriter<Stored>& to = parts.count > 1 ? of_part : lines;
+      for (; at < last; ++at) stream_row(of_row(at), dx(first + at), begin, end, to);
+      return;
+    }
+    for (; begin < end; begin += kBlockCols) {
+      for (int64_t r = at; r < last; ++r) {
+        const auto row = of_row(r);
+        walk_columns<false, Stored>(row, begin, std::min(end, begin + kBlockCols));
+      }
+    }
+  }
+
+  // A batch that may have a scaled row.
+  __attribute__((noinline)) void write_one_by_one(const RowStatistics<C>* rows,
                                                   const RowMeans<C>& means, int64_t first,
                                                   int64_t count) {
     for (int64_t at = 0; at < count; ++at) {
@@ -206,17 +243,11 @@ struct RowGradients {
       const auto largest_dy = [&] {
         return largest_magnitude(AlongRow{cols}, RowOf<const Stored>{dy(row), 1})[0];
       };
-      if (!means.ordinary &&
-          !are_ordinary_sums<C>(means.sum_g[at], means.sum_g_xhat[at],
-                                static_cast<double>(rows[at].rstd), largest_dy)) {
-        write_scaled(scaled(rows[at], row), row);
-        continue;
-      }
-      auto of_row = gradient(rows[at], means.g[at], means.slope[at], row);
-      if (task.stream)
-        stream_row(of_row, dx(row), cols, lines);
+      if (are_ordinary_sums<C>(means.sum_g[at], means.sum_g_xhat[at],
+                               static_cast<double>(rows[at].rstd), largest_dy))
+        write_part(rows, means, first, at, at + 1, 0, cols);
       else
-        walk_columns<false, Stored>(of_row, 0, cols);
+        write_scaled(scaled(rows[at], row), row);
     }
   }
 
@@ -227,12 +258,9 @@ struct RowGradients {
     for (int64_t at = 0; at < count; ++at)
       if (may_cancel<Stored, has_weight>(broadcast(means.g_xhat[at]), dy(first + at), weight, cols))
         means.slope[at] = accurate_slope(rows[at], first + at);
-    if (!means.ordinary || task.stream) return write_row_by_row(rows, means, first, count);
-    for (int64_t begin = 0; begin < cols; begin += kBlockCols) {
-      for (int64_t at = 0; at < count; ++at) {
-        const auto of_row = gradient(rows[at], means.g[at], means.slope[at], first + at);
-        walk_columns<false, Stored>(of_row, begin, std::min(cols, begin + kBlockCols));
-      }
-    }
+    if (!means.ordinary) return write_one_by_one(rows, means, first, count);
+    parts.each([&](int64_t, int64_t begin, int64_t end) {
+      write_part(rows, means, first, 0, count, begin, end);
+    });
   }
 };

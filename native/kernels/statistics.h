@@ -154,8 +154,8 @@ struct Moments {
 };
 
 template <class Stored, bool centered>
-LAYERNORM_INLINE Moments<Compute<Stored>> moments_of(const Stored* x, int64_t cols,
-                                                     Compute<Stored> shift) {
+LAYERNORM_INLINE Moments<Compute<Stored>> moments_of_part(const Stored* x, int64_t cols,
+                                                          Compute<Stored> shift) {
   using C = Compute<Stored>;
   constexpr int64_t W = lanes<C>;
   const Vector<C> center = broadcast(shift);
@@ -206,6 +206,28 @@ LAYERNORM_INLINE Moments<Compute<Stored>> moments_of(const Stored* x, int64_t co
   return moments;
 }
 
+template <class Stored, bool centered>
+__attribute__((noinline)) Moments<Compute<Stored>> moments_of_parts(const Stored* x,
+                                                                    const Parts& parts,
+                                                                    Compute<Stored> shift) {
+  Moments<Compute<Stored>> moments[kMostParts];
+  parts.each([&](int64_t part, int64_t begin, int64_t end) {
+    moments[part] = moments_of_part<Stored, centered>(x + begin, end - begin, shift);
+  });
+  for (int64_t part = 1; part < parts.count; ++part) {
+    moments[0].d.add(moments[part].d);
+    moments[0].squares.add(moments[part].squares);
+  }
+  return moments[0];
+}
+
+template <class Stored, bool centered>
+LAYERNORM_INLINE Moments<Compute<Stored>> moments_of(const Stored* x, const Parts& parts,
+                                                     Compute<Stored> shift) {
+  if (parts.count > 1) return moments_of_parts<Stored, centered>(x, parts, shift);
+  return moments_of_part<Stored, centered>(x, parts.cols, shift);
+}
+
 // The first four vectors of a row, or all of a shorter one, added up: lanes of an estimate of its
 // sum. The mean of these elements is the first guess of the row's.
 template <class Stored>
@@ -227,23 +249,25 @@ inline Vector<Compute<Stored>> sum_of_first(const Stored* x, int64_t cols) {
 // The sums of one row: the same as among others, without the steps that pay off for several. Not
 // inlined, so that those keep their registers.
 template <class Stored, bool centered, int64_t capacity>
-__attribute__((noinline)) void sum_a_row(const Stored* x, int64_t cols,
+__attribute__((noinline)) void sum_a_row(const Stored* x, const Parts& parts,
                                          Batch<Compute<Stored>, capacity>& batch) {
   using C = Compute<Stored>;
+  const int64_t cols = parts.cols;
   if constexpr (centered) {
     const C guessed = static_cast<C>(std::min(cols, 4 * lanes<C>));
     store(batch.shift, broadcast(sum_of_lanes(sum_of_first(x, cols)) / guessed));
   }
-  const Moments<C> moments = moments_of<Stored, centered>(x, cols, batch.shift[0]);
+  const Moments<C> moments = moments_of<Stored, centered>(x, parts, batch.shift[0]);
   if constexpr (centered) store_doubles(batch.sum, broadcast(moments.d.sum()));
   store_doubles(batch.squares, broadcast(moments.squares.sum()));
 }
 
 // Sums are added over the lanes for lanes<double> rows together.
 template <class Stored, bool centered, int64_t capacity>
-inline void sum_rows(const Stored* x, int64_t stride, int64_t rows, int64_t cols,
+inline void sum_rows(const Stored* x, int64_t stride, int64_t rows, const Parts& parts,
                      Batch<Compute<Stored>, capacity>& batch) {
   using C = Compute<Stored>;
+  const int64_t cols = parts.cols;
   constexpr int64_t together = lanes<double>;
   if constexpr (centered) {
     const C guessed = static_cast<C>(std::min(cols, 4 * lanes<C>));
@@ -262,7 +286,7 @@ inline void sum_rows(const Stored* x, int64_t stride, int64_t rows, int64_t cols
       Moments<C> moments = {};
       if (first + k < rows)
         moments =
-            moments_of<Stored, centered>(x + (first + k) * stride, cols, batch.shift[first + k]);
+            moments_of<Stored, centered>(x + (first + k) * stride, parts, batch.shift[first + k]);
       if constexpr (centered) sums.put(k, moments.d);
       squares.put(k, moments.squares);
     }
@@ -273,23 +297,23 @@ inline void sum_rows(const Stored* x, int64_t stride, int64_t rows, int64_t cols
 
 // The statistics of `rows` <= capacity rows, `stride` elements apart.
 template <class Stored, bool centered, int64_t capacity>
-inline void compute_statistics(const Stored* x, int64_t stride, int64_t rows, int64_t cols,
+inline void compute_statistics(const Stored* x, int64_t stride, int64_t rows, const Parts& parts,
                                double eps, Batch<Compute<Stored>, capacity>& batch) {
   using C = Compute<Stored>;
-  const double n = static_cast<double>(cols);
+  const double n = static_cast<double>(parts.cols);
   if constexpr (!centered) {
     const int64_t padded = (rows + lanes<double> - 1) / lanes<double> * lanes<double>;
     std::fill(batch.shift, batch.shift + padded, C{});
     std::fill(batch.sum, batch.sum + padded, 0.0);
   }
   if (rows == 1)
-    sum_a_row<Stored, centered>(x, cols, batch);
+    sum_a_row<Stored, centered>(x, parts, batch);
   else
-    sum_rows<Stored, centered>(x, stride, rows, cols, batch);
+    sum_rows<Stored, centered>(x, stride, rows, parts, batch);
   if constexpr (centered)
     batch.recenter(rows, n, kWellCentered<C>, [&](int64_t row) {
       const Moments<C> moments =
-          moments_of<Stored, centered>(x + row * stride, cols, batch.shift[row]);
+          moments_of<Stored, centered>(x + row * stride, parts, batch.shift[row]);
       batch.sum[row] = moments.d.sum();
       batch.squares[row] = moments.squares.sum();
     });
@@ -298,7 +322,7 @@ inline void compute_statistics(const Stored* x, int64_t stride, int64_t rows, in
 
 // sum(x - mean) / cols: the residual, for statistics that came without it.
 template <class Stored>
-inline Compute<Stored> residual_of(Compute<Stored> mean, const Stored* x, int64_t cols) {
-  const double sum = moments_of<Stored, true>(x, cols, mean).d.sum();
-  return static_cast<Compute<Stored>>(sum / static_cast<double>(cols));
+inline Compute<Stored> residual_of(Compute<Stored> mean, const Stored* x, const Parts& parts) {
+  const double sum = moments_of<Stored, true>(x, parts, mean).d.sum();
+  return static_cast<Compute<Stored>>(sum / static_cast<double>(parts.cols));
 }

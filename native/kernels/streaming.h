@@ -82,17 +82,18 @@ inline bool is_aligned_for_streaming(const Stored* to) {
   return reinterpret_cast<uintptr_t>(to) % kVectorBytes == 0;
 }
 
-// Writes one row to `to`, past the cache. `row.to(y)` is the row's kernel with y as its output.
+// Writes columns [begin, end) of one row to `to`, past the cache. `row.to(y)` is the row's kernel
+// with y as its output.
 template <class Row, class Stored>
-inline void stream_row(Row row, Stored* to, int64_t cols, LineWriter<Stored>& lines) {
+inline void stream_row(Row row, Stored* to, int64_t begin, int64_t end, LineWriter<Stored>& lines) {
   if (is_aligned_for_streaming(to)) {
-    walk_columns<true, Stored>(row.to(to), 0, cols);
+    walk_columns<true, Stored>(row.to(to), begin, end);
     return;
   }
-  lines.move_to(to);
-  for (int64_t col = 0; col < cols; col += LineWriter<Stored>::kMost) {
-    const int64_t end = std::min(cols, col + LineWriter<Stored>::kMost);
-    walk_columns<false, Stored>(row.to(lines.next() - col), col, end);
-    lines.take(end - col);
+  lines.move_to(to + begin);
+  for (int64_t col = begin; col < end; col += LineWriter<Stored>::kMost) {
+    const int64_t last = std::min(end, col + LineWriter<Stored>::kMost);
+    walk_columns<false, Stored>(row.to(lines.next() - col), col, last);
+    lines.take(last - col);
   }
 }

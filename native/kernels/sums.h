@@ -69,6 +69,10 @@ struct LaneTotal<float> {
     first += first_half_as_doubles(v);
     second += second_half_as_doubles(v);
   }
+  void add(const LaneTotal& other) {
+    first += other.first;
+    second += other.second;
+  }
   double sum(double beyond = 0) const { return sum_of_lanes(first + second) - beyond; }
   void store(double* to, double beyond = 0) const {
     store_doubles(to, first - broadcast(beyond));
@@ -86,6 +90,10 @@ struct LaneTotal<double> {
     const DoubleVector v_part = sum - total;
     error += (total - (sum - v_part)) + (v - v_part);
     total = sum;
+  }
+  void add(const LaneTotal& other) {
+    add(other.total);
+    error += other.error;
   }
   double sum(double beyond = 0) const {
     double result = -beyond, rest = 0;

@@ -1,4 +1,5 @@
-// How a row's kernel goes over its columns: in packs, and over wide rows in blocks.
+// How a row's kernel goes over its columns: in packs, over wide rows in blocks, and over wider ones
+// in parts.
 #pragma once
 
 // Runs a row's kernel over columns [begin, end); a pack starts at begin.
@@ -30,3 +31,45 @@ inline int64_t rows_per_wide_batch(int64_t row_bytes) {
   while (rows > 1 && rows * row_bytes > kWideBatchBytes) rows /= 2;
   return rows;
 }
+
+// The parts of a row's columns; see kPartCols.
+struct Parts {
+  int64_t cols;
+  const Threads* threads;  // share the parts; null: do not
+  int64_t size = part_cols(cols);
+  int64_t count = cols <= size ? 1 : (cols + size - 1) / size;
+
+  // Calls f(part, begin, end) for columns [begin, end) of each part. f should be short: it is
+  // compiled twice, once for a row of one part.
+  template <class F>
+  LAYERNORM_INLINE void each(const F& f) const {
+    if (count == 1) return f(0, 0, cols);
+    each_of_several({[](const void* context, int64_t part, int64_t begin, int64_t end) {
+                       (*static_cast<const F*>(context))(part, begin, end);
+                     },
+                     &f});
+  }
+
+ private:
+  struct Call {
+    void (*function)(const void* context, int64_t part, int64_t begin, int64_t end);
+    const void* context;
+  };
+  void some(const Call& call, int64_t part, int64_t last) const {
+    for (; part < last; ++part)
+      call.function(call.context, part, part * size, std::min(cols, (part + 1) * size));
+  }
+  __attribute__((noinline)) void each_of_several(const Call& call) const {
+    if (!threads) return some(call, 0, count);
+    std::pair<const Parts*, const Call*> all = {this, &call};
+    threads->run(
+        threads->pool, count,
+        [](void* context, int64_t begin, int64_t end) {
+          const auto& [parts, of_parts] = *static_cast<decltype(all)*>(context);
+          parts->some(*of_parts, begin, end);
+          finish_streaming();
+        },
+        &all);
+  }
+};
+static_assert(kPartCols % kBlockCols == 0 && 1024 % kBlockCols == 0, "whole blocks");

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "judge.h"
+#include "kernels/kernels.h"
 #include "variations.h"
 
 namespace {
@@ -81,8 +82,9 @@ constexpr Values kValues[] = {Values::ordinary, Values::mean_2_to_20, Values::mi
 
 void test_a_batch_of_one(uint64_t seed) {
   for_each_kind([&](Case given) {
-    for (const int64_t cols : {1, 3, 17, 67, 257, 1025})
+    for (const int64_t cols : {1, 3, 17, 67, 257, 1025, 40007})
       for (const Values values : kValues) {
+        if (cols > kPartCols && values != Values::mixed) continue;
         given.seed = ++seed;
         given.shape = {19, cols, 1};
         given.x_values = given.dy_values = values;
@@ -149,6 +151,18 @@ void test_threads(uint64_t seed) {
       given.seed = ++seed;
       given.shape = shape;
       given.x_values = Values::mixed;
+      check_threads(given);
+    }
+  });
+}
+
+// Fewer rows than threads, which then share each row; ordinary rows, and one that is not.
+void test_threads_that_share_rows(uint64_t seed) {
+  for_each_kind([&](Case given) {
+    for (const int64_t rows : {1, 3}) {
+      given.seed = ++seed;
+      given.shape = {rows, 4 * kPartCols - 1001, 1};
+      given.x_values = rows == 1 ? Values::ordinary : Values::mixed;
       check_threads(given);
     }
   });
@@ -224,6 +238,7 @@ int main() {
   test_fewer_neighbors(2000000);
   test_nan_beside_nan(7000000);
   test_threads(3000000);
+  test_threads_that_share_rows(8000000);
   test_threads_that_reduce(6000000);
   test_memory(4000000);
   test_what_else_is_wanted(5000000);

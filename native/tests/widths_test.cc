@@ -2,6 +2,7 @@
 #include <vector>
 
 #include "judge.h"
+#include "kernels/kernels.h"
 #include "variations.h"
 
 namespace {
@@ -28,6 +29,22 @@ void test_every_width(uint64_t seed) {
       vary_memory(given, random);
       given.shape = {1 + random.below(cols < 64 ? 40 : 9), cols, 1};
       given.x_values = random.coin() ? Values::ordinary : Values::mean_1e4;
+      run_and_judge(given);
+    });
+}
+
+// Rows of several parts: the last one short, and more columns than kMostParts of kPartCols hold.
+void test_widths_of_several_parts(uint64_t seed) {
+  const int64_t most = kMostParts * kPartCols;
+  for (const auto& [rows, cols] :
+       {std::pair<int64_t, int64_t>{3, kPartCols + 1}, {2, 3 * kPartCols - 1000}, {1, most + 77}})
+    for_each_kind([&, rows = rows, cols = cols](Case given) {
+      if (cols > most && given.type != DataType::float32) return;
+      Random random(given.seed = ++seed);
+      vary_parameters(given, random);
+      vary_memory(given, random);
+      given.shape = {rows, cols, 1};
+      given.x_values = Values::mean_1e4;
       run_and_judge(given);
     });
 }
@@ -98,6 +115,7 @@ void test_equal_elements_of_dy(uint64_t seed) {
 
 int main() {
   test_every_width(1000000);
+  test_widths_of_several_parts(6000000);
   test_every_number_of_rows(2000000);
   test_many_rows(3000000);
   test_terms_of_one_size(4000000);
