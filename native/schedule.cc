@@ -54,43 +54,48 @@ int64_t rows_per_block(int64_t rows, DataType type) {
 class Parameter {
  public:
   Parameter(const Problem& problem, const void* given, bool add_one)
-      : kernels_(chosen_kernels()), problem_(problem), add_one_(add_one), in_column_order_(given) {
+      : kernels_(chosen_kernels()), problem_(problem), add_one_(add_one), given_(given) {
     if (!given) return;
     widened_ = add_one || problem.parameter_type != compute_type(problem.type);
-    copied_ = widened_ || (reinterpret_cast<uintptr_t>(given) % kLine != 0 &&
-                           problem.shape.rows() >= kRowsWorthAligning);
     reordered_ = problem.shape.inner == 1 && kernels_.has_pack_order(problem.type);
+    copied_ = widened_ || reordered_ ||
+              (reinterpret_cast<uintptr_t>(given) % kLine != 0 &&
+               problem.shape.rows() >= kRowsWorthAligning);
   }
-  int64_t extra_bytes() const { return (copied_ + reordered_) * Workspace::needed_for(bytes()); }
-  void prepare(Workspace& workspace) {
-    if (copied_) {
-      void* copy = workspace.take(bytes());
-      if (widened_)
-        kernels_.widen(problem_.parameter_type, in_column_order_, add_one_, cols(), copy);
-      else
-        std::memcpy(copy, in_column_order_, static_cast<size_t>(bytes()));
-      in_column_order_ = copy;
-    }
-    in_pack_order_ = in_column_order_;
-    if (reordered_) {
-      void* ordered = workspace.take(bytes());
-      kernels_.to_pack_order(problem_.type, in_column_order_, cols(), ordered);
-      in_pack_order_ = ordered;
+  int64_t extra_bytes() const { return copied_ ? Workspace::needed_for(bytes()) : 0; }
+  void take_memory(Workspace& workspace) {
+    if (copied_) copy_ = static_cast<char*>(workspace.take(bytes()));
+  }
+  // Writes columns [begin, end) of the copy; a pack starts at begin.
+  void copy(int64_t begin, int64_t end) const {
+    if (!copied_) return;
+    constexpr int64_t kInCache = 1024;  // both steps find them in the first-level cache
+    for (int64_t at = begin; at < end; at += kInCache) {
+      const int64_t count = std::min(kInCache, end - at);
+      const void* from = static_cast<const char*>(given_) + at * size_of(problem_.parameter_type);
+      void* to = copy_ + at * size_of(type());
+      if (widened_) {
+        kernels_.widen(problem_.parameter_type, from, add_one_, count, to);
+        from = to;
+      }
+      if (reordered_)
+        kernels_.to_pack_order(problem_.type, from, count, to);
+      else if (!widened_)
+        std::memcpy(to, from, static_cast<size_t>(count * size_of(type())));
     }
   }
-  const void* in_column_order() const { return in_column_order_; }
-  const void* in_pack_order() const { return in_pack_order_; }
+  const void* values() const { return copied_ ? copy_ : given_; }
 
  private:
-  int64_t cols() const { return problem_.shape.cols; }
-  int64_t bytes() const { return cols() * size_of(compute_type(problem_.type)); }
+  DataType type() const { return compute_type(problem_.type); }
+  int64_t bytes() const { return problem_.shape.cols * size_of(type()); }
 
   const Kernels& kernels_;
   const Problem& problem_;
   const bool add_one_;
-  bool widened_ = false, copied_ = false, reordered_ = false;
-  const void* in_column_order_;
-  const void* in_pack_order_ = nullptr;
+  const void* const given_;
+  bool widened_ = false, reordered_ = false, copied_ = false;
+  char* copy_ = nullptr;
 };
 
 // A framework's threads, which compute with subnormal numbers here.
@@ -135,6 +140,23 @@ void run(const Threads* threads, int64_t tasks, const Task& task,
         to->kernel(*to->task, begin, end);
       },
       &call);
+}
+
+// Calls f(begin, end) for columns [begin, end), of wide rows on the threads.
+template <class F>
+void over_columns(const Threads* threads, int64_t cols, const F& f) {
+  if (!threads || cols <= kPartCols) return f(0, cols);
+  struct Context {
+    const F& f;
+    int64_t cols, size;
+  } all = {f, cols, part_cols(cols)};
+  threads->run(
+      threads->pool, divide_up(cols, all.size),
+      [](void* context, int64_t begin, int64_t end) {
+        const auto& [function, last, size] = *static_cast<const Context*>(context);
+        function(begin * size, std::min(last, end * size));
+      },
+      &all);
 }
 
 // Whether threads that share the parts of each row are done sooner, by a fifth at least, than those
@@ -183,8 +205,8 @@ Status forward(const Forward& job, const Threads& threads) {
   Parameter bias(problem, job.bias, false);
   Workspace workspace(weight.extra_bytes() + bias.extra_bytes());
   if (!workspace) return Status::out_of_memory;
-  weight.prepare(workspace);
-  bias.prepare(workspace);
+  weight.take_memory(workspace);
+  bias.take_memory(workspace);
   // An output that overwrites its input is in the cache already.
   const bool stream = is_streamed(problem, 2) && begin_with_lines(job.y, problem.type) &&
                       job.y.data != problem.x.data;
@@ -192,15 +214,13 @@ Status forward(const Forward& job, const Threads& threads) {
   const CarefulThreads careful = {threads};
   const Threads* const use = worthwhile(careful.threads, problem, 2);
   const bool shared = use && share_rows(problem.shape, units, threads);
-  const ForwardTask task = {&job,
-                            weight.in_pack_order(),
-                            bias.in_pack_order(),
-                            weight.in_column_order(),
-                            bias.in_column_order(),
-                            cache_for(bytes),
-                            bytes >= kPrefetchBytes,
-                            stream,
-                            shared ? use : nullptr};
+  over_columns(use, problem.shape.cols, [&](int64_t begin, int64_t end) {
+    weight.copy(begin, end);
+    bias.copy(begin, end);
+  });
+  const ForwardTask task = {
+      &job,   weight.values(),       bias.values(), cache_for(bytes), bytes >= kPrefetchBytes,
+      stream, shared ? use : nullptr};
   run(shared ? nullptr : use, units, task, kernels.forward);
   return Status::ok;
 }
@@ -236,25 +256,18 @@ Status backward(const Backward& job, const Threads& threads) {
   Workspace workspace(weight.extra_bytes() + Workspace::needed_for(partials_bytes));
   if (!workspace) return Status::out_of_memory;
   void* const partials = parameters ? workspace.take(partials_bytes) : nullptr;
-  weight.prepare(workspace);
+  weight.take_memory(workspace);
   const bool stream =
       is_streamed(problem, 3) && job.dx.data != job.dy.data && job.dx.data != problem.x.data;
   const bool prefetch = bytes_of(problem) >= kPrefetchBytes;
   const CarefulThreads careful = {threads};
   const Threads* const use = worthwhile(careful.threads, problem, 3);
   const bool shared = use && share_rows(problem.shape, blocks, threads);
-  const BackwardTask task = {&job,
-                             weight.in_pack_order(),
-                             weight.in_column_order(),
-                             cache_for(bytes_of(problem)),
-                             prefetch,
-                             stream,
-                             shared ? use : nullptr,
-                             units,
-                             units_per_block,
-                             blocks,
-                             partials,
-                             has_low};
+  over_columns(use, cols, [&](int64_t begin, int64_t end) { weight.copy(begin, end); });
+  const BackwardTask task = {&job,     weight.values(), cache_for(bytes_of(problem)),
+                             prefetch, stream,          shared ? use : nullptr,
+                             units,    units_per_block, blocks,
+                             partials, has_low};
   if (cols > 0) run(shared ? nullptr : use, blocks, task, kernels.backward);
   if (parameters) {
     const bool few = blocks * cols < (1 << 17);

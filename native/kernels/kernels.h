@@ -25,14 +25,11 @@ constexpr int64_t part_cols(int64_t cols) {
 enum class Cache { second_level, third_level, none };
 
 // A parameter is null, or (cols,) of the compute type, with the 1 of a zero-centered weight added.
-// For contiguous rows, weight and bias are in pack order (simd_packs.h); scaled rows read the others,
-// which are in the columns' order.
+// For contiguous rows it is in pack order (simd_packs.h).
 struct ForwardTask {
   const Forward* job;
   const void* weight;
   const void* bias;
-  const void* weight_by_column;
-  const void* bias_by_column;
   Cache cache;
   bool prefetch;           // of x
   bool stream;             // write y, whose rows begin with cache lines, past the cache
@@ -46,7 +43,6 @@ constexpr int64_t kFoldRows = 16;  // the most rows added to one part before it 
 struct BackwardTask {
   const Backward* job;
   const void* weight;
-  const void* weight_by_column;
   Cache cache;
   bool prefetch;           // of x, dy and dx
   bool stream;             // write dx past the cache

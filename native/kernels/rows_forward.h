@@ -157,9 +157,8 @@ struct RowsForward {
         save(batch[at], problem.statistics, row);
       } else {
         const auto scaled = forward_scaled_rows<Stored, centered>(
-            AlongRow{cols}, RowOf<const Stored>{x(row), 1},
-            static_cast<const C*>(task.weight_by_column),
-            static_cast<const C*>(task.bias_by_column), problem.eps, RowOf<Stored>{y(row), 1});
+            AlongRow{cols}, RowOf<const Stored>{x(row), 1}, weight, bias, problem.eps,
+            RowOf<Stored>{y(row), 1});
         save(scaled.unscaled(0), problem.statistics, row);
       }
     }

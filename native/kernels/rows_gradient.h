@@ -182,7 +182,7 @@ struct RowGradients {
   void write_scaled(const ScaledStatistics<Stored>& statistics, int64_t row) const {
     backward_scaled_rows<Stored, centered>(
         AlongRow{cols}, statistics, RowOf<const Stored>{x(row), 1}, RowOf<const Stored>{dy(row), 1},
-        static_cast<const C*>(task.weight_by_column), RowOf<Stored>{dx(row), 1}, problem.eps);
+        weight, RowOf<Stored>{dx(row), 1}, problem.eps);
   }
 
   // The distance to the row to prefetch; 0 where the block ends before.

@@ -75,9 +75,19 @@ struct AlongRow {
   DoubleVector read(RowOf<const Stored> row, int64_t step) const {
     return load_first_doubles(row.data + step * W, count(step));
   }
-  template <class C>
-  DoubleVector parameter(const C* values, int64_t step) const {
-    return load_first_doubles(values + step * W, count(step));
+  // `values` are in pack order.
+  template <class Stored>
+  DoubleVector parameter(const Compute<Stored>* values, int64_t step) const {
+    constexpr int64_t size = pack_size<Stored>, parts = vectors_in_pack<Stored>;
+    static_assert(size % W == 0 && W % parts == 0, "a step lies in one pack");
+    const int64_t col = step * W;
+    if (parts == 1 || col - col % size + size > cols)
+      return load_first_doubles(values + col, count(step));
+    Compute<Stored> in_order[W];
+    for (int64_t k = 0; k < W; ++k)
+      in_order[k] =
+          values[position_in_row<Stored>(col, cols) + k % parts * (size / parts) + k / parts];
+    return load_doubles(in_order);
   }
   // Zero past the row's end, where elements read as 0 would not stay 0.
   DoubleVector keep(DoubleVector v, int64_t step) const {
@@ -110,8 +120,8 @@ struct AcrossRows {
   DoubleVector read(RowOf<const Stored> first, int64_t step) const {
     return load_first_doubles(&first[step], rows);
   }
-  template <class C>
-  DoubleVector parameter(const C* values, int64_t step) const {
+  template <class Stored>
+  DoubleVector parameter(const Compute<Stored>* values, int64_t step) const {
     return broadcast(static_cast<double>(values[step]));
   }
   DoubleVector keep(DoubleVector v, int64_t) const { return v; }
@@ -314,8 +324,8 @@ ScaledStatistics<Stored> forward_scaled_rows(const Rows& rows, RowOf<const Store
   }
   for (int64_t step = 0; step < rows.steps(); ++step) {
     DoubleVector value = statistics.normalized(rows.read(x, step));
-    if (weight) value *= rows.parameter(weight, step);
-    if (bias) value += rows.parameter(bias, step);
+    if (weight) value *= rows.template parameter<Stored>(weight, step);
+    if (bias) value += rows.template parameter<Stored>(bias, step);
     rows.write(y, step, nan_where(statistics.rstd, value));
   }
   return statistics;
@@ -382,7 +392,7 @@ void backward_scaled_rows(const Rows& rows, const ScaledStatistics<Stored>& stat
   const Scale<Stored> of_dy(down), of_weight(weight_down), of_dx(up);
   const auto g = [&](int64_t step) {
     DoubleVector value = of_dy(rows.read(dy, step));
-    if (weight) value *= of_weight(rows.parameter(weight, step));
+    if (weight) value *= of_weight(rows.template parameter<Stored>(weight, step));
     return value;
   };
   const auto xhat = [&](int64_t step) {
