@@ -184,14 +184,15 @@ const Threads* worthwhile(const Threads& threads, const Problem& problem, int64_
 }
 
 bool is_streamed(const Problem& problem, int64_t arrays) {
-  return problem.shape.inner == 1 && bytes_of(problem) * arrays >= kStreamBytes;
+  return bytes_of(problem) * arrays >= kStreamBytes;
 }
 
-// The forward streams only rows that begin with a cache line: gathering others into whole lines
-// takes as long as streaming saves.
-bool begin_with_lines(const Array& rows, DataType type) {
+// Whether rows begin with cache lines; of strided rows, whether each column of them does. The
+// forward streams no others, as gathering them into whole lines takes as long as streaming saves.
+bool begin_with_lines(const Array& rows, const Problem& problem) {
+  const int64_t strides = rows.outer_stride | (problem.shape.inner > 1 ? rows.col_stride : 0);
   const auto begin = reinterpret_cast<uintptr_t>(rows.data);
-  return (begin | static_cast<uintptr_t>(rows.outer_stride * size_of(type))) % kLine == 0;
+  return (begin | static_cast<uintptr_t>(strides * size_of(problem.type))) % kLine == 0;
 }
 
 }  // namespace
@@ -208,8 +209,8 @@ Status forward(const Forward& job, const Threads& threads) {
   weight.take_memory(workspace);
   bias.take_memory(workspace);
   // An output that overwrites its input is in the cache already.
-  const bool stream = is_streamed(problem, 2) && begin_with_lines(job.y, problem.type) &&
-                      job.y.data != problem.x.data;
+  const bool stream =
+      is_streamed(problem, 2) && begin_with_lines(job.y, problem) && job.y.data != problem.x.data;
   const int64_t bytes = bytes_of(problem), units = units_of(problem.shape);
   const CarefulThreads careful = {threads};
   const Threads* const use = worthwhile(careful.threads, problem, 2);
@@ -257,8 +258,9 @@ Status backward(const Backward& job, const Threads& threads) {
   if (!workspace) return Status::out_of_memory;
   void* const partials = parameters ? workspace.take(partials_bytes) : nullptr;
   weight.take_memory(workspace);
-  const bool stream =
-      is_streamed(problem, 3) && job.dx.data != job.dy.data && job.dx.data != problem.x.data;
+  const bool stream = is_streamed(problem, 3) && job.dx.data != job.dy.data &&
+                      job.dx.data != problem.x.data &&
+                      (problem.shape.inner == 1 || begin_with_lines(job.dx, problem));
   const bool prefetch = bytes_of(problem) >= kPrefetchBytes;
   const CarefulThreads careful = {threads};
   const Threads* const use = worthwhile(careful.threads, problem, 3);

@@ -160,6 +160,7 @@ struct ColumnsBackward {
                                  const Lanes& lanes) const {
     const RowOf<const Stored> x_rows = x(outer, inner), dy_rows = dy(outer, inner);
     const RowOf<Stored> dx_rows = dx(outer, inner);
+    const bool streamed = Lanes::all && task.stream;
     for (int64_t col = 0; col < cols; ++col) {
       const Vector<C> w = broadcast(weight ? weight[col] : 1);
       LAYERNORM_UNROLL
@@ -170,10 +171,10 @@ struct ColumnsBackward {
             normalizer.template normalized<centered>(strip.read(&x_rows[col], v));
         Vector<C> g = dy_here * w;
         if constexpr (centered) g -= load(mean_g + v * W);
-        const Vector<C> value = fma(g, normalizer.rstd, xhat * -load(slope + v * W));
-        strip.write(&dx_rows[col], v, lanes.choose(v, value, [&] {
-          return strip.read(static_cast<const Stored*>(&dx_rows[col]), v);
-        }));
+        const Vector<C> value =
+            lanes.choose(v, fma(g, normalizer.rstd, xhat * -load(slope + v * W)),
+                         [&] { return strip.read(static_cast<const Stored*>(&dx_rows[col]), v); });
+        strip.write(&dx_rows[col], v, value, streamed);
       }
     }
   }
@@ -292,4 +293,5 @@ void backward_columns(const BackwardTask& task, Wanted wanted, int64_t begin, in
                     });
                   });
   }
+  if (task.stream) finish_streaming();
 }

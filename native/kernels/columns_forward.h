@@ -19,10 +19,12 @@ struct Strip {
     if (whole || rows_in<C>(v) == lanes<C>) return load(from);
     return load_first(from, rows_in<C>(v));
   }
+  // `streamed`: a whole strip goes past the cache.
   template <class Stored>
-  void write(Stored* to, int v, Vector<Compute<Stored>> value) const {
+  void write(Stored* to, int v, Vector<Compute<Stored>> value, bool streamed) const {
     using C = Compute<Stored>;
     to += v * lanes<C>;
+    if (whole && streamed) return stream(to, value);
     if (whole || rows_in<C>(v) == lanes<C>) return store(to, value);
     store_first(to, value, rows_in<C>(v));
   }
@@ -67,6 +69,7 @@ constexpr double kWellCenteredStrips = sizeof(C) == sizeof(float) ? 1 : kWellCen
 
 // The lanes of a strip that the usual kernel writes: all, or some, where others hold scaled rows.
 struct AllLanes {
+  static constexpr bool all = true;
   template <class V, class F>
   V choose(int, V value, F) const {
     return value;
@@ -74,6 +77,7 @@ struct AllLanes {
 };
 template <class C, int V>
 struct SomeLanes {
+  static constexpr bool all = false;
   static constexpr int64_t W = lanes<C>;
   using Mask = typename VectorOf<C>::mask;
   Mask mask[V] = {};
@@ -205,6 +209,7 @@ struct ColumnsForward {
     for (int v = 0; v < V; ++v) normalizer[v] = statistics.normalizer(v);
     const int64_t x_stride = problem.x.col_stride, y_stride = task.job->y.col_stride;
     const C *weights = weight, *biases = bias;
+    const bool streamed = Lanes::all && task.stream;
     for (int64_t col = 0; col < cols; ++col) {
       const Vector<C> w = broadcast(weights ? weights[col] : 1);
       const Vector<C> b = broadcast(biases ? biases[col] : 0);
@@ -212,9 +217,9 @@ struct ColumnsForward {
       for (int v = 0; v < V; ++v) {
         const Vector<C> xhat =
             normalizer[v].template normalized<centered>(strip.read(from + col * x_stride, v));
-        strip.write(to + col * y_stride, v, lanes.choose(v, fma(xhat, w, b), [&] {
-          return strip.read(to + col * y_stride, v);
-        }));
+        const Vector<C> value =
+            lanes.choose(v, fma(xhat, w, b), [&] { return strip.read(to + col * y_stride, v); });
+        strip.write(to + col * y_stride, v, value, streamed);
       }
     }
   }
@@ -260,4 +265,5 @@ void forward_columns(const ForwardTask& task, int64_t begin, int64_t end) {
         for_each_strip<Compute<Stored>>(
             rows, [&](auto strip, int64_t row) { columns.strip(strip, outer, inner + row); });
       });
+  if (task.stream) finish_streaming();
 }

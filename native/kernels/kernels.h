@@ -31,8 +31,8 @@ struct ForwardTask {
   const void* weight;
   const void* bias;
   Cache cache;
-  bool prefetch;           // of x
-  bool stream;             // write y, whose rows begin with cache lines, past the cache
+  bool prefetch;  // of x
+  bool stream;    // write y past the cache; its rows begin with cache lines, or its columns do
   const Threads* threads;  // share each row; null: do not
 };
 
@@ -44,8 +44,8 @@ struct BackwardTask {
   const Backward* job;
   const void* weight;
   Cache cache;
-  bool prefetch;           // of x, dy and dx
-  bool stream;             // write dx past the cache
+  bool prefetch;  // of x, dy and dx
+  bool stream;    // write dx past the cache; of strided rows, the columns begin with cache lines
   const Threads* threads;  // share each row; null: do not
   int64_t units;
   int64_t units_per_block;

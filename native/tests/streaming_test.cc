@@ -102,6 +102,40 @@ void test_streamed_rows(uint64_t seed) {
   }
 }
 
+// Strided rows. Of 1040 side by side, each column begins with a cache line, and the last strip is
+// short; of 1031, most do not.
+void test_streamed_columns(uint64_t seed) {
+  for (const Types& types : kTypes)
+    for (const int64_t inner : {1040, 1031}) {
+      Case given;
+      given.type = types.type;
+      given.parameter_type = types.parameter_type;
+      given.shape = {kStreamBytes / (24 * inner * size_of(given.type)) + 1, 24, inner};
+      given.x_values = Values::mixed;
+      given.seed = ++seed;
+      Case small = given;
+      small.shape.outer = 3;
+      const Inputs pattern = make_inputs(small);
+      Random random(given.seed);
+      Inputs inputs = {Tensor(given.type, given.shape, Layout::dense, random),
+                       Tensor(given.type, given.shape, Layout::dense, random),
+                       pattern.weight.copy(random), pattern.bias.copy(random)};
+      const auto bytes = static_cast<size_t>(inner * size_of(given.type));
+      for (int64_t outer = 0; outer < given.shape.outer; ++outer)
+        for (int64_t col = 0; col < given.shape.cols; ++col) {
+          const int64_t row = outer * inner, from = outer % 3 * inner;
+          std::memcpy(const_cast<void*>(inputs.x.at(row, col)), pattern.x.at(from, col), bytes);
+          std::memcpy(const_cast<void*>(inputs.dy.at(row, col)), pattern.dy.at(from, col), bytes);
+        }
+      const Outputs got = run(given, inputs, kTwo), expected = run(small, pattern);
+      for (int64_t row = 0; row < given.rows(); ++row) {
+        const int64_t from = row % (3 * inner);
+        CHECK(got.y.same_row(expected.y, row, from) && got.dx.same_row(expected.dx, row, from),
+              "row %lld differs: %s", static_cast<long long>(row), given.text().c_str());
+      }
+    }
+}
+
 // 61, 100: batches of several rows, the last one shorter.
 void test_prefetched_rows(int64_t bytes, uint64_t seed) {
   for (const int64_t cols : {61, 100, 1027, 2053})
@@ -119,6 +153,7 @@ void test_prefetched_rows(int64_t bytes, uint64_t seed) {
 int main() {
   // With this seed the first y begins with a page, and its other rows are not aligned.
   test_streamed_rows(1000009);
+  test_streamed_columns(4000000);
   test_prefetched_rows(kPrefetchBytes, 2000000);
   test_prefetched_rows(kL2Bytes, 3000000);
   return finish();
