@@ -220,8 +220,9 @@ Status forward(const Forward& job, const Threads& threads) {
     bias.copy(begin, end);
   });
   const ForwardTask task = {
-      &job,   weight.values(),       bias.values(), cache_for(bytes), bytes >= kPrefetchBytes,
-      stream, shared ? use : nullptr};
+      &job,   weight.values(),        bias.values(), cache_for(bytes), bytes >= kPrefetchBytes,
+      stream, shared ? use : nullptr,
+  };
   run(shared ? nullptr : use, units, task, kernels.forward);
   return Status::ok;
 }
@@ -266,10 +267,10 @@ Status backward(const Backward& job, const Threads& threads) {
   const Threads* const use = worthwhile(careful.threads, problem, 3);
   const bool shared = use && share_rows(problem.shape, blocks, threads);
   over_columns(use, cols, [&](int64_t begin, int64_t end) { weight.copy(begin, end); });
-  const BackwardTask task = {&job,     weight.values(), cache_for(bytes_of(problem)),
-                             prefetch, stream,          shared ? use : nullptr,
-                             units,    units_per_block, blocks,
-                             partials, has_low};
+  const BackwardTask task = {
+      &job,  weight.values(), prefetch, stream,   shared ? use : nullptr,
+      units, units_per_block, blocks,   partials, has_low,
+  };
   if (cols > 0) run(shared ? nullptr : use, blocks, task, kernels.backward);
   if (parameters) {
     const bool few = blocks * cols < (1 << 17);

@@ -36,14 +36,14 @@ struct ForwardTask {
   const Threads* threads;  // share each row; null: do not
 };
 
+constexpr int64_t kFoldRows = 16;  // the most rows added to one partial sum
+
 // The parameters' gradients are summed in blocks of consecutive units. Each block has its own
 // partial sums of the compute type: (4, cols), the high and low parts of dweight, then of dbias; or
-// (2, cols), one part of each, where a block has so few rows that one part is exact enough.
-constexpr int64_t kFoldRows = 16;  // the most rows added to one part before it is folded into two
+// (2, cols), one sum of each, where a block has at most kFoldRows contiguous rows.
 struct BackwardTask {
   const Backward* job;
   const void* weight;
-  Cache cache;
   bool prefetch;  // of x, dy and dx
   bool stream;    // write dx past the cache; of strided rows, the columns begin with cache lines
   const Threads* threads;  // share each row; null: do not
@@ -52,7 +52,7 @@ struct BackwardTask {
   int64_t blocks;
   // (blocks, 4 or 2, cols), ordered as weight is; null where neither dweight nor dbias is wanted.
   void* partials;
-  bool has_low;  // 4
+  bool has_low;  // 4, not 2
 };
 
 struct Kernels {

@@ -6,7 +6,7 @@ enum class Wanted { nothing, dweight, both };  // gradients of the parameters
 // A block's partial sums of the parameters' gradients, unevaluated as high + low, in pack order.
 // Rows are added to low; every kFoldRows rows, fold() moves the sum to high and leaves the rounding
 // error in low, as Kahan summation does. After a fold, low is 0 where high is infinite or NaN. A
-// block of at most kFoldRows rows has one part, which both names mean.
+// block of at most kFoldRows rows has one sum, which both names mean.
 template <class C>
 struct PartialSums {
   C *dweight_high, *dweight_low, *dbias_high, *dbias_low;

@@ -79,7 +79,9 @@ constexpr int64_t kSmallBatchBytes = 8 * 1024;
 template <class Stored>
 inline int64_t rows_per_batch(int64_t cols, Cache cache) {
   const int64_t row_bytes = cols * static_cast<int64_t>(sizeof(Stored));
-  if (is_wide_row(row_bytes, cache)) return rows_per_wide_batch(row_bytes);
+  // In a cache, sharing the parameters pays for narrower rows too.
+  if (row_bytes > (cache == Cache::none ? kWideBytes : kWideBytes / 2))
+    return rows_per_wide_batch(row_bytes);
   const int64_t bytes =
       cache != Cache::second_level && sizeof(Stored) >= 4 ? kSmallBatchBytes : kBatchBytes;
   return std::max(int64_t{1}, std::min(kBatchRows, bytes / row_bytes));

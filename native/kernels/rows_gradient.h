@@ -21,9 +21,9 @@ inline int64_t whole_batches_ahead(int64_t cols, int64_t batch_rows) {
 }
 
 template <class Stored>
-inline int64_t rows_per_backward_batch(int64_t cols, Cache cache) {
+inline int64_t rows_per_backward_batch(int64_t cols) {
   const int64_t row_bytes = cols * static_cast<int64_t>(sizeof(Stored));
-  if (is_wide_row(row_bytes, cache)) return std::max(kGroupRows, rows_per_wide_batch(row_bytes));
+  if (row_bytes > kWideBytes) return std::max(kGroupRows, rows_per_wide_batch(row_bytes));
   int64_t rows = kMostBatchRows;
   while (rows > kGroupRows && rows * row_bytes > kBackwardBatchBytes) rows /= 2;
   return rows;
@@ -160,7 +160,7 @@ struct RowGradients {
   const int64_t cols = problem.shape.cols;
   const C* const weight = static_cast<const C*>(task.weight);
   const Parts parts = {cols, task.threads};
-  const int64_t batch_rows = rows_per_backward_batch<Stored>(cols, task.cache);
+  const int64_t batch_rows = rows_per_backward_batch<Stored>(cols);
   const int64_t most_ahead = whole_batches_ahead<Stored>(cols, batch_rows);
   int64_t last_row = 0;  // one past the last of the block
   LineWriter<Stored> lines = {};

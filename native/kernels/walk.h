@@ -17,15 +17,13 @@ LAYERNORM_INLINE void walk_columns(Row& row, int64_t begin, int64_t end) {
 
 // Wide rows, whose arrays do not fit the first-level cache, are worked on in blocks of columns: for
 // each block all rows of a batch, so that what they share, the parameters, stays in that cache. The
-// batch stays in the second-level cache. From memory this pays for wider rows only.
+// batch stays in the second-level cache.
 constexpr int64_t kBlockCols = 1024;
+constexpr int64_t kWideBytes = 8 * 1024;
 constexpr int64_t kWideBatchRows = 8;
 constexpr int64_t kWideBatchBytes = 128 * 1024;
 static_assert(kBlockCols % (2 * pack_size<bfloat16>) == 0, "whole packs");
 
-inline bool is_wide_row(int64_t bytes, Cache cache) {
-  return bytes > (cache == Cache::none ? 8 * 1024 : 4 * 1024);
-}
 inline int64_t rows_per_wide_batch(int64_t row_bytes) {
   int64_t rows = kWideBatchRows;
   while (rows > 1 && rows * row_bytes > kWideBatchBytes) rows /= 2;
