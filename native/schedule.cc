@@ -62,6 +62,7 @@ class Parameter {
               (reinterpret_cast<uintptr_t>(given) % kLine != 0 &&
                problem.shape.rows() >= kRowsWorthAligning);
   }
+  bool is_copied() const { return copied_; }
   int64_t extra_bytes() const { return copied_ ? Workspace::needed_for(bytes()) : 0; }
   void take_memory(Workspace& workspace) {
     if (copied_) copy_ = static_cast<char*>(workspace.take(bytes()));
@@ -98,8 +99,8 @@ class Parameter {
   char* copy_ = nullptr;
 };
 
-// A framework's threads, which compute with subnormal numbers here.
-struct CarefulThreads {
+// A framework's threads, which may flush subnormal numbers to zero, but not in these calls.
+struct ThreadsWithSubnormals {
   const Threads& given;
   Threads threads = {given.count, this, run, given.bytes_per_thread};
 
@@ -108,7 +109,7 @@ struct CarefulThreads {
     void* context;
   };
   static void run(void* self, int64_t tasks, Threads::Body body, void* context) {
-    const Threads& given = static_cast<const CarefulThreads*>(self)->given;
+    const Threads& given = static_cast<const ThreadsWithSubnormals*>(self)->given;
     Call call = {body, context};
     given.run(
         given.pool, tasks,
@@ -212,13 +213,14 @@ Status forward(const Forward& job, const Threads& threads) {
   const bool stream =
       is_streamed(problem, 2) && begin_with_lines(job.y, problem) && job.y.data != problem.x.data;
   const int64_t bytes = bytes_of(problem), units = units_of(problem.shape);
-  const CarefulThreads careful = {threads};
-  const Threads* const use = worthwhile(careful.threads, problem, 2);
+  const ThreadsWithSubnormals with_subnormals = {threads};
+  const Threads* const use = worthwhile(with_subnormals.threads, problem, 2);
   const bool shared = use && share_rows(problem.shape, units, threads);
-  over_columns(use, problem.shape.cols, [&](int64_t begin, int64_t end) {
-    weight.copy(begin, end);
-    bias.copy(begin, end);
-  });
+  if (weight.is_copied() || bias.is_copied())
+    over_columns(use, problem.shape.cols, [&](int64_t begin, int64_t end) {
+      weight.copy(begin, end);
+      bias.copy(begin, end);
+    });
   const ForwardTask task = {
       &job,   weight.values(),        bias.values(), cache_for(bytes), bytes >= kPrefetchBytes,
       stream, shared ? use : nullptr,
@@ -263,10 +265,11 @@ Status backward(const Backward& job, const Threads& threads) {
                       job.dx.data != problem.x.data &&
                       (problem.shape.inner == 1 || begin_with_lines(job.dx, problem));
   const bool prefetch = bytes_of(problem) >= kPrefetchBytes;
-  const CarefulThreads careful = {threads};
-  const Threads* const use = worthwhile(careful.threads, problem, 3);
+  const ThreadsWithSubnormals with_subnormals = {threads};
+  const Threads* const use = worthwhile(with_subnormals.threads, problem, 3);
   const bool shared = use && share_rows(problem.shape, blocks, threads);
-  over_columns(use, cols, [&](int64_t begin, int64_t end) { weight.copy(begin, end); });
+  if (weight.is_copied())
+    over_columns(use, cols, [&](int64_t begin, int64_t end) { weight.copy(begin, end); });
   const BackwardTask task = {
       &job,  weight.values(), prefetch, stream,   shared ? use : nullptr,
       units, units_per_block, blocks,   partials, has_low,
