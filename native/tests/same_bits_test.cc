@@ -168,6 +168,46 @@ void test_threads_that_share_rows(uint64_t seed) {
   });
 }
 
+// That they do share it.
+void test_threads_get_parts_of_a_row() {
+  static int64_t most_tasks;
+  const Threads two = {2, nullptr, [](void*, int64_t tasks, Threads::Body body, void* context) {
+                         most_tasks = std::max(most_tasks, tasks);
+                         body(context, 0, tasks);
+                       }};
+  Case given;
+  given.shape = {1, 4 * kPartCols, 1};
+  given.wants_dweight = given.wants_dbias = false;  // whose sums have tasks of their own
+  const Inputs inputs = make_inputs(given);
+  const Outputs expected = run(given, inputs), got = run(given, inputs, two);
+  CHECK(most_tasks == 4, "two threads got %lld tasks of one row of 4 parts",
+        static_cast<long long>(most_tasks));
+  CHECK(got.dx.same_rows(expected.dx), "dx differs where threads share a row");
+}
+
+// A framework's threads may do another call's work while a call waits for them.
+void test_a_call_within_a_call(uint64_t seed) {
+  static const auto other = [] {
+    Case small;
+    small.type = small.parameter_type = DataType::bfloat16;
+    small.shape = {40, 1000, 1};
+    run(small, make_inputs(small));
+  };
+  const Threads busy = {2, nullptr, [](void*, int64_t tasks, Threads::Body body, void* context) {
+                          other();
+                          body(context, 0, tasks);
+                        }};
+  Case given;
+  given.type = given.parameter_type = DataType::bfloat16;
+  given.shape = {300, 1000, 1};
+  given.seed = seed;
+  const Inputs inputs = make_inputs(given);
+  const Outputs expected = run(given, inputs), got = run(given, inputs, busy);
+  CHECK(got.y.same_rows(expected.y) && got.dx.same_rows(expected.dx) &&
+            same_parameters(got, expected),
+        "another call meanwhile changes the results");
+}
+
 // 8 blocks, and enough columns that their sums are reduced on threads too; the last strip is short.
 void test_threads_that_reduce(uint64_t seed) {
   for (const DataType type : {DataType::float32, DataType::bfloat16}) {
@@ -239,6 +279,8 @@ int main() {
   test_nan_beside_nan(7000000);
   test_threads(3000000);
   test_threads_that_share_rows(8000000);
+  test_threads_get_parts_of_a_row();
+  test_a_call_within_a_call(9000000);
   test_threads_that_reduce(6000000);
   test_memory(4000000);
   test_what_else_is_wanted(5000000);
