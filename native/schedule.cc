@@ -70,9 +70,8 @@ class Parameter {
   // Writes columns [begin, end) of the copy; a pack starts at begin.
   void copy(int64_t begin, int64_t end) const {
     if (!copied_) return;
-    constexpr int64_t kInCache = 1024;  // both steps find them in the first-level cache
-    for (int64_t at = begin; at < end; at += kInCache) {
-      const int64_t count = std::min(kInCache, end - at);
+    for (int64_t at = begin; at < end; at += kBlockCols) {
+      const int64_t count = std::min(kBlockCols, end - at);
       const void* from = static_cast<const char*>(given_) + at * size_of(problem_.parameter_type);
       void* to = copy_ + at * size_of(type());
       if (widened_) {
@@ -253,9 +252,10 @@ Status backward(const Backward& job, const Threads& threads) {
   const int64_t blocks =
       std::max(int64_t{1}, divide_up(units, std::max(int64_t{1}, units_per_block)));
   const bool parameters = job.dweight || job.dbias;
-  const bool has_low = problem.shape.inner > 1 || units_per_block > kFoldRows;
-  const int64_t partials_bytes =
-      parameters ? blocks * (has_low ? 4 : 2) * cols * size_of(compute_type(problem.type)) : 0;
+  const int64_t partials_bytes = parameters
+                                     ? blocks * (has_low(problem.shape, units_per_block) ? 4 : 2) *
+                                           cols * size_of(compute_type(problem.type))
+                                     : 0;
   Parameter weight(problem, problem.weight, problem.zero_centered_weight);
   Workspace workspace(weight.extra_bytes() + Workspace::needed_for(partials_bytes));
   if (!workspace) return Status::out_of_memory;
@@ -272,7 +272,7 @@ Status backward(const Backward& job, const Threads& threads) {
     over_columns(use, cols, [&](int64_t begin, int64_t end) { weight.copy(begin, end); });
   const BackwardTask task = {
       &job,  weight.values(), prefetch, stream,   shared ? use : nullptr,
-      units, units_per_block, blocks,   partials, has_low,
+      units, units_per_block, blocks,   partials,
   };
   if (cols > 0) run(shared ? nullptr : use, blocks, task, kernels.backward);
   if (parameters) {

@@ -1,6 +1,8 @@
 // The interface between the schedule and the kernels: one table of functions per instruction set.
 #pragma once
 
+#include <algorithm>
+
 #include "../layer_norm.h"
 
 namespace layernorm {
@@ -11,14 +13,16 @@ constexpr int64_t kTileRows = 64;
 // The parameters' gradients are reduced in strips of this many columns.
 constexpr int64_t kReduceCols = 256;
 
+// Wide rows are worked on in blocks of columns that stay in the first-level cache: whole packs.
+constexpr int64_t kBlockCols = 1024;
+
 // A contiguous row wider than kPartCols goes in parts, at most kMostParts, whose sums are added in
 // their order. So threads may share a row, and its bits do not tell whether they did.
 constexpr int64_t kPartCols = 32 * 1024;
 constexpr int64_t kMostParts = 32;
 constexpr int64_t part_cols(int64_t cols) {
-  constexpr int64_t step = 1024;
   const int64_t least = (cols + kMostParts - 1) / kMostParts;
-  return least <= kPartCols ? kPartCols : (least + step - 1) / step * step;
+  return std::max(kPartCols, (least + kBlockCols - 1) / kBlockCols * kBlockCols);
 }
 
 // The cache that x fits into beside the other arrays.
@@ -37,6 +41,9 @@ struct ForwardTask {
 };
 
 constexpr int64_t kFoldRows = 16;  // the most rows added to one partial sum
+constexpr bool has_low(const Shape& shape, int64_t units_per_block) {
+  return shape.inner > 1 || units_per_block > kFoldRows;
+}
 
 // The parameters' gradients are summed in blocks of consecutive units. Each block has its own
 // partial sums of the compute type: (4, cols), the high and low parts of dweight, then of dbias; or
@@ -52,7 +59,6 @@ struct BackwardTask {
   int64_t blocks;
   // (blocks, 4 or 2, cols), ordered as weight is; null where neither dweight nor dbias is wanted.
   void* partials;
-  bool has_low;  // 4, not 2
 };
 
 struct Kernels {

@@ -12,12 +12,14 @@ struct PartialSums {
   C *dweight_high, *dweight_low, *dbias_high, *dbias_low;
 
   PartialSums(const BackwardTask& task, int64_t block) {
-    const int64_t cols = task.job->problem.shape.cols, low = task.has_low ? cols : 0;
+    const Shape& shape = task.job->problem.shape;
+    const int64_t cols = shape.cols, low = has_low(shape, task.units_per_block) ? cols : 0;
     dweight_high = static_cast<C*>(task.partials) + 2 * (cols + low) * block;
     dweight_low = dweight_high + low;
     dbias_high = dweight_low + cols;
     dbias_low = dbias_high + low;
   }
+  bool have_low() const { return dweight_low != dweight_high; }
   void clear(int64_t begin, int64_t end) const {
     for (C* sum : {dweight_high, dweight_low, dbias_high, dbias_low})
       std::fill(sum + begin, sum + end, C{});

@@ -239,9 +239,9 @@ struct ReduceStrip {
 
   // Of all blocks, into `high`.
   void add_blocks(C* high, const C* low) const {
-    const int64_t stride =
-        PartialSums<C>(task, 1).dweight_high - PartialSums<C>(task, 0).dweight_high;
-    if (task.has_low)
+    const PartialSums<C> first(task, 0);
+    const int64_t stride = PartialSums<C>(task, 1).dweight_high - first.dweight_high;
+    if (first.have_low())
       reduce_blocks<C, true>(high, low, task.blocks, stride, begin, end);
     else
       reduce_blocks<C, false>(high, low, task.blocks, stride, begin, end);

@@ -224,7 +224,7 @@ struct RowsBackward {
     for (int64_t row = begin; row < end; row += batch_rows) {
       rows(row, std::min(batch_rows, end - row), sums);
       const bool full = (row - begin) % kFoldRows == kFoldRows - batch_rows;
-      if (!task.has_low || (!full && row + batch_rows < end)) continue;
+      if (!sums.have_low() || (!full && row + batch_rows < end)) continue;
       if constexpr (wanted != Wanted::nothing)
         gradients.parts.each([&](int64_t, int64_t from, int64_t to) {
           fold(sums.dweight_high, sums.dweight_low, from, to);

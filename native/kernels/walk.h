@@ -18,7 +18,6 @@ LAYERNORM_INLINE void walk_columns(Row& row, int64_t begin, int64_t end) {
 // Wide rows, whose arrays do not fit the first-level cache, are worked on in blocks of columns: for
 // each block all rows of a batch, so that what they share, the parameters, stays in that cache. The
 // batch stays in the second-level cache.
-constexpr int64_t kBlockCols = 1024;
 constexpr int64_t kWideBytes = 8 * 1024;
 constexpr int64_t kWideBatchRows = 8;
 constexpr int64_t kWideBatchBytes = 128 * 1024;
@@ -70,4 +69,4 @@ struct Parts {
         &all);
   }
 };
-static_assert(kPartCols % kBlockCols == 0 && 1024 % kBlockCols == 0, "whole blocks");
+static_assert(kPartCols % kBlockCols == 0, "whole blocks");
