@@ -29,29 +29,68 @@ constexpr bool accepts_parameter(DataType type, DataType parameter_type) {
 
 // Every array is seen as (outer, cols, inner): cols is normalized, and each (outer, inner) is a
 // row. inner == 1 is the usual layout, the row contiguous; inner > 1 is channels first.
+//
+// Where no single stride steps through outer, it is several axes: kAround sizes, the first of which
+// may be 1, around a run of neighbors.
+constexpr int kAround = 3;
 struct Shape {
   int64_t outer;
   int64_t cols;
   int64_t inner;
+  int64_t around[kAround] = {1, 1, 1};
 
   constexpr int64_t rows() const { return outer * inner; }
   constexpr int64_t elements() const { return rows() * cols; }
+  constexpr int64_t runs() const { return around[0] * around[1] * around[2]; }
+  constexpr bool is_one_run() const { return runs() == 1; }
 };
 
-// Element (o, c, i) is at data + o * outer_stride + c * col_stride + i; strides count elements.
-// With inner == 1, col_stride is 1.
+// A group of rows that has weight and bias of its own is a member; a problem has the product of
+// these sizes, each member of the problem's shape. Rows of several members may alternate in memory.
+constexpr int kMemberAxes = 4;
+struct Members {
+  int64_t sizes[kMemberAxes] = {1, 1, 1, 1};
+
+  constexpr int64_t count() const { return sizes[0] * sizes[1] * sizes[2] * sizes[3]; }
+};
+
+// The distance, in elements, from one (outer, inner) to the next along outer, and along the axes
+// around it.
+struct Strides {
+  int64_t outer;
+  int64_t around[kAround] = {};
+  int64_t members[kMemberAxes] = {};
+};
+
+// Where (outer, 0) is, counted from the first.
+inline int64_t offset_of(const Shape& shape, const Strides& strides, int64_t outer) {
+  if (shape.is_one_run()) return outer * strides.outer;
+  const int64_t run = shape.outer / shape.runs();
+  int64_t offset = outer % run * strides.outer;
+  outer /= run;
+  for (int axis = kAround - 1; axis >= 0; --axis) {
+    offset += outer % shape.around[axis] * strides.around[axis];
+    outer /= shape.around[axis];
+  }
+  return offset;
+}
+
+// Element (o, c, i) is at data + offset_of(o) + c * col_stride + i. With inner == 1, col_stride is
+// 1.
 struct Array {
   void* data;
-  int64_t outer_stride;
+  Strides strides;
   int64_t col_stride;
 };
 
-// One value for each row, contiguous (outer, inner), of compute_type. The mean of a row is the
-// unevaluated sum mean + residual: far from zero, mean alone is not exact enough for the backward.
+// One value for each row, of compute_type: that of (o, i) is at offset_of(o) + i. The mean of a row
+// is the unevaluated sum mean + residual: far from zero, mean alone is not exact enough for the
+// backward.
 struct Statistics {
   void* mean;
   void* rstd;
   void* residual;
+  Strides strides;
 };
 
 // What the forward and the backward have in common.
@@ -63,13 +102,14 @@ struct Problem {
   bool zero_centered_weight;  // true: multiply by 1 + weight
   double eps;                 // NaN in a backward: not known
   Array x;                    // only read
-  const void* weight;         // (cols,) or null
+  const void* weight;         // (members, cols) or null, as are the other parameters
   Statistics statistics;
+  Members members;
 };
 
 struct Forward {
   Problem problem;   // statistics: written where not null
-  const void* bias;  // (cols,) or null
+  const void* bias;  // or null
   Array y;           // x itself, or memory that does not overlap it
 };
 
@@ -78,8 +118,8 @@ struct Backward {
       problem;  // statistics: rstd and (when centered) mean are read; a null residual is recomputed
   Array dy;     // only read
   Array dx;     // data null: not wanted. May be x or dy itself
-  void* dweight;  // (cols,) or null: not wanted
-  void* dbias;    // (cols,) or null: not wanted
+  void* dweight;  // or null: not wanted
+  void* dbias;    // or null: not wanted
 };
 
 // A framework's threads. run() calls body(context, begin, end) on disjoint ranges that cover

@@ -18,29 +18,30 @@ struct Section {
   }
 };
 
-enum Part { kOuter, kCols, kInner };
-
-// False where a kept axis separates normalized ones. Axes of size 1 are ignored.
-bool find_shape(const Axes& axes, const int64_t* sizes, Order& order) {
-  int64_t size[3] = {1, 1, 1};
-  Part part = kOuter;
+// False where a kept axis separates normalized ones, or parameters vary along one behind them. Axes
+// of size 1 are ignored.
+bool find_parts(const Axes& axes, const int64_t* sizes, Order& order) {
+  Order::Part part = Order::outer;
   bool any_normalized = false;
   for (int64_t at = 0; at < order.count; ++at)
     any_normalized |= sizes[order.axis[at]] != 1 && axes.normalized[order.axis[at]];
   for (int64_t at = 0; at < order.count; ++at) {
     const int64_t axis = order.axis[at];
+    order.sizes[at] = sizes[axis];
+    order.part[at] = Order::none;
+    order.varies[at] = axes.varying[axis] && !axes.normalized[axis];
     // Where all normalized sizes are 1, the first of these axes separates outer from inner.
-    if (!any_normalized && part == kOuter && axes.normalized[axis]) part = kInner;
+    if (!any_normalized && part == Order::outer && axes.normalized[axis]) part = Order::inner;
     if (sizes[axis] == 1) continue;
     if (axes.normalized[axis]) {
-      if (part == kInner) return false;
-      part = kCols;
-    } else if (part == kCols) {
-      part = kInner;
+      if (part == Order::inner) return false;
+      part = Order::cols;
+    } else if (part == Order::cols) {
+      part = Order::inner;
     }
-    size[part] *= sizes[axis];
+    if (part == Order::inner && order.varies[at]) return false;
+    order.part[at] = part;
   }
-  order.shape = {size[kOuter], size[kCols], size[kInner]};
   return true;
 }
 
@@ -135,42 +136,135 @@ int64_t Axes::normalized_sizes(const int64_t* sizes, int64_t* normalized_sizes) 
   return found;
 }
 
-bool Order::collapse(const int64_t* sizes, const int64_t* strides, Array* array) const {
-  Section outer, cols, inner;
-  int64_t taken = 1;
-  Section* section = &outer;
-  for (int64_t at = 0; at < count; ++at) {
-    const int64_t size = sizes[axis[at]];
-    if (size == 1) continue;
-    // All sizes are larger than 1, so the shape tells where each section ends.
-    if (section == &outer && taken == shape.outer) section = &cols, taken = 1;
-    if (section == &cols && taken == shape.cols) section = &inner, taken = 1;
-    section->append(size, strides[axis[at]]);
-    taken *= size;
+bool Axes::take_parameter(const int64_t* sizes, int64_t parameter_count,
+                          const int64_t* parameter_sizes) {
+  int64_t normal[kMostAxes];
+  const int64_t normal_count = normalized_sizes(sizes, normal);
+  if (parameter_count == normal_count)
+    return std::equal(normal, normal + normal_count, parameter_sizes);
+  if (parameter_count != count) return false;
+  for (int64_t axis = 0; axis < count; ++axis) {
+    if (parameter_sizes[axis] == sizes[axis]) {
+      if (!normalized[axis] && sizes[axis] != 1) varying[axis] = true;
+    } else if (normalized[axis] || parameter_sizes[axis] != 1) {
+      return false;
+    }
   }
-  if (!outer.merges || !cols.merges || !inner.merges) return false;
-  if (shape.outer > 1 && outer.stride <= 0) return false;
-  if (shape.cols > 1 && cols.stride <= 0) return false;
-  if (shape.inner > 1 ? inner.stride != 1 : shape.cols > 1 && cols.stride != 1) return false;
-  array->outer_stride = shape.outer > 1 ? outer.stride : shape.cols * shape.inner;
-  array->col_stride = shape.cols > 1 ? cols.stride : shape.inner;
   return true;
+}
+
+bool Order::is_contiguous(const int64_t* strides) const {
+  return layernorm::is_contiguous(count, sizes, strides);
+}
+
+bool Order::fits(const int64_t* strides) const {
+  Section sections[3];
+  for (int64_t at = 0; at < count; ++at) {
+    if (part[at] == none) continue;
+    if (strides[at] <= 0) return false;
+    sections[part[at]].append(sizes[at], strides[at]);
+  }
+  const Section &of_cols = sections[cols], &of_inner = sections[inner];
+  return of_cols.merges && of_inner.merges &&
+         (of_inner.size > 1 ? of_inner.stride == 1 : of_cols.size == 1 || of_cols.stride == 1);
 }
 
 void Order::apply(const int64_t* values, int64_t* ordered) const {
   for (int64_t at = 0; at < count; ++at) ordered[at] = values[axis[at]];
 }
 
+namespace {
+
+// An outer axis, or neighboring ones that merge, with the stride of each tensor and, last, of the
+// statistics.
+struct OuterAxis {
+  int64_t size = 1;
+  int64_t strides[kMostTensors + 1] = {};
+};
+
+template <int most>
+struct OuterAxes {
+  int count = 0;
+  OuterAxis axis[most];
+
+  bool append(const OuterAxis& next, int tensor_count) {
+    OuterAxis* last = count > 0 ? &axis[count - 1] : nullptr;
+    bool merges = last != nullptr;
+    for (int each = 0; merges && each <= tensor_count; ++each)
+      merges = last->strides[each] == next.strides[each] * next.size;
+    if (!merges && count == most) return false;
+    if (!merges) last = &axis[count++];
+    const int64_t size = last->size * next.size;
+    *last = next;
+    last->size = size;
+    return true;
+  }
+};
+
+}  // namespace
+
+bool Order::place(const Placed* tensors, int tensor_count, Problem& problem) const {
+  int64_t size[3] = {1, 1, 1};
+  for (int64_t at = 0; at < count; ++at)
+    if (part[at] != none) size[part[at]] *= sizes[at];
+  OuterAxes<kAround + 1> rows;
+  OuterAxes<kMemberAxes> members;
+  int64_t behind = size[outer] * size[inner];  // rows that one step along the axis passes
+  for (int64_t at = 0; at < count; ++at) {
+    if (part[at] != outer) continue;
+    behind /= sizes[at];
+    OuterAxis next;
+    next.size = sizes[at];
+    for (int each = 0; each < tensor_count; ++each)
+      next.strides[each] = tensors[each].tensor->strides[at];
+    next.strides[tensor_count] = behind;
+    if (!(varies[at] ? members.append(next, tensor_count) : rows.append(next, tensor_count)))
+      return false;
+  }
+
+  Shape& shape = problem.shape = {1, size[cols], size[inner]};
+  problem.members = {};
+  const int first_around = kAround - (rows.count - 1), first_member = kMemberAxes - members.count;
+  for (int at = 0; at < rows.count; ++at) {
+    shape.outer *= rows.axis[at].size;
+    if (at + 1 < rows.count) shape.around[first_around + at] = rows.axis[at].size;
+  }
+  for (int at = 0; at < members.count; ++at)
+    problem.members.sizes[first_member + at] = members.axis[at].size;
+  const auto strides_of = [&](int each, int64_t of_row) {
+    Strides strides = {rows.count > 0 ? rows.axis[rows.count - 1].strides[each] : of_row};
+    for (int at = 0; at + 1 < rows.count; ++at)
+      strides.around[first_around + at] = rows.axis[at].strides[each];
+    for (int at = 0; at < members.count; ++at)
+      strides.members[first_member + at] = members.axis[at].strides[each];
+    return strides;
+  };
+  for (int each = 0; each < tensor_count; ++each) {
+    const Ordered& tensor = *tensors[each].tensor;
+    Array& array = *tensors[each].array = {tensor.data, strides_of(each, shape.cols * shape.inner),
+                                           shape.inner};
+    for (int64_t at = 0; at < count; ++at)
+      if (part[at] == cols) array.col_stride = tensor.strides[at];
+  }
+  problem.statistics.strides = strides_of(tensor_count, shape.inner);
+  return true;
+}
+
+bool keep_order(const Axes& axes, const int64_t* sizes, Order* order) {
+  *order = own_order(axes);
+  return find_parts(axes, sizes, *order);
+}
+
 Order choose_order(const Axes& axes, const int64_t* sizes, const int64_t* strides) {
-  Order own = own_order(axes), last = normalized_last(axes);
-  find_shape(axes, sizes, last);
-  Array array;
-  const bool separated = !find_shape(axes, sizes, own);
-  if (separated) return last;
+  Order own, last = normalized_last(axes);
+  find_parts(axes, sizes, last);
+  if (!keep_order(axes, sizes, &own)) return last;
   // A sample alone may need no copy where a batch does, but is to get the same bits. So the order
   // follows from what they have in common.
-  if (own.shape.cols == 1 || own.collapse(sizes, strides, &array)) return own;
-  if (last.collapse(sizes, strides, &array)) return last;
+  int64_t ordered[kMostAxes];
+  last.apply(strides, ordered);
+  if (own.fits(strides)) return own;
+  if (last.fits(ordered)) return last;
   return has_contiguous_rows(axes, sizes, strides) ? last : own;
 }
 

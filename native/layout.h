@@ -1,5 +1,4 @@
-// Tensors of any number of axes collapsed to (outer, cols, inner), for the bindings, as
-// layernorm.spec's `collapse` does it for NumPy.
+// Tensors of any number of axes as the kernels take them, (outer, cols, inner), for the bindings.
 #pragma once
 
 #include <cstdint>
@@ -19,49 +18,87 @@ bool is_contiguous(int64_t axes, const int64_t* sizes, const int64_t* strides);
 // No two elements in one place, no gaps: contiguous in some order of the axes.
 bool is_dense(int64_t axes, const int64_t* sizes, const int64_t* strides);
 
-// A contiguous array of this shape.
+// A contiguous array of this shape, and contiguous statistics of its rows.
 inline Array contiguous_array(void* data, const Shape& shape) {
-  return {data, shape.cols * shape.inner, shape.inner};
+  return {data, {shape.cols * shape.inner}, shape.inner};
+}
+inline Statistics contiguous_statistics(void* mean, void* rstd, void* residual,
+                                        const Shape& shape) {
+  return {mean, rstd, residual, {shape.inner}};
 }
 
 // Statistics in one block of memory: mean, rstd and residual, or without centering rstd alone.
+// Their strides are left to be filled in.
 constexpr int64_t statistics_count(bool centered) { return centered ? 3 : 1; }
 inline Statistics statistics_in(void* block, int64_t rows, DataType type, bool centered) {
   char* first = static_cast<char*>(block);
-  if (!centered) return {nullptr, first, nullptr};
+  if (!centered) return {nullptr, first, nullptr, {}};
   const int64_t bytes = rows * size_of(type);
-  return {first, first + bytes, first + 2 * bytes};
+  return {first, first + bytes, first + 2 * bytes, {}};
 }
 
-// Which axes of a tensor are normalized.
+// Which axes of a tensor are normalized, and along which of the others weight and bias vary.
 struct Axes {
   int64_t count = 0;  // of the tensor
   bool normalized[kMostAxes] = {};
+  bool varying[kMostAxes] = {};
 
   enum class Mistake { none, too_many, out_of_range, repeated };
   // Negative ones count from the end.
   Mistake take(int64_t axes, const int64_t* given, int64_t given_count);
   int64_t rows(const int64_t* sizes) const;  // kMostRows + 1 for any more
-  // The sizes of the normalized axes, the shape of weight and bias; returns how many there are.
+  // The sizes of the normalized axes; returns how many there are.
   int64_t normalized_sizes(const int64_t* sizes, int64_t* normalized_sizes) const;
+
+  // Takes the sizes of weight or bias: the normalized ones, or as many as the tensor has, of which
+  // the kept ones are 1 or the tensor's, and those that are the tensor's vary. False for others.
+  bool take_parameter(const int64_t* sizes, int64_t parameter_count,
+                      const int64_t* parameter_sizes);
 };
 
-// An order of the axes in which the normalized ones that are larger than 1 are neighbors.
+// The most tensors of x's sizes that one call has.
+constexpr int kMostTensors = 4;
+
+// A tensor that the kernels read or write, its strides in the order of an Order.
+struct Ordered {
+  void* data = nullptr;
+  int64_t strides[kMostAxes] = {};
+};
+
+// An order of the axes in which the normalized ones that are larger than 1 are neighbors, and
+// follow those that weight and bias vary along.
 struct Order {
+  enum Part : int8_t { outer, cols, inner, none };  // none: of size 1
+
   int64_t count = 0;
   int64_t axis[kMostAxes];
+  int64_t sizes[kMostAxes];  // as are the others, in this order
+  Part part[kMostAxes];
+  bool varies[kMostAxes];
   bool moves_axes = false;  // false: the axes are in the tensor's own order
-  Shape shape;
 
-  // Finds the strides of outer and cols: false where a tensor of these strides must be copied.
-  bool collapse(const int64_t* sizes, const int64_t* strides, Array* array) const;
-  // Sizes or strides in this order.
+  bool is_contiguous(const int64_t* strides) const;
+  // False where a tensor of these strides must be copied: the kernels need more of it than that its
+  // outer axes merge.
+  bool fits(const int64_t* strides) const;
+  // Strides, or other values, of the tensor's axes in this order.
   void apply(const int64_t* values, int64_t* ordered) const;
+
+  struct Placed {
+    const Ordered* tensor;
+    Array* array;
+  };
+  // Fills in the arrays and the problem's shape, members and strides of statistics, which are
+  // contiguous. False where too many outer axes do not merge for all tensors.
+  bool place(const Placed* tensors, int tensor_count, Problem& problem) const;
 };
 
+// The tensor's own order. False if it is none: normalized axes are apart, or parameters vary along
+// one behind them.
+bool keep_order(const Axes& axes, const int64_t* sizes, Order* order);
+
 // The order in which the kernels read x: one that takes no copy, if there is one; else the tensor's
-// own, or the normalized axes last: where a kept axis separates them, or they are contiguous. Rows
-// of one element keep the tensor's own.
+// own, or the normalized axes last: where a kept axis separates them, or they are contiguous.
 Order choose_order(const Axes& axes, const int64_t* sizes, const int64_t* strides);
 
 }  // namespace layernorm

@@ -1,6 +1,7 @@
 // Cuts a problem into tasks and allocates its working memory. The cut depends on the shape and the
 // types alone, so neither the threads nor the instruction set change which sums are formed.
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstring>
 
@@ -168,8 +169,9 @@ bool share_rows(const Shape& shape, int64_t tasks, const Threads& threads) {
   return 5 * sharing <= 4 * apart;
 }
 
-int64_t bytes_of(const Problem& problem) {
-  return problem.shape.elements() * size_of(problem.type);
+// Of x, all members together.
+int64_t bytes_of(const Problem& problem, int64_t members) {
+  return members * problem.shape.elements() * size_of(problem.type);
 }
 
 Cache cache_for(int64_t bytes) {
@@ -177,27 +179,113 @@ Cache cache_for(int64_t bytes) {
   return bytes < kL3Bytes ? Cache::third_level : Cache::none;
 }
 
-// Null where one thread alone is as fast.
-const Threads* worthwhile(const Threads& threads, const Problem& problem, int64_t arrays) {
-  const bool small = bytes_of(problem) * arrays < 2 * threads.bytes_per_thread;
-  return small || threads.count <= 1 ? nullptr : &threads;
-}
-
-bool is_streamed(const Problem& problem, int64_t arrays) {
-  return bytes_of(problem) * arrays >= kStreamBytes;
+// Null where one thread alone is as fast for this many bytes.
+const Threads* worthwhile(const Threads& threads, int64_t bytes) {
+  return bytes < 2 * threads.bytes_per_thread || threads.count <= 1 ? nullptr : &threads;
 }
 
 // Whether rows begin with cache lines; of strided rows, whether each column of them does. The
 // forward streams no others, as gathering them into whole lines takes as long as streaming saves.
 bool begin_with_lines(const Array& rows, const Problem& problem) {
-  const int64_t strides = rows.outer_stride | (problem.shape.inner > 1 ? rows.col_stride : 0);
+  int64_t strides = rows.strides.outer | (problem.shape.inner > 1 ? rows.col_stride : 0);
+  for (const int64_t stride : rows.strides.around) strides |= stride;
   const auto begin = reinterpret_cast<uintptr_t>(rows.data);
   return (begin | static_cast<uintptr_t>(strides * size_of(problem.type))) % kLine == 0;
 }
 
-}  // namespace
+// ---- members
 
-Status forward(const Forward& job, const Threads& threads) {
+void* moved(const void* data, int64_t elements, DataType type) {
+  return data ? static_cast<char*>(const_cast<void*>(data)) + elements * size_of(type) : nullptr;
+}
+
+// One member of a problem: where its arrays and its parameters are.
+class Member {
+ public:
+  Member(const Problem& problem, int64_t index) : problem_(problem), index_(index) {
+    for (int axis = kMemberAxes - 1; axis >= 0; --axis) {
+      place_[axis] = index % problem.members.sizes[axis];
+      index /= problem.members.sizes[axis];
+    }
+  }
+  Array array(const Array& all) const {
+    return {moved(all.data, offset(all.strides), problem_.type), all.strides, all.col_stride};
+  }
+  void* parameter(const void* all) const {
+    return moved(all, index_ * problem_.shape.cols, problem_.parameter_type);
+  }
+  Problem problem() const {
+    const Statistics& all = problem_.statistics;
+    const DataType compute = compute_type(problem_.type);
+    const int64_t at = offset(all.strides);
+    Problem one = problem_;
+    one.x = array(problem_.x);
+    one.weight = parameter(problem_.weight);
+    one.statistics = {moved(all.mean, at, compute), moved(all.rstd, at, compute),
+                      moved(all.residual, at, compute), all.strides};
+    one.members = {};
+    return one;
+  }
+
+ private:
+  int64_t offset(const Strides& strides) const {
+    int64_t sum = 0;
+    for (int axis = 0; axis < kMemberAxes; ++axis) sum += place_[axis] * strides.members[axis];
+    return sum;
+  }
+
+  const Problem& problem_;
+  const int64_t index_;
+  int64_t place_[kMemberAxes];
+};
+
+Forward of_member(const Forward& job, int64_t index) {
+  const Member member(job.problem, index);
+  return {member.problem(), member.parameter(job.bias), member.array(job.y)};
+}
+
+Backward of_member(const Backward& job, int64_t index) {
+  const Member member(job.problem, index);
+  return {member.problem(), member.array(job.dy), member.array(job.dx),
+          member.parameter(job.dweight), member.parameter(job.dbias)};
+}
+
+// Calls one() for each member: with the threads where members are few, else each on one of them.
+template <class Job>
+Status over_members(const Job& job, const Threads& threads, int64_t arrays,
+                    Status (*one)(const Job&, const Threads&, int64_t members)) {
+  const int64_t members = job.problem.members.count();
+  if (members == 1) return one(job, threads, 1);
+  struct Call {
+    const Job& job;
+    decltype(one) of_one;
+    int64_t members;
+    std::atomic<Status> status{Status::ok};
+
+    void run(int64_t index, const Threads& on) {
+      const Status result = of_one(of_member(job, index), on, members);
+      if (result != Status::ok) status = result;
+    }
+  } call = {job, one, members};
+  const Threads alone = {1, nullptr, nullptr};
+  const Threads* const use = worthwhile(threads, arrays * bytes_of(job.problem, members));
+  if (!use || members < 2 * threads.count) {
+    for (int64_t index = 0; index < members; ++index) call.run(index, use ? threads : alone);
+    return call.status;
+  }
+  threads.run(
+      threads.pool, members,
+      [](void* context, int64_t begin, int64_t end) {
+        for (; begin < end; ++begin)
+          static_cast<Call*>(context)->run(begin, Threads{1, nullptr, nullptr});
+      },
+      &call);
+  return call.status;
+}
+
+// ---- a forward and a backward of one member, one of `members` like it
+
+Status forward_of_one(const Forward& job, const Threads& threads, int64_t members) {
   const NoFlushToZero mode;
   const Problem& problem = job.problem;
   if (problem.shape.rows() == 0 || problem.shape.cols == 0) return Status::ok;
@@ -209,11 +297,11 @@ Status forward(const Forward& job, const Threads& threads) {
   weight.take_memory(workspace);
   bias.take_memory(workspace);
   // An output that overwrites its input is in the cache already.
+  const int64_t bytes = bytes_of(problem, members), units = units_of(problem.shape);
   const bool stream =
-      is_streamed(problem, 2) && begin_with_lines(job.y, problem) && job.y.data != problem.x.data;
-  const int64_t bytes = bytes_of(problem), units = units_of(problem.shape);
+      2 * bytes >= kStreamBytes && begin_with_lines(job.y, problem) && job.y.data != problem.x.data;
   const ThreadsWithSubnormals with_subnormals = {threads};
-  const Threads* const use = worthwhile(with_subnormals.threads, problem, 2);
+  const Threads* const use = worthwhile(with_subnormals.threads, 2 * bytes_of(problem, 1));
   const bool shared = use && share_rows(problem.shape, units, threads);
   if (weight.is_copied() || bias.is_copied())
     over_columns(use, problem.shape.cols, [&](int64_t begin, int64_t end) {
@@ -228,7 +316,7 @@ Status forward(const Forward& job, const Threads& threads) {
   return Status::ok;
 }
 
-Status backward(const Backward& job, const Threads& threads) {
+Status backward_of_one(const Backward& job, const Threads& threads, int64_t members) {
   const NoFlushToZero mode;
   const Problem& problem = job.problem;
   const bool in_place =
@@ -239,8 +327,8 @@ Status backward(const Backward& job, const Threads& threads) {
     Backward parameters = job, rest = job;
     parameters.dx.data = nullptr;
     rest.dweight = rest.dbias = nullptr;
-    const Status status = backward(parameters, threads);
-    return status == Status::ok ? backward(rest, threads) : status;
+    const Status status = backward_of_one(parameters, threads, members);
+    return status == Status::ok ? backward_of_one(rest, threads, members) : status;
   }
   const int64_t rows = problem.shape.rows(), cols = problem.shape.cols;
   const Kernels& kernels = chosen_kernels();
@@ -261,12 +349,13 @@ Status backward(const Backward& job, const Threads& threads) {
   if (!workspace) return Status::out_of_memory;
   void* const partials = parameters ? workspace.take(partials_bytes) : nullptr;
   weight.take_memory(workspace);
-  const bool stream = is_streamed(problem, 3) && job.dx.data != job.dy.data &&
+  const int64_t bytes = bytes_of(problem, members);
+  const bool stream = 3 * bytes >= kStreamBytes && job.dx.data != job.dy.data &&
                       job.dx.data != problem.x.data &&
                       (problem.shape.inner == 1 || begin_with_lines(job.dx, problem));
-  const bool prefetch = bytes_of(problem) >= kPrefetchBytes;
+  const bool prefetch = bytes >= kPrefetchBytes;
   const ThreadsWithSubnormals with_subnormals = {threads};
-  const Threads* const use = worthwhile(with_subnormals.threads, problem, 3);
+  const Threads* const use = worthwhile(with_subnormals.threads, 3 * bytes_of(problem, 1));
   const bool shared = use && share_rows(problem.shape, blocks, threads);
   if (weight.is_copied())
     over_columns(use, cols, [&](int64_t begin, int64_t end) { weight.copy(begin, end); });
@@ -280,6 +369,16 @@ Status backward(const Backward& job, const Threads& threads) {
     run(few ? nullptr : use, divide_up(cols, kReduceCols), task, kernels.reduce);
   }
   return Status::ok;
+}
+
+}  // namespace
+
+Status forward(const Forward& job, const Threads& threads) {
+  return over_members(job, threads, 2, forward_of_one);
+}
+
+Status backward(const Backward& job, const Threads& threads) {
+  return over_members(job, threads, 3, backward_of_one);
 }
 
 }  // namespace layernorm

@@ -105,15 +105,43 @@ def test_an_error_about_another_type_says_what_to_call(x_type):
     ("shape", "axes", "message"),
     [
         ((512,), (1,), r"weight has shape \(512,\), but x of shape \(32, 1024\) .*axis 1 needs "),
-        ((1, 1024), (1,), r"needs \(1024,\): pass weight.reshape\(\(1024,\)\)"),
-        ((1024,), (0,), r"needs \(32,\): pass axis=-1"),
-        ((32, 1024), (1,), r"needs \(1024,\): pass axis=\(-2, -1\)"),
+        ((1024, 1), (1,), r"needs \(1024,\), or to broadcast .*: pass weight.reshape\(\(1024,\)\)"),
+        ((16, 1024), (1,), r"needs \(1024,\), or to broadcast against x with these sizes: pass a"),
         ((), (1,), r"weight has shape \(\)"),
+        ((1, 32, 1024), (1,), r"needs \(1024,\), or to broadcast"),
     ],
 )
 def test_an_error_about_a_parameters_shape_says_which_one_fits(shape, axes, message):
     with pytest.raises(ValueError, match=message):
         spec.check_parameter("weight", shape, (32, 1024), axes)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes", "varying"),
+    [
+        ((4,), (2,), ()),
+        ((1, 1, 4), (2,), ()),
+        ((2, 1, 4), (2,), (0,)),
+        ((3, 4), (2,), (1,)),
+        ((2, 3, 4), (2,), (0, 1)),
+        ((3,), (1,), ()),
+        ((3, 1), (1,), ()),
+        ((3, 4), (1,), (2,)),
+        ((2, 3, 1), (1,), (0,)),
+        ((2, 4), (0, 2), ()),
+        ((2, 3, 4), (0, 2), (1,)),
+        ((1,), (2,), None),
+        ((2, 4), (2,), None),
+        ((2, 3, 1), (2,), None),
+        ((1, 2, 3, 4), (2,), None),
+    ],
+)
+def test_the_axes_along_which_a_parameter_varies(shape, axes, varying):
+    assert spec.varying_axes(shape, (2, 3, 4), axes) == varying
+    if varying is not None:
+        full = spec.parameter_shape((2, 3, 4), axes, varying)
+        np.broadcast_to(np.zeros(full), (2, 3, 4))
+        assert math.prod(full) == math.prod(shape)
 
 
 @pytest.mark.parametrize(

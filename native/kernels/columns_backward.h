@@ -53,23 +53,25 @@ struct ColumnsBackward {
   const double n = static_cast<double>(cols);
   const C* const weight = static_cast<const C*>(task.weight);
 
+  int64_t offset(const Array& array, int64_t outer) const {
+    return offset_of(problem.shape, array.strides, outer);
+  }
   RowOf<const Stored> x(int64_t outer, int64_t inner) const {
-    return {static_cast<const Stored*>(problem.x.data) + outer * problem.x.outer_stride + inner,
+    return {static_cast<const Stored*>(problem.x.data) + offset(problem.x, outer) + inner,
             problem.x.col_stride};
   }
   RowOf<const Stored> dy(int64_t outer, int64_t inner) const {
     const Array& from = task.job->dy;
-    return {static_cast<const Stored*>(from.data) + outer * from.outer_stride + inner,
-            from.col_stride};
+    return {static_cast<const Stored*>(from.data) + offset(from, outer) + inner, from.col_stride};
   }
   RowOf<Stored> dx(int64_t outer, int64_t inner) const {
     const Array& to = task.job->dx;
-    return {static_cast<Stored*>(to.data) + outer * to.outer_stride + inner, to.col_stride};
+    return {static_cast<Stored*>(to.data) + offset(to, outer) + inner, to.col_stride};
   }
 
   RowStatistics<C> saved(int64_t outer, int64_t inner) const {
     const Statistics& from = problem.statistics;
-    const int64_t row = outer * problem.shape.inner + inner;
+    const int64_t row = offset_of(problem.shape, from.strides, outer) + inner;
     RowStatistics<C> result = {0, 0, static_cast<const C*>(from.rstd)[row], true};
     if constexpr (centered) {
       result.mean = static_cast<const C*>(from.mean)[row];

@@ -181,10 +181,15 @@ struct ColumnsForward {
   const C* const bias = static_cast<const C*>(task.bias);
 
   const Stored* x(int64_t outer, int64_t inner) const {
-    return static_cast<const Stored*>(problem.x.data) + outer * problem.x.outer_stride + inner;
+    return static_cast<const Stored*>(problem.x.data) +
+           offset_of(problem.shape, problem.x.strides, outer) + inner;
   }
   Stored* y(int64_t outer, int64_t inner) const {
-    return static_cast<Stored*>(task.job->y.data) + outer * task.job->y.outer_stride + inner;
+    const Array& to = task.job->y;
+    return static_cast<Stored*>(to.data) + offset_of(problem.shape, to.strides, outer) + inner;
+  }
+  int64_t statistics_at(int64_t outer, int64_t inner) const {
+    return offset_of(problem.shape, problem.statistics.strides, outer) + inner;
   }
 
   template <int V, bool whole>
@@ -196,8 +201,8 @@ struct ColumnsForward {
     rows.compute(strip, from, problem.x.col_stride, cols, problem.eps);
     if (!rows.batch.are_ordinary(count)) return strip_with_scaled_rows(strip, rows, outer, inner);
     write_y(strip, rows, from, to, AllLanes{});
-    for (int64_t row = 0; row < count; ++row)
-      save(rows.batch[row], problem.statistics, outer * problem.shape.inner + inner + row);
+    const int64_t at = statistics_at(outer, inner);
+    for (int64_t row = 0; row < count; ++row) save(rows.batch[row], problem.statistics, at + row);
   }
 
   template <int V, bool whole, class Lanes>
@@ -229,7 +234,7 @@ struct ColumnsForward {
   __attribute__((noinline)) void strip_with_scaled_rows(
       Strip<V, whole> strip, const StripStatistics<Stored, centered, V, whole>& statistics,
       int64_t outer, int64_t inner) const {
-    const int64_t count = strip.template rows<C>(), index = outer * problem.shape.inner + inner;
+    const int64_t count = strip.template rows<C>(), index = statistics_at(outer, inner);
     SomeLanes<C, V> usual;
     for (int64_t row = 0; row < count; ++row) {
       if (!statistics.batch.is_ordinary(row)) continue;

@@ -3,20 +3,15 @@
 // rows, in double.
 #pragma once
 
-template <class Stored>
-inline RowOf<const Stored> dy_of_row(const BackwardTask& task, int64_t row) {
-  const Array& dy = task.job->dy;
-  const int64_t inner = task.job->problem.shape.inner;
-  return {static_cast<const Stored*>(dy.data) + row / inner * dy.outer_stride + row % inner,
-          dy.col_stride};
+inline int64_t offset_of_row(const Problem& problem, const Strides& strides, int64_t row) {
+  const int64_t inner = problem.shape.inner;
+  return offset_of(problem.shape, strides, row / inner) + row % inner;
 }
 
 template <class Stored>
-inline RowOf<const Stored> x_of_row(const Problem& problem, int64_t row) {
-  const int64_t inner = problem.shape.inner;
-  return {static_cast<const Stored*>(problem.x.data) + row / inner * problem.x.outer_stride +
-              row % inner,
-          problem.x.col_stride};
+inline RowOf<const Stored> row_of(const Problem& problem, const Array& array, int64_t row) {
+  return {static_cast<const Stored*>(array.data) + offset_of_row(problem, array.strides, row),
+          array.col_stride};
 }
 
 // A row's statistics as the forward saved them, or computed again.
@@ -24,14 +19,15 @@ template <class Stored, bool centered, class Rows>
 ScaledStatistics<Stored> saved_statistics(const Problem& problem, const Rows& rows, int64_t row) {
   using C = Compute<Stored>;
   const Statistics& from = problem.statistics;
-  RowStatistics<C> saved = {0, 0, static_cast<const C*>(from.rstd)[row], true};
+  const int64_t at = offset_of_row(problem, from.strides, row);
+  RowStatistics<C> saved = {0, 0, static_cast<const C*>(from.rstd)[at], true};
   if constexpr (centered) {
-    saved.mean = static_cast<const C*>(from.mean)[row];
-    if (from.residual) saved.residual = static_cast<const C*>(from.residual)[row];
+    saved.mean = static_cast<const C*>(from.mean)[at];
+    if (from.residual) saved.residual = static_cast<const C*>(from.residual)[at];
   }
   if (is_ordinary_rstd(saved.rstd)) return without_scale<Stored>(saved);
-  return scaled_statistics_from<Stored, centered>(&saved, 1, rows, x_of_row<Stored>(problem, row),
-                                                  problem.eps)
+  return scaled_statistics_from<Stored, centered>(
+             &saved, 1, rows, row_of<Stored>(problem, problem.x, row), problem.eps)
       .in_all_lanes(0);
 }
 
@@ -55,10 +51,11 @@ struct SummedColumns {
   }
 
   template <class Rows>
-  void add_row(const Rows& row_of, int64_t row) {
-    const RowOf<const Stored> dy = dy_of_row<Stored>(task, row), x = x_of_row<Stored>(problem, row);
+  void add_row(const Rows& rows, int64_t row) {
+    const RowOf<const Stored> dy = row_of<Stored>(problem, task.job->dy, row),
+                              x = row_of<Stored>(problem, problem.x, row);
     ScaledStatistics<Stored> statistics;
-    if (of_dweight) statistics = saved_statistics<Stored, centered>(problem, row_of, row);
+    if (of_dweight) statistics = saved_statistics<Stored, centered>(problem, rows, row);
     for (int64_t at = 0; at * W < count; ++at) {
       if (!wanted[at]) continue;
       const int64_t first = begin + at * W, columns = std::min(W, count - at * W);
@@ -76,8 +73,11 @@ struct SummedColumns {
 
   // Whether a row's xhat is NaN, and so its share of each column of dweight.
   bool any_xhat_is_nan() const {
-    const auto* rstd = static_cast<const Compute<Stored>*>(problem.statistics.rstd);
-    return std::any_of(rstd, rstd + problem.shape.rows(), [](auto v) { return v != v; });
+    const Statistics& from = problem.statistics;
+    const auto* rstd = static_cast<const Compute<Stored>*>(from.rstd);
+    for (int64_t row = 0; row < problem.shape.rows(); ++row)
+      if (std::isnan(rstd[offset_of_row(problem, from.strides, row)])) return true;
+    return false;
   }
 
   bool all_are_nan() const {
@@ -150,7 +150,7 @@ struct ReduceStrip {
   void find_largest() {
     has_largest = true;
     for (int64_t row = 0; row < problem.shape.rows(); ++row) {
-      const RowOf<const Stored> dy = dy_of_row<Stored>(task, row);
+      const RowOf<const Stored> dy = row_of<Stored>(problem, task.job->dy, row);
       int64_t col = begin;
       if (dy.stride == 1) {
         for (; col + lanes<C> <= end; col += lanes<C>) {

@@ -117,10 +117,11 @@ struct RowsBackward {
 
   RowStatistics<C> saved(int64_t row) const {
     const Statistics& from = problem.statistics;
-    RowStatistics<C> result = {0, 0, static_cast<const C*>(from.rstd)[row], true};
+    const int64_t at = gradients.offset(from.strides, row);
+    RowStatistics<C> result = {0, 0, static_cast<const C*>(from.rstd)[at], true};
     if constexpr (centered) {
-      result.mean = static_cast<const C*>(from.mean)[row];
-      result.residual = from.residual ? static_cast<const C*>(from.residual)[row]
+      result.mean = static_cast<const C*>(from.mean)[at];
+      result.residual = from.residual ? static_cast<const C*>(from.residual)[at]
                                       : residual_of(result.mean, gradients.x(row), gradients.parts);
     }
     result.ordinary = is_ordinary_rstd(result.rstd);
@@ -148,7 +149,7 @@ struct RowsBackward {
         if (!cleared) sums.clear(begin, end);
       for (int64_t at = 0; at < count; at += R) {
         GroupSums<Stored, centered, has_weight, wanted, R> group;
-        group.x_ahead = gradients.rows_ahead(row + at) * problem.x.outer_stride;
+        group.x_ahead = gradients.rows_ahead(row + at) * problem.x.strides.outer;
         for (int64_t r = 0; r < R; ++r) {
           group.normalizer[r] = Normalizer<C>(rows[at + r]);
           group.x[r] = gradients.x(row + at + r);

@@ -59,8 +59,14 @@ struct NormalizeRows {
 };
 
 template <class C>
-inline void save(const C* from, void* to, int64_t first, int64_t count) {
-  if (to) std::copy(from, from + count, static_cast<C*>(to) + first);
+inline void save(const C* from, void* to, int64_t first, int64_t stride, int64_t count) {
+  if (!to) return;
+  C* const begin = static_cast<C*>(to) + first;
+  if (stride == 1) {
+    std::copy(from, from + count, begin);
+  } else {
+    for (int64_t at = 0; at < count; ++at) begin[at * stride] = from[at];
+  }
 }
 template <class C>
 inline void save(const RowStatistics<C>& row, const Statistics& statistics, int64_t index) {
@@ -98,13 +104,26 @@ struct RowsForward {
   const C* const weight = static_cast<const C*>(task.weight);
   const C* const bias = static_cast<const C*>(task.bias);
   const Parts parts = {cols, task.threads};
+  const int64_t run = problem.shape.outer / problem.shape.runs();
   int64_t ahead = 0;
+  // From where row 0 would be if the rows of this run went on to both sides.
+  const Stored* x_of_run = static_cast<const Stored*>(problem.x.data);
+  Stored* y_of_run = static_cast<Stored*>(job.y.data);
+  int64_t statistics_of_run = 0;
 
-  const Stored* x(int64_t row) const {
-    return static_cast<const Stored*>(problem.x.data) + row * problem.x.outer_stride;
+  const Stored* x(int64_t row) const { return x_of_run + row * problem.x.strides.outer; }
+  Stored* y(int64_t row) const { return y_of_run + row * job.y.strides.outer; }
+  int64_t statistics_at(int64_t row) const {
+    return statistics_of_run + row * problem.statistics.strides.outer;
   }
-  Stored* y(int64_t row) const {
-    return static_cast<Stored*>(job.y.data) + row * job.y.outer_stride;
+
+  void move_to_run_of(int64_t row) {
+    const auto offset = [&](const Strides& strides) {
+      return offset_of(problem.shape, strides, row) - row * strides.outer;
+    };
+    x_of_run = static_cast<const Stored*>(problem.x.data) + offset(problem.x.strides);
+    y_of_run = static_cast<Stored*>(job.y.data) + offset(job.y.strides);
+    statistics_of_run = offset(problem.statistics.strides);
   }
 
   template <int64_t R>
@@ -140,15 +159,16 @@ struct RowsForward {
     Batch<C, kBatchRows> batch;
     if (task.cache == Cache::none && !task.stream && !task.threads)
       for (int64_t row = first; row < first + count; ++row) prefetch_for_writing(y(row), cols);
-    compute_statistics<Stored, centered>(x(first), problem.x.outer_stride, count, parts,
+    compute_statistics<Stored, centered>(x(first), problem.x.strides.outer, count, parts,
                                          problem.eps, batch);
     if (!batch.are_ordinary(count)) return one_by_one(batch, first, count);
     parts.each(
         [&](int64_t, int64_t begin, int64_t end) { write_part(batch, first, count, begin, end); });
     const Statistics& statistics = problem.statistics;
-    save(batch.mean, statistics.mean, first, count);
-    save(batch.rstd, statistics.rstd, first, count);
-    save(batch.residual, statistics.residual, first, count);
+    const int64_t at = statistics_at(first), stride = statistics.strides.outer;
+    save(batch.mean, statistics.mean, at, stride, count);
+    save(batch.rstd, statistics.rstd, at, stride, count);
+    save(batch.residual, statistics.residual, at, stride, count);
   }
 
   void one_by_one(const Batch<C, kBatchRows>& batch, int64_t first, int64_t count) {
@@ -156,12 +176,12 @@ struct RowsForward {
       const int64_t row = first + at;
       if (batch.is_ordinary(at)) {
         normalize<1>(batch, at, row, 0, cols);
-        save(batch[at], problem.statistics, row);
+        save(batch[at], problem.statistics, statistics_at(row));
       } else {
         const auto scaled = forward_scaled_rows<Stored, centered>(
             AlongRow{cols}, RowOf<const Stored>{x(row), 1}, weight, bias, problem.eps,
             RowOf<Stored>{y(row), 1});
-        save(scaled.unscaled(0), problem.statistics, row);
+        save(scaled.unscaled(0), problem.statistics, statistics_at(row));
       }
     }
   }
@@ -171,10 +191,16 @@ template <class Stored, bool centered, class A>
 void forward_rows(const ForwardTask& task, int64_t begin, int64_t end) {
   RowsForward<Stored, centered, A> rows{task};
   const int64_t batch_rows = rows_per_batch<Stored>(rows.cols, task.cache);
-  for (int64_t first = begin; first < end; first += batch_rows) {
+  for (int64_t first = begin; first < end;) {
+    int64_t count = std::min(batch_rows, end - first);
+    if (!rows.problem.shape.is_one_run()) {
+      rows.move_to_run_of(first);
+      count = std::min(count, rows.run - first % rows.run);
+    }
     const bool prefetch = task.prefetch && end - first >= 2 * batch_rows;
-    rows.ahead = prefetch ? batch_rows * rows.problem.x.outer_stride : 0;
-    rows.batch(first, std::min(batch_rows, end - first));
+    rows.ahead = prefetch ? batch_rows * rows.problem.x.strides.outer : 0;
+    rows.batch(first, count);
+    first += count;
   }
   if (task.stream) finish_streaming();
 }

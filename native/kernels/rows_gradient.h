@@ -165,14 +165,18 @@ struct RowGradients {
   int64_t last_row = 0;  // one past the last of the block
   LineWriter<Stored> lines = {};
 
+  const bool is_one_run = problem.shape.is_one_run();
+  int64_t offset(const Strides& strides, int64_t row) const {
+    return is_one_run ? row * strides.outer : offset_of(problem.shape, strides, row);
+  }
   const Stored* x(int64_t row) const {
-    return static_cast<const Stored*>(problem.x.data) + row * problem.x.outer_stride;
+    return static_cast<const Stored*>(problem.x.data) + offset(problem.x.strides, row);
   }
   const Stored* dy(int64_t row) const {
-    return static_cast<const Stored*>(job.dy.data) + row * job.dy.outer_stride;
+    return static_cast<const Stored*>(job.dy.data) + offset(job.dy.strides, row);
   }
   Stored* dx(int64_t row) const {
-    return static_cast<Stored*>(job.dx.data) + row * job.dx.outer_stride;
+    return static_cast<Stored*>(job.dx.data) + offset(job.dx.strides, row);
   }
 
   ScaledStatistics<Stored> scaled(const RowStatistics<C>& row_statistics, int64_t row) const {
@@ -199,7 +203,7 @@ struct RowGradients {
             dy(row),
             weight,
             dx(row),
-            rows_ahead(row) * job.dy.outer_stride};
+            rows_ahead(row) * job.dy.strides.outer};
   }
 
   // The functions for rare rows are not inlined, so that the usual ones keep their registers.
@@ -253,8 +257,14 @@ struct RowGradients {
 
   __attribute__((noinline)) void write(const RowStatistics<C>* rows, RowMeans<C>& means,
                                        int64_t first, int64_t count) {
-    means.finish(static_cast<const C*>(problem.statistics.rstd) + first, count,
-                 static_cast<double>(cols));
+    C gathered[kMostBatchRows];
+    const C* rstd = gathered;
+    if (is_one_run && problem.statistics.strides.outer == 1) {
+      rstd = static_cast<const C*>(problem.statistics.rstd) + first;
+    } else {
+      for (int64_t at = 0; at < count; ++at) gathered[at] = rows[at].rstd;
+    }
+    means.finish(rstd, count, static_cast<double>(cols));
     for (int64_t at = 0; at < count; ++at)
       if (may_cancel<Stored, has_weight>(broadcast(means.g_xhat[at]), dy(first + at), weight, cols))
         means.slope[at] = accurate_slope(rows[at], first + at);

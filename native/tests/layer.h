@@ -123,7 +123,8 @@ inline Problem problem_of(const Case& given, const Inputs& inputs, const Tensor&
           given.eps,
           x.array(),
           weight,
-          statistics};
+          statistics,
+          {}};
 }
 
 constexpr Threads kAlone = {1, nullptr, nullptr};
@@ -132,7 +133,8 @@ inline Status run_forward(const Case& given, const Inputs& inputs, Outputs& outp
                           const Threads& threads = kAlone) {
   const Statistics statistics = {given.saves_mean ? outputs.mean.data() : nullptr,
                                  given.saves_rstd ? outputs.rstd.data() : nullptr,
-                                 given.saves_residual ? outputs.residual.data() : nullptr};
+                                 given.saves_residual ? outputs.residual.data() : nullptr,
+                                 {given.shape.inner}};
   const Tensor& x = given.in_place ? outputs.y : inputs.x;
   const Forward job = {problem_of(given, inputs, x, statistics),
                        given.has_bias ? inputs.bias.data() : nullptr, outputs.y.array()};
@@ -144,10 +146,12 @@ inline Status run_backward(const Case& given, const Inputs& inputs, Outputs& out
                            const Threads& threads = kAlone) {
   const bool residual = given.saves_residual && given.gives_residual;
   const Statistics statistics = {given.centered ? outputs.mean.data() : nullptr,
-                                 outputs.rstd.data(), residual ? outputs.residual.data() : nullptr};
+                                 outputs.rstd.data(),
+                                 residual ? outputs.residual.data() : nullptr,
+                                 {given.shape.inner}};
   const Tensor& x = given.in_place && given.dx_in_x ? outputs.dx : inputs.x;
   const Tensor& dy = given.in_place && !given.dx_in_x ? outputs.dx : inputs.dy;
-  Array dx = {nullptr, 0, 0};
+  Array dx = {nullptr, {0}, 0};
   if (given.wants_dx) dx = outputs.dx.array();
   const Backward job = {problem_of(given, inputs, x, statistics), dy.array(), dx,
                         given.wants_dweight ? outputs.dweight.data() : nullptr,

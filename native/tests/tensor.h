@@ -17,11 +17,11 @@ enum class Layout {
   broadcast,   // an outer stride of 0: for inputs only
 };
 
-struct Strides {
+struct Steps {
   int64_t outer, col;
 };
 
-inline Strides strides_of(Layout layout, const Shape& shape) {
+inline Steps steps_of(Layout layout, const Shape& shape) {
   const int64_t dense = shape.cols * shape.inner;
   // 3 and 5, so that the rows' alignments all differ.
   const int64_t col = shape.inner == 1 ? 1 : shape.inner + 3;
@@ -41,10 +41,10 @@ class Tensor {
  public:
   Tensor() = default;
   Tensor(DataType type, const Shape& shape, Layout layout, Random& random)
-      : type_(type), shape_(shape), strides_(strides_of(layout, shape)) {
+      : type_(type), shape_(shape), steps_(steps_of(layout, shape)) {
     if (rows() == 0 || cols() == 0) return;
-    const int64_t outer = (shape.outer - 1) * strides_.outer;
-    const int64_t col = (shape.cols - 1) * strides_.col;
+    const int64_t outer = (shape.outer - 1) * steps_.outer;
+    const int64_t col = (shape.cols - 1) * steps_.col;
     first_ = -(std::min(outer, int64_t{0}) + std::min(col, int64_t{0}));
     const int64_t last = std::max(outer, int64_t{0}) + std::max(col, int64_t{0}) + shape.inner - 1;
     buffer_ = Buffer((first_ + last + 1) * size_of(type), size_of(type), random);
@@ -55,7 +55,7 @@ class Tensor {
   int64_t cols() const { return shape_.cols; }
   const Buffer& buffer() const { return buffer_; }
   void* data() const { return static_cast<char*>(buffer_.data()) + first_ * size_of(type_); }
-  Array array() const { return {data(), strides_.outer, strides_.col}; }
+  Array array() const { return {data(), {steps_.outer}, steps_.col}; }
   Real get(int64_t row, int64_t col) const { return read(type_, buffer_.data(), index(row, col)); }
   void set(int64_t row, int64_t col, Real value) {
     write(type_, buffer_.data(), index(row, col), value);
@@ -83,7 +83,7 @@ class Tensor {
     Tensor result;
     result.type_ = type_;
     result.shape_ = shape_;
-    result.strides_ = strides_;
+    result.steps_ = steps_;
     result.first_ = first_;
     result.buffer_ = Buffer(static_cast<int64_t>(buffer_.size()), size_of(type_), random);
     result.buffer_.copy_from(buffer_);
@@ -105,12 +105,12 @@ class Tensor {
 
  private:
   int64_t index(int64_t row, int64_t col) const {
-    return first_ + row / shape_.inner * strides_.outer + col * strides_.col + row % shape_.inner;
+    return first_ + row / shape_.inner * steps_.outer + col * steps_.col + row % shape_.inner;
   }
 
   DataType type_ = DataType::float32;
   Shape shape_ = {0, 0, 1};
-  Strides strides_ = {0, 0};
+  Steps steps_ = {0, 0};
   int64_t first_ = 0;  // index of element (0, 0, 0) from the lowest address
   Buffer buffer_;
 };

@@ -5,12 +5,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from layernorm.spec import Layout
-
 _Array = npt.NDArray[Any]
 # Of Stats: mean, rstd, residual, axis, eps, parameter_type.
 _Fields = tuple[_Array | None, _Array, _Array | None, tuple[int, ...], float, np.dtype[Any] | None]
-_Strides = tuple[int, int]  # of outer and of cols, in elements
 
 def try_forward(
     x: object,
@@ -81,40 +78,41 @@ def forward(
     centered: bool,
     zero_centered_weight: bool,
     eps: float,
-    layout: Layout,
+    axes: tuple[int, ...],
+    varying: tuple[int, ...],
     x: _Array,
-    x_strides: _Strides,
     weight: _Array | None,
     bias: _Array | None,
     y: _Array,
-    y_strides: _Strides,
     mean: _Array | None,
     rstd: _Array | None,
     residual: _Array | None,
     /,
-) -> None:
-    """Write y, and the statistics that are not None."""
+) -> bool:
+    """Write y, and the statistics that are not None.
+
+    weight and bias have the `varying` axes of x and then the normalized ones, all but x and y are
+    contiguous. False, with nothing done, where x or y must be copied first.
+    """
 
 def backward(
     centered: bool,
     zero_centered_weight: bool,
     eps: float,
-    layout: Layout,
+    axes: tuple[int, ...],
+    varying: tuple[int, ...],
     x: _Array,
-    x_strides: _Strides,
     dy: _Array,
-    dy_strides: _Strides,
     weight: _Array | None,
     mean: _Array | None,
     rstd: _Array,
     residual: _Array | None,
     dx: _Array | None,
-    dx_strides: _Strides,
     dweight: _Array | None,
     dbias: _Array | None,
     /,
-) -> None:
-    """Write those of dx, dweight and dbias that are not None."""
+) -> bool:
+    """Write those of dx, dweight and dbias that are not None; False as `forward` returns it."""
 
 def empty(shape: tuple[int, ...], dtype: np.dtype[Any], /) -> _Array:
     """Return an uninitialized array; a large one in memory from the buffer cache."""

@@ -32,7 +32,7 @@ import numpy.typing as npt
 
 from layernorm import reference
 from layernorm.reference import Axis
-from layernorm.spec import compute_type, normalize_axes, normalized_shape, statistics_shape
+from layernorm.spec import compute_type, normalize_axes, normalized_shape, varying_axes
 
 Array: TypeAlias = npt.NDArray[Any]
 Kind: TypeAlias = Literal["layer_norm", "rms_norm"]
@@ -174,13 +174,13 @@ def parameter_error(
     *,
     axis: Axis = -1,
 ) -> float:
-    """Return the worst error of gradient = sum of terms over the axes other than `axis`.
+    """Return the worst error of gradient = sum of terms over the rows that share a parameter.
 
     In ulp of float32 (of float64 if the gradient is float64) at the sum of `scales`, by default of
     |terms|; the rounding to the gradient's type is forgiven.
 
     Args:
-        gradient: array of the normalized shape.
+        gradient: array of the normalized shape, or of one that broadcasts against x's.
         terms: array with the shape of x, exact or nearly so: float64, np.longdouble for float64.
         scales: array with the shape of x: the magnitudes to measure errors against.
         axis: the normalized axes of x.
@@ -192,14 +192,19 @@ def parameter_error(
     if name == "float64":
         terms = terms.astype(np.longdouble)
     axes = normalize_axes(axis, terms.ndim)
-    shape = normalized_shape(terms.shape, axes)
-    _require_shape("the gradient", gradient, shape)
-    rows = math.prod(statistics_shape(terms.shape, axes))
+    varying = varying_axes(gradient.shape, terms.shape, axes)
+    _require_shape(
+        "the gradient",
+        gradient,
+        normalized_shape(terms.shape, axes) if varying is None else gradient.shape,
+    )
+    summed = [each for each in range(terms.ndim) if each not in (*axes, *(varying or ()))]
+    rows = math.prod(terms.shape[each] for each in summed)
 
     def sum_of_rows(values: Array) -> Array:
-        columns = np.moveaxis(values, axes, range(len(axes)))
-        columns = np.ascontiguousarray(columns).reshape(*shape, rows)  # contiguous: summed pairwise
-        total: Array = columns.sum(axis=-1)
+        columns = np.moveaxis(values, summed, range(-len(summed), 0))
+        columns = np.ascontiguousarray(columns)  # contiguous: summed pairwise
+        total: Array = columns.reshape(*gradient.shape, rows).sum(axis=-1)
         return total
 
     with np.errstate(all="ignore"):

@@ -14,6 +14,11 @@ RMS normalization is the same with mean = 0 and no bias. With g = dy * weight, t
     dweight = sum over rows of dy * xhat
     dbias   = sum over rows of dy
 
+Weight and bias have the normalized shape: x's sizes along the normalized axes. Or they broadcast
+against x, with those sizes, and vary along kept axes too: adaptive layer norm has a weight for each
+sample, per-head norm one for each head. A sum over rows is then one over the rows that share a
+parameter.
+
 docs/derivation.md derives them. The code below is these lines, with three precautions that make
 them right for every finite float64:
 
@@ -102,15 +107,19 @@ def layer_norm_backward(
     axis: Axis = -1,
     eps: float = 1e-5,
     zero_centered_weight: bool = False,
+    parameter_shape: tuple[int, ...] | None = None,
     exact: bool = False,
 ) -> tuple[Array, Array, Array]:
     """Return the gradients (dx, dweight, dbias) of sum(dy * layer_norm(x, weight, bias)).
 
-    The statistics are recomputed from `x`. dweight and dbias have the normalized shape and are
-    returned whether or not there is a weight. dx is NaN in a row of equal elements if eps = 0,
-    where the function is discontinuous, and in a row where dy is not finite.
+    The statistics are recomputed from `x`. dweight and dbias are returned whether or not there is
+    a weight. They have `parameter_shape`, by default the weight's, or the normalized shape. dx is
+    NaN in a row of equal elements if eps = 0, where the function is discontinuous, and in a row
+    where dy is not finite.
     """
-    return _backward(dy, x, weight, axis, eps, zero_centered_weight, exact, centered=True)
+    return _backward(
+        dy, x, weight, axis, eps, zero_centered_weight, parameter_shape, exact, centered=True
+    )
 
 
 def rms_norm_backward(
@@ -121,6 +130,7 @@ def rms_norm_backward(
     axis: Axis = -1,
     eps: float = 1e-6,
     zero_centered_weight: bool = False,
+    parameter_shape: tuple[int, ...] | None = None,
     exact: bool = False,
 ) -> tuple[Array, Array]:
     """Return the gradients (dx, dweight) of sum(dy * rms_norm(x, weight)).
@@ -129,7 +139,7 @@ def rms_norm_backward(
     `layer_norm_backward`; the row without a derivative is the row of zeros.
     """
     dx, dweight, _ = _backward(
-        dy, x, weight, axis, eps, zero_centered_weight, exact, centered=False
+        dy, x, weight, axis, eps, zero_centered_weight, parameter_shape, exact, centered=False
     )
     return dx, dweight
 
@@ -201,7 +211,7 @@ def scale_and_shift(
     zero_centered_weight: bool = False,
     exact: bool = False,
 ) -> Array:
-    """Return xhat * weight + bias, with the parameters along `axis`."""
+    """Return xhat * weight + bias, the parameters along `axis`, or broadcast against xhat."""
     y = _real(xhat, exact)
     layout = _Layout.of(y, axis)
     with np.errstate(all="ignore"):
@@ -284,6 +294,7 @@ def _backward(
     axis: Axis,
     eps: float,
     zero_centered_weight: bool,
+    parameter_shape: tuple[int, ...] | None,
     exact: bool,
     *,
     centered: bool,
@@ -294,13 +305,30 @@ def _backward(
     one = np.ones((1, 1), values.dtype)
     factor = one
     if weight is not None:
-        factor = layout.along_axes(_effective(weight, zero_centered_weight, exact)).reshape(1, -1)
+        effective = _effective(weight, zero_centered_weight, exact)
+        spread = np.broadcast_to(layout.along_axes(effective), values.shape)
+        factor = layout.rows(spread)
+        parameter_shape = parameter_shape or effective.shape
+    if parameter_shape is None:
+        parameter_shape = layout.normalized_shape
+    shared = layout.shared_axes(parameter_shape)
     with np.errstate(all="ignore"):
         rows = _normalize_rows(layout.rows(values), eps, centered)
         dx = layout.restore(_differentiate(dy_rows, factor, rows, centered))
-        dweight = _sum_over_rows(dy_rows, rows.xhat).reshape(layout.normalized_shape)
-        dbias = _sum_over_rows(dy_rows, one).reshape(layout.normalized_shape)
+        dy_terms, xhat_terms = (
+            _grouped(layout.restore(each), shared) for each in (dy_rows, rows.xhat)
+        )
+        dweight = _sum_over_rows(dy_terms, xhat_terms).reshape(parameter_shape)
+        dbias = _sum_over_rows(dy_terms, one).reshape(parameter_shape)
     return dx, dweight, dbias
+
+
+def _grouped(terms: Array, shared: tuple[int, ...]) -> Array:
+    """Flatten the axes to sum over into the first, all others into the second."""
+    moved = np.moveaxis(terms, shared, range(len(shared)))
+    rows = math.prod(terms.shape[axis] for axis in shared)
+    others = math.prod(moved.shape[len(shared) :])
+    return np.ascontiguousarray(moved).reshape(rows, others)
 
 
 def _jvp(
@@ -465,11 +493,26 @@ class _Layout(NamedTuple):
         return np.ascontiguousarray(np.moveaxis(moved, range(-len(self.axes), 0), self.axes))
 
     def along_axes(self, parameter: Array) -> Array:
-        if parameter.shape != self.normalized_shape:
-            raise ValueError(
-                f"a parameter has shape {parameter.shape}, but x of shape {self.shape} normalized "
-                f"over axes {self.axes} needs {self.normalized_shape}"
-            )
-        return parameter.reshape(
-            tuple(size if a in self.axes else 1 for a, size in enumerate(self.shape))
+        """Reshape a parameter so that it broadcasts against x."""
+        return parameter.reshape(self.spread_shape(parameter.shape))
+
+    def spread_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape, with all axes of x, of a parameter of this shape."""
+        if shape == self.normalized_shape:
+            return tuple(size if a in self.axes else 1 for a, size in enumerate(self.shape))
+        spread = (1,) * (len(self.shape) - len(shape)) + shape
+        fits = len(spread) == len(self.shape) and all(
+            mine == size or (mine == 1 and axis not in self.axes)
+            for axis, (mine, size) in enumerate(zip(spread, self.shape, strict=True))
         )
+        if not fits:
+            raise ValueError(
+                f"a parameter has shape {shape}, but x of shape {self.shape} normalized over axes "
+                f"{self.axes} needs {self.normalized_shape}, or to broadcast against x with these"
+            )
+        return spread
+
+    def shared_axes(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the axes along which all rows share a parameter of this shape."""
+        sizes = enumerate(zip(self.spread_shape(shape), self.shape, strict=True))
+        return tuple(a for a, (mine, size) in sizes if a not in self.axes and mine != size)

@@ -174,6 +174,39 @@ def _reshape(name: str, shape: Shape) -> str:
     return f"{name}.reshape({shape})"
 
 
+def varying_axes(
+    shape: Sequence[int], x_shape: Sequence[int], axes: Sequence[int]
+) -> tuple[int, ...] | None:
+    """Return the kept axes along which a parameter varies; None if its shape does not go with x's.
+
+    It has the normalized shape; or one that broadcasts against x's, with x's sizes along `axes`.
+
+    Args:
+        shape: of weight or bias.
+        x_shape, axes: as in `normalized_shape`.
+    Returns: axes of x, sorted; those where x has size 1 are not among them.
+    """
+    if tuple(shape) == normalized_shape(x_shape, axes):
+        return ()
+    sizes = (1,) * (len(x_shape) - len(shape)) + tuple(shape)
+    varying = []
+    for axis, (size, x_size) in enumerate(zip(sizes, x_shape, strict=False)):
+        if size != x_size and (size != 1 or axis in axes):
+            return None
+        if size != 1 and axis not in axes:
+            varying.append(axis)
+    return tuple(varying) if len(sizes) == len(x_shape) else None
+
+
+def parameter_shape(
+    x_shape: Sequence[int], axes: Sequence[int], varying: Sequence[int]
+) -> tuple[int, ...]:
+    """Return the shape, with all of x's axes, of a parameter that varies along kept axes."""
+    return tuple(
+        size if axis in axes or axis in varying else 1 for axis, size in enumerate(x_shape)
+    )
+
+
 def check_parameter(
     name: str,
     shape: Shape,
@@ -181,15 +214,16 @@ def check_parameter(
     axes: Sequence[int],
     *,
     reshape: Callable[[str, Shape], str] = _reshape,
-) -> None:
-    """Check that a parameter (or its gradient) has the normalized shape.
+) -> tuple[int, ...]:
+    """Check the shape of a parameter (or its gradient), and return its `varying_axes`.
 
     `reshape(name, shape)` returns the code that reshapes an array, for the end of the message.
     Raises: ValueError.
     """
+    varying = varying_axes(shape, x_shape, axes)
+    if varying is not None:
+        return varying
     expected = normalized_shape(x_shape, axes)
-    if tuple(shape) == expected:
-        return
     over = f"axis {axes[0]}" if len(axes) == 1 else f"axes {tuple(axes)}"
     trailing = tuple(range(-len(shape), 0))
     if math.prod(shape) == math.prod(expected):
@@ -198,9 +232,10 @@ def check_parameter(
         remedy = f"pass axis={trailing[0] if len(trailing) == 1 else trailing}"
     else:
         remedy = f"pass a {name} of that shape, or another axis"
+    also = "" if len(shape) <= len(axes) else ", or to broadcast against x with these sizes"
     raise ValueError(
         f"{name} has shape {tuple(shape)}, but x of shape {tuple(x_shape)} normalized over {over} "
-        f"needs {expected}: {remedy}"
+        f"needs {expected}{also}: {remedy}"
     )
 
 

@@ -8,6 +8,7 @@ from cases import (
     along_xhat_cases,
     dy_cases,
     eps_cases,
+    kept_axes_cases,
     layout_cases,
     of_each_kind,
     parameter_cases,
@@ -142,6 +143,16 @@ def test_y_is_within_its_bound_for_every_set_of_parameters(case: Case) -> None:
 
 @each(*of_each_kind(parameter_cases))
 def test_gradients_are_within_their_bounds_for_every_set_of_parameters(case: Case) -> None:
+    check_backward(ours, case)
+
+
+@each(*of_each_kind(kept_axes_cases))
+def test_y_is_within_its_bound_for_parameters_over_kept_axes(case: Case) -> None:
+    check_forward(ours, case)
+
+
+@each(*of_each_kind(kept_axes_cases))
+def test_gradients_are_within_their_bounds_for_parameters_over_kept_axes(case: Case) -> None:
     check_backward(ours, case)
 
 

@@ -12,6 +12,7 @@ from values import TYPES
 
 import layernorm
 import layernorm.numpy as ours
+from layernorm import reference, spec
 
 RNG = np.random.default_rng(7)
 
@@ -50,6 +51,56 @@ def test_weight_multiplies_before_bias_is_added() -> None:
     np.testing.assert_allclose(
         ours.layer_norm(x, weight, bias), plain * weight + bias, rtol=0, atol=1e-13
     )
+
+
+SHAPES_OF_PARAMETERS = {
+    "adaptive": ((3, 5, 16), -1, (3, 1, 16), (3, 1, 16)),
+    "each head": ((3, 5, 4, 16), -1, (4, 16), (4, 16)),
+    "each token": ((3, 5, 16), -1, (3, 5, 16), (3, 5, 16)),
+    "channels first": ((3, 16, 2, 5), 1, (3, 16, 1, 1), (3, 16, 1, 1)),
+    "behind the normalized axis": ((3, 16, 2, 5), 1, (16, 2, 1), (16, 2, 1)),
+    "between normalized axes": ((4, 3, 8), (0, 2), (4, 3, 8), (4, 3, 8)),
+    "all alike": ((3, 5, 16), -1, (1, 1, 16), (1, 16)),
+    "unlike each other": ((3, 5, 4, 16), -1, (3, 1, 1, 16), (4, 16)),
+    "an axis of one element": ((3, 1, 5), 1, (5,), (5,)),
+    "one shared": ((3, 5, 4, 16), -1, (16,), (5, 1, 16)),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES_OF_PARAMETERS)
+def test_parameters_over_kept_axes_are_broadcast(name) -> None:
+    shape, axis, of_weight, of_bias = SHAPES_OF_PARAMETERS[name]
+    x, weight, bias = map(RNG.standard_normal, (shape, of_weight, of_bias))
+    y = ours.layer_norm(x, weight, bias, axis=axis)
+    normalized = spec.normalized_shape(shape, spec.normalize_axes(axis, x.ndim))
+    scale, shift = (
+        each.reshape(-1, *[1] * (x.ndim - 1 - axis % x.ndim)) if each.shape == normalized else each
+        for each in (weight, bias)
+    )
+    expected = ours.layer_norm(x, axis=axis) * scale + shift
+    np.testing.assert_allclose(y, expected, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", SHAPES_OF_PARAMETERS)
+def test_gradients_have_the_shapes_of_their_parameters(name) -> None:
+    shape, axis, of_weight, of_bias = SHAPES_OF_PARAMETERS[name]
+    x, dy, weight, bias = map(RNG.standard_normal, (shape, shape, of_weight, of_bias))
+    for given in ((weight, bias), (weight, None), (None, bias)):
+        _, stats = ours.layer_norm_forward(x, *given, axis=axis)
+        dx, *gradients = ours.layer_norm_backward(
+            dy, x, stats, given[0], need_dbias=given[1] is not None
+        )
+        expected = reference.layer_norm_backward(dy, x, given[0], axis=axis)
+        np.testing.assert_allclose(dx, expected[0], rtol=0, atol=1e-12)
+        for at, (parameter, gradient) in enumerate(zip(given, gradients, strict=True)):
+            if parameter is None:
+                assert gradient is None
+                continue
+            right = reference.layer_norm_backward(
+                dy, x, None, axis=axis, parameter_shape=parameter.shape
+            )[1 + at]
+            assert gradient.shape == parameter.shape
+            np.testing.assert_allclose(gradient, right, rtol=0, atol=1e-12)
 
 
 def test_weight_and_bias_are_optional_separately() -> None:

@@ -1,9 +1,11 @@
 """docs/specification.md, "The same bits": what may decide the bits of a result."""
 
+import itertools
+
 import numpy as np
 import pytest
 from calls import assert_same_bits, forward_and_backward
-from cases import KINDS, Case
+from cases import KINDS, Case, kept_axes_cases, of_each_kind
 from checkers import (
     ROWWISE,
     check_alignment,
@@ -11,6 +13,7 @@ from checkers import (
     check_place_of_a_row,
     check_thread_counts,
 )
+from layouts import dense
 from values import TYPES
 
 import layernorm.numpy as ours
@@ -62,6 +65,66 @@ def test_a_batch_of_one_gives_the_same_bits_for_hard_values(kind, dtype, values)
 @each_kind
 def test_the_place_of_a_row_changes_no_bit(kind, dtype, layout) -> None:
     check_place_of_a_row(ours, Case(kind, dtype, 48, values="mixed", layout=layout, rows=41))
+
+
+KEPT_AXES = of_each_kind(kept_axes_cases)
+# Their rows are strided, but contiguous where parameters vary along the axes behind.
+BEHIND = [case for case in KEPT_AXES if case.axis == 1 and max(case.along, default=0) > 1]
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in KEPT_AXES if case not in BEHIND], ids=lambda case: case.id
+)
+def test_a_member_gets_the_bits_of_a_call_of_its_own(case) -> None:
+    x, dy, weight, bias = case.arrays()
+    whole = forward_and_backward(ours, case, x, dy, weight, bias)
+    own = case.but(along=None)
+    for index in itertools.product(*(range(case.shape[axis]) for axis in case.along)):
+        at = [slice(None)] * x.ndim
+        for axis, place in zip(case.along, index, strict=True):
+            at[axis] = slice(place, place + 1)
+        member = tuple(at)
+        parameters = [
+            None if each is None else each[member_of(each, at)].reshape(own.normalized_shape)
+            for each in (weight, bias)
+        ]
+        alone = forward_and_backward(ours, own, x[member], dy[member], *parameters)
+        for name, result in whole.items():
+            expected = alone[name]
+            if name in ("dweight", "dbias"):
+                part = result[member_of(result, at)].reshape(own.normalized_shape)
+            else:
+                part = result[member]
+            assert_same_bits(part, expected, f"{name} of member {index}")
+
+
+def member_of(parameter, at):
+    """Return where a member's own part of a parameter is: all of an axis of size 1."""
+    return tuple(
+        slice(None) if size == 1 else place for size, place in zip(parameter.shape, at, strict=True)
+    )
+
+
+@pytest.mark.parametrize("case", BEHIND, ids=lambda case: case.id)
+def test_parameters_that_vary_behind_the_normalized_axis_give_the_bits_of_moved_axes(case) -> None:
+    x, dy, weight, bias = case.arrays()
+    got = forward_and_backward(ours, case, x, dy, weight, bias)
+    moved = [None if a is None else dense(np.moveaxis(a, 1, -1)) for a in (x, dy, weight, bias)]
+    heads = case.but(layout="heads")  # whose axis is the last
+    for name, result in forward_and_backward(ours, heads, *moved).items():
+        assert_same_bits(got[name], np.moveaxis(result, -1, 1), name)
+
+
+@pytest.mark.parametrize("layout", ["heads_of_a_projection", "heads_before_tokens"])
+@each_type
+@each_kind
+def test_strides_between_rows_change_no_bit(kind, dtype, layout) -> None:
+    case = Case(kind, dtype, 64, layout=layout, rows=40)
+    x, dy, weight, bias = case.arrays()
+    assert not x.flags.c_contiguous
+    expected = forward_and_backward(ours, case, *map(dense, (x, dy, weight, bias)))
+    for name, result in forward_and_backward(ours, case, x, dy, weight, bias).items():
+        assert_same_bits(result, expected[name], name)
 
 
 @each_type

@@ -17,10 +17,12 @@ from calls import assert_same_bits, forward_and_backward
 from keras import ops
 from keras_gradients import BACKEND, Call, to_array, to_tensor, with_gradients
 from layouts import dense
+from values import dtype_of
 
 import layernorm
 import layernorm.keras as ours
 import layernorm.numpy as numpy_front_end
+from layernorm import reference
 from layernorm.keras import backends, formula
 
 # Keras's own calls of NumPy cause it.
@@ -296,6 +298,86 @@ def test_symbolic_tensors(kind, tmp_path) -> None:
         getattr(layernorm, kind)(inputs, out=inputs)
     layer = PAIRS[kind][0]()
     assert layer(inputs).shape == (None, 4, None, 8)
+
+
+# x's shape, the axis, and the shapes of weight and bias.
+KEPT_AXES = {
+    "adaptive": ((3, 5, 33), -1, (3, 1, 33), (3, 1, 33)),
+    "per head": ((2, 5, 3, 16), -1, (3, 16), (3, 16)),
+    "per token": ((3, 5, 33), -1, (3, 5, 33), (3, 5, 33)),
+    "channels first": ((3, 33, 4, 5), 1, (3, 33, 1, 1), (3, 33, 1, 1)),
+    "channels first, varying behind": ((3, 33, 4, 5), 1, (33, 4, 1), (33, 4, 1)),
+    "separated axes": ((2, 3, 4, 5), (1, 3), (2, 3, 1, 5), (2, 3, 1, 5)),
+    "shared shift": ((3, 5, 33), -1, (3, 1, 33), (33,)),
+}
+each_set = pytest.mark.parametrize("name", KEPT_AXES)
+
+
+@each_set
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+@each_kind
+def test_parameters_that_vary_along_kept_axes(kind, dtype, name) -> None:
+    shape, axis, *parameters = KEPT_AXES[name]
+    parameters = parameters if kind == "layer_norm" else parameters[:1]
+    x, dy, *parameters = (
+        (normal(*each) + 0.5).astype(dtype_of(dtype)) for each in (shape, shape, *parameters)
+    )
+    options = {"axis": axis, "zero_centered_weight": name == "adaptive"}
+    y, stats = getattr(numpy_front_end, f"{kind}_forward")(x, *parameters, **options)
+    backward = getattr(numpy_front_end, f"{kind}_backward")
+    gradients = backward(
+        dy, x, stats, parameters[0], zero_centered_weight=options["zero_centered_weight"]
+    )
+    expected = dict(zip(("dx", "dweight", "dbias"), gradients, strict=False)) | {"y": y}
+
+    given = dict(zip(("x", "weight", "bias"), map(to_tensor, (x, *parameters)), strict=False))
+    call = Call(getattr(ours, kind), tuple(options.items()))
+    got, gradients = with_gradients(call, given, to_tensor(dy))
+    results = {"y": got} | {f"d{key}": each for key, each in gradients.items()}
+    for key, result in results.items():
+        assert tuple(result.shape) == tuple((given | {"": x})[key[1:]].shape), key
+        if (name, key) != ("shared shift", "dbias"):  # a sum, whose order is the framework's
+            assert_same_bits(to_array(result), expected[key].astype(x.dtype), key)
+
+
+@each_set
+@each_kind
+def test_the_formula_of_parameters_that_vary_along_kept_axes(kind, name) -> None:
+    shape, axis, *parameters = KEPT_AXES[name]
+    parameters = parameters if kind == "layer_norm" else parameters[:1]
+    x, *parameters = (normal(*each) for each in (shape, *parameters))
+    got = getattr(formula, kind)(*map(ops.convert_to_tensor, (x, *parameters)), axis=axis)
+    expected = getattr(reference, kind)(x, *parameters, axis=axis)
+    np.testing.assert_allclose(to_array(got), expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="weight has shape"):
+        getattr(formula, kind)(x, normal(1), axis=axis)
+
+
+@each_kind
+def test_symbolic_parameters(kind, tmp_path) -> None:
+    """An adaptive norm as a part of a functional model."""
+    x, scale, shift = (keras.Input(each) for each in ((None, 33), (1, 33), (1, 33)))
+    parameters = (scale, shift) if kind == "layer_norm" else (scale,)
+    y = getattr(ours, kind)(x, *parameters, zero_centered_weight=True)
+    assert y.shape == (None, None, 33)
+    model = keras.Model([x, *parameters], y)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    for samples in (1, 3):
+        given = [normal(samples, size, 33) for size in (5, 1, 1)][: 1 + len(parameters)]
+        expected = getattr(numpy_front_end, kind)(*given, zero_centered_weight=True)
+        for each in (model, loaded):
+            assert_same_bits(to_array(each([to_tensor(one) for one in given])), expected, "y")
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((1, 7), -1), ((None, 1), -1), ((2, None, 4, 1), (1, 3)), ((5, 6, 8), -1)]
+)
+def test_symbolic_parameters_that_do_not_broadcast_are_errors(shape, axis) -> None:
+    x = keras.Input((4, None, 8), batch_size=3)
+    with pytest.raises(ValueError, match=r"weight has shape .*x of shape \(3, 4, None, 8\)"):
+        ours.rms_norm(x, keras.KerasTensor(shape), axis=axis)
+    assert ours.rms_norm(x, keras.KerasTensor((None, 1, None, 8))).shape == x.shape
 
 
 @pytest.mark.skipif(BACKEND == "numpy", reason="NumPy arrays carry no mask")

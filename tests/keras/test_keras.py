@@ -10,7 +10,7 @@ if importlib.util.find_spec("keras") is None:
 
 
 @pytest.mark.parametrize(
-    ("backend", "tests"), [("jax", 205), ("tensorflow", 209), ("torch", 192), ("numpy", 177)]
+    ("backend", "tests"), [("jax", 269), ("tensorflow", 273), ("torch", 256), ("numpy", 241)]
 )
 def test_inside(backend, tests) -> None:
     if importlib.util.find_spec(backend) is None:

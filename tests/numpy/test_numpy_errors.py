@@ -52,7 +52,7 @@ BAD_CALLS = {
         r"weight has shape \(5,\), but x of shape \(6, 13\) normalized over axis 1 needs \(13,\)",
     ),
     "bias_shape": (
-        (X, WEIGHT, BIAS[None]),
+        (X, WEIGHT, BIAS[:, None]),
         {},
         ValueError,
         r"np\.asarray\(bias\)\.reshape\(\(13,",
@@ -189,7 +189,7 @@ def test_what_the_messages_tell_to_call_works():
     fields = np.array([(1, 2, 4)], "f4,i4,f8")
     x = recfunctions.structured_to_unstructured(fields, np.float32)
     np.testing.assert_array_equal(front.layer_norm(x), y)
-    weight = [[1.0, 2.0, 3.0]]
+    weight = [[1.0], [2.0], [3.0]]
     x = np.array([[1.0, 2.0, 4.0]])
     with pytest.raises(ValueError, match=r"pass np\.asarray\(weight\)\.reshape\(\(3,\)\)"):
         front.layer_norm(x, weight)

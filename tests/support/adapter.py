@@ -54,7 +54,7 @@ def parameters(
     """
     given = bias if weight is None else weight
     dtype = x.dtype.newbyteorder("=") if given is None else given.dtype
-    shape = [x.shape[each] for each in axes_of(axis, x.ndim)]
+    shape = [x.shape[each] for each in axes_of(axis, x.ndim)] if given is None else given.shape
     if weight is None:
         weight = np.full(shape, 0.0 if zero_centered_weight else 1.0).astype(dtype)
     if bias is None:

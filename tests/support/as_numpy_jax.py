@@ -31,10 +31,10 @@ def forward(x, weight, bias, *, kind: str, options: tuple[tuple[str, Any], ...])
     given = (weight, bias) if kind == "layer_norm" else (weight,)
     y = getattr(ours, kind)(x, *given, **options)
     definition = arguments.define(x, weight, bias, centered=kind == "layer_norm", **options)
-    order = arguments.order_of(x.shape, definition.axes) or tuple(range(x.ndim))
-    moved = definition._replace(axes=tuple(order.index(axis) for axis in definition.axes))
+    order = arguments.order_of(x.shape, definition)
+    weight, bias = arguments.compact_parameters(x, (weight, bias), definition)
     _, *statistics = primitives.forward(
-        x.transpose(order), weight, bias, moved, with_statistics=True
+        x.transpose(order), weight, bias, definition.moved(order), with_statistics=True
     )
     kept = [jnp.expand_dims(each, definition.axes) for each in statistics]
     return y, kept if kind == "layer_norm" else [None, kept[0], None]
@@ -75,6 +75,44 @@ def formula_backward(dy, x, statistics, weight, *, definition, need, parameter_t
         has_weight=weight is not None,
         parameter_type=parameter_type,
     )
+
+
+def compact_formulas(kind: str, x, weight, bias, dy, axis):
+    """Return y, dx, dweight and dbias by the formulas, for any parameters that broadcast."""
+    centered = kind == "layer_norm"
+    given = tuple(each is not None for each in (weight, bias))
+
+    @jax.jit
+    def forward_and_backward(x, weight, bias, dy):
+        definition = arguments.define(
+            *(x, weight, bias),
+            axis=axis,
+            eps=1e-5,
+            centered=centered,
+            zero_centered_weight=False,
+        )
+        order = arguments.order_of(x.shape, definition)
+        back = [order.index(each) for each in range(x.ndim)]
+
+        def compact(weight, bias):
+            return arguments.compact_parameters(x, (weight, bias), definition)
+
+        (weight, bias), transposed = jax.vjp(compact, weight, bias)
+        moved = definition.moved(order)
+        y, *statistics = formula_forward(x.transpose(order), weight, bias, definition=moved)
+        dx, *gradients = formula_backward(
+            dy.transpose(order),
+            x.transpose(order),
+            statistics,
+            weight,
+            definition=moved,
+            need=(True, *given),
+            parameter_type=next(each.dtype for each in (weight, bias, x) if each is not None),
+        )
+        gradients = transposed(primitives.spaced(gradients, given))
+        return y.transpose(back), dx.transpose(back), *gradients
+
+    return forward_and_backward(x, weight, bias, dy)
 
 
 class AsNumpy(Adapter):

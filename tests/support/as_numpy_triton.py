@@ -58,6 +58,13 @@ def to_array(tensor: torch.Tensor | None) -> Array | None:
     return tensor.numpy()
 
 
+def _spread(parameter: Array | None, x: Array, axes: tuple[int, ...]) -> Array | None:
+    """Reshape a parameter as the operators take it: normalized, or with all axes of x."""
+    if parameter is None or parameter.shape == tuple(x.shape[axis] for axis in axes):
+        return parameter
+    return parameter.reshape((1,) * (x.ndim - parameter.ndim) + parameter.shape)
+
+
 @dataclass
 class Stats:
     mean: Array | None
@@ -67,10 +74,13 @@ class Stats:
     eps: float
     definition: Definition
     parameter_type: torch.dtype
+    parameter_shape: tuple[int, ...] | None  # None: there was no parameter
 
 
 class Kernels:
     """Our kernels.
+
+    Weight and bias have the same shape: the normalized one, or any that broadcasts against x's.
 
     Args:
         residual: pass the saved residual to the backward, which else recomputes it.
@@ -106,14 +116,16 @@ class Kernels:
         definition = Definition(
             tuple(each - x.ndim for each in axes), eps, centered, zero_centered_weight
         )
-        given = [to_tensor(each) for each in (x, weight, bias)]
+        shape = next((each.shape for each in (weight, bias) if each is not None), None)
+        spread = [_spread(each, x, axes) for each in (weight, bias)]
+        given = [to_tensor(each) for each in (x, *spread)]
         results = gpu_forward.forward(*given, definition)
         y, mean, rstd, residual = (to_array(each) for each in results)
         if out is not None:
             out[...] = y
             y = out
         types = [each.dtype for each in given[1:] if each is not None] + [given[0].dtype]
-        return y, Stats(mean, rstd, residual, axes, eps, definition, types[0])
+        return y, Stats(mean, rstd, residual, axes, eps, definition, types[0], shape)
 
     def _backward(self, dy, x, stats, weight, **options):
         need = (
@@ -123,8 +135,13 @@ class Kernels:
         )
         residual = stats.residual if self.residual else None
         saved = [to_tensor(each) for each in (stats.mean, stats.rstd, residual)]
+        shape = stats.parameter_shape
+        empty = None if shape is None else np.empty(shape)
+        spread = [_spread(each, x, stats.axis) for each in (weight, empty)]
         call = gpu_backward.Backward(
-            *(to_tensor(dy), to_tensor(x), to_tensor(weight), stats.parameter_type),
+            *(to_tensor(dy), to_tensor(x), to_tensor(spread[0]), stats.parameter_type),
             *(stats.definition, need, saved),
+            parameter_shape=None if shape is None else spread[1].shape,
         )
-        return tuple(to_array(each) for each in call.run())
+        dx, *gradients = (to_array(each) for each in call.run())
+        return dx, *(g if g is None or shape is None else g.reshape(shape) for g in gradients)

@@ -25,7 +25,10 @@ def of(error: type[Exception], *words: str, **change: Any) -> BadCall:
 FORWARD = {
     "weight_shape": of(ValueError, "(512,)", "(32, 1024)", "(1024,)", weight=WEIGHT[:512]),
     "weight_that_would_broadcast": of(ValueError, "(1,)", "(1024,)", weight=WEIGHT[:1]),
-    "weight_of_two_axes": of(ValueError, "(1, 1024)", "(1024,)", weight=WEIGHT[None]),
+    "weight_of_two_axes": of(
+        ValueError, "(16, 1024)", "(1024,)", weight=WEIGHT[None].repeat(16, 0)
+    ),
+    "weight_of_three_axes": of(ValueError, "(1, 1, 1024)", "(1024,)", weight=WEIGHT[None, None]),
     "weight_scalar": of(ValueError, "()", "(1024,)", weight=np.float32(1)),
     "weight_type": of(TypeError, "float64", "float32", weight=WEIGHT.astype(np.float64)),
     "weight_list_of_ints": of(TypeError, "int64", "float32", weight=[1] * 1024),

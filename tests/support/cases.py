@@ -48,6 +48,7 @@ class Case:
     rows: int | None = None  # replaces the layout's first size
     parameters: str = "weight bias"  # which of "weight", "bias" and "zero_centered"
     parameter_dtype: str | None = None  # None: x's
+    along: tuple[int, ...] | None = None  # kept axes that weight and bias have too, and vary along
     eps: float = 1e-5
     dy_values: str = "off_zero"  # or "along_xhat", which depends on x and weight
     seed: int = 0
@@ -61,6 +62,8 @@ class Case:
             words.append(self.parameters.replace(" ", "+") or "no_parameters")
         if self.parameter_dtype is not None:
             words.append(f"{self.parameter_dtype}_parameters")
+        if self.along is not None:
+            words.append(f"along{''.join(map(str, self.along))}")
         if self.eps != 1e-5:
             words.append(f"eps{self.eps:g}")
         if self.dy_values != "off_zero":
@@ -82,6 +85,13 @@ class Case:
     @property
     def normalized_shape(self) -> tuple[int, ...]:
         return tuple(self.shape[a] for a in axes_of(self.axis, len(self.shape)))
+
+    @property
+    def parameter_shape(self) -> tuple[int, ...]:
+        if self.along is None:
+            return self.normalized_shape
+        own = (*axes_of(self.axis, len(self.shape)), *self.along)
+        return tuple(size if axis in own else 1 for axis, size in enumerate(self.shape))
 
     @property
     def statistics_shape(self) -> tuple[int, ...]:
@@ -109,9 +119,9 @@ class Case:
     def arrays(self) -> Arrays:
         """Make x, dy, weight and bias, the same on every call."""
         rng = np.random.default_rng([self.seed, self.cols])
-        weight = rng.standard_normal(self.normalized_shape)
+        weight = rng.standard_normal(self.parameter_shape)
         weight = 0.1 * weight if self.zero_centered_weight else 1.0 + 0.5 * weight
-        bias = rng.standard_normal(self.normalized_shape)
+        bias = rng.standard_normal(self.parameter_shape)
         parameter_dtype = dtype_of(self.parameter_dtype or self.dtype)
         rows, cols = math.prod(self.statistics_shape), math.prod(self.normalized_shape)
         x = VALUES[self.values](rng, rows, cols, LIMITS[self.dtype])
@@ -119,6 +129,7 @@ class Case:
             mean = x.mean(axis=1, keepdims=True) if self.kind == "layer_norm" else 0
             dy = np.where(x > mean, 1, -1) * rng.uniform(1, 2, (rows, 1))
             if self.has_weight:
+                assert self.along is None
                 dy /= weight.reshape(-1)
         else:
             dy = VALUES[self.dy_values](rng, rows, cols, LIMITS[self.dtype])
@@ -234,6 +245,28 @@ def parameter_cases(kind: str) -> list[Case]:
     return [case for case in cases if case.parameters or case.parameter_dtype is None]
 
 
+def kept_axes_cases(kind: str) -> list[Case]:
+    """Weight and bias that vary along kept axes, before, between and behind normalized ones."""
+    return [
+        base.but(
+            cols=cols, layout=layout, along=along, parameters=parameters, parameter_dtype=given
+        )
+        for base in each_type(kind)
+        for given in (None, *parameter_types(base.dtype)[1:])
+        for parameters in ("weight bias", "weight bias zero_centered")
+        for layout, cols, every_along in (
+            ("contiguous", 65, ((), (0,))),
+            ("rows_reversed", 65, ((0,),)),
+            ("heads", 40, ((0,), (1,), (2,), (0, 2), (0, 1, 2))),
+            ("heads_of_a_projection", 40, ((2,), (0, 1))),
+            ("channels_first", 24, ((0,), (2,), (0, 3))),
+            ("channels_last_in_memory", 24, ((0,), (3,))),
+            ("axes_apart", 48, ((0,), (2,))),
+        )
+        for along in every_along
+    ]
+
+
 def of_each_kind(*families: Callable[[str], list[Case]]) -> list[Case]:
     """The cases of these families, for layer norm and for RMS norm, each once."""
     return list(dict.fromkeys(case for kind in KINDS for cases in families for case in cases(kind)))
@@ -252,6 +285,7 @@ def front_end_cases(kind: str) -> list[Case]:
         *(base.but(cols=cols) for base in every_row for cols in (1, 3, 17, 63, 257, 769, 1025)),
         *(base.but(cols=129, eps=eps) for base in every_row for eps in EPS),
         *(base.but(cols=65537, values="mean_2_to_20", rows=2) for base in mixed),
+        *kept_axes_cases(kind),
         *(
             case
             for case in parameter_cases(kind)

@@ -49,10 +49,10 @@ def check_backward(impl: Any, case: Case) -> None:
     parameter_dtype = dtype_of(case.parameter_dtype or case.dtype)
     expected = {
         "dx": (dx, x.shape, dtype_of(case.dtype)),
-        "dweight": (dweight, case.normalized_shape, parameter_dtype),
+        "dweight": (dweight, case.parameter_shape, parameter_dtype),
     }
     if case.kind == "layer_norm":
-        expected["dbias"] = (dbias, case.normalized_shape, parameter_dtype)
+        expected["dbias"] = (dbias, case.parameter_shape, parameter_dtype)
     for name, (gradient, shape, dtype) in expected.items():
         assert gradient.shape == shape, f"{name} has shape {gradient.shape}, expected {shape}"
         assert gradient.dtype == dtype, f"{name} has type {gradient.dtype}, expected {dtype}"

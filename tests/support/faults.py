@@ -215,6 +215,30 @@ class LastRowsMissingFromParameters(Model):
         return super().summed(terms[: max(len(terms) // 4 * 4, 1)], dtype)
 
 
+class FirstMembersParametersForAll(Model):
+    def of_rows(self, parameter, x, axis):
+        rows = super().of_rows(parameter, x, axis)
+        return rows if rows is None else rows[:1]
+
+
+class ParametersSummedOverAllMembers(Model):
+    def summed_of_members(self, terms, x, axis, stats, dtype):
+        own = super().summed_of_members(terms, x, axis, stats, dtype)
+        kept = tuple(a for a in range(own.ndim) if a not in axis) if own.ndim == x.ndim else ()
+        return np.broadcast_to(own.sum(kept, keepdims=True), own.shape).astype(dtype)
+
+
+class ParametersSummedOverTheMembersAxis(Model):
+    """Over the first kept axis, whichever axis the parameters vary along."""
+
+    def summed_of_members(self, terms, x, axis, stats, dtype):
+        shape = stats.parameter_shape
+        if len(shape) == len(axis):
+            return super().summed_of_members(terms, x, axis, stats, dtype)
+        sums = from_rows(terms, x.shape, axis).sum(0).astype(dtype)
+        return np.resize(sums, shape)
+
+
 class LastAxisOnly(Model):
     def rows(self, x, axis):
         rows = super().rows(x, axis)

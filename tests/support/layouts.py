@@ -136,6 +136,19 @@ def _channels(cols: int) -> tuple[int, ...]:
     return (2, cols, 3, 5)
 
 
+def _heads(cols: int) -> tuple[int, ...]:
+    return (2, 9, 3, cols)  # samples, tokens, heads
+
+
+def _part_of_each_token(x: Array) -> Array:
+    """Copy x to the second third of a larger array, as queries, keys and values lie together."""
+    view = np.empty((*x.shape[:2], 3 * x.shape[2], x.shape[3]), x.dtype)[:, :, x.shape[2] :][
+        :, :, : x.shape[2]
+    ]
+    view[...] = x
+    return view
+
+
 LAYOUTS: dict[str, Layout] = {
     "contiguous": Layout(_rows, -1),
     "one_axis": Layout(lambda cols: (cols,), 0),
@@ -163,4 +176,7 @@ LAYOUTS: dict[str, Layout] = {
     "five_axes": Layout(lambda cols: (2, 1, *split(cols), 3), (2, 3)),
     "five_axes_apart": Layout(lambda cols: (split(cols)[0], 2, 1, 3, split(cols)[1]), (4, 0)),
     "every_axis": Layout(split, (0, 1)),
+    "heads": Layout(_heads, -1),
+    "heads_of_a_projection": Layout(_heads, -1, _part_of_each_token),
+    "heads_before_tokens": Layout(_heads, -1, transposed(0, 2, 1, 3)),
 }

@@ -4,6 +4,7 @@ It shows that the checkers let a right implementation pass whose sums differ fro
 of faults.py breaks one of its steps, which the checkers must see.
 """
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -54,7 +55,8 @@ class Model:
             variance = self.variance(rows, deviation)
             rstd = self.not_finite_is_nan(rows, self.rstd(variance, eps))
             xhat = self.xhat(deviation, rstd)
-            y = self.affine(xhat, self.factor(weight, zero_centered_weight), bias)
+            weight_rows, bias_rows = (self.of_rows(each, x, axis) for each in (weight, bias))
+            y = self.affine(xhat, self.factor(weight_rows, zero_centered_weight), bias_rows)
             y = self.rounded(y, x, axis)
             stats = SimpleNamespace(
                 mean=self.saved(mean, x, axis) if centered else None,
@@ -63,6 +65,9 @@ class Model:
                 axis=axis,
                 eps=eps,
                 parameter_dtype=(given or [native(x.dtype)])[0],
+                parameter_shape=(bias if weight is None else weight).shape
+                if given
+                else tuple(x.shape[a] for a in axis),
             )
         return self.deliver(y, out), stats
 
@@ -82,7 +87,6 @@ class Model:
         axis = stats.axis
         need_dweight = weight is not None if need_dweight is None else need_dweight
         dtype = stats.parameter_dtype
-        shape = tuple(x.shape[a] for a in axis)
         with np.errstate(all="ignore"):
             rows, dy = self.rows(x, axis), self.rows(dy, axis)
             mean = stats.mean.reshape(-1, 1).astype(rows.dtype) if centered else 0.0
@@ -92,13 +96,13 @@ class Model:
             xhat = self.xhat(deviation, rstd)
             dx = dweight = dbias = None
             if need_dx:
-                g = dy * self.factor(weight, zero_centered_weight)
+                g = dy * self.factor(self.of_rows(weight, x, axis), zero_centered_weight)
                 g = np.where(np.isfinite(g).all(axis=1, keepdims=True), g, np.nan)
                 dx = self.rounded(self.dx(g, xhat, rstd, centered), x, axis)
             if need_dweight:
-                dweight = self.summed(dy * xhat, dtype).reshape(shape)
+                dweight = self.summed_of_members(dy * xhat, x, axis, stats, dtype)
             if need_dbias:
-                dbias = self.summed(dy, dtype).reshape(shape)
+                dbias = self.summed_of_members(dy, x, axis, stats, dtype)
         return dx, dweight, dbias
 
     def axes(self, axis, ndim):
@@ -150,12 +154,12 @@ class Model:
     def factor(self, weight, zero_centered):
         if weight is None:
             return 1.0
-        factor = weight.reshape(1, -1).astype(wide(weight.dtype))
+        factor = weight.astype(wide(weight.dtype))
         return 1 + factor if zero_centered else factor
 
     def affine(self, xhat, factor, bias):
         y = xhat * factor
-        return y if bias is None else y + bias.reshape(1, -1).astype(wide(bias.dtype))
+        return y if bias is None else y + bias.astype(wide(bias.dtype))
 
     def rounded(self, values, x, axis):
         return from_rows(values.astype(native(x.dtype)), x.shape, axis)
@@ -179,6 +183,21 @@ class Model:
 
     def projection(self, g, xhat):
         return (g * xhat).mean(axis=1, keepdims=True) if g.shape[1] else 0.0
+
+    def of_rows(self, parameter, x, axis):
+        """Return a parameter for each row, or one for all."""
+        if parameter is None or parameter.ndim == len(axis):
+            return None if parameter is None else parameter.reshape(1, -1)
+        return rows_of(np.broadcast_to(parameter, x.shape), axis)
+
+    def summed_of_members(self, terms, x, axis, stats, dtype):
+        """Sum over the rows that share a parameter."""
+        shape = stats.parameter_shape
+        if len(shape) == len(axis):
+            return self.summed(terms, dtype).reshape(shape)
+        shared = [a for a in range(x.ndim) if shape[a] != x.shape[a]]
+        terms = np.moveaxis(from_rows(terms, x.shape, axis), shared, range(len(shared)))
+        return self.summed(terms.reshape(-1, math.prod(shape)), dtype).reshape(shape)
 
     def summed(self, terms, dtype):
         return terms.sum(axis=0).astype(dtype)

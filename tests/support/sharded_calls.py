@@ -25,6 +25,12 @@ SHARDINGS = {
     "normalized axis": ((None, None, "cols"), ("cols",)),
     "rows and normalized axis": (("rows", None, "cols"), ("cols",)),
     "normalized axis over both": ((None, None, ("rows", "cols")), (("rows", "cols"),)),
+    # Weight and bias of shape (8, 1, 64), for each of the first axis.
+    "adaptive, varying axis": (("rows",), ("rows",)),
+    "adaptive, varying axis, parameters whole": (("rows",), ()),
+    "adaptive, rows": ((None, "rows"), ()),
+    "adaptive, normalized axis": ((None, None, "cols"), (None, None, "cols")),
+    "adaptive, varying and normalized axis": (("rows", None, "cols"), ("rows", None, "cols")),
 }
 
 
@@ -73,6 +79,15 @@ def rows_of_every_kind(dtype: str) -> list[jax.Array]:
     return [jnp.asarray(each, dtype) for each in (x, weight, bias, dy)]
 
 
+def arrays_for(name: str, dtype: str) -> list[jax.Array]:
+    """Return the arrays of a call with this sharding."""
+    x, weight, bias, dy = rows_of_every_kind(dtype)
+    if name.startswith("adaptive"):
+        factors = jnp.arange(1, 9, dtype=dtype)[:, None, None]
+        weight, bias = weight * factors, bias * factors
+    return [x, weight, bias, dy]
+
+
 def report(what: str, **found) -> None:
     print(json.dumps({"what": what, **found}))
 
@@ -83,13 +98,16 @@ CALLS = [
     ("rms_norm", "float32", "normalized axis over both"),
     ("layer_norm", "bfloat16", "rows"),
     ("layer_norm", "bfloat16", "rows and normalized axis"),
+    ("rms_norm", "float32", "adaptive, varying and normalized axis"),
+    ("layer_norm", "bfloat16", "adaptive, rows"),
+    ("layer_norm", "bfloat16", "adaptive, varying and normalized axis"),
 ]
 
 
 def call(kind: str, dtype: str, name: str) -> None:
     spec, parameter_spec = SHARDINGS[name]
     specs = (spec, parameter_spec, parameter_spec, spec)
-    given = [placed(*each) for each in zip(rows_of_every_kind(dtype), specs, strict=True)]
+    given = [placed(*each) for each in zip(arrays_for(name, dtype), specs, strict=True)]
     parameters = given[1:3] if kind == "layer_norm" else given[1:2]
     forward = jax.jit(getattr(ours, kind)).lower(given[0], *parameters).compile()
     backward = jax.jit(gradients, static_argnums=0).lower(kind, *given).compile()
@@ -141,24 +159,75 @@ def within_shard_map() -> None:
     report("shard_map", difference=max(differences))
 
 
+def weighted_sines(x, weight, bias):
+    return jnp.sum(jnp.sin(ours.layer_norm(x, weight, bias)) * jnp.cos(x))
+
+
+def parameters_of_every_kind() -> list[tuple[np.ndarray, np.ndarray]]:
+    """For x of shape (8, 16, 64): weight and bias that vary along each axis, alike or not."""
+    rng = np.random.default_rng(9)
+    shared, adaptive, of_tokens, of_both = (
+        rng.normal(0.5, 1, shape).astype(np.float32)
+        for shape in ((64,), (8, 1, 64), (16, 64), (8, 16, 64))
+    )
+    return [
+        *((shared, shared), (adaptive, adaptive), (of_tokens, of_tokens), (of_both, of_both)),
+        *((adaptive, shared), (shared, of_tokens), (adaptive, of_tokens)),
+    ]
+
+
 def explicit_axes() -> None:
     """On a mesh with explicit axes, which are part of an array's type."""
     kinds = (jax.sharding.AxisType.Explicit,) * 2
-    x, weight, bias, _ = arrays_of(8, 64)
+    x, *_ = arrays_of(8, 16, 64)
+    # JAX before 0.9.2 compiles no collectives of ours on such a mesh.
+    with_collectives = jax.__version_info__ >= (0, 9, 2)
+    gradients = jax.grad(weighted_sines, argnums=(0, 1, 2) if with_collectives else 0)
+    specs = [("rows",), (None, "rows"), (None, None, "cols"), ("rows", None, "cols")]
+    differences = []
+    for weight, bias in parameters_of_every_kind():
+        expected = gradients(x, weight, bias)
+        with set_mesh(jax.make_mesh((4, 2), ("rows", "cols"), axis_types=kinds)):
+            for spec in specs if with_collectives else specs[:2]:
+                given = jax.device_put(x, PartitionSpec(*spec))
+                got = jax.jit(gradients)(given, weight, bias)
+                assert tuple(jax.tree.leaves(got)[0].sharding.spec)[: len(spec)] == spec
+                differences.append(relative_difference(got, expected))
+    report("explicit", difference=max(differences))
 
-    def gradients(x):
-        return jax.grad(lambda x: jnp.sum(jnp.sin(ours.layer_norm(x, weight, bias))))(x)
 
-    expected = gradients(x)
-    with set_mesh(jax.make_mesh((4, 2), ("rows", "cols"), axis_types=kinds)):
-        got = jax.jit(gradients)(jax.device_put(x, PartitionSpec("rows")))
-        assert got.sharding.spec[0] == "rows"
-        report("explicit", difference=float(jnp.abs(np.asarray(got) - expected).max()))
+def parameters_within_shard_map() -> None:
+    """x sharded along its first two axes, and parameters along those of them that they have."""
+    x, *_ = arrays_of(8, 16, 64)
+    names = ("rows", "cols", None)
+
+    def placement(array) -> PartitionSpec:
+        pairs = zip(names[3 - array.ndim :], array.shape, strict=True)
+        return PartitionSpec(*(name if size > 1 else None for name, size in pairs))
+
+    def loss(*arrays):
+        return jax.lax.psum(weighted_sines(*arrays), ("rows", "cols"))
+
+    differences = []
+    for arrays in ((x, *parameters) for parameters in parameters_of_every_kind()):
+        mapped = jax.shard_map(
+            loss, mesh=mesh(), in_specs=tuple(map(placement, arrays)), out_specs=PartitionSpec()
+        )
+        found = jax.jit(jax.grad(mapped, argnums=(0, 1, 2)))(*arrays)
+        expected = jax.grad(weighted_sines, argnums=(0, 1, 2))(*arrays)
+        differences.append(relative_difference(found, expected))
+    report("parameters in shard_map", difference=max(differences))
 
 
 def largest_difference(found, expected) -> float:
     pairs = zip(*map(jax.tree.leaves, (found, expected)), strict=True)
     return max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in pairs)
+
+
+def relative_difference(found, expected) -> float:
+    """Return the largest difference, relative to the largest number of its array."""
+    pairs = zip(*map(jax.tree.leaves, (found, expected)), strict=True)
+    return max(largest_difference(a, b) / float(jnp.abs(b).max()) for a, b in pairs)
 
 
 def within_pmap() -> None:
@@ -244,6 +313,7 @@ if __name__ == "__main__":
     rows_that_do_not_divide()
     within_shard_map()
     explicit_axes()
+    parameters_within_shard_map()
     within_pmap()
     batched_parameters_within_shard_map()
     exported()

@@ -7,7 +7,7 @@ torch = pytest.importorskip("torch")
 
 from as_numpy_torch import AsNumpy, to_array, to_tensor  # noqa: E402
 from calls import assert_same_bits, forward_and_backward  # noqa: E402
-from cases import KINDS, Case, front_end_cases, of_each_kind  # noqa: E402
+from cases import KINDS, Case, front_end_cases, kept_axes_cases, of_each_kind  # noqa: E402
 from checkers import check_backward, check_batch_of_one, check_forward  # noqa: E402
 from values import TYPES  # noqa: E402
 
@@ -44,6 +44,12 @@ SAME = [
     for kind in KINDS
     for dtype in TYPES
     for layout, rows in (("channels_first", 2), ("channels_first_67", 101), ("first_axis", None))
+]
+# In any memory but that which the operators read with moved axes.
+SAME += [
+    case
+    for case in of_each_kind(kept_axes_cases)
+    if case.layout != "channels_last_in_memory" and case.parameter_dtype is None
 ]
 
 

@@ -64,6 +64,34 @@ def check_dtensor() -> None:
                 torch.testing.assert_close(got.full_tensor(), whole)
 
 
+def check_dtensor_with_parameters_over_kept_axes() -> None:
+    """Sharded along an axis that they vary along, each process has its own part of them."""
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor, init_device_mesh
+
+    mesh = init_device_mesh("cpu", (WORLD,))
+    torch.manual_seed(5)
+    x, weight, bias, dy = (torch.randn(*each, 6) for each in ((4, 2), (4, 1), (2,), (4, 2)))
+    inputs = [each.requires_grad_() for each in (x, weight, bias)]
+    y = ours.layer_norm(x, (6,), weight, bias)
+    reference = [y, *torch.autograd.grad(y, inputs, dy)]
+    for of_x, of_weight, of_bias in (
+        (Shard(0), Shard(0), Replicate()),
+        (Shard(0), Replicate(), Replicate()),
+        (Shard(1), Replicate(), Shard(0)),
+        (Replicate(), Replicate(), Replicate()),
+    ):
+        placements = (of_x, of_weight, of_bias)
+        sharded = [
+            distribute_tensor(each.detach(), mesh, [placement]).requires_grad_()
+            for each, placement in zip(inputs, placements, strict=True)
+        ]
+        y = ours.layer_norm(sharded[0], (6,), *sharded[1:])
+        assert y.placements == (of_x,)
+        results = [y, *torch.autograd.grad(y, sharded, distribute_tensor(dy, mesh, [of_x]))]
+        for got, whole in zip(results, reference, strict=True):
+            torch.testing.assert_close(got.full_tensor(), whole)
+
+
 def work(rank: int, port: int) -> None:
     torch.set_num_threads(1)
     address = f"tcp://127.0.0.1:{port}"
@@ -71,6 +99,7 @@ def work(rank: int, port: int) -> None:
     try:
         check_data_parallel()
         check_dtensor()
+        check_dtensor_with_parameters_over_kept_axes()
     finally:
         dist.destroy_process_group()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-RUNS_KERNELS = {"test_triton_contract.py", "test_triton_same_bits.py", "test_triton_torch.py"}
+RUNS_KERNELS = {f"test_triton_{name}.py" for name in ("contract", "members", "same_bits", "torch")}
 
 
 def _has_gpu() -> bool:

@@ -12,7 +12,11 @@ from triton_interpreter import INTERPRETED  # noqa: E402
 if INTERPRETED:
     pytest.skip("compiles, which the interpreter does not", allow_module_level=True)
 
-from machine_code import Code, codes  # noqa: E402
+from machine_code import Code, Launches, codes, compile_launch  # noqa: E402
+
+from layernorm.torch.arguments import Definition  # noqa: E402
+from layernorm.torch.gpu import backward as gpu_backward  # noqa: E402
+from layernorm.torch.gpu import forward as gpu_forward  # noqa: E402
 
 # Each kind of tile.
 PROBLEMS = [
@@ -34,6 +38,38 @@ def test_registers_suffice_loads_are_vectors_and_nothing_is_approximate(dtype, c
         if axis == -1 and cols * dtype.itemsize % 16 == 0:
             assert_16_bytes_are_loaded_and_stored_at_a_time(name, code)
         assert_nothing_is_fused_or_flushed_that_the_source_does_not_say(name, code)
+
+
+# Two axes of outer, members apart and alternating, in the forms of the problems above; three.
+MEMBERS = [
+    *((torch.bfloat16, (2, 3, cols), (2, 1, cols), -1) for cols in (256, 16384)),
+    *((torch.float32, (9, 3, cols), (1, 3, cols), -1) for cols in (7, 1024, 65536)),
+    *((torch.bfloat16, (2, cols, 50), (2, cols, 1), 1) for cols in (64, 2048)),
+    *((torch.bfloat16, (2, 3, 4, cols), (1, 3, 1, cols), -1) for cols in (64, 4096)),
+    (torch.float32, (2, 3, 4, 128, 50), (1, 3, 1, 128, 1), 3),
+]
+
+
+@pytest.mark.parametrize(("dtype", "shape", "parameter_shape", "axis"), MEMBERS)
+def test_registers_suffice_for_members_too(
+    monkeypatch, dtype, shape, parameter_shape, axis
+) -> None:
+    launches = Launches(monkeypatch)
+    x, parameter = torch.empty(shape, dtype=dtype), torch.empty(parameter_shape, dtype=dtype)
+    definition = Definition((axis,), 1e-5)
+    y, *statistics = gpu_forward.forward(x, parameter, parameter, definition)
+    given = (y, x, parameter, dtype, definition, [True] * 3, statistics)
+    gpu_backward.Backward(*given).run()
+    compiled = {}
+    for launched, warps in zip(launches.launched, launches.warps, strict=True):
+        kernel, arguments, constants = launched
+        compiled.setdefault(kernel.__name__, (kernel, arguments, constants, warps))
+    for name, given in compiled.items():
+        code = compile_launch(*given)
+        assert_no_spills(name, code, dtype)
+        assert_no_tile_goes_through_shared_memory(name, code)
+        if axis == -1 and shape[-1] * dtype.itemsize % 16 == 0:
+            assert_16_bytes_are_loaded_and_stored_at_a_time(name, code)
 
 
 def assert_no_spills(name: str, code: Code, dtype: torch.dtype) -> None:

@@ -11,7 +11,7 @@ from triton_interpreter import INTERPRETED  # noqa: E402
 from layernorm.torch.arguments import Definition  # noqa: E402
 from layernorm.torch.gpu import backward as gpu_backward  # noqa: E402
 from layernorm.torch.gpu import forward as gpu_forward  # noqa: E402
-from layernorm.torch.gpu import views  # noqa: E402
+from layernorm.torch.gpu.axis_order import order_of  # noqa: E402
 from layernorm.triton import launch_config  # noqa: E402
 
 COLS = (1, 2, 3, 5, 16, 17, 64, 257, 768, 769, 1024, 4096, 4097, 8192, 8193, 16384, 16385, 2**20)
@@ -47,7 +47,7 @@ def test_a_sample_alone_is_read_in_the_order_of_a_batch_that_takes_a_copy(order)
         x = torch.empty(4, 9, 70)[:, :7, :67].transpose(1, 2)
     else:
         x = torch.empty(4, 5, 67, 14)[:, :3]
-    strided = [views.order_of(each, (-2,)).is_strided for each in (x, x[:1])]
+    strided = [order_of(each, (-2,)).is_strided for each in (x, x[:1])]
     assert strided == [order == "channels first"] * 2
 
 
@@ -93,13 +93,14 @@ def test_rows_read_16_bytes_at_a_time_start_at_a_multiple_of_16_bytes(
     for given in (shifted, memory[:, 1 : 1 + cols], memory[:, :cols]):
         run(given, torch.empty_like(given))
         run(torch.empty(given.shape, dtype=dtype), given)
+        run_members(given[:4].unflatten(0, (2, 2)), (1, 2, cols))
     vectorized = [launch for launch in launches.launched if launch[2].get("VECTOR")]
     assert vectorized
     for kernel, arguments, _ in vectorized:
         for name, given in zip(kernel.arg_names, arguments, strict=False):
             if name in ("x_ptr", "dy_ptr", "y_ptr", "dx_ptr", "weight_ptr", "bias_ptr"):
                 assert given.data_ptr() % 16 == 0, (kernel.__name__, name)
-            if name.endswith("outer_stride"):
+            if name.endswith(("outer_stride", "member_stride", "after_stride")):
                 assert given * dtype.itemsize % 16 == 0, (kernel.__name__, name)
 
 
@@ -120,6 +121,95 @@ def test_channels_first_is_read_and_written_without_a_copy(monkeypatch, dtype, c
                 assert argument.data_ptr() == tensors[name].data_ptr(), (kernel.__name__, name)
                 seen.add(name)
     assert seen == set(tensors)
+
+
+def run_members(x, parameter_shape, axis=-1) -> tuple[torch.Tensor, ...]:
+    """Launch a forward and a backward with weight and bias that vary along kept axes."""
+    definition = Definition((axis,), 1e-5)
+    parameter = x.new_empty(parameter_shape)
+    y, *statistics = gpu_forward.forward(x, parameter, parameter, definition)
+    given = (torch.empty_like(x), x, parameter, x.dtype, definition, [True] * 3, statistics)
+    return y, *gpu_backward.Backward(*given).run()
+
+
+IN_PLACE = {
+    "adaln, tokens sliced": (torch.empty(3, 50, 64)[:, 1:], (3, 1, 64)),
+    "heads of a projection": (torch.empty(2, 9, 3, 4, 64)[:, :, 1], (1, 1, 4, 64)),
+    "heads of a projection, one weight": (torch.empty(2, 9, 3, 4, 64)[:, :, 1], (64,)),
+    "heads before positions": (torch.empty(2, 4, 9, 64), (1, 4, 1, 64)),
+    "heads before positions, transposed": (
+        *(torch.empty(2, 9, 4, 64).transpose(1, 2), (1, 4, 1, 64)),
+    ),
+    "long rows": (torch.empty(2, 9, 3, 20000)[:, :, 1:], (1, 1, 2, 20000)),
+}
+
+
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_members_are_read_without_a_copy(monkeypatch, name) -> None:
+    launches = Launches(monkeypatch)
+    x, parameter_shape = IN_PLACE[name]
+    run_members(x, parameter_shape)
+    read = [
+        argument
+        for kernel, arguments, _ in launches.launched
+        for each, argument in zip(kernel.arg_names, arguments, strict=False)
+        if each == "x_ptr"
+    ]
+    assert len(read) >= 2
+    assert {each.data_ptr() for each in read} == {x.data_ptr()}
+
+
+# 256: sums beside dx. 6000: in a kernel of their own.
+@pytest.mark.parametrize("cols", [256, 6000])
+def test_the_rows_of_a_member_are_cut_as_in_a_call_of_their_own(monkeypatch, cols) -> None:
+    monkeypatch.setattr(gpu_backward, "multiprocessors", lambda device: 132)
+    launches = Launches(monkeypatch)
+    x = torch.empty(3, 300, cols)
+    run_members(x, (3, 1, cols))
+    members = len(launches.launched)
+    run_members(x[0], (cols,))
+    sizes = [
+        dict(zip(kernel.arg_names, arguments, strict=False))
+        for kernel, arguments, _ in launches.launched
+    ]
+    names = ("tiles", "programs", "splits")
+    sizes = [{name: given[name] for name in names if name in given} for given in sizes]
+    assert sizes[:members] == sizes[members:]
+    assert sizes[-1]["programs"] > 1
+
+
+def test_the_rows_of_a_member_are_read_in_the_order_of_a_call_of_their_own() -> None:
+    x = torch.empty(5, 2, 4, 16).permute(1, 2, 0, 3)  # sample, head, position
+    assert order_of(x[:, 1:2], (-1,)).axes == (2, 0, 3, 1)
+    assert order_of(x, (-1,), (1, 4, 1, 16)).axes == (2, 0, 1, 3)
+
+
+# 6000: the sums have a kernel of their own.
+@pytest.mark.parametrize("cols", [64, 6000])
+def test_with_one_program_to_a_member_nothing_is_left_to_add(monkeypatch, cols) -> None:
+    launches = Launches(monkeypatch)
+    _, _, dweight, _ = run_members(torch.empty(3, 5, cols), (3, 1, cols))
+    written = [
+        argument
+        for kernel, arguments, _ in launches.launched
+        for name, argument in zip(kernel.arg_names, arguments, strict=False)
+        if name == "dweight_ptr"
+    ]
+    assert written[-1].data_ptr() == dweight.data_ptr()
+    assert "add_programs" not in {kernel.__name__ for kernel, _, _ in launches.launched}
+
+
+# Few rows of a member have one program, which stores dweight itself: a kernel more.
+@pytest.mark.parametrize(
+    ("shape", "kernels"),
+    [(lambda rows: ((2, rows, 64), (2, 1, 64)), 4), (lambda rows: ((rows, 64), (rows, 64)), 2)],
+)
+def test_fifty_batch_sizes_compile_each_kernel_of_members_once(monkeypatch, shape, kernels) -> None:
+    launches = Launches(monkeypatch)
+    for rows in (*range(2, 51), 1000):
+        x_shape, parameter_shape = shape(rows)
+        run_members(torch.empty(x_shape), parameter_shape)
+    assert len(launches.compiled) == kernels, sorted(key[0] for key in launches.compiled)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="compiles, which the interpreter does not")

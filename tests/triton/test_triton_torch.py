@@ -71,6 +71,42 @@ def test_operators_match_the_formula(dtype) -> None:
     assert [each.numel() for each in nothing] == [0, 0, 0]
 
 
+# Of one size along all kept axes, they are those of the normalized shape.
+@pytest.mark.parametrize("sizes", [(3, 1, 16), (1, 4, 16), (3, 4, 16), (1, 1, 16)])
+@pytest.mark.parametrize("kind", ["layer_norm", "rms_norm"])
+@each_type
+def test_operators_take_parameters_with_all_axes_of_x(dtype, kind, sizes) -> None:
+    (x, _, _), dy = a_problem(dtype)
+    x, weight, bias = x.detach(), *torch.randn(2, *sizes, device=DEVICE).to(dtype)
+    given = (weight, bias) if kind == "layer_norm" else (weight,)
+    options = ([-1], 1e-5, True)
+    y, *statistics = getattr(operators, kind)(x, *given, *options)
+    gradients = getattr(operators, f"{kind}_backward")(
+        *(dy, x, *statistics, *given, *options, [True] * (1 + len(given)))
+    )
+    exact = [each.double().requires_grad_() for each in (x, *given)]
+    rows = exact[0] - exact[0].mean(-1, keepdim=True) if kind == "layer_norm" else exact[0]
+    xhat = rows / (rows.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    right = xhat * (1 + exact[1]) + sum(exact[2:])
+    close(y.double(), right.detach(), dtype)
+    expected = torch.autograd.grad(right, exact, dy.double())
+    for got, each in zip(gradients, expected, strict=True):
+        assert got.dtype == dtype
+        close(got.double(), each, dtype)
+
+
+def test_a_bias_alone_may_vary() -> None:
+    (x, _, _), dy = a_problem(torch.float32)
+    x, bias = x.detach(), torch.randn(3, 1, 16, device=DEVICE)
+    y, *statistics = operators.layer_norm(x, None, bias, [-1], 1e-5, False)
+    _, dweight, dbias = operators.layer_norm_backward(
+        *(dy, x, *statistics, None, bias, [-1], 1e-5, False, [False, False, True])
+    )
+    assert dweight.numel() == 0
+    close(y, F.layer_norm(x, (16,)) + bias, torch.float32)
+    close(dbias, dy.sum(1, keepdim=True), torch.float32)
+
+
 @pytest.mark.parametrize("layout", ["transposed", "channels_last", "sliced", "axes_apart"])
 def test_y_has_the_strides_that_the_compiler_expects(layout) -> None:
     x = torch.randn(2, 6, 4, 8, device=DEVICE)
@@ -191,12 +227,36 @@ def test_the_front_end_reaches_the_kernels(
     torch.testing.assert_close(second.double(), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("past_the_dispatcher", [False, True])
+def test_the_front_end_reaches_the_kernels_with_parameters_over_kept_axes(
+    past_the_dispatcher, in_place_of_the_cpu, monkeypatch
+) -> None:
+    monkeypatch.setattr(gpu, "BYPASSING_DEVICES", ("cpu",) if past_the_dispatcher else ())
+    (x, _, _), dy = a_problem(torch.float32, (2, 5, 3, 16))
+    scale, shift = torch.randn(2, 2, 1, 1, 16, device=DEVICE)
+    per_head = torch.randn(3, 16, device=DEVICE)
+    for weight, bias in ((scale, shift), (per_head, shift)):
+        given = [x, weight.requires_grad_(), bias.requires_grad_()]
+        y = ours.layer_norm(x, (16,), weight, bias)
+        got = torch.autograd.grad(y, given, dy)
+        exact = [each.detach().double().requires_grad_() for each in given]
+        right = torch.autograd.grad(formula(exact), exact, dy.double())
+        for mine, theirs in zip(got, right, strict=True):
+            close(mine.double(), theirs, torch.float32)
+
+
 def test_other_types_and_shapes_are_errors_that_say_what_to_do() -> None:
     x = torch.ones(2, 3, device=DEVICE)
     with pytest.raises(RuntimeError, match=r"call it with x\.float\(\)"):
         operators.layer_norm(x.int(), None, None, [-1], 1e-5)
     with pytest.raises(RuntimeError, match="same shape as normalized_shape"):
         operators.layer_norm(x, torch.ones(2, device=DEVICE), None, [-1], 1e-5)
+    with pytest.raises(RuntimeError, match="same shape as normalized_shape"):
+        operators.layer_norm(x[:, None], torch.ones(2, 3, device=DEVICE), None, [-1], 1e-5)
+    with pytest.raises(RuntimeError, match="one shape for both"):
+        operators.layer_norm(x, torch.ones_like(x), torch.ones(3, device=DEVICE), [-1], 1e-5)
+    with pytest.raises(RuntimeError, match="same shape as normalized_shape"):
+        gpu.native_layer_norm(x, [3], torch.ones_like(x), None, 1e-5)
     with pytest.raises(RuntimeError, match="one device"):
         operators.layer_norm(x, torch.ones(3, device="meta"), None, [-1], 1e-5)
     with pytest.raises(RuntimeError, match=r"pass dy\.to\("):

@@ -175,7 +175,8 @@ PyObject* try_forward_with_statistics(const char* name, PyObject* const* argumen
   Owned axes(call.rows.new_axes());
   Owned parameter_type(Py_XNewRef(reinterpret_cast<PyObject*>(call.parameter_descr)));
   if (!rstd || (problem.centered && (!mean || !residual)) || !axes) return nullptr;
-  problem.statistics = {mean.data(), rstd.data(), residual.data()};
+  problem.statistics =
+      contiguous_statistics(mean.data(), rstd.data(), residual.data(), problem.shape);
   OwnedArray y = call.run();
   if (!y) return nullptr;
   return tuple_of(
@@ -221,7 +222,8 @@ PyObject* try_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count) 
       !same_shape(dy, rows.x) || !python::take_eps(arguments[7], problem) ||
       !python::take_flags(arguments[12], arguments[13], problem))
     Py_RETURN_NONE;
-  Statistics& saved = problem.statistics;
+  Statistics& saved = problem.statistics =
+      contiguous_statistics(nullptr, nullptr, nullptr, problem.shape);
   if (!rows.take_statistics(arguments[2], problem.type, &saved.mean) ||
       !rows.take_statistics(arguments[3], problem.type, &saved.rstd) ||
       !rows.take_statistics(arguments[4], problem.type, &saved.residual) || !saved.rstd ||

@@ -1,5 +1,6 @@
 #include "general.h"
 
+#include <algorithm>
 #include <initializer_list>
 
 #define NO_IMPORT_ARRAY
@@ -28,12 +29,15 @@ class Arguments {
     ok_ = ok_ && !PyErr_Occurred();
     return value;
   }
-  Shape shape() {
-    Shape shape = {};
+  // A tuple of axes.
+  void mark(bool (&marked)[kMostAxes]) {
     PyObject* tuple = ok_ ? *next_++ : nullptr;
-    ok_ = ok_ && PyArg_ParseTuple(tuple, "LLL", as_long_long(&shape.outer),
-                                  as_long_long(&shape.cols), as_long_long(&shape.inner));
-    return shape;
+    ok_ = ok_ && PyTuple_Check(tuple);
+    for (Py_ssize_t at = 0; ok_ && at < PyTuple_GET_SIZE(tuple); ++at) {
+      const Py_ssize_t axis = PyLong_AsSsize_t(PyTuple_GET_ITEM(tuple, at));
+      ok_ = axis >= 0 && axis < kMostAxes;
+      if (ok_) marked[axis] = true;
+    }
   }
   // The data of an ndarray of `type`; null for None.
   void* array(DataType type) {
@@ -49,24 +53,30 @@ class Arguments {
     }
     return PyArray_DATA(reinterpret_cast<PyArrayObject*>(object));
   }
-  Array strided(DataType type) {
-    Array result = {array(type), 0, 0};
-    PyObject* tuple = ok_ ? *next_++ : nullptr;
-    if (tuple == Py_None) return result;
-    ok_ = ok_ && PyArg_ParseTuple(tuple, "LL", as_long_long(&result.outer_stride),
-                                  as_long_long(&result.col_stride));
+  // An array of x's shape, or None.
+  Ordered ordered(const Order& order, DataType type, bool* fits) {
+    PyObject* object = ok_ ? *next_ : nullptr;
+    Ordered result;
+    result.data = array(type);
+    if (result.data) *fits = *fits && take_strides(object, order, &result);
     return result;
   }
-  // What every call begins with: centered, zero_centered_weight, eps, layout, x, x_strides.
-  Problem problem() {
-    Problem problem = {};
-    problem.centered = flag();
-    problem.zero_centered_weight = flag();
-    problem.eps = number();
-    problem.shape = shape();
-    problem.type = peek_type(DataType::float32);
-    problem.x = strided(problem.type);
-    return problem;
+  // What every call begins with: centered, zero_centered_weight, eps, axes, varying, and x, which
+  // is not taken. False where axes of x must be moved first.
+  bool problem(Problem* problem, Order* order) {
+    problem->centered = flag();
+    problem->zero_centered_weight = flag();
+    problem->eps = number();
+    Axes axes;
+    mark(axes.normalized);
+    mark(axes.varying);
+    problem->type = peek_type(DataType::float32);
+    if (!ok_) return false;
+    auto* x = reinterpret_cast<PyArrayObject*>(*next_);
+    int64_t sizes[kMostAxes];
+    axes.count = PyArray_NDIM(x);
+    std::copy_n(PyArray_DIMS(x), axes.count, sizes);
+    return keep_order(axes, sizes, order);
   }
   // mean, rstd, residual
   Statistics statistics(DataType type) {
@@ -99,9 +109,19 @@ class Arguments {
   }
 
  private:
-  static long long* as_long_long(int64_t* value) {
-    static_assert(sizeof(long long) == sizeof(int64_t), "strides are 64 bits");
-    return reinterpret_cast<long long*>(value);
+  // False where the kernels cannot read or write the array in place.
+  static bool take_strides(PyObject* object, const Order& order, Ordered* result) {
+    auto* array = reinterpret_cast<PyArrayObject*>(object);
+    if (!PyArray_ISALIGNED(array) || !PyArray_ISNOTSWAPPED(array)) return false;
+    const npy_intp bytes = PyArray_ITEMSIZE(array);
+    int64_t strides[kMostAxes];
+    for (int axis = 0; axis < PyArray_NDIM(array); ++axis) {
+      strides[axis] = PyArray_STRIDE(array, axis) / bytes;
+      if (strides[axis] * bytes != PyArray_STRIDE(array, axis) && PyArray_DIM(array, axis) > 1)
+        return false;
+    }
+    order.apply(strides, result->strides);
+    return order.fits(result->strides);
   }
 
   PyObject* const* next_;
@@ -110,36 +130,48 @@ class Arguments {
 
 }  // namespace
 
-// forward(centered, zero_centered_weight, eps, layout, x, x_strides, weight, bias, y, y_strides,
-//         mean, rstd, residual)
+// forward(centered, zero_centered_weight, eps, axes, varying, x, weight, bias, y, mean, rstd,
+//         residual) -> False if x or y must be copied first
 PyObject* general_forward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  Arguments take("forward", arguments, count, 13);
+  Arguments take("forward", arguments, count, 12);
   Forward job = {};
-  Problem& problem = job.problem = take.problem();
+  Order order;
+  bool fits = take.problem(&job.problem, &order);
+  Problem& problem = job.problem;
+  const Ordered x = take.ordered(order, problem.type, &fits);
   problem.parameter_type = take.peek_types({0, 1}, problem.type);
   problem.weight = take.array(problem.parameter_type);
   job.bias = take.array(problem.parameter_type);
-  job.y = take.strided(problem.type);
+  const Ordered y = take.ordered(order, problem.type, &fits);
   problem.statistics = take.statistics(problem.type);
-  if (!take.ok() || !python::run(layernorm::forward, job, pool_threads())) return nullptr;
-  Py_RETURN_NONE;
+  if (!take.ok()) return nullptr;
+  const Order::Placed placed[] = {{&x, &problem.x}, {&y, &job.y}};
+  if (!fits || !order.place(placed, 2, problem)) Py_RETURN_FALSE;
+  if (!python::run(layernorm::forward, job, pool_threads())) return nullptr;
+  Py_RETURN_TRUE;
 }
 
-// backward(centered, zero_centered_weight, eps, layout, x, x_strides, dy, dy_strides, weight,
-//          mean, rstd, residual, dx, dx_strides, dweight, dbias)
+// backward(centered, zero_centered_weight, eps, axes, varying, x, dy, weight, mean, rstd, residual,
+//          dx, dweight, dbias) -> False if x, dy or dx must be copied first
 PyObject* general_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  Arguments take("backward", arguments, count, 16);
+  Arguments take("backward", arguments, count, 14);
   Backward job = {};
-  Problem& problem = job.problem = take.problem();
-  job.dy = take.strided(problem.type);
-  problem.parameter_type = take.peek_types({0, 6, 7}, problem.type);
+  Order order;
+  bool fits = take.problem(&job.problem, &order);
+  Problem& problem = job.problem;
+  const Ordered x = take.ordered(order, problem.type, &fits);
+  const Ordered dy = take.ordered(order, problem.type, &fits);
+  problem.parameter_type = take.peek_types({0, 5, 6}, problem.type);
   problem.weight = take.array(problem.parameter_type);
   problem.statistics = take.statistics(problem.type);
-  job.dx = take.strided(problem.type);
+  const Ordered dx = take.ordered(order, problem.type, &fits);
   job.dweight = take.array(problem.parameter_type);
   job.dbias = take.array(problem.parameter_type);
-  if (!take.ok() || !python::run(layernorm::backward, job, pool_threads())) return nullptr;
-  Py_RETURN_NONE;
+  if (!take.ok()) return nullptr;
+  const Order::Placed placed[] = {{&x, &problem.x}, {&dy, &job.dy}, {&dx, &job.dx}};
+  if (!fits || !order.place(placed, dx.data ? 3 : 2, problem)) Py_RETURN_FALSE;
+  if (!python::run(layernorm::backward, job, pool_threads())) return nullptr;
+  Py_RETURN_TRUE;
 }
 
 // empty(shape, dtype)

@@ -21,29 +21,98 @@ bool Call::take_x(const OwnedTensor& x) {
   Sizes& sizes = layout_.sizes;
   if (!x.data_type(&problem_.type) || !x.sizes(&sizes))
     return fail("x needs a type of float16, bfloat16, float32 or float64, and at most 64 axes");
-  Axes axes;
-  if (axes.take(sizes.count, definition_.axes, definition_.axes_count) != Axes::Mistake::none)
+  if (axes_.take(sizes.count, definition_.axes, definition_.axes_count) != Axes::Mistake::none)
     return fail("axis is out of range for x, or named twice");
-  rows_ = axes.rows(sizes.size);
+  rows_ = axes_.rows(sizes.size);
   if (rows_ > kMostRows) return fail("x has more rows than there is memory for");
-  normalized_.count = static_cast<int>(axes.normalized_sizes(sizes.size, normalized_.size));
+  normalized_.count = static_cast<int>(axes_.normalized_sizes(sizes.size, normalized_.size));
   const bool any_parameter = definition_.has_weight || definition_.has_bias;
   problem_.parameter_type = any_parameter ? definition_.parameter_type : problem_.type;
-  if (is_empty()) return true;
-  int64_t strides[kMostAxes];
-  contiguous_strides(sizes.count, sizes.size, strides);
-  layout_.order = choose_order(axes, sizes.size, strides);
-  problem_.shape = layout_.order.shape;
   return true;
 }
 
-bool Call::take_parameter(const char* name, const OwnedTensor& parameter) {
+bool Call::take_parameter(const char* name, int index, Parameter* parameter) {
   if (failed_) return false;
   if (!accepts_parameter(problem_.type, problem_.parameter_type))
     return fail(" needs the type of x, or float32 beside a 16-bit x", name);
-  if (!parameter.has_sizes(normalized_))
-    return fail(" needs the sizes of x along the normalized axes", name);
+  parameter->tensor = input(index);
+  if (failed_) return false;
+  const Sizes& aligned = parameter->aligned;
+  if (!parameter->tensor.sizes(&parameter->sizes) || !align(parameter) ||
+      !axes_.take_parameter(sizes().size, aligned.count, aligned.size))
+    return fail(" needs the sizes of x along the normalized axes, and x's or 1 along others", name);
+  for (int axis = 0; axis < sizes().count; ++axis) varies_ |= axes_.varying[axis];
   return true;
+}
+
+// The normalized shape, or one that is aligned right.
+bool Call::align(Parameter* parameter) const {
+  const Sizes& own = parameter->sizes;
+  Sizes& aligned = parameter->aligned;
+  aligned.count = sizes().count;
+  const bool is_normalized = own.count == normalized_.count;
+  if (!is_normalized && own.count > aligned.count) return false;
+  int next = 0;
+  for (int axis = 0; axis < aligned.count; ++axis) {
+    const bool has_axis =
+        is_normalized ? axes_.normalized[axis] : axis >= aligned.count - own.count;
+    aligned.size[axis] = has_axis ? own.size[next++] : 1;
+  }
+  return true;
+}
+
+bool Call::settle() {
+  if (failed_) return false;
+  if (is_empty()) return true;
+  int64_t strides[kMostAxes];
+  contiguous_strides(sizes().count, sizes().size, strides);
+  layout_.order = choose_order(axes_, sizes().size, strides);
+  layout_.copies = layout_.order.moves_axes;
+  return true;
+}
+
+Layout Call::layout_of(const Parameter& parameter) const {
+  Layout layout = {parameter.aligned, layout_.order, layout_.copies};
+  Order& order = layout.order;
+  for (int64_t at = 0; at < order.count; ++at) {
+    const int64_t axis = order.axis[at];
+    if (!axes_.normalized[axis] && !axes_.varying[axis]) order.sizes[at] = 1;
+    layout.copies |= order.sizes[at] != parameter.aligned.size[axis];
+  }
+  return layout;
+}
+
+Collapsed Call::to_read(const Parameter& parameter) const {
+  if (!parameter.tensor) return {};
+  const void* data = parameter.tensor.data();
+  // Parameters that vary along no axis are in order.
+  const Layout layout = varies_ ? layout_of(parameter) : Layout();
+  return Collapsed::to_read(layout, data, problem_.parameter_type);
+}
+
+Collapsed Call::to_write(const OwnedTensor& gradient, const Parameter& parameter) const {
+  if (!gradient) return {};
+  const Layout layout = varies_ ? layout_of(parameter) : Layout();
+  return Collapsed::to_write(layout, gradient.data(), problem_.parameter_type);
+}
+
+void Call::flush(const Collapsed& gradient, const Parameter& parameter) const {
+  if (varies_) gradient.flush(layout_of(parameter));
+}
+
+bool Call::place(std::initializer_list<Placed> tensors) {
+  Ordered ordered[kMostTensors];
+  Order::Placed placed[kMostTensors];
+  int count = 0;
+  for (const Placed& each : tensors) {
+    ordered[count] = each.tensor.ordered(layout_);
+    placed[count] = {&ordered[count], &each.array};
+    ++count;
+  }
+  return layout_.order.place(placed, count, problem_) ||
+         fail(
+             "weight and bias vary along too many axes of x with others between them, expected at "
+             "most four groups: move the axes of x together");
 }
 
 OwnedTensor Call::output_as_x(int index, int input) {
@@ -79,7 +148,7 @@ Statistics Call::statistics_at(const OwnedTensor& tensor) const {
 
 bool Call::fail(const char* mistake, const char* of) {
   // No std::string: nothing may be thrown through TensorFlow.
-  char message[128];
+  char message[160];
   std::snprintf(message, sizeof(message), "layernorm: %s%s", of, mistake);
   c_api.TF_SetStatus(status_, kInvalidArgument, message);
   return report();

@@ -1,6 +1,8 @@
 // One call that TensorFlow makes of a kernel: its node's attributes, its tensors, its failure.
 #pragma once
 
+#include <initializer_list>
+
 #include "collapsed.h"
 #include "tensor.h"
 
@@ -18,6 +20,13 @@ struct Definition {
   DataType parameter_type;  // where there is a parameter
 };
 
+// weight or bias, or without a tensor an absent one.
+struct Parameter {
+  OwnedTensor tensor;
+  Sizes sizes;    // its own
+  Sizes aligned;  // with all of x's axes: those along which it does not vary are 1
+};
+
 class Call {
  public:
   Call(void* kernel, KernelContext* context)
@@ -26,16 +35,35 @@ class Call {
   const Definition& definition() const { return definition_; }
   const Layout& layout() const { return layout_; }
   const Sizes& sizes() const { return layout_.sizes; }
-  // The shape of weight and bias.
-  const Sizes& normalized_sizes() const { return normalized_; }
   Problem& problem() { return problem_; }
   bool is_empty() const { return sizes().elements() == 0; }
 
   OwnedTensor input(int index);
 
-  // False after a failure, which TensorFlow has been told.
+  // False after a failure, which TensorFlow has been told. x comes first, and settle(), which
+  // chooses the layout, after the parameters.
   bool take_x(const OwnedTensor& x);
-  bool take_parameter(const char* name, const OwnedTensor& parameter);
+  bool take_parameter(const char* name, int index, Parameter* parameter);
+  bool settle();
+
+  // weight and bias, repeated along axes where only the other varies; of no data if absent.
+  Collapsed to_read(const Parameter& parameter) const;
+  // The sizes of the gradients: the parameter's, or the normalized ones if it is absent.
+  const Sizes& sizes_as(const Parameter& parameter) const {
+    return parameter.tensor ? parameter.sizes : normalized_;
+  }
+  OwnedTensor output_as(int index, const Parameter& parameter) {
+    return output(index, problem_.parameter_type, sizes_as(parameter));
+  }
+  Collapsed to_write(const OwnedTensor& gradient, const Parameter& parameter) const;
+  void flush(const Collapsed& gradient, const Parameter& parameter) const;
+
+  // Fills in the arrays, and the problem's shape.
+  struct Placed {
+    const Collapsed& tensor;
+    Array& array;
+  };
+  bool place(std::initializer_list<Placed> tensors);
 
   // In x's memory, if nothing else reads x after this node.
   OwnedTensor output_as_x(int index, int input);
@@ -51,6 +79,9 @@ class Call {
   bool failed() const { return failed_; }
 
  private:
+  bool align(Parameter* parameter) const;
+  Layout layout_of(const Parameter& parameter) const;
+
   // After each call of TensorFlow's, which overwrites the status of the one before.
   void check(const Tensor* tensor);
   bool report();
@@ -59,9 +90,11 @@ class Call {
   KernelContext* context_;
   OwnedStatus status_;
   bool failed_ = false;
-  Layout layout_;  // an empty x has no order
-  int64_t rows_ = 0;
+  Axes axes_;
+  Layout layout_;  // without an order for an empty x
   Sizes normalized_;
+  bool varies_ = false;  // weight or bias does, along kept axes
+  int64_t rows_ = 0;
   Problem problem_ = {};
 };
 

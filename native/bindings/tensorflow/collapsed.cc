@@ -8,12 +8,14 @@ namespace {
 // Calls move(offset in the tensor, index in the copy) for each element.
 template <class Move>
 void for_each_element(const Layout& layout, const Move& move) {
-  int64_t sizes[kMostAxes], tensor_strides[kMostAxes], strides[kMostAxes];
+  const int64_t* sizes = layout.order.sizes;
+  int64_t tensor_strides[kMostAxes], strides[kMostAxes];
   contiguous_strides(layout.sizes.count, layout.sizes.size, tensor_strides);
-  layout.order.apply(layout.sizes.size, sizes);
+  for (int axis = 0; axis < layout.sizes.count; ++axis)
+    if (layout.sizes.size[axis] == 1) tensor_strides[axis] = 0;
   layout.order.apply(tensor_strides, strides);
   int64_t at[kMostAxes] = {}, offset = 0;
-  const int64_t elements = layout.sizes.elements();
+  const int64_t elements = count_elements(layout.order.count, sizes);
   for (int64_t index = 0; index < elements; ++index) {
     move(offset, index);
     for (int64_t axis = layout.order.count - 1; axis >= 0; --axis) {
@@ -55,11 +57,19 @@ Collapsed Collapsed::to_write(const Layout& layout, void* data, DataType type) {
   Collapsed result;
   result.data_ = data;
   result.type_ = type;
-  if (layout.order.moves_axes) {
-    const auto bytes = static_cast<size_t>(layout.sizes.elements() * size_of(type));
+  if (layout.copies) {
+    const int64_t elements = count_elements(layout.order.count, layout.order.sizes);
+    const auto bytes = static_cast<size_t>(elements * size_of(type));
     result.copy_.reset(new (std::nothrow) char[bytes]);
     result.failed_ = !result.copy_;
   }
+  return result;
+}
+
+Ordered Collapsed::ordered(const Layout& layout) const {
+  Ordered result;
+  result.data = data();
+  contiguous_strides(layout.order.count, layout.order.sizes, result.strides);
   return result;
 }
 

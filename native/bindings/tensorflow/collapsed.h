@@ -8,22 +8,22 @@
 
 namespace layernorm::tensorflow {
 
-// x's sizes, and the order of its axes in which the kernels take them.
+// A tensor's sizes, and the order of its axes in which the kernels take them. They take more than
+// one element where the tensor has one: it is repeated.
 struct Layout {
   Sizes sizes;
   Order order;
+  bool copies = false;  // the kernels take a copy: axes are moved, or elements repeated
 };
 
-// A tensor in place, or where its axes must be moved a copy: one that is read is copied at once, one
-// that is written by flush().
+// A tensor in place, or a copy: one that is read is copied at once, one that is written by flush().
 class Collapsed {
  public:
   static Collapsed to_read(const Layout& layout, const void* data, DataType type);
   static Collapsed to_write(const Layout& layout, void* data, DataType type);
   bool failed() const { return failed_; }  // no memory for the copy
-  Array array(const Layout& layout) const {
-    return contiguous_array(copy_ ? copy_.get() : data_, layout.order.shape);
-  }
+  void* data() const { return copy_ ? copy_.get() : data_; }
+  Ordered ordered(const Layout& layout) const;
   void flush(const Layout& layout) const;
 
  private:

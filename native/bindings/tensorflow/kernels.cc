@@ -65,21 +65,16 @@ void delete_kernel(void* kernel) { delete static_cast<Definition*>(kernel); }
 void compute_norm(void* kernel, KernelContext* context) {
   Call call(kernel, context);
   const Definition& definition = call.definition();
-  OwnedTensor weight, bias;
+  Parameter weight, bias;
   {
     // Released before y is allocated: y can take x's memory only if nothing else refers to it.
     const OwnedTensor x = call.input(0);
     if (!call.take_x(x)) return;
   }
   int next = 1;
-  if (definition.has_weight) {
-    weight = call.input(next++);
-    if (!call.take_parameter("weight", weight)) return;
-  }
-  if (definition.has_bias) {
-    bias = call.input(next++);
-    if (!call.take_parameter("bias", bias)) return;
-  }
+  if (definition.has_weight && !call.take_parameter("weight", next++, &weight)) return;
+  if (definition.has_bias && !call.take_parameter("bias", next++, &bias)) return;
+  if (!call.settle()) return;
   Problem& problem = call.problem();
   const OwnedTensor y = call.output_as_x(0, 0);
   const OwnedTensor statistics =
@@ -96,13 +91,17 @@ void compute_norm(void* kernel, KernelContext* context) {
   const Layout& layout = call.layout();
   const Collapsed collapsed_x = Collapsed::to_read(layout, x.data(), problem.type);
   const Collapsed collapsed_y = Collapsed::to_write(layout, y.data(), problem.type);
-  if (collapsed_x.failed() || collapsed_y.failed()) {
-    call.fail_for_memory();
-    return;
-  }
-  if (weight) problem.weight = weight.data();
-  problem.x = collapsed_x.array(layout);
-  Forward job = {problem, bias ? bias.data() : nullptr, collapsed_y.array(layout)};
+  const Collapsed collapsed_weight = call.to_read(weight), collapsed_bias = call.to_read(bias);
+  for (const Collapsed* each : {&collapsed_x, &collapsed_y, &collapsed_weight, &collapsed_bias})
+    if (each->failed()) {
+      call.fail_for_memory();
+      return;
+    }
+  Forward job = {};
+  if (!call.place({{collapsed_x, problem.x}, {collapsed_y, job.y}})) return;
+  problem.weight = collapsed_weight.data();
+  job.problem = problem;
+  job.bias = collapsed_bias.data();
   if (forward(job, threads()) == layernorm::Status::ok)
     collapsed_y.flush(layout);
   else
@@ -132,22 +131,18 @@ void compute_backward(void* kernel, KernelContext* context) {
     call.fail("the statistics are not those of this x");
     return;
   }
-  OwnedTensor weight;
-  if (definition.has_weight) {
-    weight = call.input(3);
-    if (!call.take_parameter("weight", weight)) return;
-    problem.weight = weight.data();
-  }
+  Parameter weight;
+  if (definition.has_weight && !call.take_parameter("weight", 3, &weight)) return;
+  if (!call.settle()) return;
   const OwnedTensor dx = call.output_as_x(0, 0);
   OwnedTensor dweight, dbias;
   int next = 1;
-  const Sizes& normalized = call.normalized_sizes();
-  if (definition.has_weight) dweight = call.output(next++, problem.parameter_type, normalized);
-  if (definition.has_bias) dbias = call.output(next++, problem.parameter_type, normalized);
+  if (definition.has_weight) dweight = call.output_as(next++, weight);
+  if (definition.has_bias) dbias = call.output_as(next++, weight);
   const OwnedTensor dy = call.input(0);
   if (call.failed()) return;
   if (call.is_empty()) {
-    const int64_t bytes = normalized.elements() * size_of(problem.parameter_type);
+    const int64_t bytes = call.sizes_as(weight).elements() * size_of(problem.parameter_type);
     for (const OwnedTensor* each : {&dweight, &dbias})
       if (*each && bytes > 0) std::memset(each->data(), 0, static_cast<size_t>(bytes));
     return;
@@ -157,21 +152,29 @@ void compute_backward(void* kernel, KernelContext* context) {
   const Collapsed collapsed_x = Collapsed::to_read(layout, x.data(), problem.type);
   const Collapsed collapsed_dy = Collapsed::to_read(layout, dy.data(), problem.type);
   const Collapsed collapsed_dx = Collapsed::to_write(layout, dx.data(), problem.type);
-  if (collapsed_x.failed() || collapsed_dy.failed() || collapsed_dx.failed()) {
+  const Collapsed collapsed_weight = call.to_read(weight),
+                  collapsed_dweight = call.to_write(dweight, weight),
+                  collapsed_dbias = call.to_write(dbias, weight);
+  for (const Collapsed* each : {&collapsed_x, &collapsed_dy, &collapsed_dx, &collapsed_weight,
+                                &collapsed_dweight, &collapsed_dbias})
+    if (each->failed()) {
+      call.fail_for_memory();
+      return;
+    }
+  Backward job = {};
+  if (!call.place({{collapsed_x, problem.x}, {collapsed_dy, job.dy}, {collapsed_dx, job.dx}}))
+    return;
+  problem.weight = collapsed_weight.data();
+  job.problem = problem;
+  job.dweight = collapsed_dweight.data();
+  job.dbias = collapsed_dbias.data();
+  if (backward(job, threads()) != layernorm::Status::ok) {
     call.fail_for_memory();
     return;
   }
-  problem.x = collapsed_x.array(layout);
-  Backward job = {};
-  job.problem = problem;
-  job.dy = collapsed_dy.array(layout);
-  job.dx = collapsed_dx.array(layout);
-  if (dweight) job.dweight = dweight.data();
-  if (dbias) job.dbias = dbias.data();
-  if (backward(job, threads()) == layernorm::Status::ok)
-    collapsed_dx.flush(layout);
-  else
-    call.fail_for_memory();
+  collapsed_dx.flush(layout);
+  call.flush(collapsed_dweight, weight);
+  call.flush(collapsed_dbias, weight);
 }
 
 void bound_threads(int most) {

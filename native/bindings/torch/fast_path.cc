@@ -33,8 +33,9 @@ Py_ssize_t statistics_bytes(const Problem& problem, int64_t rows) {
 }
 
 Statistics statistics_in(PyObject* bytes, const Problem& problem, int64_t rows) {
-  return layernorm::statistics_in(PyBytes_AS_STRING(bytes), rows, compute_type(problem.type),
-                                  problem.centered);
+  const Statistics found = layernorm::statistics_in(PyBytes_AS_STRING(bytes), rows,
+                                                    compute_type(problem.type), problem.centered);
+  return contiguous_statistics(found.mean, found.rstd, found.residual, problem.shape);
 }
 
 // False, with Python's error set, if memory runs out.

@@ -2,6 +2,8 @@
 
 #include <cmath>
 #include <cstring>
+#include <initializer_list>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -23,6 +25,39 @@ void fill_zero(const Tensor& tensor) {
   std::memset(tensor.data(), 0, static_cast<size_t>(tensor.view().bytes()));
 }
 
+struct Placed {
+  InOrder& tensor;
+  Array& array;
+};
+
+// Fills in the arrays, and the problem's shape; copies tensors whose rows are on too many axes.
+void place(Call& call, std::initializer_list<Placed> tensors) {
+  Order::Placed placed[kMostTensors];
+  int count = 0;
+  for (const Placed& each : tensors) placed[count++] = {&each.tensor.ordered(), &each.array};
+  if (call.order.place(placed, count, call.problem)) return;
+  for (const Placed& each : tensors) each.tensor.make_contiguous();
+  check(call.order.place(placed, count, call.problem),
+        "layernorm: weight and bias vary along too many axes of x apart: move the axes");
+}
+
+// A parameter or its gradient, which may be absent, contiguous in this order.
+class Parameter {
+ public:
+  Parameter(const Tensor& given, const Order& order, InOrder::Use use) {
+    if (!given) return;
+    tensor_.emplace(given, order, use);
+    tensor_->make_contiguous();
+  }
+  void* data() const { return tensor_ ? tensor_->ordered().data : nullptr; }
+  void flush() const {
+    if (tensor_) tensor_->flush();
+  }
+
+ private:
+  std::optional<InOrder> tensor_;
+};
+
 void check_memory(Status status) {
   check(status == Status::ok,
         "layernorm: out of memory: give x fewer columns, or the process more");
@@ -43,16 +78,34 @@ void Call::check_tensors() {
   check(weight_type == bias_type,
         "mixed dtype (CPU): weight and bias have different types: pass bias.to(weight.dtype)");
   problem.parameter_type = weight_type;
+  check(!weight || !bias || weight.view().has_sizes_of(bias.view()),
+        "layernorm: weight and bias have different sizes: expand one to the other's");
   order = choose_order(axes, view.sizes, view.strides);
-  problem.shape = order.shape;
   for (int64_t axis = 0; axis < axes.count; ++axis)
     statistics_sizes_[axis] = axes.normalized[axis] ? 1 : view.sizes[axis];
 }
 
+int64_t Call::parameter_sizes(int64_t* sizes) const {
+  if (!has_kept_axes_) return axes.normalized_sizes(view.sizes, sizes);
+  for (int64_t axis = 0; axis < axes.count; ++axis)
+    sizes[axis] = axes.normalized[axis] || axes.varying[axis] ? view.sizes[axis] : 1;
+  return axes.count;
+}
+
 Tensor Call::empty_parameter() const {
   int64_t sizes[kMostAxes];
-  const int64_t count = axes.normalized_sizes(view.sizes, sizes);
+  const int64_t count = parameter_sizes(sizes);
   return empty_contiguous(count, sizes, problem.parameter_type);
+}
+
+Order Call::parameter_order() const {
+  Order result = order;
+  int64_t sizes[kMostAxes];
+  result.count = parameter_sizes(sizes);
+  if (!has_kept_axes_)
+    for (int64_t at = 0; at < result.count; ++at) result.axis[at] = at;
+  result.apply(sizes, result.sizes);
+  return result;
 }
 
 Tensor Call::empty_as_x(bool contiguous) const {
@@ -82,7 +135,7 @@ Tensor Call::statistics(Tensor given) const {
   return contiguous(std::move(given), compute());
 }
 
-void Call::check_parameter(const char* name, const Tensor& parameter, DataType* type) const {
+void Call::check_parameter(const char* name, const Tensor& parameter, DataType* type) {
   if (!parameter) return;
   const View given = parameter.view();
   check(given.is_served && accepts_parameter(problem.type, given.type),
@@ -91,11 +144,12 @@ void Call::check_parameter(const char* name, const Tensor& parameter, DataType* 
             .c_str());
   int64_t normalized[kMostAxes];
   const int64_t count = axes.normalized_sizes(view.sizes, normalized);
-  check(given.has_sizes(count, normalized),
+  check(axes.take_parameter(view.sizes, given.axes, given.sizes),
         ("Expected " + std::string(name) + " to be of same shape as normalized_shape, but got " +
          name + " of shape " + text_of(given.axes, given.sizes) + " and normalized_shape = " +
          text_of(count, normalized) + ": pass a " + name + " of the normalized shape")
             .c_str());
+  has_kept_axes_ = given.axes != count;
   *type = given.type;
 }
 
@@ -124,13 +178,15 @@ ForwardResults run_forward(Call& call, bool for_aten) {
     if (problem.centered) fill(results.residual, 0);
     return results;
   }
-  const Tensor weight = contiguous(std::move(call.weight), problem.parameter_type);
-  const Tensor bias = contiguous(std::move(call.bias), problem.parameter_type);
-  if (weight) problem.weight = weight.view().data;
-  const Collapsed x = Collapsed::to_read(call.x, call.order);
-  const Collapsed y = Collapsed::to_write(results.y, call.order);
-  problem.x = x.array();
-  Forward job = {problem, bias ? bias.view().data : nullptr, y.array()};
+  const Order parameter_order = call.parameter_order();
+  const Parameter weight(call.weight, parameter_order, InOrder::read),
+      bias(call.bias, parameter_order, InOrder::read);
+  problem.weight = weight.data();
+  InOrder x(call.x, call.order, InOrder::read), y(results.y, call.order, InOrder::write);
+  Forward job = {};
+  job.bias = bias.data();
+  place(call, {{x, problem.x}, {y, job.y}});
+  job.problem = problem;
   check_memory(forward(job, parallel_for()));
   y.flush();
   if (for_aten) {
@@ -161,23 +217,29 @@ BackwardResults run_backward(Call& call, const Tensor& dy, Tensor (&saved)[3],
       !find_saved(saved[0], saved[1], rows, call.compute(), &problem.statistics, &problem.eps)) {
     for (Tensor& each : saved) each = call.statistics(std::move(each));
     const auto data = [](const Tensor& given) { return given ? given.view().data : nullptr; };
-    problem.statistics = {data(saved[0]), data(saved[1]), data(saved[2])};
+    problem.statistics = {data(saved[0]), data(saved[1]), data(saved[2]), {}};
   }
-  const Tensor weight = contiguous(std::move(call.weight), problem.parameter_type);
-  if (weight) problem.weight = weight.view().data;
-  const Collapsed x = Collapsed::to_read(call.x, call.order);
-  const Collapsed collapsed_dy = Collapsed::to_read(dy, call.order);
-  Collapsed dx;
-  if (need[0]) dx = Collapsed::to_write(results.dx, call.order);
-  problem.x = x.array();
+  const Order parameter_order = call.parameter_order();
+  const Parameter weight(call.weight, parameter_order, InOrder::read),
+      dweight(results.dweight, parameter_order, InOrder::write),
+      dbias(results.dbias, parameter_order, InOrder::write);
+  problem.weight = weight.data();
+  InOrder x(call.x, call.order, InOrder::read), in_dy(dy, call.order, InOrder::read);
   Backward job = {};
+  std::optional<InOrder> dx;
+  if (need[0]) {
+    dx.emplace(results.dx, call.order, InOrder::write);
+    place(call, {{x, problem.x}, {in_dy, job.dy}, {*dx, job.dx}});
+  } else {
+    place(call, {{x, problem.x}, {in_dy, job.dy}});
+  }
   job.problem = problem;
-  job.dy = collapsed_dy.array();
-  job.dx = dx.array();
-  if (need[1]) job.dweight = results.dweight.data();
-  if (need[2]) job.dbias = results.dbias.data();
+  job.dweight = dweight.data();
+  job.dbias = dbias.data();
   check_memory(backward(job, parallel_for()));
-  dx.flush();
+  if (dx) dx->flush();
+  dweight.flush();
+  dbias.flush();
   return results;
 }
 

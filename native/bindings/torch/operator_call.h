@@ -6,10 +6,12 @@
 
 namespace layernorm::torch {
 
-// What the forward and the backward of each operator have in common.
+// What the forward and the backward of each operator have in common. weight and bias, which may be
+// absent, have the normalized shape; or as many axes as x, with x's size or 1 along kept ones, both
+// alike: along the former they vary.
 struct Call {
-  Tensor x, weight, bias;  // weight, bias: may be absent
-  View view;               // of x
+  Tensor x, weight, bias;
+  View view;  // of x
   Axes axes;
   Problem problem = {};
   Order order;
@@ -22,7 +24,9 @@ struct Call {
 
   // y or dx: with x's strides if x is dense, else contiguous; or contiguous, as PyTorch's own.
   Tensor empty_as_x(bool contiguous) const;
+  // A gradient of weight or bias. Both and their gradients are contiguous in the kernels' order.
   Tensor empty_parameter() const;
+  Order parameter_order() const;
   Tensor empty_statistics(DataType type) const;
   SavedRows saved_rows(bool for_aten) const;
   // A mean, rstd or residual that was saved, as the kernels read it.
@@ -30,8 +34,10 @@ struct Call {
 
  private:
   int64_t statistics_sizes_[kMostAxes];
+  bool has_kept_axes_ = false;                    // weight and bias have as many axes as x
+  int64_t parameter_sizes(int64_t* sizes) const;  // returns how many there are
 
-  void check_parameter(const char* name, const Tensor& parameter, DataType* type) const;
+  void check_parameter(const char* name, const Tensor& parameter, DataType* type);
 };
 
 struct ForwardResults {

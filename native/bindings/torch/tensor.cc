@@ -93,28 +93,20 @@ Tensor contiguous(Tensor given, DataType type) {
   return copy;
 }
 
-bool Collapsed::collapse(const View& view, const Order& order, void* data) {
-  array_.data = data;
-  if (order.collapse(view.sizes, view.strides, &array_)) return true;
-  int64_t sizes[kMostAxes];
-  order.apply(view.sizes, sizes);
-  copy_ = empty_contiguous(order.count, sizes, view.type);
-  array_ = contiguous_array(copy_.data(), order.shape);
-  return false;
-}
-
-Collapsed Collapsed::to_read(const Tensor& tensor, const Order& order) {
-  Collapsed result;
+InOrder::InOrder(const Tensor& tensor, const Order& order, Use use)
+    : tensor_(tensor), order_(order), use_(use) {
   const View view = tensor.view();
-  if (!result.collapse(view, order, view.data)) result.copy_.copy_from(tensor.in_order(order));
-  return result;
+  ordered_.data = use == write ? tensor.data() : view.data;
+  order.apply(view.strides, ordered_.strides);
+  if (!order.fits(ordered_.strides)) make_contiguous();
 }
 
-Collapsed Collapsed::to_write(const Tensor& tensor, const Order& order) {
-  Collapsed result;
-  if (!result.collapse(tensor.view(), order, tensor.data()))
-    result.target_ = tensor.in_order(order);
-  return result;
+void InOrder::make_contiguous() {
+  if (copy_ || order_.is_contiguous(ordered_.strides)) return;
+  copy_ = empty_contiguous(order_.count, order_.sizes, tensor_.view().type);
+  if (use_ == read) copy_.copy_from(tensor_.in_order(order_));
+  ordered_.data = copy_.data();
+  contiguous_strides(order_.count, order_.sizes, ordered_.strides);
 }
 
 }  // namespace layernorm::torch

@@ -46,22 +46,25 @@ Tensor undefined();
 Tensor contiguous(Tensor given, DataType type);
 
 // A tensor as the kernels read or write it in this order: in place if they can, else through a
-// copy. One that is read is copied at once, one that is written by flush().
-class Collapsed {
+// copy. One that is read is copied at once, one that is written by flush(). Tensor and order must
+// outlive it.
+class InOrder {
  public:
-  static Collapsed to_read(const Tensor& tensor, const Order& order);
-  static Collapsed to_write(const Tensor& tensor, const Order& order);
-  const Array& array() const { return array_; }
+  enum Use { read, write };
+  InOrder(const Tensor& tensor, const Order& order, Use use);
+  const Ordered& ordered() const { return ordered_; }
+  // Takes a copy, unless the tensor is contiguous.
+  void make_contiguous();
   void flush() const {
-    if (target_) target_.copy_from(copy_);
+    if (use_ == write && copy_) tensor_.in_order(order_).copy_from(copy_);
   }
 
  private:
-  // False where it takes a copy, which has been made, of undefined contents.
-  bool collapse(const View& view, const Order& order, void* data);
-
-  Array array_ = {};
-  Tensor copy_, target_;
+  const Tensor& tensor_;
+  const Order& order_;
+  Use use_;
+  Ordered ordered_;
+  Tensor copy_;
 };
 
 }  // namespace layernorm::torch

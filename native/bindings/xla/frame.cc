@@ -64,29 +64,27 @@ void Reader::require(bool condition, const char* mistake) {
   if (!condition && !mistake_) mistake_ = mistake;
 }
 
-Array Batch::array(const Buffer* buffer) const { return contiguous_array(data_of(buffer), shape); }
-
-int64_t Batch::parameter_stride(const Buffer* parameter) const {
-  return parameter && parameter->rank == batch_axes + normalized_axes ? shape.cols : 0;
+Order order_of(Reader* reader, const Buffer* x) {
+  const auto normalized = static_cast<uint64_t>(reader->integer("axes")),
+             varying = static_cast<uint64_t>(reader->integer("varying"));
+  Order order;
+  Axes axes;
+  axes.count = x ? x->rank : 0;
+  reader->require(axes.count <= kMostAxes, "the axes");
+  if (reader->mistake()) return order;
+  for (int64_t axis = 0; axis < axes.count; ++axis) {
+    axes.normalized[axis] = normalized >> axis & 1;
+    axes.varying[axis] = varying >> axis & 1;
+  }
+  reader->require(keep_order(axes, x->sizes, &order), "the axes");
+  return order;
 }
 
-Batch batch_of(Reader* reader, const Buffer* x) {
-  const int64_t batch = reader->integer("batch_axes"), begin = reader->integer("begin"),
-                end = reader->integer("end");
-  const int64_t normalized = reader->integer("normalized_axes");
-  const int64_t rank = x ? x->rank : 0;
-  const bool fits = 0 <= batch && batch <= begin && begin < end && end <= rank;
-  reader->require(fits, "the axes");
-  if (!fits) return {0, 0, 0, {0, 0, 0}};
-  const auto product = [x](int64_t from, int64_t to) {
-    return count_elements(to - from, x->sizes + from);
-  };
-  const Shape shape = {product(batch, begin), product(begin, end), product(end, rank)};
-  return {product(0, batch), batch, normalized, shape};
-}
-
-void* at(void* data, DataType type, int64_t index) {
-  return data ? static_cast<char*>(data) + index * size_of(type) : nullptr;
+Ordered ordered(const Buffer* buffer, const Order& order) {
+  Ordered result;
+  result.data = data_of(buffer);
+  contiguous_strides(order.count, order.sizes, result.strides);
+  return result;
 }
 
 }  // namespace layernorm::xla

@@ -1,4 +1,5 @@
-// A call from XLA: its buffers, taken one by one, its attributes, and the problem they describe.
+// A call from XLA: its buffers, taken one by one, its attributes, and the order of axes that they
+// describe.
 #pragma once
 
 #include <cstdint>
@@ -39,24 +40,12 @@ class Reader {
   const char* mistake_ = nullptr;
 };
 
-// x as the attributes describe it: some leading axes are a batch of independent problems, the axes
-// from `begin` to `end` are normalized.
-struct Batch {
-  int64_t problems;
-  int64_t batch_axes, normalized_axes;
-  Shape shape;  // of one problem
+// How the kernels read x: the attributes "axes" and "varying" are bits, one for each axis of x.
+// Weight and bias have the varying axes and then the normalized ones.
+Order order_of(Reader* reader, const Buffer* x);
 
-  int64_t bytes(DataType type) const { return problems * shape.elements() * size_of(type); }
-  Array array(const Buffer* buffer) const;
-  // The elements of a parameter, or of its gradient, from one problem to the next: 0 if they share
-  // it.
-  int64_t parameter_stride(const Buffer* parameter) const;
-};
-
-Batch batch_of(Reader* reader, const Buffer* x);
-
-// Element `index` of a buffer; null for null.
-void* at(void* data, DataType type, int64_t index);
+// Where a buffer of x's shape is; with no buffer, null.
+Ordered ordered(const Buffer* buffer, const Order& order);
 
 inline void* data_of(const Buffer* buffer) { return buffer ? buffer->data : nullptr; }
 

@@ -1,7 +1,6 @@
 #include "handlers.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cstdio>
 
 #include "frame.h"
@@ -44,51 +43,6 @@ Error* error_of(const Frame& frame, Status status) {
                   "layernorm: no memory for the kernels' scratch");
 }
 
-// Runs one(index, threads) for each problem: a single one on all threads, each of several on one
-// thread. The results are the same.
-template <class One>
-Status run_each(const Frame& frame, int64_t problems, int64_t bytes, const One& one) {
-  const Threads threads = threads_of(frame);
-  if (problems == 1) return one(0, threads);
-  struct Call {
-    const One* one;
-    std::atomic<Status> status;
-  } call = {&one, {Status::ok}};
-  const auto body = [](void* context, int64_t begin, int64_t end) {
-    auto* to = static_cast<Call*>(context);
-    for (int64_t index = begin; index < end; ++index) {
-      const Status status = (*to->one)(index, Threads{1, nullptr, nullptr});
-      if (status != Status::ok) to->status = status;
-    }
-  };
-  if (threads.count <= 1 || bytes < 2 * threads.bytes_per_thread) {
-    body(&call, 0, problems);
-  } else {
-    threads.run(threads.pool, problems, body, &call);
-  }
-  return call.status;
-}
-
-Statistics move(const Statistics& statistics, DataType type, int64_t rows) {
-  return {at(statistics.mean, type, rows), at(statistics.rstd, type, rows),
-          at(statistics.residual, type, rows)};
-}
-
-Array move(const Array& array, DataType type, int64_t elements) {
-  return {at(array.data, type, elements), array.outer_stride, array.col_stride};
-}
-
-// The problem at this index of the batch.
-Problem move(const Problem& problem, const Batch& batch, int64_t index, int64_t weight_stride) {
-  Problem moved = problem;
-  moved.x = move(problem.x, problem.type, index * batch.shape.elements());
-  moved.weight =
-      at(const_cast<void*>(problem.weight), problem.parameter_type, index * weight_stride);
-  moved.statistics =
-      move(problem.statistics, compute_type(problem.type), index * batch.shape.rows());
-  return moved;
-}
-
 // The buffers of both calls; null where one is not part of the call.
 struct CallBuffers {
   const Buffer *x, *weight, *mean, *rstd, *residual;
@@ -98,8 +52,8 @@ struct CallBuffers {
 
 // x, weight, bias -> y, mean, rstd, residual
 struct ForwardCall : CallBuffers {
-  static constexpr int64_t kArrays = 2;  // of x's size
   const Buffer* bias;
+  Forward job = {};
 
   void take(Reader& reader, bool centered) {
     x = reader.argument();
@@ -113,22 +67,22 @@ struct ForwardCall : CallBuffers {
     parameter = weight ? weight : bias;
   }
 
-  Status run(const Problem& moved, const Batch& batch, int64_t index,
-             const Threads& threads) const {
-    const int64_t bias_at = index * batch.parameter_stride(bias);
-    const Forward job = {
-        moved,
-        at(data_of(bias), moved.parameter_type, bias_at),
-        move(batch.array(large), moved.type, index * batch.shape.elements()),
-    };
+  bool place(const Order& order, Problem& problem) {
+    const Ordered in_x = ordered(x, order), in_y = ordered(large, order);
+    const Order::Placed placed[] = {{&in_x, &problem.x}, {&in_y, &job.y}};
+    job.bias = data_of(bias);
+    return order.place(placed, 2, problem);
+  }
+  Status run(const Problem& problem, const Threads& threads) {
+    job.problem = problem;
     return forward(job, threads);
   }
 };
 
 // dy, x, mean, rstd, residual, weight -> dx, dweight, dbias
 struct BackwardCall : CallBuffers {
-  static constexpr int64_t kArrays = 3;
   const Buffer *dy, *dweight, *dbias;
+  Backward job = {};
 
   void take(Reader& reader, bool centered) {
     dy = reader.argument();
@@ -143,16 +97,16 @@ struct BackwardCall : CallBuffers {
     parameter = weight ? weight : dweight ? dweight : dbias;
   }
 
-  Status run(const Problem& moved, const Batch& batch, int64_t index,
-             const Threads& threads) const {
-    const int64_t elements = index * batch.shape.elements(), cols = index * batch.shape.cols;
-    const Backward job = {
-        moved,
-        move(batch.array(dy), moved.type, elements),
-        move(batch.array(large), moved.type, elements),
-        at(data_of(dweight), moved.parameter_type, cols),
-        at(data_of(dbias), moved.parameter_type, cols),
-    };
+  bool place(const Order& order, Problem& problem) {
+    const Ordered in_x = ordered(x, order), in_dy = ordered(dy, order),
+                  in_dx = ordered(large, order);
+    const Order::Placed placed[] = {{&in_x, &problem.x}, {&in_dy, &job.dy}, {&in_dx, &job.dx}};
+    job.dweight = data_of(dweight);
+    job.dbias = data_of(dbias);
+    return order.place(placed, 3, problem);
+  }
+  Status run(const Problem& problem, const Threads& threads) {
+    job.problem = problem;
     return backward(job, threads);
   }
 };
@@ -164,27 +118,22 @@ Error* handle(Frame* frame) {
   const bool centered = reader.flag("centered");
   Call call;
   call.take(reader, centered);
-  const Batch batch = batch_of(&reader, call.x);
-  const DataType type = reader.data_type(call.x);
-  const Problem problem = {
-      batch.shape,
-      type,
-      call.parameter ? reader.data_type(call.parameter) : type,
-      centered,
-      reader.flag("zero_centered_weight"),
-      reader.number("eps"),
-      batch.array(call.x),
-      data_of(call.weight),
-      {data_of(call.mean), data_of(call.rstd), data_of(call.residual)},
-  };
-  reader.require(accepts_parameter(type, problem.parameter_type), "the type of a parameter");
+  Problem problem = {};
+  problem.type = reader.data_type(call.x);
+  problem.parameter_type = call.parameter ? reader.data_type(call.parameter) : problem.type;
+  problem.centered = centered;
+  problem.zero_centered_weight = reader.flag("zero_centered_weight");
+  problem.eps = reader.number("eps");
+  problem.weight = data_of(call.weight);
+  problem.statistics = {data_of(call.mean), data_of(call.rstd), data_of(call.residual), {}};
+  reader.require(accepts_parameter(problem.type, problem.parameter_type),
+                 "the type of a parameter");
+  const Order order = order_of(&reader, call.x);
+  if (!reader.mistake()) reader.require(call.place(order, problem), "the axes");
   if (reader.mistake()) return mistake_of(*frame, reader.mistake());
-  ask_for_huge_pages(data_of(call.large), batch.bytes(type));
-  const int64_t weight_stride = batch.parameter_stride(call.weight);
-  const auto one = [&](int64_t index, const Threads& threads) {
-    return call.run(move(problem, batch, index, weight_stride), batch, index, threads);
-  };
-  return error_of(*frame, run_each(*frame, batch.problems, Call::kArrays * batch.bytes(type), one));
+  ask_for_huge_pages(data_of(call.large),
+                     count_elements(order.count, order.sizes) * size_of(problem.type));
+  return error_of(*frame, call.run(problem, threads_of(*frame)));
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-"""Checks arguments through `layernorm.spec`, and orders the axes as the kernels take them."""
+"""Checks arguments through `layernorm.spec`, and makes of them what the primitives take."""
 
 import functools
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from layernorm import spec
-from layernorm.jax.definition import Definition
+from layernorm.jax.definition import Definition, compute_type
 
 Description = tuple[tuple[int, ...], Any]  # an array's shape and type
 
@@ -77,21 +77,57 @@ def _checked(
     types = [None if each is None else str(each[1]) for each in (weight, bias)]
     spec.check_types(str(dtype), *types, convert=convert)
     axes = spec.normalize_axes(axis, len(shape))
+    varying: set[int] = set()
     for name, parameter in (("weight", weight), ("bias", bias)):
         if parameter is not None:
-            spec.check_parameter(name, parameter[0], shape, axes, reshape=_reshape)
-    return Definition(axes, spec.check_eps(eps), centered, zero_centered_weight)
+            own = spec.check_parameter(name, parameter[0], shape, axes, reshape=_reshape)
+            varying.update(own)
+    eps = spec.check_eps(eps)
+    return Definition(axes, eps, centered, zero_centered_weight, tuple(sorted(varying)))
 
 
 _checked_once = functools.lru_cache(maxsize=1024)(_checked)
 
 
 @functools.lru_cache(maxsize=1024)
-def order_of(shape: Any, axes: tuple[int, ...]) -> tuple[int, ...] | None:
-    """Order the axes so that x collapses to (outer, cols, inner); None if it does as it is."""
-    if spec.layout_of(shape, axes) is not None:
-        return None
-    return tuple(axis for axis in range(len(shape)) if axis not in axes) + axes
+def order_of(shape: Any, definition: Definition) -> tuple[int, ...]:
+    """Return an order of x's axes that the kernels take: x's own, or the normalized axes last."""
+    own = tuple(range(len(shape)))
+    kept = definition.kept(len(shape))
+    apart = definition.varying + definition.summed(len(shape))
+    orders = (own, kept + definition.axes, apart + definition.axes)
+    return next(
+        order
+        for order in orders
+        if definition.moved(order).is_read_in_place(tuple(shape[axis] for axis in order))
+    )
+
+
+def compact_parameters(
+    x: Array, parameters: Sequence[Array | None], definition: Definition
+) -> list[Array | None]:
+    """Give weight and bias the axes that they have in the primitives, and no others.
+
+    One that does not vary along an axis where the other does is repeated. Its gradient is the sum
+    of those of the repeats, so both are widened first: the sum is rounded once.
+    """
+    spread = [each if each is None else _spread(each, x, definition.axes) for each in parameters]
+    shape = spec.parameter_shape(x.shape, definition.axes, definition.varying)
+    if any(each is not None and each.shape != shape for each in spread):
+        dtype = compute_type(x.dtype)
+        spread = [
+            each if each is None else jnp.broadcast_to(each.astype(dtype), shape) for each in spread
+        ]
+    return [each if each is None else definition.compact(each) for each in spread]
+
+
+def _spread(parameter: Array, x: Array, axes: tuple[int, ...]) -> Array:
+    """Give a parameter all axes of x."""
+    if parameter.shape == spec.normalized_shape(x.shape, axes):
+        missing = tuple(axis for axis in range(x.ndim) if axis not in axes)
+    else:
+        missing = tuple(range(x.ndim - parameter.ndim))
+    return jnp.expand_dims(parameter, missing)
 
 
 def vary_alike(arrays: Sequence[Array | None]) -> list[Array | None]:

@@ -10,11 +10,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jax import Array
 from jax.interpreters import ad
 
 from layernorm.jax import derivatives
-from layernorm.jax.definition import Definition, compute_type
+from layernorm.jax.definition import Definition
 from layernorm.jax.primitives import (
     backward,
     backward_p,
@@ -129,16 +128,7 @@ def _tangent_transpose(
         need=given,
         parameter_type=types[0] if types else x.dtype if weight is None else weight.dtype,
     )
-    fitted = [_fitted(g, aval) for g, aval in zip(present(*gradients), linear, strict=True)]
-    return [*fitted, *rest]
-
-
-def _fitted(gradient: Array, aval: Any) -> Array:
-    """Sum the gradients of a parameter that a batch of calls shares."""
-    shared = tuple(range(gradient.ndim - len(aval.shape)))
-    if not shared:
-        return gradient
-    return gradient.astype(compute_type(gradient.dtype)).sum(shared).astype(gradient.dtype)
+    return [*present(*gradients), *rest]
 
 
 def _backward_jvp(

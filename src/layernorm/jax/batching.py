@@ -1,7 +1,7 @@
-"""What jax.vmap makes of the primitives: one call for the whole batch, and no copied weights.
+"""What jax.vmap makes of the primitives: one call for the whole batch.
 
 Where the members of a batch share the parameters, the batch becomes more rows. Where they do not,
-or where each member needs its own gradients of the parameters, it becomes a batch axis.
+or where each member needs its own gradients of the parameters, these vary along the batch.
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ from jax import Array
 from jax.interpreters import batching
 
 from layernorm.jax import derivatives
-from layernorm.jax.definition import Definition
-from layernorm.jax.primitives import backward_p, forward_p, parts, spaced, tangent_p
+from layernorm.jax.definition import Definition, compute_type
+from layernorm.jax.primitives import backward_p, forward, forward_p, parts, spaced, tangent_p
 
 Dims = Sequence[Any]  # the batch axis of each operand, or None
 
@@ -33,30 +33,24 @@ def _with_batch_at(index: int, operand: Array, dim: int | None, size: int) -> Ar
     return jnp.broadcast_to(jnp.expand_dims(operand, index), shape)
 
 
-def _parameter(
-    parameter: Array | None, dim: int | None, definition: Definition, x: Array, size: int
-) -> Array | None:
-    """Move the batch axis of a parameter to the front; one that all batches share is left as it is.
+def _shape_of_one(operand: Array, dim: int | None) -> tuple[int, ...]:
+    return tuple(size for axis, size in enumerate(operand.shape) if axis != dim)
 
-    `definition` and `x` are those of one member.
+
+def _with_batch_axis(
+    definition: Definition, shape: tuple[int, ...], size: int, *, varies: bool
+) -> tuple[int, Definition]:
+    """Find where x of this shape takes the batch axis, and define the call for the batch.
+
+    That is in front, unless the kernels would have to read x from too many places: then beside
+    another axis of its kind.
     """
-    if parameter is None:
-        return None
-    batch = x.shape[: definition.batch_axes]
-    own_batch = parameter.ndim - (dim is not None) - len(definition.axes)
-    if dim is None:
-        return _with_batch_at(0, parameter, None, size) if own_batch else parameter
-    parameter = jnp.moveaxis(parameter, dim, 0)
-    if own_batch == len(batch):
-        return parameter
-    spread = parameter.reshape(size, *(1,) * len(batch), *parameter.shape[1:])
-    return jnp.broadcast_to(spread, (size, *batch, *parameter.shape[1:]))
-
-
-def _one_of(operand: Array, dim: int | None) -> Any:
-    """Describe one member of the batch."""
-    shape = [size for axis, size in enumerate(operand.shape) if axis != dim]
-    return jax.ShapeDtypeStruct(shape, operand.dtype)
+    found = ((index, definition.with_axis(index, varies=varies)) for index in range(len(shape)))
+    return next(
+        (index, batched)
+        for index, batched in found
+        if batched.is_read_in_place((*shape[:index], size, *shape[index:]))
+    )
 
 
 def _forward(
@@ -68,23 +62,24 @@ def _forward(
     has_bias: bool,
     with_statistics: bool,
 ) -> tuple[Any, Any]:
-    given = (True, has_weight, has_bias)
     size = _size(operands, dims)
-    (x, *parameters), (dim, *others) = spaced(operands, given), spaced(dims, given)
-    params = {"has_weight": has_weight, "has_bias": has_bias, "with_statistics": with_statistics}
-    if all(each is None for each in others):
-        index = definition.batch_axes
-        x, definition = _with_batch_at(index, x, dim, size), definition.with_row_axis()
-    else:
-        index, one = 0, _one_of(x, dim)
+    (x, *parameters), (dim, *others) = operands, dims
+    varies = any(each is not None for each in others)
+    index, batched = _with_batch_axis(definition, _shape_of_one(x, dim), size, varies=varies)
+    if varies:
+        if None in others:
+            # In the compute type, so that the sum of the gradients of its repeats is rounded once.
+            parameters = [each.astype(compute_type(x.dtype)) for each in parameters]
+        at = batched.of_parameters.index(index)
         parameters = [
-            _parameter(each, own, definition, one, size)
+            _with_batch_at(at, each, own, size)
             for each, own in zip(parameters, others, strict=True)
         ]
-        x, definition = _with_batch_at(0, x, dim, size), definition.with_batch_axis()
-    present = [x, *(each for each in parameters if each is not None)]
-    results = forward_p.bind(*present, definition=definition, **params)
-    return results, [index] * len(results)
+    x = _with_batch_at(index, x, dim, size)
+    weight, bias = spaced(parameters, (has_weight, has_bias))
+    results = forward(x, weight, bias, batched, with_statistics=with_statistics)
+    axes = batched.forward_axes(x.ndim, with_statistics=with_statistics)
+    return results, [each.index(index) for each in axes]
 
 
 def _backward(
@@ -97,27 +92,26 @@ def _backward(
     parameter_type: Any,
 ) -> tuple[Any, Any]:
     size = _size(operands, dims)
-    count = len(operands) - has_weight
-    weight, dim = (operands[-1], dims[-1]) if has_weight else (None, None)
-    one = _one_of(operands[0], dims[0])
-    if dim is None and not any(need[1:]):
-        index, batched = definition.batch_axes, definition.with_row_axis()
-    else:
-        index, batched = 0, definition.with_batch_axis()
-        weight = _parameter(weight, dim, definition, one, size)
-    rows = [
-        _with_batch_at(index, each, own, size)
-        for each, own in zip(operands[:count], dims[:count], strict=True)
+    shape = _shape_of_one(operands[0], dims[0])
+    varies = any(need[1:]) or (has_weight and dims[-1] is not None)
+    index, batched = _with_batch_axis(definition, shape, size, varies=varies)
+    of_rows = tuple(range(len(shape) + 1))
+    axes = [of_rows, *batched.forward_axes(len(of_rows), with_statistics=True)]
+    if has_weight and varies:
+        axes.append(batched.of_parameters)
+    moved = [
+        _with_batch_at(own_axes.index(index), each, own, size)
+        for each, own, own_axes in zip(operands, dims, axes, strict=False)
     ]
     results = backward_p.bind(
-        *rows,
-        *([] if weight is None else [weight]),
+        *moved,
+        *operands[len(axes) :],  # a weight that does not vary
         definition=batched,
         need=need,
         has_weight=has_weight,
         parameter_type=parameter_type,
     )
-    return results, [index] * len(results)
+    return results, [each.index(index) for each in batched.backward_axes(len(of_rows), need)]
 
 
 def _tangent(

@@ -1,5 +1,6 @@
 """What a call computes, apart from its arrays, and the shapes of its arrays."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -9,42 +10,46 @@ from jax import Array
 
 from layernorm import spec
 
+# Varying axes, and other kept ones, may alternate: the kernels read up to this many runs of each.
+_MOST_RUNS = 4
+
 
 class Definition(NamedTuple):
     """The static part of a call.
 
+    Weight, bias and their gradients have the varying axes of x, then the normalized ones.
+
     Attributes:
-        axes: the normalized axes of x, sorted, none negative, so that x collapses to (outer, cols,
-            inner) as in `spec.layout_of`.
+        axes: the normalized axes of x, sorted, none negative.
         eps: added to the variance.
         centered: False for RMS norm.
         zero_centered_weight: multiply by 1 + weight.
-        batch_axes: how many of x's first axes are a batch of calls. Weight and bias may have them
-            too, before the normalized axes; their gradients always have them.
+        varying: the kept axes of x along which weight and bias vary, sorted.
     """
 
     axes: tuple[int, ...]
     eps: float
     centered: bool = True
     zero_centered_weight: bool = False
-    batch_axes: int = 0
+    varying: tuple[int, ...] = ()
 
     @property
     def statistics(self) -> int:
         """Count the statistics: mean, rstd and residual; for RMS norm rstd alone."""
         return 3 if self.centered else 1
 
+    @property
+    def of_parameters(self) -> tuple[int, ...]:
+        """Return the axes of x that weight and bias have, in their order."""
+        return self.varying + self.axes
+
     def kept(self, dims: int) -> tuple[int, ...]:
         """Return the axes that are not normalized: those of the statistics."""
         return tuple(axis for axis in range(dims) if axis not in self.axes)
 
     def summed(self, dims: int) -> tuple[int, ...]:
-        """Return the axes that dweight and dbias are sums over."""
-        return self.kept(dims)[self.batch_axes :]
-
-    def axes_of(self, parameter: Array) -> tuple[int, ...]:
-        """Return the axes of x that this weight or bias has."""
-        return (*range(parameter.ndim - len(self.axes)), *self.axes)
+        """Return the axes that dweight and dbias are sums over: those that parameters lack."""
+        return tuple(axis for axis in range(dims) if axis not in self.of_parameters)
 
     def forward_axes(self, dims: int, *, with_statistics: bool) -> list[tuple[int, ...]]:
         """Return the axes of x that y has, and those that each of the statistics has."""
@@ -53,36 +58,61 @@ class Definition(NamedTuple):
 
     def backward_axes(self, dims: int, need: Sequence[bool]) -> list[tuple[int, ...]]:
         """Return the axes of x that dx, dweight and dbias have, for those that are needed."""
-        parameter = (*range(self.batch_axes), *self.axes)
-        every = (tuple(range(dims)), parameter, parameter)
+        every = (tuple(range(dims)), self.of_parameters, self.of_parameters)
         return [axes for axes, needed in zip(every, need, strict=True) if needed]
 
-    def spread(self, parameter: Array, shape: Sequence[int]) -> Array:
-        """Reshape a parameter so that it broadcasts against x."""
-        own = self.axes_of(parameter)
-        sizes = [shape[axis] if axis in own else 1 for axis in range(len(shape))]
-        return parameter.reshape(sizes)
+    def spread(self, parameter: Array, dims: int) -> Array:
+        """Give a parameter all axes of x, so that it broadcasts against x."""
+        own = self.of_parameters
+        ordered = parameter.transpose(sorted(range(len(own)), key=own.__getitem__))
+        return jnp.expand_dims(ordered, self.summed(dims))
+
+    def compact(self, parameter: Array) -> Array:
+        """Undo `spread`."""
+        own = self.of_parameters
+        ordered = parameter.squeeze(self.summed(parameter.ndim))
+        return ordered.transpose([sorted(own).index(axis) for axis in own])
 
     def spread_rows(self, rows: Array) -> Array:
         """Reshape statistics so that they broadcast against x."""
         return jnp.expand_dims(rows, self.axes)
 
-    def section(self, shape: Sequence[int]) -> tuple[int, int]:
-        """Find the range of x's axes that holds the normalized ones, and others of size 1 only."""
-        large = [axis for axis in self.axes if shape[axis] != 1] or [self.axes[0]]
-        return large[0], large[-1] + 1
-
     def cols(self, shape: Sequence[int]) -> int:
         """Count the elements of a row."""
         return math.prod(shape[axis] for axis in self.axes)
 
-    def with_row_axis(self) -> "Definition":
-        """Return the definition for x with one more axis of rows, at `batch_axes`."""
-        return self._replace(axes=tuple(axis + 1 for axis in self.axes))
+    def moved(self, order: Sequence[int]) -> "Definition":
+        """Return the definition for x with its axes in this order."""
+        axes, varying = (tuple(sorted(map(order.index, own))) for own in (self.axes, self.varying))
+        return self._replace(axes=axes, varying=varying)
 
-    def with_batch_axis(self) -> "Definition":
-        """Return the definition for x with one more batch axis, in front."""
-        return self.with_row_axis()._replace(batch_axes=self.batch_axes + 1)
+    def with_axis(self, index: int, *, varies: bool) -> "Definition":
+        """Return the definition for x with one more kept axis, at this index."""
+        axes, varying = (
+            tuple(axis + (axis >= index) for axis in own) for own in (self.axes, self.varying)
+        )
+        own = (index,) if varies else ()
+        return self._replace(axes=axes, varying=tuple(sorted(varying + own)))
+
+    def is_read_in_place(self, shape: Any) -> bool:
+        """Tell whether the kernels take a contiguous x of this shape as it is.
+
+        Of the axes larger than 1, the normalized ones are neighbors, and the varying ones precede
+        them.
+        """
+        large = [axis for axis, size in enumerate(shape) if size != 1]
+        first = min((axis for axis in large if axis in self.axes), default=self.axes[0])
+        kinds = [axis in self.varying for axis in large if axis < first]
+        return (
+            spec.layout_of(shape, self.axes) is not None
+            and all(axis < first for axis in self.varying if axis in large)
+            and max(_runs(kinds, True), _runs(kinds, False)) <= _MOST_RUNS
+        )
+
+
+def _runs(kinds: Sequence[bool], kind: bool) -> int:
+    """Count the groups of neighbors of this kind."""
+    return sum(each is kind for each, _ in itertools.groupby(kinds))
 
 
 def compute_type(x_type: Any) -> Any:

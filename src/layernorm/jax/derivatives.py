@@ -30,7 +30,7 @@ class Rows(NamedTuple):
     def spread(self, parameter: Array) -> Array:
         """Widen a parameter (or its tangent), and reshape it to broadcast against x."""
         widened = parameter.astype(self.xhat.dtype)
-        return self.definition.spread(widened, self.xhat.shape)
+        return self.definition.spread(widened, self.xhat.ndim)
 
     def mean(self, v: Array) -> Array:
         """Return the mean of each row."""
@@ -74,7 +74,7 @@ def rows_from(
 
 def _rows(xhat: Array, rstd: Array, x: Array, weight: Array | None, definition: Definition) -> Rows:
     if weight is not None:
-        weight = definition.spread(weight.astype(xhat.dtype), x.shape)
+        weight = definition.spread(weight.astype(xhat.dtype), x.ndim)
         weight = 1 + weight if definition.zero_centered_weight else weight
     return Rows(xhat, rstd, weight, definition, x.dtype)
 
@@ -101,5 +101,8 @@ def backward(rows: Rows, dy: Array, parameter_type: Any) -> tuple[Array, Array, 
     widened = dy.astype(rows.xhat.dtype)
     summed = rows.definition.summed(dy.ndim)
     dx = rows.jacobian(rows.times_weight(widened))
-    dweight, dbias = (widened * rows.xhat).sum(summed), widened.sum(summed)
-    return dx.astype(rows.dtype), dweight.astype(parameter_type), dbias.astype(parameter_type)
+    dweight, dbias = (
+        rows.definition.compact(terms.sum(summed, keepdims=True)).astype(parameter_type)
+        for terms in (widened * rows.xhat, widened)
+    )
+    return dx.astype(rows.dtype), dweight, dbias

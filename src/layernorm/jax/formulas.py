@@ -111,12 +111,12 @@ def scaled_and_shifted(
     if weight is not None:
         y = y * _weight(weight, xhat, definition)
     if bias is not None:
-        y = y + definition.spread(bias.astype(y.dtype), y.shape)
+        y = y + definition.spread(bias.astype(y.dtype), y.ndim)
     return y
 
 
 def _weight(weight: Array, like: Array, definition: Definition) -> Array:
-    widened = definition.spread(weight.astype(like.dtype), like.shape)
+    widened = definition.spread(weight.astype(like.dtype), like.ndim)
     return 1 + widened if definition.zero_centered_weight else widened
 
 
@@ -242,4 +242,4 @@ def gradients(
 
 
 def _parameter(gradient: Array, *, definition: Definition, parameter_type: Any) -> Array:
-    return gradient.squeeze(definition.summed(gradient.ndim)).astype(parameter_type)
+    return definition.compact(gradient).astype(parameter_type)

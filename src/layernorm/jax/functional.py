@@ -31,7 +31,9 @@ def layer_norm(
     Args:
         x: array, float16, bfloat16, float32 or (with jax_enable_x64) float64, of any shape.
         weight, bias: arrays with the normalized shape (x's sizes along `axis`, in x's order), or
-            None. Of x's type, or both float32 for 16-bit x.
+            None. Or of a shape that broadcasts against x, with x's sizes along `axis`: adaptive
+            layer norm is `weight=scale[:, None], bias=shift[:, None], zero_centered_weight=True`.
+            Of x's type, or both float32 for 16-bit x.
         axis: int or ints; need not be the last, nor adjacent.
         eps: added to the variance, in units of x squared. A number, not a traced array.
         zero_centered_weight: multiply by 1 + weight; no effect without a weight.
@@ -78,10 +80,9 @@ def _norm(x: ArrayLike, weight: ArrayLike | None, bias: ArrayLike | None, **opti
 
 @functools.partial(jax.jit, static_argnames="definition", inline=True)
 def _compiled(x: Array, weight: Array | None, bias: Array | None, definition: Definition) -> Array:
-    order = arguments.order_of(x.shape, definition.axes)
-    if order is None:
-        x, weight, bias = arguments.vary_alike((x, weight, bias))
-        return primitives.forward(x, weight, bias, definition, with_statistics=False)[0]
-    moved = definition._replace(axes=tuple(order.index(axis) for axis in definition.axes))
-    y = _compiled(x.transpose(order), weight, bias, moved)
+    x, weight, bias = arguments.vary_alike((x, weight, bias))
+    weight, bias = arguments.compact_parameters(x, (weight, bias), definition)
+    order = arguments.order_of(x.shape, definition)
+    moved = x.transpose(order)
+    y, *_ = primitives.forward(moved, weight, bias, definition.moved(order), with_statistics=False)
     return y.transpose([order.index(axis) for axis in range(x.ndim)])

@@ -23,17 +23,18 @@ for _name, _handler in _native.xla_handlers().items():
     jax.ffi.register_ffi_target(_name, _handler, platform="cpu")
 
 
-def _attributes(definition: Definition, shape: Sequence[int]) -> dict[str, Any]:
-    begin, end = definition.section(shape)
+def _attributes(definition: Definition) -> dict[str, Any]:
     return {
-        "begin": np.int64(begin),
-        "end": np.int64(end),
-        "batch_axes": np.int64(definition.batch_axes),
-        "normalized_axes": np.int64(len(definition.axes)),
+        "axes": _bits(definition.axes),
+        "varying": _bits(definition.varying),
         "eps": np.float64(definition.eps),
         "centered": np.bool_(definition.centered),
         "zero_centered_weight": np.bool_(definition.zero_centered_weight),
     }
+
+
+def _bits(axes: Sequence[int]) -> np.int64:
+    return np.uint64(sum(1 << axis for axis in axes)).astype(np.int64)
 
 
 def _call_forward(
@@ -49,7 +50,7 @@ def _call_forward(
         ctx,
         x,
         *parameters,
-        **_attributes(definition, ctx.avals_in[0].shape),
+        **_attributes(definition),
         has_weight=np.bool_(has_weight),
         has_bias=np.bool_(has_bias),
     )
@@ -68,7 +69,7 @@ def _call_backward(
         ctx,
         dy,
         *others,
-        **_attributes(definition, ctx.avals_in[0].shape),
+        **_attributes(definition),
         has_weight=np.bool_(has_weight),
         **{f"need_{name}": np.bool_(each) for name, each in zip(_GRADIENTS, need, strict=True)},
     )

@@ -57,6 +57,7 @@ def forward(
     x: Array, weight: MaybeArray, bias: MaybeArray, definition: Definition, *, with_statistics: bool
 ) -> list[Array]:
     """Return [y], or with statistics [y, mean, rstd, residual]; for RMS norm [y, rstd]."""
+    weight, bias = (_sharded_like(x, each, definition.of_parameters) for each in (weight, bias))
     results: list[Array] = forward_p.bind(
         *present(x, weight, bias),
         definition=definition,
@@ -103,6 +104,20 @@ def backward(
         parameter_type=jnp.dtype(parameter_type),
     )
     return spaced(results, need)
+
+
+def _sharded_like(x: Array, parameter: MaybeArray, axes: Sequence[int]) -> MaybeArray:
+    """Shard a parameter like these axes of x, where a mesh has explicit axes.
+
+    There the sharding is part of a type, and the gradient, sharded like x, has the parameter's.
+    """
+    if parameter is None:
+        return None
+    aval = jax.typeof(parameter)
+    sharding = _shaped(jax.typeof(x), axes, parameter.dtype).sharding
+    if tuple(aval.sharding.spec) == tuple(sharding.spec):
+        return parameter
+    return jax.sharding.reshard(parameter, sharding)
 
 
 def present(*operands: Any) -> list[Any]:

@@ -1,10 +1,11 @@
 """How the primitives run on arrays that are sharded over devices.
 
 Sharded along kept axes, each device has whole rows: only the sums for dweight and dbias need
-communication. Sharded along normalized axes, each device has a part of every row. The moments of
-the parts, of equal counts, are gathered and merged: mean, residual, mean square and two scales, in
-RMS norm the mean square and its scale. The backward adds up two sums of each row (RMS norm: one),
-and those of the rest once more: see `formulas`.
+communication, along the axes that the parameters do not vary along. Sharded along normalized axes,
+each device has a part of every row. The moments of the parts, of equal counts, are gathered and
+merged: mean, residual, mean square and two scales, in RMS norm the mean square and its scale. The
+backward adds up two sums of each row (RMS norm: one), and those of the rest once more: see
+`formulas`.
 """
 
 import contextlib
@@ -123,10 +124,11 @@ def _partitioned(
 
 def forward(*operands: Array, **params: Any) -> list[Array]:
     """Compute forward_p, on any number of devices."""
-    definition, (x, *parameters) = params["definition"], operands
+    definition, dims = params["definition"], operands[0].ndim
+    parameters = params["has_weight"] + params["has_bias"]
     axes = Axes(
-        operands=[tuple(range(x.ndim)), *map(definition.axes_of, parameters)],
-        results=definition.forward_axes(x.ndim, with_statistics=params["with_statistics"]),
+        operands=[tuple(range(dims)), *[definition.of_parameters] * parameters],
+        results=definition.forward_axes(dims, with_statistics=params["with_statistics"]),
         x=0,
     )
 
@@ -190,12 +192,11 @@ def _gathered(names: Names, of_rows: Sequence[Array]) -> list[Array]:
 def backward(*operands: Array, **params: Any) -> list[Array]:
     """Compute backward_p, on any number of devices."""
     definition, dims = params["definition"], operands[0].ndim
-    weight = [operands[-1]] if params["has_weight"] else []
     axes = Axes(
         operands=[
             tuple(range(dims)),
             *definition.forward_axes(dims, with_statistics=True),
-            *map(definition.axes_of, weight),
+            *[definition.of_parameters] * params["has_weight"],
         ],
         results=definition.backward_axes(dims, params["need"]),
         x=1,

@@ -52,10 +52,18 @@ def _scaled(
     dtype: Any,
 ) -> Any:
     y = d * ops.rsqrt(ops.mean(d * d, axes, keepdims=True) + spec.check_eps(eps))
-    shape = [size if axis in axes else 1 for axis, size in enumerate(d.shape)]
     if weight is not None:
-        weight = ops.reshape(ops.cast(weight, d.dtype), shape)
+        weight = _spread("weight", ops.cast(weight, d.dtype), d.shape, axes)
         y = y * (1 + weight if zero_centered_weight else weight)
     if bias is not None:
-        y = y + ops.reshape(ops.cast(bias, d.dtype), shape)
+        y = y + _spread("bias", ops.cast(bias, d.dtype), d.shape, axes)
     return ops.cast(y, dtype)
+
+
+def _spread(name: str, parameter: Any, x_shape: spec.Shape, axes: tuple[int, ...]) -> Any:
+    """Check a parameter's shape, and reshape a normalized one so that it broadcasts against x."""
+    shape = tuple(parameter.shape)
+    spec.check_parameter(name, shape, tuple(x_shape), axes)
+    if shape != spec.normalized_shape(x_shape, axes):
+        return parameter
+    return ops.reshape(parameter, spec.parameter_shape(x_shape, axes, ()))

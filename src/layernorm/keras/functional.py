@@ -24,7 +24,8 @@ def layer_norm(
     Args:
         x: a tensor of the backend, or a symbolic one: float16, bfloat16, float32 or float64.
         weight, bias: tensors or variables with the normalized shape (x's sizes along `axis`, in
-            x's order), or None. Of x's type, or both float32 for 16-bit x.
+            x's order), or of a shape that broadcasts against x's, with x's sizes along `axis`; or
+            None. Of x's type, or both float32 for 16-bit x. Symbolic ones too.
         axis: int or ints; need not be the last, nor adjacent.
         eps: added to the variance, in units of x squared.
         zero_centered_weight: multiply by 1 + weight; no effect without a weight.
@@ -89,8 +90,27 @@ class Norm(keras.Operation):
         axes = spec.normalize_axes(self.options["axis"], len(x.shape))
         for name, parameter in (("weight", weight), ("bias", bias)):
             if parameter is not None:
-                spec.check_parameter(name, tuple(parameter.shape), tuple(x.shape), axes)
+                spec.check_parameter(name, _sizes(parameter), _sizes(x), axes)
         return keras.KerasTensor(x.shape, dtype=x.dtype)
+
+
+class _Unknown(int):
+    """A size that is not known yet: it may be any."""
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __ne__(self, other: object) -> bool:
+        return False
+
+    __hash__ = int.__hash__
+
+    def __repr__(self) -> str:
+        return "None"
+
+
+def _sizes(tensor: Any) -> spec.Shape:
+    return tuple(_Unknown() if size is None else size for size in tensor.shape)
 
 
 def _norm(x: Any, weight: Any, bias: Any, **options: Any) -> Any:

@@ -13,7 +13,6 @@ import numpy.typing as npt
 from layernorm import spec
 
 Array = npt.NDArray[Any]
-View = tuple[spec.Layout, tuple[int, int]]
 Description = tuple[np.dtype[Any], spec.Shape]
 
 # Deciding whether two strided views share an element can take exponential time. Beyond this much
@@ -122,27 +121,20 @@ def contiguous(array: Array | None) -> Array | None:
     return np.array(array, dtype=native_type(array.dtype), order="C")
 
 
-def view(array: Array, axes: tuple[int, ...]) -> View | None:
-    """Return the array's layout and its strides in elements; None if the kernels need a copy."""
-    flags = array.flags
-    dtype = array.dtype
-    if not (flags.aligned and dtype.isnative):
+def spread(
+    parameter: Array | None, x_shape: spec.Shape, axes: tuple[int, ...], varying: tuple[int, ...]
+) -> Array | None:
+    """Return a parameter as the kernels take it: with the normalized shape, or if any vary with all
+    of x's axes, repeated along those where only another parameter varies.
+    """
+    if parameter is None:
         return None
-    if flags.c_contiguous:
-        return contiguous_view(array.shape, axes)
-    itemsize = dtype.itemsize
-    if dtype.alignment != itemsize and any(stride % itemsize for stride in array.strides):
-        return None
-    strides = tuple(stride // itemsize for stride in array.strides)
-    collapsed = spec.collapse(array.shape, strides, axes)
-    return collapsed and (collapsed[0], collapsed[1:])
-
-
-@functools.lru_cache(maxsize=1024)
-def contiguous_view(shape: spec.Shape, axes: tuple[int, ...]) -> View | None:
-    """Return the view of a C-contiguous array of `shape`, as `view` does."""
-    layout = spec.layout_of(shape, axes)
-    return layout and (layout, (layout.cols * layout.inner, layout.inner))
+    if not varying:
+        return contiguous(parameter.reshape(spec.normalized_shape(x_shape, axes)))
+    if parameter.shape == spec.normalized_shape(x_shape, axes):
+        parameter = parameter.reshape(spec.parameter_shape(x_shape, axes, ()))
+    repeated: Array = np.broadcast_to(parameter, spec.parameter_shape(x_shape, axes, varying))
+    return contiguous(repeated)
 
 
 def check_out(out: Array, x: Array, **parameters: Array | None) -> None:

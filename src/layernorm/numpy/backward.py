@@ -2,15 +2,15 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from layernorm import _native, spec
 from layernorm.numpy import arrays
-from layernorm.numpy.arrays import Array, View
-from layernorm.numpy.blocks import order_of
+from layernorm.numpy.arrays import Array
+from layernorm.numpy.blocks import TOO_MANY_AXES_APART, order_of
 from layernorm.numpy.statistics import Stats
 
 Gradients = tuple[Array | None, Array | None, Array | None]
@@ -47,58 +47,108 @@ def backward(
     if need_dweight is None:
         need_dweight = weight is not None
 
-    fill = np.empty if x.size else np.zeros
-    shape = arrays.normalized_shape(x.shape, axes)
-    dx = None
-    dweight = fill(shape, parameter_type) if need_dweight else None
-    dbias = fill(shape, parameter_type) if need_dbias else None
-    if x.size == 0:
-        return (np.empty(x.shape, arrays.native_type(x.dtype)) if need_dx else None), dweight, dbias
-
-    # Unlike the forward, not in blocks of rows: they would change the order of the sums over rows,
-    # dweight and dbias. So an array that the kernel cannot read in place is copied whole.
-    order = None
-    if arrays.contiguous_view(x.shape, axes) is None:
-        order = order_of(x.shape, axes)
-        x, dy = x.transpose(order), dy.transpose(order)
-        axes = tuple(order.index(axis) for axis in axes)
-    x, x_view = _in_place_or_copied(x, axes)
-    dy, dy_view = _in_place_or_copied(dy, axes)
-    layout, x_strides = x_view
-    if need_dx:
-        dx = _native.empty(x.shape, x.dtype)
-    _native.backward(
-        centered,
-        bool(zero_centered_weight),
-        stats.eps,
-        layout,
-        x,
-        x_strides,
-        dy,
-        dy_view[1],
-        arrays.contiguous(weight),
-        arrays.contiguous(stats.mean),
-        arrays.contiguous(stats.rstd),
-        arrays.contiguous(stats.residual),
-        dx,
-        (layout.cols * layout.inner, layout.inner),
-        dweight,
-        dbias,
+    shapes = _parameter_shapes(weight, stats, arrays.normalized_shape(x.shape, axes))
+    of_weight, of_bias = (spec.varying_axes(each, x.shape, axes) or () for each in shapes)
+    call = _Call(dy, x, stats, centered, bool(zero_centered_weight), parameter_type)
+    if of_weight == of_bias or not need_dbias:
+        dx, dweight, dbias = call.run(weight, of_weight, need_dx, need_dweight, need_dbias)
+    else:  # each by a call that sums over the rows that share it; dbias needs no weight
+        dbias = call.run(None, of_bias, False, False, True)[2]
+        dx, dweight = call.run(weight, of_weight, need_dx, need_dweight, False)[:2]
+    dweight, dbias = (
+        None if gradient is None else gradient.reshape(shape)
+        for gradient, shape in zip((dweight, dbias), shapes, strict=True)
     )
-    if order is not None and dx is not None:
-        dx = np.ascontiguousarray(dx.transpose(np.argsort(order)))
     return dx, dweight, dbias
 
 
-def _in_place_or_copied(array: Array, axes: tuple[int, ...]) -> tuple[Array, View]:
-    """Return the array, or a copy that the kernel can read, and its view."""
-    view = arrays.view(array, axes)
-    if view is not None:
-        return array, view
-    copy = np.array(array, dtype=arrays.native_type(array.dtype), order="C")
-    view = arrays.view(copy, axes)
-    assert view is not None, "order_of makes the layout collapse"
-    return copy, view
+def _parameter_shapes(
+    weight: Array | None, stats: Stats, normal: spec.Shape
+) -> tuple[spec.Shape, spec.Shape]:
+    """Return the shapes of dweight and dbias."""
+    of_weight, of_bias = stats.parameter_shapes or (None, None)
+    if weight is not None:
+        if of_weight is not None:
+            spec.check_shape("weight", weight.shape, of_weight, of="the forward's weight")
+        of_weight = weight.shape
+    return of_weight or normal, of_bias or normal
+
+
+class _Call(NamedTuple):
+    """A backward whose arguments have been checked."""
+
+    dy: Array
+    x: Array
+    stats: Stats
+    centered: bool
+    zero_centered_weight: bool
+    parameter_type: np.dtype[Any]
+
+    def run(
+        self,
+        weight: Array | None,
+        varying: tuple[int, ...],
+        need_dx: bool,
+        need_dweight: bool,
+        need_dbias: bool,
+    ) -> Gradients:
+        """Return dx, dweight and dbias, where parameters vary along these axes of x."""
+        x, axes, statistics = self.x, self.stats.axis, self.stats
+        shape = arrays.normalized_shape(x.shape, axes)
+        if varying:
+            shape = spec.parameter_shape(x.shape, axes, varying)
+        # The kernels write in an order of x's axes that they can read.
+        order = order_of(x.shape, axes, varying)
+        back = tuple(map(order.index, range(x.ndim)))
+        ordered = tuple(shape[axis] for axis in order) if varying else shape
+        fill = np.empty if x.size else np.zeros
+        dx = dweight = dbias = None
+        if need_dx:
+            sizes = tuple(x.shape[axis] for axis in order)
+            dx = _native.empty(sizes, arrays.native_type(x.dtype))
+        if need_dweight:
+            dweight = fill(ordered, self.parameter_type)
+        if need_dbias:
+            dbias = fill(ordered, self.parameter_type)
+        if x.size and (need_dx or need_dweight or need_dbias):
+            spread = arrays.spread(weight, x.shape, axes, varying)
+            if spread is not None and varying:
+                spread = arrays.contiguous(spread.transpose(order))
+            _run_kernel(
+                *(self.centered, self.zero_centered_weight, statistics.eps),
+                *(tuple(map(order.index, each)) for each in (axes, varying)),
+                *(x.transpose(order), self.dy.transpose(order), spread),
+                *map(arrays.contiguous, (statistics.mean, statistics.rstd, statistics.residual)),
+                *(dx, dweight, dbias),
+            )
+        if dx is not None:
+            dx = np.ascontiguousarray(dx.transpose(back))
+        if varying:
+            dweight, dbias = (
+                None if each is None else np.ascontiguousarray(each.transpose(back))
+                for each in (dweight, dbias)
+            )
+        return dx, dweight, dbias
+
+
+def _run_kernel(*arguments: Any) -> None:
+    """Call the kernel, on copies of x and dy where it cannot read them in place.
+
+    Unlike the forward, not in blocks of rows: they would change the order of the sums over rows,
+    dweight and dbias. So an array that the kernel cannot read in place is copied whole.
+    """
+    before, (x, dy), rest = arguments[:5], arguments[5:7], arguments[7:]
+    kernel: Any = _native.backward
+    if not (
+        kernel(*before, x, dy, *rest)
+        or kernel(*before, x, dy := _copied(dy), *rest)
+        or kernel(*before, _copied(x), dy, *rest)
+    ):
+        raise ValueError(TOO_MANY_AXES_APART)
+
+
+def _copied(array: Array) -> Array:
+    return np.array(array, dtype=arrays.native_type(array.dtype), order="C")
 
 
 def _check_kind(stats: Stats, centered: bool) -> None:

@@ -21,12 +21,20 @@ _MIN_INNER = 16
 
 Block = tuple[slice, ...]
 
+TOO_MANY_AXES_APART = (
+    "weight and bias vary along too many axes of x with others between them, expected at most four "
+    "groups: move the axes of x together"
+)
+
 
 @functools.lru_cache(maxsize=1024)
-def order_of(shape: spec.Shape, axes: tuple[int, ...]) -> tuple[int, ...]:
-    """Return an order of the axes whose layout collapses: theirs, or the normalized axes last."""
+def order_of(
+    shape: spec.Shape, axes: tuple[int, ...], varying: tuple[int, ...] = ()
+) -> tuple[int, ...]:
+    """Return an order of the axes that the kernels take: theirs, or the normalized axes last."""
     every = tuple(range(len(shape)))
-    if spec.layout_of(shape, axes) is not None:
+    first = min((axis for axis in axes if shape[axis] != 1), default=axes[0])
+    if spec.layout_of(shape, axes) is not None and max(varying, default=-1) < first:
         return every
     return tuple(axis for axis in every if axis not in axes) + axes
 

@@ -1,7 +1,7 @@
 """The general path of the forward, for arrays of any strides: all checks, and copies if needed."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, SupportsFloat
 
 import numpy as np
@@ -9,9 +9,9 @@ import numpy.typing as npt
 
 from layernorm import _native, spec
 from layernorm.numpy import arrays
-from layernorm.numpy.arrays import Array, View
-from layernorm.numpy.blocks import Blocks, order_of
-from layernorm.numpy.statistics import StatsFields
+from layernorm.numpy.arrays import Array
+from layernorm.numpy.blocks import TOO_MANY_AXES_APART, Block, Blocks, order_of
+from layernorm.numpy.statistics import ParameterShapes, StatsFields
 
 _Statistics = Sequence[Array | None]  # mean, rstd, residual; None for those not wanted
 _NO_STATISTICS: _Statistics = (None, None, None)
@@ -65,11 +65,23 @@ def _checked(
     _check_types(x.dtype, *[None if each is None else each.dtype for each in parameters])
     axes = spec.normalize_axes(axis, x.ndim)
     eps = spec.check_eps(eps)
-    _check_shapes(x.shape, axes, *[None if each is None else each.shape for each in parameters])
+    shapes = [None if each is None else each.shape for each in parameters]
+    varying = _check_shapes(x.shape, axes, *shapes)
     if out is not None:
         arrays.check_out(out, x, weight=weight, bias=bias)
-    weight, bias = arrays.contiguous(weight), arrays.contiguous(bias)
-    return _Call(x, weight, bias, axes, eps, centered, bool(zero_centered_weight))
+    normalized = arrays.normalized_shape(x.shape, axes)
+    has_kept_axes = any(shape != normalized for shape in shapes if shape is not None)
+    return _Call(
+        x,
+        arrays.spread(weight, x.shape, axes, varying),
+        arrays.spread(bias, x.shape, axes, varying),
+        axes,
+        varying,
+        eps,
+        centered,
+        bool(zero_centered_weight),
+        (shapes[0], shapes[1]) if has_kept_axes else None,
+    )
 
 
 @functools.lru_cache(maxsize=64)
@@ -88,11 +100,13 @@ def _check_types(
 @functools.lru_cache(maxsize=1024)
 def _check_shapes(
     x: spec.Shape, axes: tuple[int, ...], weight: spec.Shape | None, bias: spec.Shape | None
-) -> None:
-    """Check shapes. Success is cached, an error is not."""
+) -> tuple[int, ...]:
+    """Check shapes; return the axes along which parameters vary. Errors are not cached."""
+    varying: set[int] = set()
     for name, shape in (("weight", weight), ("bias", bias)):
         if shape is not None:
-            spec.check_parameter(name, shape, x, axes, reshape=arrays.reshape)
+            varying.update(spec.check_parameter(name, shape, x, axes, reshape=arrays.reshape))
+    return tuple(sorted(varying))
 
 
 class _Call(NamedTuple):
@@ -102,9 +116,11 @@ class _Call(NamedTuple):
     weight: Array | None
     bias: Array | None
     axes: tuple[int, ...]
+    varying: tuple[int, ...]  # kept axes along which weight or bias does
     eps: float
     centered: bool
     zero_centered_weight: bool
+    parameter_shapes: ParameterShapes | None  # as in Stats
 
     def new_stats_fields(self) -> StatsFields:
         """Allocate the statistics; those of empty rows are NaN."""
@@ -117,69 +133,69 @@ class _Call(NamedTuple):
         rstd = new(shape, dtype=dtype)
         residual = new(shape, dtype=dtype) if centered else None
         parameter_type = None if parameter is None else parameter.dtype
-        return mean, rstd, residual, self.axes, self.eps, parameter_type
+        fields = mean, rstd, residual, self.axes, self.eps, parameter_type
+        return fields if self.parameter_shapes is None else (*fields, self.parameter_shapes)
 
     def run(self, out: Array | None, statistics: _Statistics) -> Array:
         """Write y into `out`, or a new array, and the statistics into theirs."""
         x = self.x
         y = _native.empty(x.shape, arrays.native_type(x.dtype)) if out is None else out
-        if x.size:
-            self._write(x, np.asarray(y), statistics, self.axes)
+        if x.size and not self._run_kernel(x, np.asarray(y), statistics):
+            self._write_in_blocks(np.asarray(y), statistics)
         return y
 
-    def _write(self, x: Array, y: Array, statistics: _Statistics, axes: tuple[int, ...]) -> None:
-        x_view, y_view = arrays.view(x, axes), arrays.view(y, axes)
-        if x_view is None or y_view is None:
-            self._write_in_blocks(x, y, statistics, axes)
-        else:
-            self._call_kernel(x_view, x, y_view, y, statistics)
-
-    def _write_in_blocks(
-        self, x: Array, y: Array, statistics: _Statistics, axes: tuple[int, ...]
-    ) -> None:
-        order = order_of(x.shape, axes)
-        x, y = x.transpose(order), y.transpose(order)
+    def _write_in_blocks(self, y: Array, statistics: _Statistics) -> None:
+        order = order_of(self.x.shape, self.axes, self.varying)
+        call, y = self._in_order(order), y.transpose(order)
         statistics = [None if each is None else each.transpose(order) for each in statistics]
-        axes = tuple(order.index(axis) for axis in axes)
-        blocks = Blocks(x.shape, axes, x.itemsize)
-        scratch = np.empty(blocks.largest, arrays.native_type(x.dtype))
+        blocks = Blocks(call.x.shape, call.axes, call.x.itemsize)
+        scratch = np.empty(blocks.largest, arrays.native_type(call.x.dtype))
         for block in blocks:
             of_block = [None if each is None else each[block] for each in statistics]
-            self._write_block(x[block], y[block], of_block, axes, scratch)
+            call._of_block(block)._write_block(y[block], of_block, scratch)
 
-    def _write_block(
-        self, x: Array, y: Array, statistics: _Statistics, axes: tuple[int, ...], scratch: Array
-    ) -> None:
-        x_view, y_view = arrays.view(x, axes), arrays.view(y, axes)
+    def _in_order(self, order: tuple[int, ...]) -> "_Call":
+        axes, varying = (tuple(map(order.index, each)) for each in (self.axes, self.varying))
+        call = self._replace(x=self.x.transpose(order), axes=axes, varying=varying)
+        return call._with_parameters(lambda each: each.transpose(order)) if varying else call
+
+    def _of_block(self, block: Block) -> "_Call":
+        call = self._replace(x=self.x[block])
+        if not self.varying:
+            return call
+        cuts = enumerate(block)
+        own = tuple(cut if axis in self.varying else slice(None) for axis, cut in cuts)
+        return call._with_parameters(lambda each: arrays.contiguous(each[own]))
+
+    def _with_parameters(self, change: Callable[[Array], Array]) -> "_Call":
+        weight, bias = (None if e is None else change(e) for e in (self.weight, self.bias))
+        return self._replace(weight=weight, bias=bias)
+
+    def _write_block(self, y: Array, statistics: _Statistics, scratch: Array) -> None:
+        x = self.x
         scratch = scratch[: x.size].reshape(x.shape)
-        scratch_view = arrays.view(scratch, axes)
-        assert scratch_view is not None, "order_of makes every block collapse"
-        if x_view is None:
-            np.copyto(scratch, x)
-            x, x_view = scratch, scratch_view
         contiguous = [None if each is None else np.ascontiguousarray(each) for each in statistics]
-        if y_view is None:
-            self._call_kernel(x_view, x, scratch_view, scratch, contiguous)
-            np.copyto(y, scratch)
+        for source, target in ((x, y), (x, scratch), (scratch, y), (scratch, scratch)):
+            if source is scratch and target is y:
+                np.copyto(scratch, x)
+            if self._run_kernel(source, target, contiguous):
+                break
         else:
-            self._call_kernel(x_view, x, y_view, y, contiguous)
+            raise ValueError(TOO_MANY_AXES_APART)
+        if target is scratch:
+            np.copyto(y, scratch)
         for each, written in zip(statistics, contiguous, strict=True):
             if each is not None and written is not None and written is not each:
                 np.copyto(each, written)
 
-    def _call_kernel(
-        self, x_view: View, x: Array, y_view: View, y: Array, statistics: _Statistics
-    ) -> None:
-        _native.forward(
-            self.centered,
-            self.zero_centered_weight,
-            self.eps,
-            x_view[0],
-            x,
-            x_view[1],
-            self.weight,
-            self.bias,
+    def _run_kernel(self, x: Array, y: Array, statistics: _Statistics) -> bool:
+        """Write y; False, with nothing done, where the kernel needs a copy of x or y."""
+        mean, rstd, residual = statistics
+        return _native.forward(
+            *(self.centered, self.zero_centered_weight, self.eps, self.axes, self.varying),
+            *(x, self.weight, self.bias),
             y,
-            y_view[1],
-            *statistics,
+            mean,
+            rstd,
+            residual,
         )

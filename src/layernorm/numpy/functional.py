@@ -34,7 +34,9 @@ def layer_norm(
     Args:
         x: array, float16, bfloat16 (of ml_dtypes), float32 or float64, of any shape and strides.
         weight, bias: arrays with the normalized shape (x's sizes along `axis`, in x's order), or
-            None. Of x's type, or both float32 for 16-bit x.
+            None. Or of a shape that broadcasts against x, with x's sizes along `axis`: adaptive
+            layer norm is `weight=scale[:, None], bias=shift[:, None], zero_centered_weight=True`.
+            Of x's type, or both float32 for 16-bit x.
         axis: int or ints; need not be the last, nor adjacent.
         eps: added to the variance, in units of x squared.
         out: array of x's shape and type to write y to; may be `x` itself.
@@ -139,7 +141,8 @@ def layer_norm_backward(
         need_dx, need_dweight, need_dbias: which gradients to compute; need_dweight=None means
             only if there is a weight.
     Returns: (dx, dweight, dbias), None for those not needed: dx has x's shape and type, dweight
-        and dbias have the normalized shape and the parameters' type (x's if there were none).
+        and dbias have the parameters' shapes and type (the normalized shape and x's type where
+        there were none).
     Raises: ValueError for shapes, TypeError for types, also if stats do not fit x.
     """
     return norm_backward(
@@ -212,7 +215,7 @@ def norm_backward(
 ) -> Gradients:
     """Return (dx, dweight, dbias), of layer norm if `centered`, else of RMS norm."""
     gradients = None
-    if type(stats) is Stats:
+    if type(stats) is Stats and stats.parameter_shapes is None:
         gradients = try_backward(
             dy,
             x,

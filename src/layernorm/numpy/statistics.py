@@ -5,10 +5,14 @@ from typing import Any
 
 import numpy as np
 
+from layernorm import spec
 from layernorm.numpy.arrays import Array
 
-# The arguments of Stats, in order.
-StatsFields = tuple[Array | None, Array, Array | None, tuple[int, ...], float, np.dtype[Any] | None]
+# The shapes of weight and bias, None for one that is absent.
+ParameterShapes = tuple[spec.Shape | None, spec.Shape | None]
+
+# The arguments of Stats, in order; the last may be left out.
+StatsFields = tuple[Any, ...]
 
 
 @dataclass(slots=True, eq=False)
@@ -27,6 +31,7 @@ class Stats:
         axis: the normalized axes, sorted and not negative.
         eps: as given to the forward.
         parameter_type: the type of weight and bias; None if there was neither.
+        parameter_shapes: the shapes of weight and bias, if one of them has kept axes too.
     """
 
     mean: Array | None
@@ -35,3 +40,4 @@ class Stats:
     axis: tuple[int, ...]
     eps: float
     parameter_type: np.dtype[Any] | None = None
+    parameter_shapes: ParameterShapes | None = None

@@ -66,23 +66,10 @@ def define(
     return Definition(axes, spec.check_eps(eps), centered, bool(zero_centered_weight))
 
 
-def check(
-    x: tf.Tensor, weight: tf.Tensor | None, bias: tf.Tensor | None, definition: Definition
-) -> None:
-    """Check the types, and the shapes as far as known. Raises: TypeError, ValueError."""
+def check_types(x: tf.Tensor, weight: tf.Tensor | None, bias: tf.Tensor | None) -> None:
+    """Check the types. Raises: TypeError."""
     given = [each if each is None else each.dtype.name for each in (weight, bias)]
     spec.check_types(x.dtype.name, *given, convert=_convert)
-    rank = x.shape.rank
-    if rank is None:
-        return
-    axes = [each % rank for each in definition.axes]
-    for name, parameter in (("weight", weight), ("bias", bias)):
-        if parameter is None:
-            continue
-        expected = tf.TensorShape([x.shape[each] for each in axes])
-        if not parameter.shape.is_compatible_with(expected):
-            shape, x_shape = (tuple(each.shape.as_list()) for each in (parameter, x))
-            spec.check_parameter(name, shape, x_shape, axes, reshape=_reshape)
 
 
 def to_tensor(name: str, given: Any) -> tf.Tensor:
@@ -129,10 +116,6 @@ def axes_of_values(x: tf.RaggedTensor, axis: spec.Axis) -> tuple[int, ...]:
             f"is {axis!r}, expected axes after that: pass one, or x.to_tensor()"
         )
     return axes
-
-
-def _reshape(name: str, shape: tuple[int, ...]) -> str:
-    return f"tf.reshape({name}, {shape})"
 
 
 def _convert(name: str, type_name: str) -> str:

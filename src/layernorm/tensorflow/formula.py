@@ -10,6 +10,7 @@ import math
 
 import tensorflow as tf
 
+from layernorm.tensorflow import parameters
 from layernorm.tensorflow.arguments import Definition
 
 _LARGEST_EXPONENT = 1534  # biased, of the scale: 2**511, whose square is finite
@@ -33,14 +34,11 @@ def y_of(
             scale = _scale(d, definition.axes)
             d, eps = d * scale, eps * scale * scale
         y = _xhat(d, eps, definition, x.dtype)
-    axes, rank = definition.axes, x.shape.rank
-    if rank is not None:  # an eager call may have given axes that count from the front
-        axes = tuple(sorted(each % rank - rank for each in axes))
     if weight is not None:
-        weight = _spread(tf.cast(weight, y.dtype), axes)
+        weight = parameters.spread(tf.cast(weight, y.dtype), x, definition.axes)
         y *= 1 + weight if definition.zero_centered_weight else weight
     if bias is not None:
-        y += _spread(tf.cast(bias, y.dtype), axes)
+        y += parameters.spread(tf.cast(bias, y.dtype), x, definition.axes)
     return tf.cast(y, x.dtype)
 
 
@@ -75,17 +73,3 @@ def _scale(x: tf.Tensor, axes: tuple[int, ...]) -> tf.Tensor:
     exponent = tf.bitwise.right_shift(tf.bitcast(largest, tf.int64), tf.constant(52, tf.int64))
     exponent = tf.clip_by_value(2046 - exponent, 1, _LARGEST_EXPONENT)
     return tf.bitcast(tf.bitwise.left_shift(exponent, tf.constant(52, tf.int64)), tf.float64)
-
-
-def _spread(parameter: tf.Tensor, axes: tuple[int, ...]) -> tf.Tensor:
-    """Reshape a parameter so that it broadcasts against x."""
-    if axes == tuple(range(-len(axes), 0)):
-        return parameter
-    if max(axes) >= 0:
-        raise ValueError(
-            f"axis is {axes}, but the number of x's axes is not known: count from the end, for "
-            "example axis=-1"
-        )
-    sizes = tf.unstack(tf.shape(parameter), len(axes))
-    along = dict(zip(axes, sizes, strict=True))
-    return tf.reshape(parameter, [along.get(each, 1) for each in range(min(axes), 0)])

@@ -7,7 +7,7 @@ from tensorflow.python.framework import ops
 from tensorflow.python.ops import control_flow_util
 
 from layernorm import spec
-from layernorm.tensorflow import arguments, c_api, formula, operators, portability
+from layernorm.tensorflow import arguments, c_api, formula, operators, parameters, portability
 
 
 def layer_norm(
@@ -26,9 +26,11 @@ def layer_norm(
     Args:
         x: a tensor of float16, bfloat16, float32 or float64, or what tf.convert_to_tensor takes;
             its shape may be partly or wholly unknown. Or a tf.RaggedTensor, with `axis` beyond its
-            ragged axes.
+            ragged axes; weight and bias then go with its flat_values.
         weight, bias: tensors or variables with the normalized shape (x's sizes along `axis`, in
-            x's order), or None. Of x's type, or both float32 for 16-bit x.
+            x's order), or of a shape that broadcasts against x's, with x's sizes along `axis`; or
+            None. Of x's type, or both float32 for 16-bit x. Where the number of x's axes is not
+            known, a parameter with as many axes as are normalized has the normalized shape.
         axis: int or ints; need not be the last, nor adjacent.
         eps: added to the variance, in units of x squared.
         zero_centered_weight: multiply by 1 + weight; no effect without a weight.
@@ -85,7 +87,11 @@ def _norm(
     definition = arguments.define(x, axis, eps, centered, zero_centered_weight)
     weight = arguments.to_parameter("weight", weight, x)
     bias = arguments.to_parameter("bias", bias, x)
-    arguments.check(x, weight, bias, definition)
+    arguments.check_types(x, weight, bias)
+    if weight is not None:
+        weight = parameters.checked("weight", weight, x, definition.axes)
+    if bias is not None:
+        bias = parameters.checked("bias", bias, x, definition.axes)
     if not tf.executing_eagerly() and portability.is_wanted():
         return formula.y_of(x, weight, bias, definition, portable=True)
     if c_api.serves() and not _is_for_xla():

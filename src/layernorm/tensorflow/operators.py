@@ -4,7 +4,8 @@
     LayerNormBackward  dy, x, statistics, weight  -> dx, dweight, dbias
 
 The compiled module defines both (native/bindings/tensorflow/operators.cc). There weight and bias
-are lists of one tensor or none, and so are their gradients.
+are lists of one tensor or none, and so are their gradients. In the backward, dweight and dbias have
+the weight's sizes, or the normalized ones if there is no weight.
 """
 
 import struct
@@ -16,7 +17,7 @@ from tensorflow.python import pywrap_tfe
 from tensorflow.python.eager import context, core, execute
 from tensorflow.python.framework import op_def_library, ops
 
-from layernorm.tensorflow import formula
+from layernorm.tensorflow import formula, parameters
 from layernorm.tensorflow.arguments import Definition
 
 Tensors = Sequence[tf.Tensor]
@@ -147,12 +148,42 @@ def _definition(op: Any) -> Definition:
 
 @tf.RegisterGradient(LAYER_NORM)
 def _gradients(op: Any, dy: tf.Tensor, _: Any) -> Tensors:
-    x, *parameters = op.inputs
+    x, *given = op.inputs
     if not isinstance(dy, tf.Tensor):
         dy = tf.convert_to_tensor(dy)  # the gradient of tf.gather is IndexedSlices
     weights = op.get_attr("weights")
-    weight, bias = parameters[:weights], parameters[weights:]
-    return backward(dy, x, op.outputs[1], weight, bias, _definition(op))
+    weight, bias = given[:weights], given[weights:]
+    definition = _definition(op)
+    if not bias or _has_shape_of_gradients(weight, bias[0], definition):
+        return backward(dy, x, op.outputs[1], weight, bias, definition)
+
+    def together() -> Tensors:
+        dx, dweight, dbias = backward(dy, x, op.outputs[1], weight, bias, definition)
+        return [dx, dweight, tf.reshape(dbias, tf.shape(bias[0]))]
+
+    def apart() -> Tensors:
+        # A weight that changes nothing tells the backward the shape of dbias.
+        one = tf.zeros_like if definition.zero_centered_weight else tf.ones_like
+        *others, _, dbias = backward(dy, x, op.outputs[1], [one(bias[0])], bias, definition)
+        if weight:
+            others = backward(dy, x, op.outputs[1], weight, [], definition)
+        return [*others, dbias]
+
+    if not weight:
+        return apart()
+    sizes = [parameters.sizes_beside(each, x, definition.axes) for each in given]
+    known = [tf.get_static_value(each) for each in sizes]
+    if any(each is None for each in known):
+        return tf.cond(tf.reduce_all(tf.equal(*sizes)), together, apart)
+    return together() if (known[0] == known[1]).all() else apart()
+
+
+def _has_shape_of_gradients(weight: Tensors, bias: tf.Tensor, definition: Definition) -> bool:
+    """Tell whether the bias is known to have the shape that the backward gives to dbias."""
+    shapes = [each.shape for each in (*weight, bias)]
+    if all(each.rank == len(definition.axes) for each in shapes):
+        return True  # the normalized one
+    return len(shapes) == 2 and bias.shape.is_fully_defined() and shapes[0] == shapes[1]
 
 
 @tf.RegisterGradient(BACKWARD)

@@ -169,21 +169,72 @@ def check_devices(x: Tensor, **others: Tensor | None) -> None:
             )
 
 
-def check_parameters(
-    x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, bias: Tensor | None
-) -> None:
-    """Check that weight and bias have the normalized shape, and a type that goes with x's.
+def take_parameters(
+    x: Tensor, axes: Axes, weight: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Check the parameters' shapes and types; reshape those that have kept axes to all of x's axes.
 
     Raises: RuntimeError.
     """
+    _check_parameter_types(x, weight, bias)
+    normalized = spec.normalized_shape(x.shape, axes)
+    if all(each is None or tuple(each.shape) == normalized for each in (weight, bias)):
+        return weight, bias
+    for name, given in (("weight", weight), ("bias", bias)):
+        _check_parameter_shape(name, given, x, axes)
+    weight, bias = (
+        # That of the normalized shape, or aligned right as all others.
+        each
+        if each is None
+        else spread(each, x.dim(), axes)
+        if tuple(each.shape) == normalized
+        else each.reshape([1] * (x.dim() - each.dim()) + list(each.shape))
+        for each in (weight, bias)
+    )
+    return weight, bias
+
+
+def repeated(weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Repeat parameters that vary along different axes, as the operators need them, along all.
+
+    First they become float32 or wider, so that PyTorch, which sums the gradients of the repeats,
+    rounds the sum once.
+    """
+    if weight is None or bias is None or weight.shape == bias.shape:
+        return weight, bias
+    dtype = compute_type(weight.dtype)
+    weight, bias = torch.broadcast_tensors(weight.to(dtype), bias.to(dtype))
+    return weight, bias
+
+
+def _check_parameter_shape(name: str, given: Tensor | None, x: Tensor, axes: Axes) -> None:
+    positive = [axis + x.dim() for axis in axes]
+    if given is not None and spec.varying_axes(given.shape, x.shape, positive) is None:
+        normalized = list(spec.normalized_shape(x.shape, axes))
+        raise RuntimeError(
+            f"Expected {name} to be of same shape as normalized_shape, but got {name} of shape "
+            f"{list(given.shape)} and normalized_shape = {normalized}: "
+            f"pass a {name} of the normalized shape, or one that broadcasts against the input of "
+            f"size {list(x.shape)} and has these sizes"
+        )
+
+
+def has_kept_axes(parameter: Tensor | None, axes: Sequence[object]) -> bool:
+    """Tell whether a parameter has more axes than the normalized ones."""
+    return parameter is not None and parameter.dim() > len(axes)
+
+
+def spread(parameter: Tensor, dims: int, axes: Axes) -> Tensor:
+    """Reshape a parameter so that it has as many axes as x, `dims`, and broadcasts against it."""
+    if has_kept_axes(parameter, axes):
+        return parameter.reshape([1] * (dims - parameter.dim()) + list(parameter.shape))
+    sizes = iter(parameter.shape)
+    return parameter.reshape([next(sizes) if each in axes else 1 for each in range(-dims, 0)])
+
+
+def _check_parameter_types(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
     mixed = f"mixed dtype ({x.device.type.upper()})"  # as PyTorch's own error begins
     for name, given in (("weight", weight), ("bias", bias)):
-        if given is not None and tuple(given.shape) != tuple(normalized_shape):
-            raise RuntimeError(
-                f"Expected {name} to be of same shape as normalized_shape, but got {name} of shape "
-                f"{list(given.shape)} and normalized_shape = {list(normalized_shape)}: "
-                f"pass a {name} of the normalized shape"
-            )
         if given is not None and not _is_parameter_type(given.dtype, x.dtype):
             allowed = spec.parameter_types(type_name(x.dtype))
             raise RuntimeError(

@@ -86,6 +86,26 @@ def _gradients(
 ) -> list[Tensor | None]:
     """Return dx, dweight and dbias, differentiable again; None for what is not needed."""
     need = operators.needed(ctx.needs_input_grad, weight, bias)
+    if weight is None or bias is None or weight.shape == bias.shape:
+        return _gradients_of(dy, x, weight, bias, definition, need, statistics)
+    # Each of its own shape, by a call that sums over the rows that share it. dbias needs no weight.
+    dx, dweight, _ = _gradients_of(dy, x, weight, None, definition, (*need[:2], False), statistics)
+    of_bias = (False, False, need[2])
+    dbias = _gradients_of(dy, x, None, bias, definition, of_bias, statistics)[2]
+    return [dx, dweight, dbias]
+
+
+def _gradients_of(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    definition: Definition,
+    need: tuple[bool, bool, bool],
+    statistics: Sequence[Tensor],
+) -> list[Tensor | None]:
+    if not any(need):
+        return [None, None, None]
     if not torch.is_grad_enabled() and gpu.may_bypass_dispatcher(dy, x, weight, bias):
         results = gpu.backward(dy, x, weight, bias, definition, need, statistics)
     else:
@@ -105,7 +125,7 @@ class Norm(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         """Return y and the statistics."""
         if gpu.may_bypass_dispatcher(x, weight, bias):
-            return gpu.forward(x, weight, bias, definition)
+            return gpu.forward(x, *arguments.repeated(weight, bias), definition)
         return operators.forward(x, weight, bias, definition)
 
     @staticmethod
@@ -165,10 +185,10 @@ class NormBackward(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         """Save what the derivatives need."""
-        dy, x, weight, _, ctx.definition, ctx.need, *statistics = inputs
+        dy, x, weight, bias, ctx.definition, ctx.need, *statistics = inputs
         ctx.statistics_count = len(statistics)
         ctx.save_for_backward(dy, x, weight)
-        ctx.save_for_forward(dy, x, weight)
+        ctx.save_for_forward(dy, x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
@@ -182,8 +202,8 @@ class NormBackward(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Any, ...]:
         """Return the tangents of dx, dweight and dbias."""
-        dy, x, weight = ctx.saved_tensors
-        rows = derivatives.rows_of(x, weight, ctx.definition)
+        dy, x, weight, bias = ctx.saved_tensors
+        rows = derivatives.rows_of(x, weight, ctx.definition, bias)
         results = derivatives.backward_tangents(rows, dy, *tangents[:3])
         parameter_type = x.dtype if weight is None else weight.dtype
         types = (x.dtype, parameter_type, parameter_type)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from layernorm.torch.arguments import Axes, Definition
+from layernorm.torch.arguments import Axes, Definition, has_kept_axes, spread
 
 _WIDENED = {torch.float32: torch.float64, torch.float64: torch.float64}
 
@@ -24,7 +24,8 @@ class Rows(NamedTuple):
 
     xhat: Tensor
     rstd: Tensor
-    weight: Tensor | None  # shaped like x, or None for ones
+    weight: Tensor | None  # with x's axes, or None for ones
+    parameter_shape: tuple[int, ...] | None  # None: the normalized shape
     axes: Axes
     centered: bool
 
@@ -46,8 +47,12 @@ class Rows(NamedTuple):
         return -(self.rstd**2) * self.mean(self.xhat * x_tangent)
 
     def over_rows(self, v: Tensor) -> Tensor:
-        """Return the sum over the rows, in the shape of weight."""
-        kept = [each for each in range(-v.dim(), 0) if each not in self.axes]
+        """Return the sum over the rows, in the shape of weight and bias."""
+        every = range(-v.dim(), 0)
+        if self.parameter_shape is not None:
+            shared = [each for each in every if self.parameter_shape[each] != v.shape[each]]
+            return v.sum(shared, keepdim=True) if shared else v
+        kept = [each for each in every if each not in self.axes]
         return v.sum(kept) if kept else v
 
     def times_weight(self, v: Tensor) -> Tensor:
@@ -59,22 +64,21 @@ class Rows(NamedTuple):
         return spread(self.widened(parameter), self.xhat.dim(), self.axes)
 
 
-def spread(parameter: Tensor, dims: int, axes: Axes) -> Tensor:
-    """Return the parameter reshaped so that it broadcasts against an x with `dims` axes."""
-    sizes = iter(parameter.shape)
-    return parameter.reshape([next(sizes) if each in axes else 1 for each in range(-dims, 0)])
-
-
-def rows_of(x: Tensor, weight: Tensor | None, definition: Definition) -> Rows:
-    """Return x normalized, in differentiable operations."""
+def rows_of(
+    x: Tensor, weight: Tensor | None, definition: Definition, bias: Tensor | None = None
+) -> Rows:
+    """Return x normalized, in differentiable operations. `bias` gives the parameters' shape."""
     axes, centered = definition.axes, definition.centered
+    parameter = bias if weight is None else weight
+    has_own_shape = parameter is not None and has_kept_axes(parameter, axes)
+    shape = tuple(parameter.shape) if parameter is not None and has_own_shape else None
     widened = x.to(_WIDENED.get(x.dtype, torch.float32))
     d = widened - widened.mean(axes, keepdim=True) if centered else widened
     rstd = torch.rsqrt((d * d).mean(axes, keepdim=True) + definition.eps)
     if weight is not None:
         weight = spread(weight.to(widened.dtype), x.dim(), axes)
         weight = 1 + weight if definition.zero_centered_weight else weight
-    return Rows(d * rstd, rstd, weight, axes, centered)
+    return Rows(d * rstd, rstd, weight, shape, axes, centered)
 
 
 def forward_tangent(

@@ -106,12 +106,16 @@ def call(
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float | None,
-    axis: spec.Axis | None,
+    axis: spec.Axis | None = None,
     *,
     centered: bool,
-    zero_centered_weight: bool,
+    zero_centered_weight: bool = False,
 ) -> Tensor:
     """Call PyTorch's own function, which raises its own errors."""
+    if any(_has_kept_axes(each, normalized_shape) for each in (weight, bias)):
+        return _call_and_scale(
+            x, normalized_shape, weight, bias, eps, axis, centered, zero_centered_weight
+        )
     is_moved = axis is not None and isinstance(x, Tensor)
     if is_moved:
         # A tracer's sizes are tensors, which cannot be compared.
@@ -127,3 +131,33 @@ def call(
     else:
         y = torch.nn.functional.rms_norm(x, normalized_shape, weight, eps)
     return y.movedim(last, axes) if is_moved else y
+
+
+def _has_kept_axes(parameter: Tensor | None, normalized_shape: Sequence[int]) -> bool:
+    """Tell whether it has, unseen by modes and by classes that watch what is asked of them."""
+    if not isinstance(parameter, Tensor) or is_compiling():
+        return isinstance(parameter, Tensor) and parameter.dim() > len(normalized_shape)
+    with torch._C.DisableTorchFunction():
+        return parameter.dim() > len(normalized_shape)
+
+
+def _call_and_scale(
+    x: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float | None,
+    axis: spec.Axis | None,
+    centered: bool,
+    zero_centered_weight: bool,
+) -> Tensor:
+    """Scale and shift in operations of their own: PyTorch's function takes no kept axes."""
+    compute = arguments.compute_type(x.dtype)
+    y = call(x.to(compute), normalized_shape, None, None, eps, axis, centered=centered)
+    axes = arguments.named_axes(x, normalized_shape, axis)
+    if weight is not None:
+        weight = arguments.spread(weight.to(compute), x.dim(), axes)
+        y = y * (1 + weight if zero_centered_weight else weight)
+    if bias is not None:
+        y = y + arguments.spread(bias.to(compute), x.dim(), axes)
+    return y.to(x.dtype)

@@ -38,8 +38,10 @@ def layer_norm(
         input: x, a tensor of float16, bfloat16, float32 or float64, of any strides, on the
             CPU or (with Triton) a GPU. PyTorch's own function serves other types and devices.
         normalized_shape: the sizes of x's last axes, or of those that `axis` names.
-        weight, bias: tensors of the normalized shape, or None. Of x's type, or float32 for a
-            16-bit x.
+        weight, bias: tensors of the normalized shape, or None. Or of a shape that broadcasts
+            against x, with the normalized sizes: adaptive layer norm is `weight=scale[:, None],
+            bias=shift[:, None], zero_centered_weight=True`. Of x's type, or float32 for a 16-bit
+            x.
         eps: added to the variance, in units of x squared.
         axis: the normalized axes, an int or ints, if they are not the last: axis=1 for channels
             first. Neither that nor channels_last memory requires a copy.
@@ -59,7 +61,7 @@ def layer_norm(
     if has_torch_function_variadic(input, weight, bias):
         if axis is None and not zero_centered_weight and is_overridden(input, weight, bias):
             shape = arguments.sizes_of(normalized_shape)
-            return torch.nn.functional.layer_norm(input, shape, weight, bias, eps)
+            return fallback.call(input, shape, weight, bias, eps, centered=True)
         return handle_torch_function(
             layer_norm,
             (input, weight, bias),
@@ -113,7 +115,7 @@ def rms_norm(
     if has_torch_function_variadic(input, weight):
         if axis is None and not zero_centered_weight and is_overridden(input, weight):
             shape = arguments.sizes_of(normalized_shape)
-            return torch.nn.functional.rms_norm(input, shape, weight, eps)
+            return fallback.call(input, shape, weight, None, eps, centered=False)
         return handle_torch_function(
             rms_norm,
             (input, weight),
@@ -165,11 +167,13 @@ def norm(
         )
     x, weight, bias = gpu.as_under_autocast(x, weight, bias, centered=centered)
     axes = arguments.axes_of(x, sizes, axis)
-    arguments.check_parameters(x, sizes, weight, bias)
+    weight, bias = arguments.take_parameters(x, axes, weight, bias)
     if axis is None:
-        x = x.contiguous(
-            memory_format=torch.contiguous_format if centered else suggest_memory_format(x)
-        )
+        memory = torch.contiguous_format if centered else suggest_memory_format(x)
+        # Of an x with gaps, such as a part of a fused projection, y is contiguous without a copy.
+        has_gaps = not is_compiled and operators.has_gaps(x)
+        if not has_gaps or memory is not torch.contiguous_format:
+            x = x.contiguous(memory_format=memory)
     if eps is None:
         eps = arguments.machine_epsilon(x.dtype)
     definition = Definition(axes, float(eps), centered, bool(zero_centered_weight))
@@ -177,7 +181,8 @@ def norm(
         return operators.forward(x, weight, bias, definition)[0]
     if not requires_gradient(x, weight, bias):
         if gpu.may_bypass_dispatcher(x, weight, bias):
-            return gpu.forward(x, weight, bias, definition, save=False)[0]
+            parameters = arguments.repeated(weight, bias)
+            return gpu.forward(x, *parameters, definition, save=False)[0]
         is_ordinary = all(type(each) in _ORDINARY for each in (x, weight, bias))
         if is_ordinary and torch_is_unwatched():  # no transform, no forward mode: no node is needed
             with torch._C._AutoDispatchBelowAutograd():

@@ -25,6 +25,7 @@ def forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, definition: Definition
 ) -> tuple[Tensor, ...]:
     """Return y and the statistics."""
+    weight, bias = arguments.repeated(weight, bias)
     options = (list(definition.axes), definition.eps, definition.zero_centered_weight)
     ops = torch.ops.layernorm
     if definition.centered:
@@ -59,13 +60,14 @@ def empty_as(x: Tensor) -> Tensor:
     return x.new_empty_strided(x.shape, x.stride())
 
 
+def has_gaps(x: Tensor) -> bool:
+    """Tell whether memory between x's elements belongs to others, as in a part of a projection."""
+    return not _is_dense(x.shape, x.stride())
+
+
 def _empty_statistics(x: Tensor, axes: Axes) -> Tensor:
     sizes = [1 if each - x.dim() in axes else size for each, size in enumerate(x.shape)]
     return x.new_empty(sizes, dtype=arguments.compute_type(x.dtype))
-
-
-def _empty_parameter(x: Tensor, axes: Axes, dtype: torch.dtype) -> Tensor:
-    return x.new_empty(spec.normalized_shape(x.shape, axes), dtype=dtype)
 
 
 def parameter_type(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> torch.dtype:
@@ -97,10 +99,11 @@ def _fake_backward(
     statistics: Sequence[Tensor],
 ) -> tuple[Tensor, ...]:
     arguments.check_devices(x, dy=dy, weight=weight, bias=bias)
-    dtype = parameter_type(x, weight, bias)
     dx = empty_as(x) if need[0] else nothing(x)
-    axes = definition.axes
-    return dx, *[_empty_parameter(x, axes, dtype) if n else nothing(x) for n in need[1:]]
+    given = bias if weight is None else weight
+    shape = spec.normalized_shape(x.shape, definition.axes) if given is None else given.shape
+    dtype = parameter_type(x, weight, bias)
+    return dx, *[x.new_empty(shape, dtype=dtype) if n else nothing(x) for n in need[1:]]
 
 
 for _name, _fake in (forward_operators(_fake_forward) | backward_operators(_fake_backward)).items():
@@ -183,45 +186,75 @@ for _name in ("layer_norm", "rms_norm"):
 # ---- batches of calls (vmap)
 
 
-def _each(
-    function: Callable[..., tuple[Tensor, ...]], info: Any, in_dims: Any, arguments: Sequence[Any]
-) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    """Call the function once for each member of the batch, for the bits of separate calls."""
-    results = [
-        function(
-            *[
-                given if dim is None or not isinstance(given, Tensor) else given.select(dim, index)
-                for given, dim in zip(arguments, in_dims, strict=True)
-            ]
-        )
-        for index in range(info.batch_size)
-    ]
-    stacked = tuple(torch.stack(each) for each in zip(*results, strict=True))
-    return stacked, (0,) * len(stacked)
+def _batched(given: Tensor, dim: int | None, size: int) -> Tensor:
+    """Return the tensor with the batch axis in front, repeated if it has none."""
+    return given.expand(size, *given.shape) if dim is None else given.movedim(dim, 0)
+
+
+def _sizes_of_one(given: Tensor, dim: int | None) -> list[int]:
+    return [size for axis, size in enumerate(given.shape) if axis != dim]
+
+
+def _varying_with_batch(
+    parameters: Sequence[Tensor | None], in_dims: Sequence[Any], size: int, dims: int, axes: Axes
+) -> list[Tensor | None]:
+    """Return weight and bias for a batch of x's of `dims` axes, each with its own."""
+
+    def varying(given: Tensor, dim: int | None) -> Tensor:
+        own = _batched(given, dim, size)
+        return own.reshape(size, *arguments.spread(own[0], dims, axes).shape)
+
+    given = zip(parameters, in_dims, strict=True)
+    return [each if each is None else varying(each, dim) for each, dim in given]
 
 
 def _vmap_forward(name: str, parameters: int) -> Callable[..., Any]:
+    """Make one call of a batch: of more rows, or with parameters that vary along the batch."""
+
     def rule(info: Any, in_dims: Any, x: Tensor, *rest: Any) -> Any:
-        function = getattr(torch.ops.layernorm, name)
-        given, (axis, *options) = rest[:parameters], rest[parameters:]
-        if in_dims[0] is None or any(dim is not None for dim in in_dims[1 : 1 + parameters]):
-            return _each(function, info, in_dims, (x, *rest))
-        x = x.movedim(in_dims[0], 0)
-        results = function(x, *given, normalize_axes(axis, x.dim() - 1), *options)
+        given, (axis, *options) = list(rest[:parameters]), rest[parameters:]
+        x = _batched(x, in_dims[0], info.batch_size)
+        axes = normalize_axes(axis, x.dim() - 1)
+        dims = in_dims[1 : 1 + parameters]
+        if any(dim is not None for dim in dims):
+            given = _varying_with_batch(given, dims, info.batch_size, x.dim() - 1, axes)
+        results = getattr(torch.ops.layernorm, name)(x, *given, axes, *options)
         return results, (0,) * len(results)
 
     return rule
 
 
-def _vmap_backward(name: str) -> Callable[..., Any]:
+def _vmap_backward(name: str, parameters: int) -> Callable[..., Any]:
+    """Make one call of a batch, with gradients of the parameters for each of its members."""
+
     def rule(info: Any, in_dims: Any, *arguments: Any) -> Any:
-        function = getattr(torch.ops.layernorm, name)
-        return _each(function, info, in_dims, arguments)
+        at = next(at for at, given in enumerate(arguments) if isinstance(given, list | tuple))
+        axis, *options, need = arguments[at:]
+        tensors, dims, size = arguments[:at], in_dims[:at], info.batch_size
+        rows = [
+            _batched(each, dim, size)
+            for each, dim in zip(tensors[:-parameters], dims[:-parameters], strict=True)
+        ]
+        axes = normalize_axes(axis, rows[0].dim() - 1)
+        own_dims = dims[-parameters:]
+        own = _varying_with_batch(tensors[-parameters:], own_dims, size, rows[0].dim() - 1, axes)
+        operator = getattr(torch.ops.layernorm, name)
+        results = operator(*rows, *own, axes, *options, need)
+        shapes = [
+            rows[1].shape if each is None else (size, *_sizes_of_one(each, dim))
+            for each, dim in zip((None, *tensors[-parameters:]), (None, *own_dims), strict=True)
+        ]
+        results = tuple(
+            result.reshape(shape) if needed else result.expand(size, 0)
+            for result, shape, needed in zip(results, shapes, need, strict=True)
+        )
+        return results, (0,) * len(results)
 
     return rule
 
 
-torch.library.register_vmap("layernorm::layer_norm", _vmap_forward("layer_norm", 2))
-torch.library.register_vmap("layernorm::rms_norm", _vmap_forward("rms_norm", 1))
-for _name in ("layer_norm_backward", "rms_norm_backward"):
-    torch.library.register_vmap(f"layernorm::{_name}", _vmap_backward(_name))
+for _name, _count in (("layer_norm", 2), ("rms_norm", 1)):
+    torch.library.register_vmap(f"layernorm::{_name}", _vmap_forward(_name, _count))
+    torch.library.register_vmap(
+        f"layernorm::{_name}_backward", _vmap_backward(f"{_name}_backward", _count)
+    )

@@ -64,12 +64,29 @@ def _forward_shardings(*arguments: Any) -> list[tuple[Placements, Placements]]:
 
     (x, *parameters), axis, options = _split(arguments)
     results = 4 if len(parameters) == 2 else 2
-    others = [None if given is None else Replicate() for given in parameters]
-    others += [None] * (1 + len(options))
-    return [
-        ([placement] * results, [placement, *others])
-        for placement in (Replicate(), *map(Shard, _kept_axes(x, axis)))
-    ]
+    rest = [None] * (1 + len(options))
+    shardings = [([Replicate()] * results, [Replicate(), *_of_parameters(parameters, x), *rest])]
+    for kept in _kept_axes(x, axis):
+        of_x = Shard(kept)
+        shardings.append(([of_x] * results, [of_x, *_of_parameters(parameters, x, kept), *rest]))
+    return shardings
+
+
+def _varies(parameter: Any, x: Any, kept: int) -> bool:
+    """Tell whether a parameter varies along this kept axis of x; then it has all of x's axes."""
+    return parameter.ndim == x.ndim and parameter.shape[kept] == x.shape[kept] != 1
+
+
+def _of_parameters(parameters: Sequence[Any], x: Any, kept: int | None = None) -> Placements:
+    """Return how weight and bias are placed where x is sharded along this kept axis, or nowhere."""
+    from torch.distributed.tensor import Replicate, Shard
+
+    def placement(given: Any) -> Any:
+        if given is None:
+            return None
+        return Shard(kept) if kept is not None and _varies(given, x, kept) else Replicate()
+
+    return [placement(each) for each in parameters]
 
 
 def _backward_shardings(*arguments: Any) -> list[tuple[Placements, Placements]]:
@@ -78,15 +95,21 @@ def _backward_shardings(*arguments: Any) -> list[tuple[Placements, Placements]]:
     tensors, axis, options = _split(arguments)
     need = options[-1]
     rows = 2 + (3 if len(need) == 3 else 1)  # dy, x and the statistics
-    others = [None if given is None else Replicate() for given in tensors[rows:]]
-    others += [None] * (1 + len(options))
+    x, parameters = tensors[1], tensors[rows:]
+    rest = [None] * (1 + len(options))
     shardings: list[tuple[Placements, Placements]] = [
-        ([Replicate()] * len(need), [*[Replicate()] * rows, *others])
+        (
+            [Replicate()] * len(need),
+            [*[Replicate()] * rows, *_of_parameters(parameters, x), *rest],
+        )
     ]
-    for kept in _kept_axes(tensors[1], axis):
+    for kept in _kept_axes(x, axis):
+        varies = any(each is not None and _varies(each, x, kept) for each in parameters)
+        of_parameter = Shard(kept) if varies else Partial()
         gradients = [
             shard if wanted else Replicate()
-            for shard, wanted in zip((Shard(kept), Partial(), Partial()), need, strict=False)
+            for shard, wanted in zip((Shard(kept), of_parameter, of_parameter), need, strict=False)
         ]
-        shardings.append((gradients, [*[Shard(kept)] * rows, *others]))
+        of_rows = [Shard(kept)] * rows
+        shardings.append((gradients, [*of_rows, *_of_parameters(parameters, x, kept), *rest]))
     return shardings

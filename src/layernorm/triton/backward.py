@@ -26,6 +26,7 @@ from layernorm.triton.tiles import (
     index_of_tile,
     load_parameter,
     load_tile,
+    member_of,
     store_tile,
 )
 
@@ -140,13 +141,21 @@ def backward(
     normalizer_ptr,
     rows: tl.int64,
     inner: tl.int64,
+    members: tl.int64,
+    after: tl.int64,
     tiles: tl.int64,
     programs: tl.int64,
     x_outer_stride: tl.int64,
+    x_member_stride: tl.int64,
+    x_after_stride: tl.int64,
     x_col_stride: tl.int64,
     dy_outer_stride: tl.int64,
+    dy_member_stride: tl.int64,
+    dy_after_stride: tl.int64,
     dy_col_stride: tl.int64,
     dx_outer_stride: tl.int64,
+    dx_member_stride: tl.int64,
+    dx_after_stride: tl.int64,
     dx_col_stride: tl.int64,
     COLS: tl.constexpr,
     EPS: tl.constexpr,
@@ -159,6 +168,7 @@ def backward(
     NEED_DBIAS: tl.constexpr,
     STORE_NORMALIZER: tl.constexpr,
     STRIDED: tl.constexpr,
+    OUTER_AXES: tl.constexpr,
     VECTOR: tl.constexpr,
     ROWS: tl.constexpr,
     SUM_ROWS: tl.constexpr,
@@ -168,22 +178,30 @@ def backward(
 ):
     """Write dx of every `programs`-th tile, and this program's partial sums of dweight and dbias.
 
-    The partial sums go to row program_id of an array (programs, COLS) of float64. STORE_NORMALIZER:
-    the normalizer goes to an array (4, rows). EPS None: it is not known, and rows whose rstd is out
-    of range use it as it was saved.
+    Each member has so many `tiles` and `programs`. The partial sums go to row program_id of an
+    array (members * programs, COLS) of float64, or, with one program to a member, to dweight and
+    dbias themselves. STORE_NORMALIZER: the normalizer goes to an array (4, rows). EPS None: it is
+    not known, and rows whose rstd is out of range use it as it was saved.
     """
     dtype: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     LOW_FIRST: tl.constexpr = VECTOR or STRIDED
     program = tl.program_id(0).to(tl.int64)
+    sizes = rows, inner, members, after
+    x_strides = x_outer_stride, x_member_stride, x_after_stride, x_col_stride
+    dy_strides = dy_outer_stride, dy_member_stride, dy_after_stride, dy_col_stride
+    dx_strides = dx_outer_stride, dx_member_stride, dx_after_stride, dx_col_stride
+    member, first = member_of(program, programs, OUTER_AXES)
     cols = cols_of_tile(HIGH, LOW)
-    weight = load_parameter(weight_ptr, cols, HAS_WEIGHT, 1.0, ZERO_CENTERED, COLS, VECTOR, dtype)
+    weight = load_parameter(
+        weight_ptr, member, cols, HAS_WEIGHT, 1.0, ZERO_CENTERED, COLS, VECTOR, dtype
+    )
     dweight = no_sums(SUM_ROWS, HIGH, LOW, dtype)
     dbias = no_sums(SUM_ROWS, HIGH, LOW, dtype)
 
-    for tile in range(program, tiles, programs):
-        index = index_of_tile(tile, rows, inner, cols, COLS, ROWS, STRIDED)
-        x = load_tile(x_ptr, index, x_outer_stride, x_col_stride, STRIDED, VECTOR, dtype)
-        dy = load_tile(dy_ptr, index, dy_outer_stride, dy_col_stride, STRIDED, VECTOR, dtype)
+    for tile in range(first, tiles, programs):
+        index = index_of_tile(member, tile, sizes, cols, COLS, ROWS, STRIDED, OUTER_AXES)
+        x = load_tile(x_ptr, index, x_strides, STRIDED, VECTOR, dtype)
+        dy = load_tile(dy_ptr, index, dy_strides, STRIDED, VECTOR, dtype)
         normalizer = saved_normalizer(
             *(x, index, mean_ptr, rstd_ptr, residual_ptr),
             *(CENTERED, HAS_RESIDUAL, COLS, GROUP_X, LOW_FIRST, dtype),
@@ -217,7 +235,7 @@ def backward(
                 LOW_FIRST,
                 CENTERED,
             )
-            store_tile(dx_ptr, dx, index, dx_outer_stride, dx_col_stride, STRIDED, VECTOR)
+            store_tile(dx_ptr, dx, index, dx_strides, STRIDED, VECTOR)
 
     if NEED_DWEIGHT:
         store_sums(dweight_ptr, dweight, program, cols, COLS, dtype)

@@ -18,6 +18,7 @@ from layernorm.triton.tiles import (
     index_of_tile,
     load_parameter,
     load_tile,
+    member_of_tile,
     store_tile,
 )
 
@@ -26,6 +27,7 @@ from layernorm.triton.tiles import (
 def load_parameters(
     weight_ptr,
     bias_ptr,
+    member,
     cols,
     HAS_WEIGHT: tl.constexpr,
     HAS_BIAS: tl.constexpr,
@@ -34,9 +36,11 @@ def load_parameters(
     VECTOR: tl.constexpr,
     dtype: tl.constexpr,
 ):
-    """Load weight and bias as tiles of one row."""
-    weight = load_parameter(weight_ptr, cols, HAS_WEIGHT, 1.0, ZERO_CENTERED, COLS, VECTOR, dtype)
-    bias = load_parameter(bias_ptr, cols, HAS_BIAS, 0.0, False, COLS, VECTOR, dtype)
+    """Load weight and bias of a member as tiles of one row."""
+    weight = load_parameter(
+        weight_ptr, member, cols, HAS_WEIGHT, 1.0, ZERO_CENTERED, COLS, VECTOR, dtype
+    )
+    bias = load_parameter(bias_ptr, member, cols, HAS_BIAS, 0.0, False, COLS, VECTOR, dtype)
     return weight, bias
 
 
@@ -79,9 +83,15 @@ def forward(
     residual_ptr,
     rows: tl.int64,
     inner: tl.int64,
+    members: tl.int64,
+    after: tl.int64,
     x_outer_stride: tl.int64,
+    x_member_stride: tl.int64,
+    x_after_stride: tl.int64,
     x_col_stride: tl.int64,
     y_outer_stride: tl.int64,
+    y_member_stride: tl.int64,
+    y_after_stride: tl.int64,
     y_col_stride: tl.int64,
     COLS: tl.constexpr,
     EPS: tl.constexpr,
@@ -91,6 +101,7 @@ def forward(
     ZERO_CENTERED: tl.constexpr,
     SAVE: tl.constexpr,
     STRIDED: tl.constexpr,
+    OUTER_AXES: tl.constexpr,
     VECTOR: tl.constexpr,
     ROWS: tl.constexpr,
     HIGH: tl.constexpr,
@@ -103,13 +114,17 @@ def forward(
     LOW_FIRST: tl.constexpr = VECTOR or STRIDED
     tile = tl.program_id(0).to(tl.int64)
     cols = cols_of_tile(HIGH, LOW)
-    index = index_of_tile(tile, rows, inner, cols, COLS, ROWS, STRIDED)
+    sizes = rows, inner, members, after
+    x_strides = x_outer_stride, x_member_stride, x_after_stride, x_col_stride
+    y_strides = y_outer_stride, y_member_stride, y_after_stride, y_col_stride
+    member, tile = member_of_tile(tile, sizes, ROWS, STRIDED, OUTER_AXES)
+    index = index_of_tile(member, tile, sizes, cols, COLS, ROWS, STRIDED, OUTER_AXES)
     if not LATE_PARAMETERS:
         weight, bias = load_parameters(
-            *(weight_ptr, bias_ptr, cols, HAS_WEIGHT, HAS_BIAS, ZERO_CENTERED),
+            *(weight_ptr, bias_ptr, member, cols, HAS_WEIGHT, HAS_BIAS, ZERO_CENTERED),
             *(COLS, VECTOR, dtype),
         )
-    x = load_tile(x_ptr, index, x_outer_stride, x_col_stride, STRIDED, VECTOR, dtype)
+    x = load_tile(x_ptr, index, x_strides, STRIDED, VECTOR, dtype)
 
     mean, residual, variance = moments(x, index.mask, COLS, GROUP_X, LOW_FIRST, CENTERED)
     total = variance + EPS
@@ -121,12 +136,12 @@ def forward(
 
     if LATE_PARAMETERS:
         weight, bias = load_parameters(
-            *(weight_ptr, bias_ptr, cols, HAS_WEIGHT, HAS_BIAS, ZERO_CENTERED),
+            *(weight_ptr, bias_ptr, member, cols, HAS_WEIGHT, HAS_BIAS, ZERO_CENTERED),
             *(COLS, VECTOR, dtype),
         )
     xhat = normalized(x, normalizer, CENTERED)
     y = scale_and_shift(xhat, weight, bias, HAS_WEIGHT, HAS_BIAS)
-    store_tile(y_ptr, y, index, y_outer_stride, y_col_stride, STRIDED, VECTOR)
+    store_tile(y_ptr, y, index, y_strides, STRIDED, VECTOR)
     if SAVE:
         store_statistics(
             *(mean_ptr, rstd_ptr, residual_ptr, index.row, index.row_mask),

@@ -169,12 +169,18 @@ def column_tile(cols: int, itemsize: int, *, strided: bool) -> ColumnTile:
 
 
 def programs_for_sums(tiles: int, multiprocessors: int, tile: Tile) -> int:
-    """Return how many programs share the tiles, each with partial sums of dweight and dbias."""
-    return min(tiles, multiprocessors * max(1, 16 // tile.warps))
+    """Return how many programs share a member's tiles, each with partial sums of dweight and dbias.
+
+    The number of members does not count, so that a member has the bits of a call with its rows
+    alone. Partial sums take 16 bytes a column, written and read; of fewer than 16 rows each, those
+    of many members would take more memory than x.
+    """
+    enough = -(-tiles * tile.rows // 16)
+    return min(tiles, enough, multiprocessors * max(1, 16 // tile.warps))
 
 
 def splits_of_rows(tiles: int, column_blocks: int, multiprocessors: int) -> int:
-    """Return how many programs share the tiles of a block of columns."""
+    """Return how many programs share a member's tiles of a block of columns."""
     wanted = -(-8 * multiprocessors // column_blocks)
     return max(1, min(wanted, -(-tiles // 4)))
 

@@ -32,6 +32,7 @@ from layernorm.triton.tiles import (
     index_of_tile,
     load_parameter,
     load_tile,
+    member_of_tile,
     store_tile,
 )
 
@@ -49,11 +50,14 @@ def long_row_normalizer(
     first_tile: tl.int64,
     rows: tl.int64,
     inner: tl.int64,
+    members: tl.int64,
+    after: tl.int64,
     COLS: tl.constexpr,
     EPS: tl.constexpr,
     CENTERED: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     STRIDED: tl.constexpr,
+    OUTER_AXES: tl.constexpr,
     BLOCKS: tl.constexpr,
     ROWS: tl.constexpr,
     PADDED_BLOCKS: tl.constexpr,
@@ -65,7 +69,9 @@ def long_row_normalizer(
     dtype: tl.constexpr = rstd_ptr.dtype.element_ty
     tile = tl.program_id(0).to(tl.int64)
     no_cols = tl.zeros([1, 1], tl.int32)
-    index = index_of_tile(first_tile + tile, rows, inner, no_cols, COLS, ROWS, STRIDED)
+    sizes = rows, inner, members, after
+    member, own = member_of_tile(first_tile + tile, sizes, ROWS, STRIDED, OUTER_AXES)
+    index = index_of_tile(member, own, sizes, no_cols, COLS, ROWS, STRIDED, OUTER_AXES)
     mean = tl.zeros([ROWS], dtype)
     residual = tl.zeros([ROWS], dtype)
     if CENTERED:
@@ -96,17 +102,15 @@ def gradient_block(
     normalizer_ptr,
     first_tile,
     program,
-    rows,
-    inner,
-    x_outer_stride,
-    x_col_stride,
-    dy_outer_stride,
-    dy_col_stride,
+    sizes,
+    x_strides,
+    dy_strides,
     COLS: tl.constexpr,
     CENTERED: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
     ZERO_CENTERED: tl.constexpr,
     STRIDED: tl.constexpr,
+    OUTER_AXES: tl.constexpr,
     VECTOR: tl.constexpr,
     BLOCKS: tl.constexpr,
     ROWS: tl.constexpr,
@@ -118,13 +122,16 @@ def gradient_block(
     g is dy * weight, and each row has an exponent.
     """
     dtype: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
-    index = index_of_block(first_tile, program, rows, inner, COLS, STRIDED, BLOCKS, ROWS, HIGH, LOW)
-    normalizer = load_normalizer(normalizer_ptr, rows, index.row, index.row_mask)
-    weight = load_parameter(
-        weight_ptr, index.cols, HAS_WEIGHT, 1.0, ZERO_CENTERED, COLS, VECTOR, dtype
+    index = index_of_block(
+        first_tile, program, sizes, COLS, STRIDED, OUTER_AXES, BLOCKS, ROWS, HIGH, LOW
     )
-    x = load_tile(x_ptr, index, x_outer_stride, x_col_stride, STRIDED, VECTOR, dtype)
-    dy = load_tile(dy_ptr, index, dy_outer_stride, dy_col_stride, STRIDED, VECTOR, dtype)
+    normalizer = load_normalizer(normalizer_ptr, sizes[0], index.row, index.row_mask)
+    weight = load_parameter(
+        *(weight_ptr, index.member, index.cols, HAS_WEIGHT, 1.0, ZERO_CENTERED),
+        *(COLS, VECTOR, dtype),
+    )
+    x = load_tile(x_ptr, index, x_strides, STRIDED, VECTOR, dtype)
+    dy = load_tile(dy_ptr, index, dy_strides, STRIDED, VECTOR, dtype)
     xhat = normalized(x, normalizer, CENTERED)
     xhat = tl.where(index.mask, xhat, 0.0)  # padding lanes may have overflowed
     largest = largest_of_rows(dy)
@@ -149,15 +156,22 @@ def long_row_gradient_sums(
     first_tile: tl.int64,
     rows: tl.int64,
     inner: tl.int64,
+    members: tl.int64,
+    after: tl.int64,
     x_outer_stride: tl.int64,
+    x_member_stride: tl.int64,
+    x_after_stride: tl.int64,
     x_col_stride: tl.int64,
     dy_outer_stride: tl.int64,
+    dy_member_stride: tl.int64,
+    dy_after_stride: tl.int64,
     dy_col_stride: tl.int64,
     COLS: tl.constexpr,
     CENTERED: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
     ZERO_CENTERED: tl.constexpr,
     STRIDED: tl.constexpr,
+    OUTER_AXES: tl.constexpr,
     VECTOR: tl.constexpr,
     BLOCKS: tl.constexpr,
     ROWS: tl.constexpr,
@@ -167,10 +181,13 @@ def long_row_gradient_sums(
     """Store the sums of g, g * xhat and xhat^2 of each row in a block, and the exponent of g's."""
     LOW_FIRST: tl.constexpr = VECTOR or STRIDED
     program = tl.program_id(0).to(tl.int64)
+    sizes = rows, inner, members, after
+    x_strides = x_outer_stride, x_member_stride, x_after_stride, x_col_stride
+    dy_strides = dy_outer_stride, dy_member_stride, dy_after_stride, dy_col_stride
     _, _, xhat, g, exponent = gradient_block(
-        *(x_ptr, dy_ptr, weight_ptr, normalizer_ptr, first_tile, program, rows, inner),
-        *(x_outer_stride, x_col_stride, dy_outer_stride, dy_col_stride),
-        *(COLS, CENTERED, HAS_WEIGHT, ZERO_CENTERED, STRIDED, VECTOR, BLOCKS, ROWS, HIGH, LOW),
+        *(x_ptr, dy_ptr, weight_ptr, normalizer_ptr, first_tile, program),
+        *(sizes, x_strides, dy_strides, COLS, CENTERED, HAS_WEIGHT, ZERO_CENTERED),
+        *(STRIDED, OUTER_AXES, VECTOR, BLOCKS, ROWS, HIGH, LOW),
     )
     tl.store(partial_pointers(exponent_ptr, program, ROWS), exponent)
     tl.store(partial_pointers(sum_g_xhat_ptr, program, ROWS), row_sums(g * xhat, True, LOW_FIRST))
@@ -194,17 +211,26 @@ def long_row_dx(
     first_tile: tl.int64,
     rows: tl.int64,
     inner: tl.int64,
+    members: tl.int64,
+    after: tl.int64,
     x_outer_stride: tl.int64,
+    x_member_stride: tl.int64,
+    x_after_stride: tl.int64,
     x_col_stride: tl.int64,
     dy_outer_stride: tl.int64,
+    dy_member_stride: tl.int64,
+    dy_after_stride: tl.int64,
     dy_col_stride: tl.int64,
     dx_outer_stride: tl.int64,
+    dx_member_stride: tl.int64,
+    dx_after_stride: tl.int64,
     dx_col_stride: tl.int64,
     COLS: tl.constexpr,
     CENTERED: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
     ZERO_CENTERED: tl.constexpr,
     STRIDED: tl.constexpr,
+    OUTER_AXES: tl.constexpr,
     VECTOR: tl.constexpr,
     BLOCKS: tl.constexpr,
     ROWS: tl.constexpr,
@@ -216,10 +242,14 @@ def long_row_dx(
     """Write dx of a block. EPS None: it is not known."""
     most: tl.constexpr = 2.0**-48 if x_ptr.dtype.element_ty == tl.float64 else 2.0**-19
     program = tl.program_id(0).to(tl.int64)
+    sizes = rows, inner, members, after
+    x_strides = x_outer_stride, x_member_stride, x_after_stride, x_col_stride
+    dy_strides = dy_outer_stride, dy_member_stride, dy_after_stride, dy_col_stride
+    dx_strides = dx_outer_stride, dx_member_stride, dx_after_stride, dx_col_stride
     index, normalizer, xhat, g, own_exponent = gradient_block(
-        *(x_ptr, dy_ptr, weight_ptr, normalizer_ptr, first_tile, program, rows, inner),
-        *(x_outer_stride, x_col_stride, dy_outer_stride, dy_col_stride),
-        *(COLS, CENTERED, HAS_WEIGHT, ZERO_CENTERED, STRIDED, VECTOR, BLOCKS, ROWS, HIGH, LOW),
+        *(x_ptr, dy_ptr, weight_ptr, normalizer_ptr, first_tile, program),
+        *(sizes, x_strides, dy_strides, COLS, CENTERED, HAS_WEIGHT, ZERO_CENTERED),
+        *(STRIDED, OUTER_AXES, VECTOR, BLOCKS, ROWS, HIGH, LOW),
     )
     dtype: tl.constexpr = g.dtype
 
@@ -245,4 +275,4 @@ def long_row_dx(
     dx = tl.fma(-xhat, mean_g_xhat[:, None, None], dx) * normalizer.rstd[:, None, None]
     # normalizer.scale is a power of two, which dx is multiplied by too
     dx = times_power_of_two(dx, exponent + exponent_of(normalizer.scale))
-    store_tile(dx_ptr, dx, index, dx_outer_stride, dx_col_stride, STRIDED, VECTOR)
+    store_tile(dx_ptr, dx, index, dx_strides, STRIDED, VECTOR)

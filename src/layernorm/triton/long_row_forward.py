@@ -25,9 +25,15 @@ def long_row_forward(
     first_tile: tl.int64,
     rows: tl.int64,
     inner: tl.int64,
+    members: tl.int64,
+    after: tl.int64,
     x_outer_stride: tl.int64,
+    x_member_stride: tl.int64,
+    x_after_stride: tl.int64,
     x_col_stride: tl.int64,
     y_outer_stride: tl.int64,
+    y_member_stride: tl.int64,
+    y_after_stride: tl.int64,
     y_col_stride: tl.int64,
     COLS: tl.constexpr,
     EPS: tl.constexpr,
@@ -37,6 +43,7 @@ def long_row_forward(
     ZERO_CENTERED: tl.constexpr,
     SAVE: tl.constexpr,
     STRIDED: tl.constexpr,
+    OUTER_AXES: tl.constexpr,
     VECTOR: tl.constexpr,
     BLOCKS: tl.constexpr,
     ROWS: tl.constexpr,
@@ -47,19 +54,24 @@ def long_row_forward(
     """Write y of a block and, if SAVE and the block is its row's first, the statistics."""
     dtype: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     program = tl.program_id(0).to(tl.int64)
-    index = index_of_block(first_tile, program, rows, inner, COLS, STRIDED, BLOCKS, ROWS, HIGH, LOW)
+    sizes = rows, inner, members, after
+    x_strides = x_outer_stride, x_member_stride, x_after_stride, x_col_stride
+    y_strides = y_outer_stride, y_member_stride, y_after_stride, y_col_stride
+    index = index_of_block(
+        first_tile, program, sizes, COLS, STRIDED, OUTER_AXES, BLOCKS, ROWS, HIGH, LOW
+    )
     exponent, normalizer = merged_statistics(
         *(largest_ptr, sum_ptr, rest_ptr, squares_ptr, program // BLOCKS, dtype),
         *(COLS, EPS, CENTERED, BLOCKS, ROWS, PADDED_BLOCKS),
     )
     weight, bias = load_parameters(
-        *(weight_ptr, bias_ptr, index.cols, HAS_WEIGHT, HAS_BIAS, ZERO_CENTERED),
+        *(weight_ptr, bias_ptr, index.member, index.cols, HAS_WEIGHT, HAS_BIAS, ZERO_CENTERED),
         *(COLS, VECTOR, dtype),
     )
-    x = load_tile(x_ptr, index, x_outer_stride, x_col_stride, STRIDED, VECTOR, dtype)
+    x = load_tile(x_ptr, index, x_strides, STRIDED, VECTOR, dtype)
     xhat = normalized(x, normalizer, CENTERED)
     y = scale_and_shift(xhat, weight, bias, HAS_WEIGHT, HAS_BIAS)
-    store_tile(y_ptr, y, index, y_outer_stride, y_col_stride, STRIDED, VECTOR)
+    store_tile(y_ptr, y, index, y_strides, STRIDED, VECTOR)
     if SAVE:
         if program % BLOCKS == 0:
             store_statistics(

@@ -134,12 +134,17 @@ def long_row_sums(
     first_tile: tl.int64,
     rows: tl.int64,
     inner: tl.int64,
+    members: tl.int64,
+    after: tl.int64,
     x_outer_stride: tl.int64,
+    x_member_stride: tl.int64,
+    x_after_stride: tl.int64,
     x_col_stride: tl.int64,
     COLS: tl.constexpr,
     CENTERED: tl.constexpr,
     ONLY_OUT_OF_RANGE: tl.constexpr,
     STRIDED: tl.constexpr,
+    OUTER_AXES: tl.constexpr,
     VECTOR: tl.constexpr,
     BLOCKS: tl.constexpr,
     ROWS: tl.constexpr,
@@ -152,12 +157,16 @@ def long_row_sums(
     """
     dtype: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     program = tl.program_id(0).to(tl.int64)
-    index = index_of_block(first_tile, program, rows, inner, COLS, STRIDED, BLOCKS, ROWS, HIGH, LOW)
+    sizes = rows, inner, members, after
+    x_strides = x_outer_stride, x_member_stride, x_after_stride, x_col_stride
+    index = index_of_block(
+        first_tile, program, sizes, COLS, STRIDED, OUTER_AXES, BLOCKS, ROWS, HIGH, LOW
+    )
     mask = index.row_mask
     if ONLY_OUT_OF_RANGE:
         mask = are_out_of_range(rstd_ptr, index)
     if any_row(mask):
-        x = load_tile(x_ptr, index, x_outer_stride, x_col_stride, STRIDED, VECTOR, dtype)
+        x = load_tile(x_ptr, index, x_strides, STRIDED, VECTOR, dtype)
         largest = largest_of_rows(x)
         tl.store(partial_pointers(largest_ptr, program, ROWS), largest, mask=mask)
         if CENTERED:
@@ -178,7 +187,11 @@ def long_row_squares(
     first_tile: tl.int64,
     rows: tl.int64,
     inner: tl.int64,
+    members: tl.int64,
+    after: tl.int64,
     x_outer_stride: tl.int64,
+    x_member_stride: tl.int64,
+    x_after_stride: tl.int64,
     x_col_stride: tl.int64,
     COLS: tl.constexpr,
     EPS: tl.constexpr,
@@ -186,6 +199,7 @@ def long_row_squares(
     GIVEN_MEAN: tl.constexpr,
     ONLY_OUT_OF_RANGE: tl.constexpr,
     STRIDED: tl.constexpr,
+    OUTER_AXES: tl.constexpr,
     VECTOR: tl.constexpr,
     BLOCKS: tl.constexpr,
     ROWS: tl.constexpr,
@@ -200,7 +214,11 @@ def long_row_squares(
     """
     dtype: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     program = tl.program_id(0).to(tl.int64)
-    index = index_of_block(first_tile, program, rows, inner, COLS, STRIDED, BLOCKS, ROWS, HIGH, LOW)
+    sizes = rows, inner, members, after
+    x_strides = x_outer_stride, x_member_stride, x_after_stride, x_col_stride
+    index = index_of_block(
+        first_tile, program, sizes, COLS, STRIDED, OUTER_AXES, BLOCKS, ROWS, HIGH, LOW
+    )
     mask = index.row_mask
     if ONLY_OUT_OF_RANGE:
         mask = are_out_of_range(rstd_ptr, index)
@@ -213,7 +231,7 @@ def long_row_squares(
                 *(largest_ptr, sum_ptr, program // BLOCKS, dtype),
                 *(COLS, EPS, CENTERED, BLOCKS, ROWS, PADDED_BLOCKS),
             )
-        x = load_tile(x_ptr, index, x_outer_stride, x_col_stride, STRIDED, VECTOR, dtype)
+        x = load_tile(x_ptr, index, x_strides, STRIDED, VECTOR, dtype)
         d = tl.where(index.mask, x * scale[:, None, None] - mean[:, None, None], 0.0)
         if CENTERED:
             rest = row_sums(d, True, VECTOR or STRIDED)

@@ -2,7 +2,7 @@
 
 Sums are float64, and pairs of float64 if the terms are float64: sums of float32 terms cannot
 overflow there, nor products underflow. Each program stores partial sums; `add_programs` adds them
-in a fixed order and rounds once.
+in a fixed order and rounds once. Each member has such sums of its own.
 """
 
 import triton
@@ -72,7 +72,15 @@ def store_sums(base, sums, program, cols, COLS: tl.constexpr, dtype: tl.constexp
     high, low = sums
     if dtype == tl.float64:
         high += low
-    tl.store(base + program * COLS + cols, tl.sum(high, 0), mask=cols < COLS)
+    store_rounded(base + program * COLS + cols, tl.sum(high, 0), cols < COLS)
+
+
+@triton.jit
+def store_rounded(pointers, value, mask):
+    """Store float64s in an array of their type or another."""
+    if pointers.dtype.element_ty != tl.float64:
+        value = value.to(tl.float32)
+    tl.store(pointers, value.to(pointers.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -93,10 +101,7 @@ def add_up(
         rest = (high - (total - part)) + (value - part)
         low += tl.where(tl.abs(total) < float("inf"), rest, 0.0)
         high = total
-    result = tl.sum(high, 0) + tl.sum(low, 0)
-    if to_ptr.dtype.element_ty != tl.float64:
-        result = result.to(tl.float32)
-    tl.store(to_ptr + cols, result.to(to_ptr.dtype.element_ty), mask=cols < COLS)
+    store_rounded(to_ptr + cols, tl.sum(high, 0) + tl.sum(low, 0), cols < COLS)
 
 
 @kernel
@@ -112,9 +117,17 @@ def add_programs(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Write dweight and dbias of BLOCK columns; ROWS partial sums are added at a time."""
-    cols = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    """Write dweight and dbias of BLOCK columns of a member; ROWS partial sums are added at a time.
+
+    The arrays are (members, programs, COLS) and (members, COLS).
+    """
+    blocks: tl.constexpr = (COLS + BLOCK - 1) // BLOCK
+    program = tl.program_id(0).to(tl.int64)
+    member = program // blocks
+    cols = program % blocks * BLOCK + tl.arange(0, BLOCK)
+    first = member * programs * COLS
+    to = member * COLS
     if NEED_DWEIGHT:
-        add_up(dweight_sums_ptr, dweight_ptr, programs, cols, COLS, ROWS, BLOCK)
+        add_up(dweight_sums_ptr + first, dweight_ptr + to, programs, cols, COLS, ROWS, BLOCK)
     if NEED_DBIAS:
-        add_up(dbias_sums_ptr, dbias_ptr, programs, cols, COLS, ROWS, BLOCK)
+        add_up(dbias_sums_ptr + first, dbias_ptr + to, programs, cols, COLS, ROWS, BLOCK)

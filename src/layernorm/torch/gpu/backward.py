@@ -1,13 +1,16 @@
 """The backward on a GPU: chooses the kernels, allocates and launches."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from layernorm import spec
 from layernorm.torch import arguments, operators
 from layernorm.torch.arguments import Definition
 from layernorm.torch.gpu import long_rows, views
+from layernorm.torch.gpu.axis_order import order_of
 from layernorm.torch.gpu.launch import launch, multiprocessors
 from layernorm.torch.gpu.views import View
 from layernorm.triton import launch_config
@@ -29,6 +32,7 @@ class Backward:
         need: Sequence[bool],
         statistics: Sequence[Tensor | None],
         *,
+        parameter_shape: Sequence[int] | None = None,
         knows_eps: bool = True,
         contiguous: bool = False,
     ) -> None:
@@ -37,6 +41,8 @@ class Backward:
         Args:
             statistics: mean, rstd, residual. RMS norm has no mean and residual, and a residual that
                 was not saved is None.
+            parameter_shape: that of weight, dweight and dbias: the normalized shape, or one with
+                all axes of x. None: weight's, or the normalized shape if that is None.
             knows_eps: recompute the statistics of rows whose rstd is near the limits of its type,
                 and correct a dx that is small by cancellation. Without eps, neither is possible.
             contiguous: make dx contiguous whatever x is.
@@ -47,7 +53,10 @@ class Backward:
         self.parameter_type = parameter_type
         self.eps = definition.eps if knows_eps else None
         self.contiguous = contiguous
-        self.order = views.order_of(x, self.axes)
+        if parameter_shape is None and weight is not None:
+            parameter_shape = weight.shape
+        self.parameter_shape = parameter_shape or spec.normalized_shape(x.shape, self.axes)
+        self.order = order_of(x, self.axes, self.parameter_shape)
         if x.numel() == 0:
             return
         itemsize, strided = x.element_size(), self.order.is_strided
@@ -73,9 +82,9 @@ class Backward:
         if self.need_dx:
             dx = x.new_empty(x.shape) if self.contiguous else operators.empty_as(x)
         empty = x.new_zeros if x.numel() == 0 else x.new_empty
-        dtype = self.parameter_type
-        self.dweight = empty(self.cols, dtype=dtype) if self.need_dweight else None
-        self.dbias = empty(self.cols, dtype=dtype) if self.need_dbias else None
+        dtype, size = self.parameter_type, math.prod(self.parameter_shape)
+        self.dweight = empty(size, dtype=dtype) if self.need_dweight else None
+        self.dbias = empty(size, dtype=dtype) if self.need_dbias else None
         if x.numel() > 0 and (dx is not None or self.need_sums):
             self._launch(dx)
         return dx, self._shaped(self.dweight), self._shaped(self.dbias)
@@ -83,7 +92,7 @@ class Backward:
     def _shaped(self, gradient: Tensor | None) -> Tensor | None:
         if gradient is None:
             return None
-        return views.shaped_parameter(gradient, self.x, self.axes, self.order)
+        return views.shaped_parameter(gradient, self.parameter_shape, self.x, self.axes, self.order)
 
     def _launch(self, dx: Tensor | None) -> None:
         order = self.order
@@ -112,32 +121,38 @@ class Backward:
             return None
         return self.x.new_empty((4, self.order.rows), dtype=arguments.compute_type(self.x.dtype))
 
-    def _empty_sums(self, programs: int) -> list[Tensor | None]:
+    def _sums(self, programs: int) -> list[Tensor | None]:
+        """Return what the programs write their sums to: with one to a member, the gradients."""
+        if self._write_gradients(programs):
+            return [self.dweight, self.dbias]
+        shape = self.order.members * programs, self.cols
         return [
-            self.x.new_empty((programs, self.cols), dtype=torch.float64) if needed else None
+            self.x.new_empty(shape, dtype=torch.float64) if needed else None
             for needed in (self.need_dweight, self.need_dbias)
         ]
+
+    def _write_gradients(self, programs: int) -> bool:
+        return self.order.members > 1 and programs == 1
 
     def _launch_rows(
         self, dx: View | None, normalizer: Tensor | None, tile: launch_config.Tile
     ) -> None:
         x, dy, order = self.x_view, self.dy_view, self.order
-        tiles = programs = order.tiles_of(tile.rows)
+        tiles = programs = order.tiles_of_member(tile.rows)
         sums: list[Tensor | None] = [None, None]
         if self.need_sums and tile.has_sums:
             programs = launch_config.programs_for_sums(
                 tiles, multiprocessors(x.tensor.device), tile
             )
-            sums = self._empty_sums(programs)
-        dx_strides = (0, 0) if dx is None else (dx.outer_stride, dx.col_stride)
+            sums = self._sums(programs)
+        dx_strides = (0, 0, 0, 0) if dx is None else dx.strides
         launch(
             backward_kernel,
-            programs,
+            order.members * programs,
             (
                 *(x.tensor, dy.tensor, self.weight, self.mean, self.rstd, self.residual),
                 *(None if dx is None else dx.tensor, *sums, normalizer),
-                *(order.rows, order.layout.inner, tiles, programs),
-                *(x.outer_stride, x.col_stride, dy.outer_stride, dy.col_stride, *dx_strides),
+                *(*order.index_arguments, tiles, programs, *x.strides, *dy.strides, *dx_strides),
             ),
             tile.warps,
             COLS=self.cols,
@@ -151,6 +166,7 @@ class Backward:
             NEED_DBIAS=sums[1] is not None,
             STORE_NORMALIZER=normalizer is not None,
             STRIDED=order.is_strided,
+            OUTER_AXES=order.outer_axes,
             VECTOR=tile.vector,
             ROWS=tile.rows,
             SUM_ROWS=tile.sum_rows,
@@ -164,17 +180,16 @@ class Backward:
         x, dy, order = self.x_view, self.dy_view, self.order
         strided = order.is_strided
         tile = launch_config.column_tile(self.cols, x.tensor.element_size(), strided=strided)
-        tiles = order.tiles_of(tile.rows)
+        tiles = order.tiles_of_member(tile.rows)
         blocks = -(-self.cols // (tile.high * tile.low))
         splits = launch_config.splits_of_rows(tiles, blocks, multiprocessors(x.tensor.device))
-        sums = self._empty_sums(splits)
+        sums = self._sums(splits)
         launch(
             column_sums,
-            blocks * splits,
+            order.members * splits * blocks,
             (
                 *(x.tensor, dy.tensor, normalizer, *sums),
-                *(order.rows, order.layout.inner, tiles, splits),
-                *(x.outer_stride, x.col_stride, dy.outer_stride, dy.col_stride),
+                *(*order.index_arguments, tiles, splits, *x.strides, *dy.strides),
             ),
             tile.warps,
             COLS=self.cols,
@@ -182,6 +197,7 @@ class Backward:
             NEED_DWEIGHT=self.need_dweight,
             NEED_DBIAS=self.need_dbias,
             STRIDED=strided,
+            OUTER_AXES=order.outer_axes,
             VECTOR=tile.vector,
             ROWS=tile.rows,
             HIGH=tile.high,
@@ -190,12 +206,12 @@ class Backward:
         self._add_programs(sums, splits)
 
     def _add_programs(self, sums: list[Tensor | None], programs: int) -> None:
-        if sums[0] is None and sums[1] is None:
+        if (sums[0] is None and sums[1] is None) or self._write_gradients(programs):
             return
         tile = launch_config.PARTIAL_SUMS
         launch(
             add_programs,
-            -(-self.cols // tile.block),
+            self.order.members * -(-self.cols // tile.block),
             (*sums, self.dweight, self.dbias, programs),
             tile.warps,
             COLS=self.cols,

@@ -8,8 +8,9 @@ from torch import Tensor
 from layernorm.torch import arguments, operators
 from layernorm.torch.arguments import Definition
 from layernorm.torch.gpu import long_rows, views
+from layernorm.torch.gpu.axis_order import AxisOrder, order_of
 from layernorm.torch.gpu.launch import launch
-from layernorm.torch.gpu.views import AxisOrder, View
+from layernorm.torch.gpu.views import View
 from layernorm.triton import launch_config
 from layernorm.triton.forward import forward as forward_kernel
 
@@ -35,13 +36,15 @@ def forward(
     """Normalize x on its device, which must be the current one.
 
     Args:
-        x, weight, bias: checked already.
+        x, weight, bias: checked already. Weight and bias have the same shape: the normalized one,
+            or one with all axes of x.
         save: return the statistics.
         contiguous: make y contiguous whatever x is, as PyTorch's own operator does.
     """
     y = x.new_empty(x.shape) if contiguous else operators.empty_as(x)
     axes = definition.axes
-    order = views.order_of(x, axes)
+    parameter_shape = next((each.shape for each in (weight, bias) if each is not None), None)
+    order = order_of(x, axes, parameter_shape)
     statistics = _empty_statistics(x, order, definition, save)
     if x.numel() > 0:
         cols, itemsize, strided = order.layout.cols, x.element_size(), order.is_strided
@@ -92,8 +95,8 @@ def _launch(
         forward_kernel,
         order.tiles_of(tile.rows),
         (
-            *(x.tensor, *parameters, y.tensor, *statistics, order.rows, order.layout.inner),
-            *(x.outer_stride, x.col_stride, y.outer_stride, y.col_stride),
+            *(x.tensor, *parameters, y.tensor, *statistics),
+            *(*order.index_arguments, *x.strides, *y.strides),
         ),
         tile.warps,
         COLS=order.layout.cols,
@@ -104,6 +107,7 @@ def _launch(
         ZERO_CENTERED=definition.zero_centered_weight,
         SAVE=statistics[1] is not None,
         STRIDED=order.is_strided,
+        OUTER_AXES=order.outer_axes,
         VECTOR=tile.vector,
         ROWS=tile.rows,
         HIGH=tile.high,

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from layernorm.torch import arguments
 from layernorm.torch.arguments import Definition
+from layernorm.torch.gpu.axis_order import AxisOrder
 from layernorm.torch.gpu.launch import launch
-from layernorm.torch.gpu.views import AxisOrder, View
+from layernorm.torch.gpu.views import View
 from layernorm.triton import launch_config
 from layernorm.triton.long_row_backward import (
     long_row_dx,
@@ -46,20 +47,21 @@ class Group(NamedTuple):
         return self.tiles * self.tile.blocks
 
     @property
-    def index_arguments(self) -> tuple[int, int, int]:
+    def index_arguments(self) -> tuple[int, ...]:
         """The arguments from which a kernel computes its rows."""
-        return self.first_tile, self.order.rows, self.order.layout.inner
+        return self.first_tile, *self.order.index_arguments
 
     @property
     def x_arguments(self) -> tuple[int, ...]:
         """The arguments from which a kernel computes its addresses in x."""
-        return *self.index_arguments, self.x.outer_stride, self.x.col_stride
+        return *self.index_arguments, *self.x.strides
 
     @property
     def tile_constants(self) -> dict[str, int]:
         """The constants of a kernel that describe its blocks."""
         return {
             "STRIDED": self.order.is_strided,
+            "OUTER_AXES": self.order.outer_axes,
             "VECTOR": self.tile.vector,
             "BLOCKS": self.tile.blocks,
             "ROWS": self.tile.rows,
@@ -130,7 +132,7 @@ def forward(
             group.programs,
             (
                 *(x.tensor, *parameters, y.tensor, *statistics),
-                *(*group.partials, *group.x_arguments, y.outer_stride, y.col_stride),
+                *(*group.partials, *group.x_arguments, *y.strides),
             ),
             group.tile.warps,
             COLS=order.layout.cols,
@@ -192,6 +194,7 @@ def _launch_normalizer(
         CENTERED=group.definition.centered,
         HAS_RESIDUAL=residual is not None,
         STRIDED=group.order.is_strided,
+        OUTER_AXES=group.order.outer_axes,
         BLOCKS=group.tile.blocks,
         ROWS=group.tile.rows,
         PADDED_BLOCKS=group.tile.padded_blocks,
@@ -209,7 +212,7 @@ def _launch_dx(
     x, partials = group.x.tensor, group.partials
     exponents = torch.empty_like(partials.largest, dtype=torch.int32)
     sums = (exponents, partials.sum, partials.rest, partials.squares)
-    strides = (*group.x_arguments, dy.outer_stride, dy.col_stride)
+    strides = (*group.x_arguments, *dy.strides)
     constants = {
         "COLS": group.order.layout.cols,
         "CENTERED": group.definition.centered,
@@ -229,7 +232,7 @@ def _launch_dx(
         group.programs,
         (
             *(x, dy.tensor, weight, dx.tensor, normalizer),
-            *(*sums, *strides, dx.outer_stride, dx.col_stride),
+            *(*sums, *strides, *dx.strides),
         ),
         group.tile.warps,
         **constants,

@@ -50,7 +50,7 @@ def native_layer_norm(
     from layernorm.torch.gpu.forward import forward as launch_forward
 
     definition = Definition(arguments.axes_of(x, normalized_shape, None), eps)
-    _check(x, weight, bias, definition)
+    _check(x, weight, bias, definition, may_vary=False)
     with _on_device_of(x):
         y, mean, rstd, _ = launch_forward(x, weight, bias, definition, contiguous=True)
     assert mean is not None
@@ -75,14 +75,21 @@ def native_layer_norm_backward(
     from layernorm.torch.gpu.backward import Backward
 
     definition = Definition(arguments.axes_of(x, normalized_shape, None), eps=0.0)
-    _check(x, weight, bias, definition)
+    _check(x, weight, bias, definition, may_vary=False)
     dtype = operators.parameter_type(x, weight, bias)
     given = (dy, x, weight, dtype, definition, need, (mean, rstd, None))
     with _on_device_of(x):
         return Backward(*given, knows_eps=False, contiguous=True).run()
 
 
-def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None, definition: Definition) -> None:
+def _check(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    definition: Definition,
+    *,
+    may_vary: bool = True,
+) -> None:
     if x.dtype not in arguments.TYPES:
         raise RuntimeError(
             f"layernorm: x has type {x.dtype}, expected float16, bfloat16, float32 or float64: "
@@ -94,13 +101,38 @@ def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None, definition: De
             "pip install 'layernorm[triton]'"
         )
     sizes = [x.shape[axis] for axis in definition.axes]
-    arguments.check_parameters(x, sizes, weight, bias)
+    _check_parameters(x, sizes, weight, bias, definition, may_vary=may_vary)
     if math.prod(sizes) > launch_config.MOST_COLS:
         raise RuntimeError(
             f"layernorm: rows of x have {math.prod(sizes)} elements, expected at most "
             f"{launch_config.MOST_COLS} on a GPU: normalize x.cpu()"
         )
     arguments.check_devices(x, weight=weight, bias=bias)
+
+
+def _check_parameters(
+    x: Tensor,
+    sizes: list[int],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    definition: Definition,
+    *,
+    may_vary: bool,
+) -> None:
+    arguments.take_parameters(x, definition.axes, weight, bias)
+    for name, given in (("weight", weight), ("bias", bias)):
+        if given is None or list(given.shape) == sizes or (may_vary and given.dim() == x.dim()):
+            continue
+        raise RuntimeError(
+            f"Expected {name} to be of same shape as normalized_shape, but got {name} of shape "
+            f"{list(given.shape)} and normalized_shape = {sizes}: pass a {name} of the normalized "
+            "shape"
+        )
+    if weight is not None and bias is not None and weight.shape != bias.shape:
+        raise RuntimeError(
+            f"layernorm: weight has shape {list(weight.shape)} and bias {list(bias.shape)}, "
+            "expected one shape for both: expand one to the other's"
+        )
 
 
 def _on_device_of(x: Tensor) -> AbstractContextManager[Any]:
@@ -171,9 +203,10 @@ def backward(
     count = 3 if definition.centered else 2
     saved = statistics if definition.centered else (None, *statistics, None)
     dtype = operators.parameter_type(x, weight, bias)
+    shape = next((each.shape for each in (weight, bias) if each is not None), None)
     with torch._C._AutoDispatchBelowAutograd(), _on_device_of(x):
-        call = Backward(dy, x, weight, dtype, definition, need[:count], saved)
-        results = call.run()[:count]
+        given = (dy, x, weight, dtype, definition, need[:count], saved)
+        results = Backward(*given, parameter_shape=shape).run()[:count]
     return tuple(operators.nothing(x) if each is None else each for each in results)
 
 

@@ -3,95 +3,24 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
 from torch import Tensor
 
-from layernorm import spec
 from layernorm.torch.arguments import Axes
-
-
-@dataclass(frozen=True)
-class AxisOrder:
-    """An order of x's axes in which they collapse to (outer, cols, inner)."""
-
-    axes: tuple[int, ...]  # of x, in this order
-    normalized: tuple[int, ...]  # the positions of the normalized axes in this order
-    layout: spec.Layout
-
-    @property
-    def rows(self) -> int:
-        """The number of rows."""
-        return self.layout.outer * self.layout.inner
-
-    @property
-    def is_strided(self) -> bool:
-        """Whether the elements of a row are apart in memory: channels first."""
-        return self.layout.inner > 1
-
-    @cached_property
-    def is_that_of_x(self) -> bool:
-        """Whether the axes are in the order of x."""
-        return self.axes == tuple(range(len(self.axes)))
-
-    def tiles_of(self, rows: int) -> int:
-        """Return the number of tiles of so many rows."""
-        if self.is_strided:
-            return self.layout.outer * -(-self.layout.inner // rows)
-        return -(-self.rows // rows)
+from layernorm.torch.gpu.axis_order import AxisOrder, Strides, strides_in
 
 
 @dataclass(frozen=True)
 class View:
-    """A tensor whose element (o, c, i) is at o * outer_stride + c * col_stride + i."""
+    """A tensor and its strides along outer, member, after and cols; along inner it is 1.
+
+    With two axes of outer, the stride along outer is that of a member's own rows; with three, that
+    of before. Those of axes that an order does not have are 0.
+    """
 
     tensor: Tensor
-    outer_stride: int
-    col_stride: int
-
-
-def order_of(x: Tensor, normalized: Axes) -> AxisOrder:
-    """Choose an order in which x needs no copy; else its own.
-
-    Kept axes go before normalized ones where a kept axis separates those or rows are contiguous.
-    """
-    return _order_of(tuple(x.shape), x.stride(), normalized)
-
-
-# Cached, because computing these numbers takes longer than the rest of a small call.
-@lru_cache(maxsize=4096)
-def _order_of(shape: Axes, strides: Axes, normalized: Axes) -> AxisOrder:
-    dims = len(shape)
-    axes = [axis % dims for axis in normalized]
-    in_memory = sorted(range(dims), key=lambda axis: -strides[axis] if shape[axis] != 1 else 0)
-    for candidate in (range(dims), in_memory):
-        order = _order(shape, tuple(candidate), axes)
-        if order is not None and _strides_in(shape, strides, order) is not None:
-            return order
-    # A sample alone may need no copy where a batch does, but is to get the same bits. So the order
-    # follows from what they have in common.
-    own = _order(shape, tuple(range(dims)), axes)
-    row, steps = ([given[axis] for axis in sorted(axes)] for given in (shape, strides))
-    has_contiguous_rows = spec.collapse(row, steps, range(len(row))) is not None
-    if own is not None and not has_contiguous_rows:
-        return own
-    kept = [axis for axis in range(dims) if axis not in axes]
-    order = _order(shape, (*kept, *sorted(axes)), axes)
-    assert order is not None
-    return order
-
-
-def _order(shape: Axes, candidate: Axes, axes: Sequence[int]) -> AxisOrder | None:
-    normalized = tuple(sorted(candidate.index(axis) for axis in axes))
-    layout = spec.layout_of([shape[axis] for axis in candidate], normalized)
-    return None if layout is None else AxisOrder(candidate, normalized, layout)
-
-
-@lru_cache(maxsize=4096)
-def _strides_in(shape: Axes, strides: Axes, order: AxisOrder) -> tuple[int, int] | None:
-    sizes, steps = ([given[axis] for axis in order.axes] for given in (shape, strides))
-    found = spec.collapse(sizes, steps, order.normalized)
-    return None if found is None else found[1:]
+    strides: Strides
 
 
 def to_read(tensor: Tensor, order: AxisOrder, *, vector: bool) -> View:
@@ -119,37 +48,46 @@ def copy_back(view: View, tensor: Tensor, order: AxisOrder) -> None:
 
 
 def _view_of(tensor: Tensor, order: AxisOrder, vector: bool) -> View | None:
-    found = _strides_in(tuple(tensor.shape), tensor.stride(), order)
+    found = strides_in(tuple(tensor.shape), tensor.stride(), order)
     if found is None:
         return None
-    is_aligned = tensor.data_ptr() % 16 == 0 and found[0] * tensor.element_size() % 16 == 0
-    return View(tensor, *found) if is_aligned or not vector else None
+    offsets = tensor.data_ptr(), *(stride * tensor.element_size() for stride in found[:3])
+    if vector and any(offset % 16 for offset in offsets):
+        return None
+    return View(tensor, found)
 
 
 def _new_view(tensor: Tensor, order: AxisOrder) -> View:
     new = tensor.new_empty([tensor.shape[axis] for axis in order.axes])
-    return View(new, order.layout.cols * order.layout.inner, order.layout.inner)
+    inverse = sorted(range(tensor.dim()), key=order.axes.__getitem__)
+    found = strides_in(tuple(tensor.shape), new.permute(inverse).stride(), order)
+    assert found is not None
+    return View(new, found)
 
 
 def flat_parameter(
     parameter: Tensor | None, x: Tensor, normalized: Axes, order: AxisOrder, *, vector: bool
 ) -> Tensor | None:
-    """Flatten weight or bias in the order of the columns."""
+    """Flatten weight or bias in the order of the members and the columns."""
     if parameter is None:
         return None
-    if parameter.dim() > 1:
+    if parameter.dim() > len(normalized):
+        parameter = parameter.permute(order.axes).reshape(-1)
+    elif parameter.dim() > 1:
         parameter = parameter.permute(_parameter_axes(x, normalized, order)).reshape(-1)
     flat = parameter.contiguous()
     return flat.clone() if vector and flat.data_ptr() % 16 else flat
 
 
-def shaped_parameter(flat: Tensor, x: Tensor, normalized: Axes, order: AxisOrder) -> Tensor:
+def shaped_parameter(
+    flat: Tensor, shape: Sequence[int], x: Tensor, normalized: Axes, order: AxisOrder
+) -> Tensor:
     """Give the flat gradient of a parameter the shape of the parameter."""
-    if len(normalized) == 1:
+    if len(shape) == 1:
         return flat
-    axes = _parameter_axes(x, normalized, order)
-    ascending = sorted(axis % x.dim() for axis in normalized)
-    sizes = [x.shape[ascending[axis]] for axis in axes]
+    of_columns = len(shape) == len(normalized)
+    axes = _parameter_axes(x, normalized, order) if of_columns else order.axes
+    sizes = [shape[axis] for axis in axes]
     inverse = sorted(range(len(axes)), key=axes.__getitem__)
     return flat.reshape(sizes).permute(inverse).contiguous()
 

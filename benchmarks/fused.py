@@ -1,0 +1,144 @@
+"""Time norms with what usually follows or precedes them, fused and as PyTorch's own operations.
+
+    python benchmarks/fused.py [--threads 2] [--sizes 2048x1024,4096x4096] [--kinds adaptive,heads]
+
+Eager PyTorch, interleaved; medians in microseconds. Each kind is timed in three ways: with
+PyTorch's operations (the composition), with our norm and PyTorch's for the rest (unfused), and in
+one call of ours.
+
+    adaptive   layer_norm(x) * (1 + scale) + shift, eight samples, a scale and a shift for each
+    heads      RMS norm of the queries in a projection that holds keys and values too, 128 columns
+    each head  the same with a weight for each head
+"""
+
+import argparse
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import layernorm.torch as ln
+from layernorm.cli.bench.timing import interleave
+
+SAMPLES = 8
+HEAD = 128
+
+TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+Function = Callable[..., Tensor]
+
+
+@dataclass
+class Kind:
+    """One computation in three ways, and its arguments."""
+
+    arguments: tuple[Tensor, ...]
+    composition: Function
+    unfused: Function
+    fused: Function
+
+    def ways(self) -> Iterator[tuple[str, Function]]:
+        yield "composition", self.composition
+        yield "unfused", self.unfused
+        yield "fused", self.fused
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--sizes", default="2048x1024,4096x4096", metavar="ROWSxCOLS,...")
+    parser.add_argument("--kinds", default=",".join(KINDS), metavar="NAME,...")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    print("| kind | size | type | | composition | unfused | fused | of composition | of unfused |")
+    print("|---|---|---|---|--:|--:|--:|--:|--:|")
+    for name in options.kinds.split(","):
+        for size in options.sizes.split(","):
+            rows, cols = map(int, size.split("x"))
+            for type_name, dtype in TYPES.items():
+                kind = KINDS[name](rows, cols, dtype)
+                for step, times in measure(kind).items():
+                    print(f"| {name} | {size} | {type_name} | {step} | {as_cells(times)} |")
+
+
+def measure(kind: Kind) -> dict[str, dict[str, float]]:
+    """Return microseconds of the forward alone, and of the backward alone."""
+    forwards = {name: (lambda way=way: way(*kind.arguments)) for name, way in kind.ways()}
+    with torch.no_grad():
+        forward = interleave(forwards)
+    leaves = [each.detach().requires_grad_() for each in kind.arguments]
+    results = {name: way(*leaves) for name, way in kind.ways()}
+    dy = torch.randn(results["fused"].shape).to(results["fused"].dtype)
+    backward = interleave(
+        {
+            name: (lambda y=y: torch.autograd.grad(y, leaves, dy, retain_graph=True))
+            for name, y in results.items()
+        }
+    )
+    return {
+        step: {name: 1e6 * each.median for name, each in times.items()}
+        for step, times in (("forward", forward), ("backward", backward))
+    }
+
+
+def as_cells(times: dict[str, float]) -> str:
+    """Return three times, and how much faster the fused call is than the others."""
+    ratios = (times[name] / times["fused"] for name in ("composition", "unfused"))
+    return " | ".join(
+        [*(f"{each:,.0f}" for each in times.values()), *(f"{each:.2f}x" for each in ratios)]
+    )
+
+
+def adaptive(rows: int, cols: int, dtype: torch.dtype) -> Kind:
+    """Adaptive layer norm of eight samples."""
+    x = torch.randn(SAMPLES, rows // SAMPLES, cols).to(dtype)
+    scale, shift = (torch.randn(SAMPLES, 1, cols).to(dtype) for _ in range(2))
+
+    def modulated(norm: Function) -> Function:
+        return lambda x, scale, shift: norm(x, (cols,)) * (1 + scale) + shift
+
+    def fused(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        return ln.layer_norm(x, (cols,), scale, shift, zero_centered_weight=True)
+
+    norms = torch.nn.functional.layer_norm, ln.layer_norm
+    return Kind((x, scale, shift), *map(modulated, norms), fused)
+
+
+def heads(rows: int, cols: int, dtype: torch.dtype) -> Kind:
+    """RMS norm of queries that are a third of each row of a projection."""
+    return _queries(rows, cols, dtype, torch.randn(HEAD).to(dtype))
+
+
+def each_head(rows: int, cols: int, dtype: torch.dtype) -> Kind:
+    """The same with a weight for each head."""
+    return _queries(rows, cols, dtype, torch.randn(cols // HEAD, HEAD).to(dtype))
+
+
+def _queries(rows: int, cols: int, dtype: torch.dtype, weight: Tensor) -> Kind:
+    projected = torch.randn(rows, 3 * cols).to(dtype)
+    query = projected[:, :cols].unflatten(-1, (-1, HEAD))
+    of_last = weight.dim() == 1
+
+    def composition(query: Tensor, weight: Tensor) -> Tensor:
+        if of_last:
+            return torch.nn.functional.rms_norm(query, (HEAD,), weight, 1e-6)
+        return torch.nn.functional.rms_norm(query, (HEAD,), None, 1e-6) * weight
+
+    def unfused(query: Tensor, weight: Tensor) -> Tensor:
+        query = query.contiguous()
+        if of_last:
+            return ln.rms_norm(query, (HEAD,), weight, 1e-6)
+        return ln.rms_norm(query, (HEAD,), None, 1e-6) * weight
+
+    def fused(query: Tensor, weight: Tensor) -> Tensor:
+        return ln.rms_norm(query, (HEAD,), weight, 1e-6)
+
+    return Kind((query, weight), composition, unfused, fused)
+
+
+KINDS = {"adaptive": adaptive, "heads": heads, "each head": each_head}
+
+
+if __name__ == "__main__":
+    main()
