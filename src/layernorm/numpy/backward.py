@@ -52,7 +52,11 @@ def backward(
     call = _Call(dy, x, stats, centered, bool(zero_centered_weight), parameter_type)
     if of_weight == of_bias or not need_dbias:
         dx, dweight, dbias = call.run(weight, of_weight, need_dx, need_dweight, need_dbias)
-    else:  # each by a call that sums over the rows that share it; dbias needs no weight
+    # Each by a call that sums over the rows that share it.
+    elif weight is None:
+        dweight = call.run(None, of_weight, False, need_dweight, False)[1]
+        dx, _, dbias = call.run(None, of_bias, need_dx, False, True)
+    else:  # dbias needs no weight
         dbias = call.run(None, of_bias, False, False, True)[2]
         dx, dweight = call.run(weight, of_weight, need_dx, need_dweight, False)[:2]
     dweight, dbias = (
