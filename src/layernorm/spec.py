@@ -174,6 +174,24 @@ def _reshape(name: str, shape: Shape) -> str:
     return f"{name}.reshape({shape})"
 
 
+class _Unknown(int):
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __ne__(self, other: object) -> bool:
+        return False
+
+    __hash__ = int.__hash__
+
+    def __repr__(self) -> str:
+        return "None"
+
+
+def symbolic_shape(sizes: Iterable[int | None]) -> Shape:
+    """Return a shape for the checks; a size of None, not known yet, equals any other."""
+    return tuple(_Unknown() if size is None else size for size in sizes)
+
+
 def varying_axes(
     shape: Sequence[int], x_shape: Sequence[int], axes: Sequence[int]
 ) -> tuple[int, ...] | None:

@@ -90,27 +90,9 @@ class Norm(keras.Operation):
         axes = spec.normalize_axes(self.options["axis"], len(x.shape))
         for name, parameter in (("weight", weight), ("bias", bias)):
             if parameter is not None:
-                spec.check_parameter(name, _sizes(parameter), _sizes(x), axes)
+                shape, x_shape = (spec.symbolic_shape(each.shape) for each in (parameter, x))
+                spec.check_parameter(name, shape, x_shape, axes)
         return keras.KerasTensor(x.shape, dtype=x.dtype)
-
-
-class _Unknown(int):
-    """A size that is not known yet: it may be any."""
-
-    def __eq__(self, other: object) -> bool:
-        return True
-
-    def __ne__(self, other: object) -> bool:
-        return False
-
-    __hash__ = int.__hash__
-
-    def __repr__(self) -> str:
-        return "None"
-
-
-def _sizes(tensor: Any) -> spec.Shape:
-    return tuple(_Unknown() if size is None else size for size in tensor.shape)
 
 
 def _norm(x: Any, weight: Any, bias: Any, **options: Any) -> Any:

@@ -11,21 +11,6 @@ import tensorflow as tf
 from layernorm import spec
 
 
-class _Unknown(int):
-    """A size that is not known yet: it may be any."""
-
-    def __eq__(self, other: object) -> bool:
-        return True
-
-    def __ne__(self, other: object) -> bool:
-        return False
-
-    __hash__ = int.__hash__
-
-    def __repr__(self) -> str:
-        return "None"
-
-
 def checked(name: str, parameter: tf.Tensor, x: tf.Tensor, axes: tuple[int, ...]) -> tf.Tensor:
     """Check a parameter's shape, as far as it and x's are known. Raises: ValueError.
 
@@ -35,10 +20,7 @@ def checked(name: str, parameter: tf.Tensor, x: tf.Tensor, axes: tuple[int, ...]
     rank, own = x.shape.rank, parameter.shape.rank
     if rank is None or own is None:
         return parameter
-    x_shape, shape = (
-        tuple(_Unknown() if size is None else size for size in each.shape.as_list())
-        for each in (x, parameter)
-    )
+    x_shape, shape = (spec.symbolic_shape(each.shape.as_list()) for each in (x, parameter))
     in_front = [each % rank for each in axes]
     spec.check_parameter(name, shape, x_shape, in_front, reshape=_reshape)
     if own != len(axes) or shape == spec.normalized_shape(x_shape, in_front):

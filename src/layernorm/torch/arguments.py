@@ -182,16 +182,16 @@ def take_parameters(
         return weight, bias
     for name, given in (("weight", weight), ("bias", bias)):
         _check_parameter_shape(name, given, x, axes)
-    weight, bias = (
-        # That of the normalized shape, or aligned right as all others.
-        each
-        if each is None
-        else spread(each, x.dim(), axes)
-        if tuple(each.shape) == normalized
-        else each.reshape([1] * (x.dim() - each.dim()) + list(each.shape))
-        for each in (weight, bias)
-    )
-    return weight, bias
+    return _aligned(weight, x, axes), _aligned(bias, x, axes)
+
+
+def _aligned(parameter: Tensor | None, x: Tensor, axes: Axes) -> Tensor | None:
+    """Give a parameter all of x's axes: one without the normalized shape is aligned right."""
+    if parameter is None:
+        return None
+    if tuple(parameter.shape) == spec.normalized_shape(x.shape, axes):
+        return spread(parameter, x.dim(), axes)
+    return parameter.reshape([1] * (x.dim() - parameter.dim()) + list(parameter.shape))
 
 
 def repeated(weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
