@@ -62,17 +62,31 @@ struct Strides {
   int64_t members[kMemberAxes] = {};
 };
 
-// Where (outer, 0) is, counted from the first.
-inline int64_t offset_of(const Shape& shape, const Strides& strides, int64_t outer) {
-  if (shape.is_one_run()) return outer * strides.outer;
-  const int64_t run = shape.outer / shape.runs();
-  int64_t offset = outer % run * strides.outer;
+// Where an outer is among the runs of `run` neighbors.
+struct Place {
+  int64_t in_run;
+  int64_t around[kAround];
+};
+inline Place place_of(const Shape& shape, int64_t run, int64_t outer) {
+  Place place = {outer % run, {}};
   outer /= run;
   for (int axis = kAround - 1; axis >= 0; --axis) {
-    offset += outer % shape.around[axis] * strides.around[axis];
+    if (shape.around[axis] == 1) continue;  // saves two divisions
+    place.around[axis] = outer % shape.around[axis];
     outer /= shape.around[axis];
   }
+  return place;
+}
+
+// Where it is in memory, in elements from the first.
+inline int64_t offset_of(const Strides& strides, const Place& place) {
+  int64_t offset = place.in_run * strides.outer;
+  for (int axis = 0; axis < kAround; ++axis) offset += place.around[axis] * strides.around[axis];
   return offset;
+}
+inline int64_t offset_of(const Shape& shape, const Strides& strides, int64_t outer) {
+  if (shape.is_one_run()) return outer * strides.outer;
+  return offset_of(strides, place_of(shape, shape.outer / shape.runs(), outer));
 }
 
 // Element (o, c, i) is at data + offset_of(o) + c * col_stride + i. With inner == 1, col_stride is
@@ -101,7 +115,7 @@ struct Problem {
   bool centered;            // false: RMS normalization, mean = 0
   bool zero_centered_weight;  // true: multiply by 1 + weight
   double eps;                 // NaN in a backward: not known
-  Array x;                    // only read
+  Array x;                    // only read, but for a forward's sum
   const void* weight;         // (members, cols) or null, as are the other parameters
   Statistics statistics;
   Members members;
@@ -110,16 +124,23 @@ struct Problem {
 struct Forward {
   Problem problem;   // statistics: written where not null
   const void* bias;  // or null
-  Array y;           // x itself, or memory that does not overlap it
+  Array y;           // x itself or an addend, or memory that does not overlap them
+  // x is first written: their sum, rounded to the type. Either may be x itself. Data null: x is
+  // given.
+  Array addends[2] = {};
+
+  bool adds() const { return addends[0].data != nullptr; }
 };
 
 struct Backward {
   Problem
       problem;  // statistics: rstd and (when centered) mean are read; a null residual is recomputed
   Array dy;     // only read
-  Array dx;     // data null: not wanted. May be x or dy itself
+  Array dx;     // data null: not wanted. May be x, dy or dtotal itself
   void* dweight;  // or null: not wanted
   void* dbias;    // or null: not wanted
+  // The gradient of x by other ways than y, added to dx; data null: there is none.
+  Array dtotal = {};
 };
 
 // A framework's threads. run() calls body(context, begin, end) on disjoint ranges that cover

@@ -64,6 +64,11 @@ struct ColumnsBackward {
     const Array& from = task.job->dy;
     return {static_cast<const Stored*>(from.data) + offset(from, outer) + inner, from.col_stride};
   }
+  RowOf<const Stored> dtotal(int64_t outer, int64_t inner) const {
+    const Array& from = task.job->dtotal;
+    if (!from.data) return {};
+    return {static_cast<const Stored*>(from.data) + offset(from, outer) + inner, from.col_stride};
+  }
   RowOf<Stored> dx(int64_t outer, int64_t inner) const {
     const Array& to = task.job->dx;
     return {static_cast<Stored*>(to.data) + offset(to, outer) + inner, to.col_stride};
@@ -161,6 +166,7 @@ struct ColumnsBackward {
                                  int64_t inner, const C* mean_g, const C* slope,
                                  const Lanes& lanes) const {
     const RowOf<const Stored> x_rows = x(outer, inner), dy_rows = dy(outer, inner);
+    const RowOf<const Stored> dtotal_rows = dtotal(outer, inner);
     const RowOf<Stored> dx_rows = dx(outer, inner);
     const bool streamed = Lanes::all && task.stream;
     for (int64_t col = 0; col < cols; ++col) {
@@ -173,9 +179,10 @@ struct ColumnsBackward {
             normalizer.template normalized<centered>(strip.read(&x_rows[col], v));
         Vector<C> g = dy_here * w;
         if constexpr (centered) g -= load(mean_g + v * W);
-        const Vector<C> value =
-            lanes.choose(v, fma(g, normalizer.rstd, xhat * -load(slope + v * W)),
-                         [&] { return strip.read(static_cast<const Stored*>(&dx_rows[col]), v); });
+        Vector<C> value = fma(g, normalizer.rstd, xhat * -load(slope + v * W));
+        if (dtotal_rows.data) value += strip.read(&dtotal_rows[col], v);
+        value = lanes.choose(
+            v, value, [&] { return strip.read(static_cast<const Stored*>(&dx_rows[col]), v); });
         strip.write(&dx_rows[col], v, value, streamed);
       }
     }
@@ -253,7 +260,8 @@ struct ColumnsBackward {
     usual.for_each_scaled(cols, count, [&](int64_t first, const AcrossRows& scaled) {
       backward_scaled_rows<Stored, centered>(
           scaled, statistics(all + first, scaled, outer, inner + first), x(outer, inner + first),
-          dy(outer, inner + first), weight, dx(outer, inner + first), problem.eps);
+          dy(outer, inner + first), weight, dtotal(outer, inner + first), dx(outer, inner + first),
+          problem.eps);
     });
   }
 

@@ -175,7 +175,8 @@ struct ColumnsForward {
   using C = Compute<Stored>;
 
   const ForwardTask& task;
-  const Problem& problem = task.job->problem;
+  const Forward& job = *task.job;
+  const Problem& problem = job.problem;
   const int64_t cols = problem.shape.cols;
   const C* const weight = static_cast<const C*>(task.weight);
   const C* const bias = static_cast<const C*>(task.bias);
@@ -185,16 +186,34 @@ struct ColumnsForward {
            offset_of(problem.shape, problem.x.strides, outer) + inner;
   }
   Stored* y(int64_t outer, int64_t inner) const {
-    const Array& to = task.job->y;
-    return static_cast<Stored*>(to.data) + offset_of(problem.shape, to.strides, outer) + inner;
+    return static_cast<Stored*>(job.y.data) + offset_of(problem.shape, job.y.strides, outer) +
+           inner;
   }
   int64_t statistics_at(int64_t outer, int64_t inner) const {
     return offset_of(problem.shape, problem.statistics.strides, outer) + inner;
   }
 
+  // Writes x, of rows that the rest then finds in the cache.
+  template <int V, bool whole>
+  __attribute__((noinline)) void add(Strip<V, whole> strip, int64_t outer, int64_t inner) const {
+    const Stored* from[2];
+    for (int k = 0; k < 2; ++k)
+      from[k] = static_cast<const Stored*>(job.addends[k].data) +
+                offset_of(problem.shape, job.addends[k].strides, outer) + inner;
+    Stored* const sum = const_cast<Stored*>(x(outer, inner));
+    for (int64_t col = 0; col < cols; ++col) {
+      for (int v = 0; v < V; ++v)
+        strip.write(sum + col * problem.x.col_stride, v,
+                    strip.read(from[0] + col * job.addends[0].col_stride, v) +
+                        strip.read(from[1] + col * job.addends[1].col_stride, v),
+                    false);
+    }
+  }
+
   template <int V, bool whole>
   void strip(Strip<V, whole> strip, int64_t outer, int64_t inner) const {
     const int64_t count = strip.template rows<C>();
+    if (job.adds()) add(strip, outer, inner);
     const Stored* from = x(outer, inner);
     Stored* to = y(outer, inner);
     StripStatistics<Stored, centered, V, whole> rows;
@@ -212,7 +231,7 @@ struct ColumnsForward {
     Normalizer<C> normalizer[V];
     LAYERNORM_UNROLL
     for (int v = 0; v < V; ++v) normalizer[v] = statistics.normalizer(v);
-    const int64_t x_stride = problem.x.col_stride, y_stride = task.job->y.col_stride;
+    const int64_t x_stride = problem.x.col_stride, y_stride = job.y.col_stride;
     const C *weights = weight, *biases = bias;
     const bool streamed = Lanes::all && task.stream;
     for (int64_t col = 0; col < cols; ++col) {
@@ -245,7 +264,7 @@ struct ColumnsForward {
     usual.for_each_scaled(cols, count, [&](int64_t first, const AcrossRows& rows) {
       const auto scaled = forward_scaled_rows<Stored, centered>(
           rows, RowOf<const Stored>{x(outer, inner + first), problem.x.col_stride}, weight, bias,
-          problem.eps, RowOf<Stored>{y(outer, inner + first), task.job->y.col_stride});
+          problem.eps, RowOf<Stored>{y(outer, inner + first), job.y.col_stride});
       for (int64_t k = 0; k < rows.rows; ++k)
         if (rows.wanted >> k & 1) save(scaled.unscaled(k), problem.statistics, index + first + k);
     });

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
 #include <limits>
 #include <type_traits>
 #include <utility>
@@ -117,12 +118,6 @@ void reduce_strips(const BackwardTask& task, int64_t begin, int64_t end) {
         reduce_partial_sums<Stored, Parameter>(task, begin, end);
     });
   });
-}
-
-template <class V>
-V with_canonical_nan(V value) {
-  using C = std::remove_reference_t<decltype(V{}[0])>;
-  return value == value ? value : broadcast(std::numeric_limits<C>::quiet_NaN());
 }
 
 // Writes f(vector) of `count` values, a vector at a time.

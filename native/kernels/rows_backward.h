@@ -117,7 +117,7 @@ struct RowsBackward {
 
   RowStatistics<C> saved(int64_t row) const {
     const Statistics& from = problem.statistics;
-    const int64_t at = gradients.offset(from.strides, row);
+    const int64_t at = gradients.statistics_offset(row);
     RowStatistics<C> result = {0, 0, static_cast<const C*>(from.rstd)[at], true};
     if constexpr (centered) {
       result.mean = static_cast<const C*>(from.mean)[at];
@@ -149,7 +149,7 @@ struct RowsBackward {
         if (!cleared) sums.clear(begin, end);
       for (int64_t at = 0; at < count; at += R) {
         GroupSums<Stored, centered, has_weight, wanted, R> group;
-        group.x_ahead = gradients.rows_ahead(row + at) * problem.x.strides.outer;
+        group.x_ahead = gradients.x_offset.ahead();
         for (int64_t r = 0; r < R; ++r) {
           group.normalizer[r] = Normalizer<C>(rows[at + r]);
           group.x[r] = gradients.x(row + at + r);
@@ -193,7 +193,8 @@ struct RowsBackward {
     if (wants_dx) gradients.write(rows, means, row, count);
   }
 
-  void rows(int64_t row, int64_t count, const PartialSums<C>& sums) {
+  void rows(int64_t row, int64_t count, int64_t last, const PartialSums<C>& sums) {
+    gradients.move_to(row, count, last);
     RowStatistics<C> rows[kMostBatchRows];
     bool ordinary = count % kGroupRows == 0;
     for (int64_t r = 0; r < count; ++r) {
@@ -221,9 +222,8 @@ struct RowsBackward {
     cleared = false;
     const int64_t begin = index * task.units_per_block, batch_rows = gradients.batch_rows;
     const int64_t end = std::min(task.units, begin + task.units_per_block);
-    gradients.last_row = end;
     for (int64_t row = begin; row < end; row += batch_rows) {
-      rows(row, std::min(batch_rows, end - row), sums);
+      rows(row, std::min(batch_rows, end - row), end, sums);
       const bool full = (row - begin) % kFoldRows == kFoldRows - batch_rows;
       if (!sums.have_low() || (!full && row + batch_rows < end)) continue;
       if constexpr (wanted != Wanted::nothing)

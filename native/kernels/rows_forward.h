@@ -105,9 +105,11 @@ struct RowsForward {
   const C* const bias = static_cast<const C*>(task.bias);
   const Parts parts = {cols, task.threads};
   const int64_t run = problem.shape.outer / problem.shape.runs();
-  int64_t ahead = 0;
+  int64_t rows_ahead = 0;  // from each row to that to prefetch; 0: do not
   // From where row 0 would be if the rows of this run went on to both sides.
-  const Stored* x_of_run = static_cast<const Stored*>(problem.x.data);
+  Stored* x_of_run = static_cast<Stored*>(problem.x.data);
+  const Stored* addends_of_run[2] = {static_cast<const Stored*>(job.addends[0].data),
+                                     static_cast<const Stored*>(job.addends[1].data)};
   Stored* y_of_run = static_cast<Stored*>(job.y.data);
   int64_t statistics_of_run = 0;
 
@@ -118,10 +120,16 @@ struct RowsForward {
   }
 
   void move_to_run_of(int64_t row) {
+    const Place place = place_of(problem.shape, run, row);
     const auto offset = [&](const Strides& strides) {
-      return offset_of(problem.shape, strides, row) - row * strides.outer;
+      return offset_of(strides, place) - row * strides.outer;
     };
-    x_of_run = static_cast<const Stored*>(problem.x.data) + offset(problem.x.strides);
+    x_of_run = static_cast<Stored*>(problem.x.data) + offset(problem.x.strides);
+    if (job.adds()) {
+      for (int k = 0; k < 2; ++k)
+        addends_of_run[k] =
+            static_cast<const Stored*>(job.addends[k].data) + offset(job.addends[k].strides);
+    }
     y_of_run = static_cast<Stored*>(job.y.data) + offset(job.y.strides);
     statistics_of_run = offset(problem.statistics.strides);
   }
@@ -132,7 +140,7 @@ struct RowsForward {
     NormalizeRows<Stored, centered, A, R> rows;
     rows.weight = weight;
     rows.bias = bias;
-    rows.ahead = ahead;
+    rows.ahead = job.adds() ? 0 : rows_ahead * problem.x.strides.outer;
     for (int64_t r = 0; r < R; ++r) {
       rows.normalizer[r] = Normalizer<C>(batch[at + r]);
       rows.x[r] = x(row + r);
@@ -155,10 +163,37 @@ struct RowsForward {
     }
   }
 
+  // Writes x, of rows that the rest then finds in the cache.
+  __attribute__((noinline)) void add(int64_t first, int64_t count) const {
+    const int64_t strides[2] = {job.addends[0].strides.outer, job.addends[1].strides.outer};
+    for (int64_t row = first; row < first + count; ++row) {
+      Stored* const sum = x_of_run + row * problem.x.strides.outer;
+      const Stored *const a = addends_of_run[0] + row * strides[0], *const b = addends_of_run[1] +
+                                                                               row * strides[1];
+      const int64_t a_ahead = rows_ahead * strides[0], b_ahead = rows_ahead * strides[1];
+      parts.each([&](int64_t, int64_t begin, int64_t end) {
+        int64_t col = begin;
+        for (; col + pack_size<Stored> <= end; col += pack_size<Stored>) {
+          if (rows_ahead != 0) {
+            prefetch_pack(a + a_ahead + col);
+            prefetch_pack(b + b_ahead + col);
+          }
+          for (int64_t at = col; at < col + pack_size<Stored>; at += lanes<C>)
+            store(sum + at, load(a + at) + load(b + at));
+        }
+        for (; col < end; col += lanes<C>) {
+          const int64_t rest = std::min(lanes<C>, end - col);
+          store_first(sum + col, load_first(a + col, rest) + load_first(b + col, rest), rest);
+        }
+      });
+    }
+  }
+
   void batch(int64_t first, int64_t count) {
     Batch<C, kBatchRows> batch;
     if (task.cache == Cache::none && !task.stream && !task.threads)
       for (int64_t row = first; row < first + count; ++row) prefetch_for_writing(y(row), cols);
+    if (job.adds()) add(first, count);
     compute_statistics<Stored, centered>(x(first), problem.x.strides.outer, count, parts,
                                          problem.eps, batch);
     if (!batch.are_ordinary(count)) return one_by_one(batch, first, count);
@@ -198,7 +233,7 @@ void forward_rows(const ForwardTask& task, int64_t begin, int64_t end) {
       count = std::min(count, rows.run - first % rows.run);
     }
     const bool prefetch = task.prefetch && end - first >= 2 * batch_rows;
-    rows.ahead = prefetch ? batch_rows * rows.problem.x.strides.outer : 0;
+    rows.rows_ahead = prefetch ? batch_rows : 0;
     rows.batch(first, count);
     first += count;
   }

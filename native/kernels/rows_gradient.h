@@ -118,8 +118,10 @@ struct RowGradient {
   Vector<C> mean_g, minus_slope;
   const Stored *x, *dy;
   const C* weight;
+  const Stored* dtotal;  // or null
   Stored* dx;
-  int64_t dy_ahead;  // distance in elements to the row of dy to prefetch; 0: do not
+  // Distances in elements to the rows of dy and dtotal to prefetch; 0: do not.
+  int64_t dy_ahead, dtotal_ahead;
 
   Vector<C> value(Vector<C> x_here, Vector<C> dy_here, Vector<C> w) const {
     const Vector<C> xhat = normalizer.template normalized<centered>(x_here);
@@ -135,13 +137,23 @@ struct RowGradient {
     if constexpr (has_weight) w = load_ordered<Stored>(weight + col);
     for (int64_t part = 0; part < vectors_in_pack<Stored>; ++part)
       values.part[part] = value(values.part[part], dy_here.part[part], w.part[part]);
+    if (dtotal) return add_and_store<streamed>(col, values);
+    store_pack<streamed>(dx + col, values);
+  }
+  // dtotal may hold a NaN, and store_pack() takes one kind of them only.
+  template <bool streamed>
+  LAYERNORM_INLINE void add_and_store(int64_t col, Pack<Stored> values) const {
+    if (dtotal_ahead != 0) prefetch_pack(dtotal + dtotal_ahead + col);
+    const Pack<Stored> addend = load_pack(dtotal + col);
+    for (int64_t part = 0; part < vectors_in_pack<Stored>; ++part)
+      values.part[part] = with_canonical_nan(values.part[part] + addend.part[part]);
     store_pack<streamed>(dx + col, values);
   }
   void tail(int64_t col, int64_t count) const {
-    store_first(dx + col,
-                value(load_first(x + col, count), load_first(dy + col, count),
-                      has_weight ? load_first(weight + col, count) : Vector<C>{}),
-                count);
+    Vector<C> result = value(load_first(x + col, count), load_first(dy + col, count),
+                             has_weight ? load_first(weight + col, count) : Vector<C>{});
+    if (dtotal) result += load_first(dtotal + col, count);
+    store_first(dx + col, result, count);
   }
   RowGradient& to(Stored* row) {
     dx = row;
@@ -162,21 +174,34 @@ struct RowGradients {
   const Parts parts = {cols, task.threads};
   const int64_t batch_rows = rows_per_backward_batch<Stored>(cols);
   const int64_t most_ahead = whole_batches_ahead<Stored>(cols, batch_rows);
-  int64_t last_row = 0;  // one past the last of the block
   LineWriter<Stored> lines = {};
 
-  const bool is_one_run = problem.shape.is_one_run();
-  int64_t offset(const Strides& strides, int64_t row) const {
-    return is_one_run ? row * strides.outer : offset_of(problem.shape, strides, row);
-  }
+  using Offsets = RowOffsets<kMostBatchRows>;
+  Offsets x_offset = {problem.shape, problem.x.strides};
+  Offsets dy_offset = {problem.shape, job.dy.strides};
+  Offsets dx_offset = {problem.shape, job.dx.strides};
+  Offsets dtotal_offset = {problem.shape, job.dtotal.strides};
+  Offsets statistics_offset = {problem.shape, problem.statistics.strides};
+
   const Stored* x(int64_t row) const {
-    return static_cast<const Stored*>(problem.x.data) + offset(problem.x.strides, row);
+    return static_cast<const Stored*>(problem.x.data) + x_offset(row);
   }
   const Stored* dy(int64_t row) const {
-    return static_cast<const Stored*>(job.dy.data) + offset(job.dy.strides, row);
+    return static_cast<const Stored*>(job.dy.data) + dy_offset(row);
   }
-  Stored* dx(int64_t row) const {
-    return static_cast<Stored*>(job.dx.data) + offset(job.dx.strides, row);
+  Stored* dx(int64_t row) const { return static_cast<Stored*>(job.dx.data) + dx_offset(row); }
+  const Stored* dtotal(int64_t row) const {
+    if (!job.dtotal.data) return nullptr;
+    return static_cast<const Stored*>(job.dtotal.data) + dtotal_offset(row);
+  }
+
+  // To a batch of a block that ends before row `last`.
+  void move_to(int64_t first, int64_t count, int64_t last) {
+    const bool prefetch = task.prefetch && first + most_ahead + batch_rows <= last;
+    const int64_t rows_ahead = prefetch ? most_ahead : 0;
+    for (Offsets* each : {&x_offset, &dy_offset, &dx_offset, &statistics_offset})
+      each->move(first, count, rows_ahead);
+    if (job.dtotal.data) dtotal_offset.move(first, count, rows_ahead);
   }
 
   ScaledStatistics<Stored> scaled(const RowStatistics<C>& row_statistics, int64_t row) const {
@@ -186,12 +211,7 @@ struct RowGradients {
   void write_scaled(const ScaledStatistics<Stored>& statistics, int64_t row) const {
     backward_scaled_rows<Stored, centered>(
         AlongRow{cols}, statistics, RowOf<const Stored>{x(row), 1}, RowOf<const Stored>{dy(row), 1},
-        weight, RowOf<Stored>{dx(row), 1}, problem.eps);
-  }
-
-  // The distance to the row to prefetch; 0 where the block ends before.
-  int64_t rows_ahead(int64_t row) const {
-    return task.prefetch && row + most_ahead + batch_rows <= last_row ? most_ahead : 0;
+        weight, RowOf<const Stored>{dtotal(row), 1}, RowOf<Stored>{dx(row), 1}, problem.eps);
   }
 
   LAYERNORM_INLINE RowGradient<Stored, centered, has_weight> gradient(
@@ -202,8 +222,10 @@ struct RowGradients {
             x(row),
             dy(row),
             weight,
+            dtotal(row),
             dx(row),
-            rows_ahead(row) * job.dy.strides.outer};
+            dy_offset.ahead(),
+            dtotal_offset.ahead()};
   }
 
   // The functions for rare rows are not inlined, so that the usual ones keep their registers.
@@ -259,7 +281,7 @@ struct RowGradients {
                                        int64_t first, int64_t count) {
     C gathered[kMostBatchRows];
     const C* rstd = gathered;
-    if (is_one_run && problem.statistics.strides.outer == 1) {
+    if (statistics_offset.are_neighbors()) {
       rstd = static_cast<const C*>(problem.statistics.rstd) + first;
     } else {
       for (int64_t at = 0; at < count; ++at) gathered[at] = rows[at].rstd;

@@ -200,6 +200,15 @@ struct ScaledStatistics {
     if constexpr (sizeof(Stored) < sizeof(double)) return (x - mean) * rstd;
     return ((scale(x) - mean) - residual) * rstd;
   }
+  // A row's ordinary statistics. A mean of floats needs no second part here.
+  void take(const RowStatistics<C>& row, int64_t lane) {
+    mean[lane] = static_cast<double>(row.mean);
+    if constexpr (sizeof(Stored) < sizeof(double))
+      mean[lane] += static_cast<double>(row.residual);
+    else
+      residual[lane] = row.residual;
+    rstd[lane] = static_cast<double>(row.rstd);
+  }
   bool all_are_nan() const {
     bool all = true;
     for (int64_t lane = 0; lane < W; ++lane) all = all && std::isnan(rstd[lane]);
@@ -339,9 +348,7 @@ inline bool is_ordinary_rstd(double rstd) { return rstd > 0x1p-500 && rstd < 0x1
 template <class Stored>
 ScaledStatistics<Stored> without_scale(const RowStatistics<Compute<Stored>>& saved) {
   ScaledStatistics<Stored> result;
-  result.mean = broadcast(static_cast<double>(saved.mean));
-  result.residual = broadcast(static_cast<double>(saved.residual));
-  result.rstd = broadcast(static_cast<double>(saved.rstd));
+  for (int64_t lane = 0; lane < lanes<double>; ++lane) result.take(saved, lane);
   return result;
 }
 
@@ -360,18 +367,24 @@ ScaledStatistics<Stored> scaled_statistics_from(const RowStatistics<Compute<Stor
     exponent[lane] = result.exponent[lane];
     if (!is_ordinary_rstd(from.rstd)) continue;
     exponent[lane] = 0;
-    result.mean[lane] = static_cast<double>(from.mean);
-    result.residual[lane] = static_cast<double>(from.residual);
-    result.rstd[lane] = static_cast<double>(from.rstd);
+    result.take(from, lane);
   }
   result.set_exponents(exponent);
   return result;
 }
 
+// To the compute type and back.
+template <class C>
+inline DoubleVector rounded(DoubleVector v) {
+  return sizeof(C) == sizeof(double) ? v : first_half_as_doubles(as_first_half(v));
+}
+
+// Writes dx, plus dtotal unless that is null.
 template <class Stored, bool centered, class Rows>
 void backward_scaled_rows(const Rows& rows, const ScaledStatistics<Stored>& statistics,
                           RowOf<const Stored> x, RowOf<const Stored> dy,
-                          const Compute<Stored>* weight, RowOf<Stored> dx, double eps) {
+                          const Compute<Stored>* weight, RowOf<const Stored> dtotal,
+                          RowOf<Stored> dx, double eps) {
   using C = Compute<Stored>;
   constexpr int64_t W = lanes<double>;
   if (statistics.all_are_nan()) return write_nan(rows, dx);
@@ -417,7 +430,8 @@ void backward_scaled_rows(const Rows& rows, const ScaledStatistics<Stored>& stat
     if (!std::isfinite(largest[lane])) rstd[lane] = std::numeric_limits<double>::quiet_NaN();
   }
   for (int64_t step = 0; step < rows.steps(); ++step) {
-    const DoubleVector value = of_dx(fma(g(step) - mean_g, rstd, -xhat(step) * slope));
+    DoubleVector value = of_dx(fma(g(step) - mean_g, rstd, -xhat(step) * slope));
+    if (dtotal.data) value = rounded<C>(value) + rows.read(dtotal, step);
     rows.write(dx, step, nan_where(rstd, value));
   }
 }

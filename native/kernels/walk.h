@@ -29,6 +29,58 @@ inline int64_t rows_per_wide_batch(int64_t row_bytes) {
   return rows;
 }
 
+// Where the rows of a batch are in an array, in elements from its first row.
+template <int64_t most>
+class RowOffsets {
+ public:
+  RowOffsets(const Shape& shape, const Strides& strides)
+      : shape_(shape), strides_(strides), has_one_stride_(shape.is_one_run() || has_one_stride()) {}
+
+  int64_t operator()(int64_t row) const { return offsets_[row - first_]; }
+  // The distance from each row to that to prefetch; 0: do not.
+  int64_t ahead() const { return ahead_; }
+  bool are_neighbors() const { return has_one_stride_ && strides_.outer == 1; }
+
+  // To rows [first, first + count).
+  void move(int64_t first, int64_t count, int64_t rows_ahead) {
+    first_ = first;
+    if (!has_one_stride_) return move_among_runs(first, count, rows_ahead);
+    int64_t offset = first * strides_.outer;
+    for (int64_t at = 0; at < count; ++at, offset += strides_.outer) offsets_[at] = offset;
+    ahead_ = rows_ahead * strides_.outer;
+  }
+
+ private:
+  // Runs may follow each other as their rows do, in this array.
+  bool has_one_stride() const {
+    int64_t expected = shape_.outer / shape_.runs() * strides_.outer;
+    for (int axis = kAround - 1; axis >= 0; --axis) {
+      if (shape_.around[axis] != 1 && strides_.around[axis] != expected) return false;
+      expected *= shape_.around[axis];
+    }
+    return true;
+  }
+  __attribute__((noinline)) void move_among_runs(int64_t first, int64_t count, int64_t rows_ahead) {
+    const int64_t run = shape_.outer / shape_.runs();
+    for (int64_t at = 0; at < count;) {
+      const Place place = place_of(shape_, run, first + at);
+      const int64_t end = std::min(count, at + run - place.in_run);
+      int64_t offset = offset_of(strides_, place);
+      for (; at < end; ++at, offset += strides_.outer) offsets_[at] = offset;
+    }
+    ahead_ = 0;
+    if (rows_ahead != 0)
+      ahead_ = offset_of(strides_, place_of(shape_, run, first + rows_ahead)) - offsets_[0];
+  }
+
+  const Shape& shape_;
+  const Strides& strides_;
+  const bool has_one_stride_;
+  int64_t ahead_ = 0;
+  int64_t first_ = 0;
+  int64_t offsets_[most];
+};
+
 // The parts of a row's columns; see kPartCols.
 struct Parts {
   int64_t cols;

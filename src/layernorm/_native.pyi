@@ -87,12 +87,14 @@ def forward(
     mean: _Array | None,
     rstd: _Array | None,
     residual: _Array | None,
+    addend: _Array | None,
+    total: _Array | None,
     /,
 ) -> bool:
-    """Write y, and the statistics that are not None.
+    """Write y, and the statistics that are not None; with an addend those of total, the sum.
 
-    weight and bias have the `varying` axes of x and then the normalized ones, all but x and y are
-    contiguous. False, with nothing done, where x or y must be copied first.
+    weight and bias have the `varying` axes of x and then the normalized ones; they and the
+    statistics are contiguous. False, with nothing done, where another array must be copied first.
     """
 
 def backward(
@@ -110,6 +112,7 @@ def backward(
     dx: _Array | None,
     dweight: _Array | None,
     dbias: _Array | None,
+    dtotal: _Array | None,
     /,
 ) -> bool:
     """Write those of dx, dweight and dbias that are not None; False as `forward` returns it."""

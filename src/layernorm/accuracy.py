@@ -7,7 +7,7 @@ ulp(scale) is the distance between neighboring numbers of a type at `scale`, and
 type's smallest subnormal. The scale, in each element, is
 
     y                 max(|weight| * max(1, |xhat|), |bias|, |y|)
-    dx                rstd * max(1, |xhat|) * (largest |dy * weight| of the row)
+    dx                rstd * max(1, |xhat|) * (largest |dy * weight| of the row) + |dtotal|
     dweight           sum over rows of |dy| * max(1, |xhat|)
     dbias             sum over rows of |dy|
 
@@ -104,6 +104,7 @@ def dx_error(
     x: npt.ArrayLike,
     weight: npt.ArrayLike | None = None,
     *,
+    dtotal: npt.ArrayLike | None = None,
     axis: Axis = -1,
     eps: float = 1e-5,
     kind: Kind = "layer_norm",
@@ -111,7 +112,8 @@ def dx_error(
 ) -> float:
     """Return the worst error of dx, in ulp of float32 (of float64 if dx is float64).
 
-    For 16-bit dx the rounding from float32 is forgiven. Rows where the function has no derivative
+    For 16-bit dx the rounding from float32 is forgiven. With `dtotal`, dx is a sum, and its
+    rounding is forgiven for every type. Rows where the function has no derivative
     are not judged: rows of equal elements (RMS norm: of zeros) if eps = 0. Where a row of dy is not
     finite, any NaN or infinity is right.
     """
@@ -130,12 +132,15 @@ def dx_error(
     g = reference.scale_and_shift(np.broadcast_to(dy, dx.shape), weight, **affine)
     largest_g = np.abs(g).max(axis=normalize_axes(axis, dx.ndim), keepdims=True, initial=0)
     backward = reference.layer_norm_backward if centered else reference.rms_norm_backward
-    expected = backward(dy, x, weight, eps=eps, **affine)[0]
+    expected = backward(dy, x, weight, dtotal=dtotal, eps=eps, **affine)[0]
     with np.errstate(all="ignore"):
         scale = rstd * np.maximum(1, np.abs(xhat)) * largest_g
+        if dtotal is not None:
+            scale = scale + np.abs(np.asarray(dtotal).astype(scale.dtype))
     dy_not_finite = np.isnan(expected) & ~np.isnan(xhat)
     dx = np.where(dy_not_finite & ~np.isfinite(dx), dx.dtype.type(np.nan), dx)
-    distance = _distance(dx, expected, forgive_rounding=name in ("float16", "bfloat16"))
+    is_rounded = dtotal is not None or name in ("float16", "bfloat16")
+    distance = _distance(dx, expected, forgive_rounding=is_rounded)
     judged = np.broadcast_to(~np.isposinf(rstd), dx.shape)
     return _worst(distance[judged], ulp(scale, compute_type(name))[judged])
 

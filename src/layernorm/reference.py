@@ -19,6 +19,10 @@ against x, with those sizes, and vary along kept axes too: adaptive layer norm h
 sample, per-head norm one for each head. A sum over rows is then one over the rows that share a
 parameter.
 
+With a residual, x is first replaced by total = x + residual, rounded to the type in which it is
+stored. Where the loss depends on total in another way too, with gradient dtotal, dx is the sum of
+both, and is the gradient of x and of the residual.
+
 docs/derivation.md derives them. The code below is these lines, with three precautions that make
 them right for every finite float64:
 
@@ -99,11 +103,24 @@ def rms_norm(
     )
 
 
+def add(x: npt.ArrayLike, residual: npt.ArrayLike) -> Array:
+    """Return total = x + residual, rounded once to x's type: what a fused call normalizes.
+
+    The one result here that is not float64: y is the norm of the total that is stored.
+    """
+    x, residual = np.asarray(x), np.asarray(residual)
+    # A sum in float64 has more than twice the digits of the other types: two roundings are one.
+    with np.errstate(all="ignore"):
+        total: Array = (x.astype(np.float64) + residual.astype(np.float64)).astype(x.dtype)
+    return total
+
+
 def layer_norm_backward(
     dy: npt.ArrayLike,
     x: npt.ArrayLike,
     weight: npt.ArrayLike | None = None,
     *,
+    dtotal: npt.ArrayLike | None = None,
     axis: Axis = -1,
     eps: float = 1e-5,
     zero_centered_weight: bool = False,
@@ -115,10 +132,12 @@ def layer_norm_backward(
     The statistics are recomputed from `x`. dweight and dbias are returned whether or not there is
     a weight. They have `parameter_shape`, by default the weight's, or the normalized shape. dx is
     NaN in a row of equal elements if eps = 0, where the function is discontinuous, and in a row
-    where dy is not finite.
+    where dy is not finite. With `dtotal`, the gradient by which the loss depends on x in other
+    ways, dx is the sum of both.
     """
     return _backward(
-        dy, x, weight, axis, eps, zero_centered_weight, parameter_shape, exact, centered=True
+        *(dy, x, weight, dtotal, axis, eps, zero_centered_weight, parameter_shape, exact),
+        centered=True,
     )
 
 
@@ -127,6 +146,7 @@ def rms_norm_backward(
     x: npt.ArrayLike,
     weight: npt.ArrayLike | None = None,
     *,
+    dtotal: npt.ArrayLike | None = None,
     axis: Axis = -1,
     eps: float = 1e-6,
     zero_centered_weight: bool = False,
@@ -139,7 +159,8 @@ def rms_norm_backward(
     `layer_norm_backward`; the row without a derivative is the row of zeros.
     """
     dx, dweight, _ = _backward(
-        dy, x, weight, axis, eps, zero_centered_weight, parameter_shape, exact, centered=False
+        *(dy, x, weight, dtotal, axis, eps, zero_centered_weight, parameter_shape, exact),
+        centered=False,
     )
     return dx, dweight
 
@@ -291,6 +312,7 @@ def _backward(
     dy: npt.ArrayLike,
     x: npt.ArrayLike,
     weight: npt.ArrayLike | None,
+    dtotal: npt.ArrayLike | None,
     axis: Axis,
     eps: float,
     zero_centered_weight: bool,
@@ -315,6 +337,8 @@ def _backward(
     with np.errstate(all="ignore"):
         rows = _normalize_rows(layout.rows(values), eps, centered)
         dx = layout.restore(_differentiate(dy_rows, factor, rows, centered))
+        if dtotal is not None:
+            dx = dx + np.broadcast_to(_real(dtotal, exact), values.shape)
         dy_terms, xhat_terms = (
             _grouped(layout.restore(each), shared) for each in (dy_rows, rows.xhat)
         )

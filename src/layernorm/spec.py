@@ -266,34 +266,47 @@ def check_shape(name: str, shape: Shape, expected: Shape, *, of: str = "x") -> N
         )
 
 
-def check_out(
+def check_output(
+    name: str,
     shape: Shape,
-    out_type: str,
+    output_type: str,
     x_shape: Shape,
     x_type: str,
     *,
     writeable: bool = True,
     overlaps: str | None = None,
 ) -> None:
-    """Check that `out` can take y; `overlaps` names an input that shares memory with it.
+    """Check that `out` can take y, or `total` the sum.
 
+    `overlaps` names an array of the call that shares memory with it and is not to.
     Raises: ValueError; TypeError for the type.
     """
-    if out_type != x_type:
+    result, itself = ("y", "x") if name == "out" else ("the sum", "residual")
+    if output_type != x_type:
         raise TypeError(
-            f"out has type {out_type}, but y has x's type {x_type}: pass an out of type {x_type}"
+            f"{name} has type {output_type}, but {result} has x's type {x_type}: "
+            f"pass one of type {x_type}"
         )
     if tuple(shape) != tuple(x_shape):
         raise ValueError(
-            f"out has shape {tuple(shape)}, but y has x's shape {tuple(x_shape)}: "
-            "pass an out of that shape"
+            f"{name} has shape {tuple(shape)}, but {result} has x's shape {tuple(x_shape)}: "
+            "pass one of that shape"
         )
     if not writeable:
-        raise ValueError("out is read-only, expected a writeable array: pass a copy of it")
+        raise ValueError(f"{name} is read-only, expected a writeable array: pass a copy of it")
     if overlaps is not None:
         raise ValueError(
-            f"out overlaps {overlaps} in part of its memory, expected x itself or memory of its "
-            "own: pass out=x or another array, or omit out"
+            f"{name} overlaps {overlaps} in part of its memory, expected {itself} itself or memory "
+            f"of its own: pass {name}={itself} or another array, or omit {name}"
+        )
+
+
+def check_total(is_given: bool, has_residual: bool) -> None:
+    """Check that `total` is given only where there is a residual to add. Raises: ValueError."""
+    if is_given and not has_residual:
+        raise ValueError(
+            "total is given without a residual, expected both or none: total = x + residual, "
+            "so pass residual=, or omit total"
         )
 
 

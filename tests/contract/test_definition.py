@@ -226,7 +226,7 @@ def test_signatures() -> None:
     layer_norm = inspect.signature(ours.layer_norm)
     assert list(layer_norm.parameters) == [
         *("x", "weight", "bias"),
-        *("axis", "eps", "out", "zero_centered_weight"),
+        *("residual", "axis", "eps", "out", "total", "zero_centered_weight"),
     ]
     assert layer_norm.parameters["eps"].default == 1e-5
     assert layer_norm.parameters["axis"].kind is inspect.Parameter.KEYWORD_ONLY

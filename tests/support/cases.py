@@ -140,6 +140,14 @@ class Case:
             bias=bias.astype(parameter_dtype) if self.has_bias else None,
         )
 
+    def residual(self) -> tuple[Array, Array]:
+        """Make a residual and dtotal, the same on every call, of the layout of x."""
+        rng = np.random.default_rng([self.seed, self.cols, 1])
+        rows, cols = math.prod(self.statistics_shape), math.prod(self.normalized_shape)
+        residual = VALUES[self.values](rng, rows, cols, LIMITS[self.dtype])
+        dtotal = VALUES["off_zero"](rng, rows, cols, LIMITS[self.dtype])
+        return self._laid_out(residual), self._laid_out(dtotal)
+
     def _laid_out(self, rows: Array) -> Array:
         largest = LIMITS[self.dtype].largest
         rounded = rows.clip(-largest, largest).astype(dtype_of(self.dtype))
@@ -205,7 +213,8 @@ def dy_cases(kind: str) -> list[Case]:
             *((3, "first_axis"), (4, "axes_apart")),
         )
         for dy_values in VALUES
-        for values in dict.fromkeys(("ordinary", dy_values))
+        for values in dict.fromkeys(("ordinary", "mean_1e4", dy_values))
+        if values != "mean_1e4" or cols != 3
     ]
 
 
@@ -265,6 +274,24 @@ def kept_axes_cases(kind: str) -> list[Case]:
             ("axes_apart", 48, ((0,), (2,))),
         )
         for along in every_along
+    ]
+
+
+def residual_cases(kind: str) -> list[Case]:
+    """Calls with a residual, for each path through the kernels; `Case.residual` makes it."""
+    return [
+        base.but(values=values, cols=cols, layout=layout, parameters=parameters, along=along)
+        for base in each_type(kind)
+        for values, cols, layout, parameters, along in (
+            *(("mixed", cols, "contiguous", "weight bias", None) for cols in (1, 3, 17, 257, 769)),
+            ("mean_1e4", 4097, "contiguous", "", None),
+            ("ordinary", 65, "contiguous", "weight bias zero_centered", (0,)),
+            ("mixed", 40, "rows_reversed", "weight bias", None),
+            ("mixed", 40, "heads_of_a_projection", "weight bias", None),
+            ("mixed", 24, "channels_first_67", "weight bias", None),
+            ("mixed", 24, "channels_last_in_memory", "weight", None),
+            ("ordinary", 48, "axes_apart", "weight bias", None),
+        )
     ]
 
 

@@ -131,9 +131,9 @@ class Arguments {
 }  // namespace
 
 // forward(centered, zero_centered_weight, eps, axes, varying, x, weight, bias, y, mean, rstd,
-//         residual) -> False if x or y must be copied first
+//         residual, addend, total) -> False if x, y, addend or total must be copied first
 PyObject* general_forward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  Arguments take("forward", arguments, count, 12);
+  Arguments take("forward", arguments, count, 14);
   Forward job = {};
   Order order;
   bool fits = take.problem(&job.problem, &order);
@@ -144,17 +144,23 @@ PyObject* general_forward(PyObject*, PyObject* const* arguments, Py_ssize_t coun
   job.bias = take.array(problem.parameter_type);
   const Ordered y = take.ordered(order, problem.type, &fits);
   problem.statistics = take.statistics(problem.type);
+  const Ordered addend = take.ordered(order, problem.type, &fits);
+  const Ordered total = take.ordered(order, problem.type, &fits);
   if (!take.ok()) return nullptr;
-  const Order::Placed placed[] = {{&x, &problem.x}, {&y, &job.y}};
-  if (!fits || !order.place(placed, 2, problem)) Py_RETURN_FALSE;
+  const bool adds = addend.data != nullptr;
+  const Order::Placed placed[] = {{&x, adds ? &job.addends[0] : &problem.x},
+                                  {&y, &job.y},
+                                  {&addend, &job.addends[1]},
+                                  {&total, &problem.x}};
+  if (!fits || !order.place(placed, adds ? 4 : 2, problem)) Py_RETURN_FALSE;
   if (!python::run(layernorm::forward, job, pool_threads())) return nullptr;
   Py_RETURN_TRUE;
 }
 
 // backward(centered, zero_centered_weight, eps, axes, varying, x, dy, weight, mean, rstd, residual,
-//          dx, dweight, dbias) -> False if x, dy or dx must be copied first
+//          dx, dweight, dbias, dtotal) -> False if x, dy, dx or dtotal must be copied first
 PyObject* general_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  Arguments take("backward", arguments, count, 14);
+  Arguments take("backward", arguments, count, 15);
   Backward job = {};
   Order order;
   bool fits = take.problem(&job.problem, &order);
@@ -167,9 +173,13 @@ PyObject* general_backward(PyObject*, PyObject* const* arguments, Py_ssize_t cou
   const Ordered dx = take.ordered(order, problem.type, &fits);
   job.dweight = take.array(problem.parameter_type);
   job.dbias = take.array(problem.parameter_type);
+  const Ordered dtotal = take.ordered(order, problem.type, &fits);
   if (!take.ok()) return nullptr;
-  const Order::Placed placed[] = {{&x, &problem.x}, {&dy, &job.dy}, {&dx, &job.dx}};
-  if (!fits || !order.place(placed, dx.data ? 3 : 2, problem)) Py_RETURN_FALSE;
+  Order::Placed placed[kMostTensors] = {{&x, &problem.x}, {&dy, &job.dy}};
+  int tensors = 2;
+  if (dx.data) placed[tensors++] = {&dx, &job.dx};
+  if (dx.data && dtotal.data) placed[tensors++] = {&dtotal, &job.dtotal};
+  if (!fits || !order.place(placed, tensors, problem)) Py_RETURN_FALSE;
   if (!python::run(layernorm::backward, job, pool_threads())) return nullptr;
   Py_RETURN_TRUE;
 }

@@ -137,31 +137,33 @@ def spread(
     return contiguous(repeated)
 
 
-def check_out(out: Array, x: Array, **parameters: Array | None) -> None:
-    """Check that `out` can take y: an ndarray of x's shape and type that overlaps no input.
+def check_output(name: str, output: Array, x: Array, **others: Array | None) -> None:
+    """Check that `out` or `total` can take its result: x's shape and type, and no overlap.
 
-    It may be `x` itself. Raises: TypeError and ValueError.
+    It may be x itself, or `others["residual"]`. Raises: TypeError and ValueError.
     """
-    if not isinstance(out, np.ndarray) or _holds_a_mask(out):
+    if not isinstance(output, np.ndarray) or _holds_a_mask(output):
+        result = "y" if name == "out" else "the sum"
         raise TypeError(
-            f"out is of type {type(out).__name__}, expected a numpy.ndarray without a mask to "
-            "write y into: pass one, or omit out"
+            f"{name} is of type {type(output).__name__}, expected a numpy.ndarray without a mask "
+            f"to write {result} into: pass one, or omit {name}"
         )
-    out = np.asarray(out)
-    overlaps = "itself" if _overlaps_itself(out) else None
-    for name, other in {"x": x, **parameters}.items():
+    output = np.asarray(output)
+    overlaps = "itself" if _overlaps_itself(output) else None
+    for other_name, other in {"x": x, **others}.items():
         if (
             other is not None
-            and _overlap(out, other)
-            and not (name == "x" and _is_same_memory(out, other))
+            and _overlap(output, other)
+            and not (other_name in ("x", "residual") and _is_same_memory(output, other))
         ):
-            overlaps = name
-    spec.check_out(
-        out.shape,
-        type_name(out.dtype),
+            overlaps = other_name
+    spec.check_output(
+        name,
+        output.shape,
+        type_name(output.dtype),
         x.shape,
         type_name(x.dtype),
-        writeable=out.flags.writeable,
+        writeable=output.flags.writeable,
         overlaps=overlaps,
     )
 

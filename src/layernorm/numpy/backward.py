@@ -26,6 +26,7 @@ def backward(
     need_dbias: bool,
     centered: bool,
     zero_centered_weight: bool,
+    dtotal: npt.ArrayLike | None = None,
 ) -> Gradients:
     """Return (dx, dweight, dbias), None for those not needed.
 
@@ -33,6 +34,7 @@ def backward(
     """
     dy = arrays.as_array("dy", dy)
     x = arrays.as_array("x", x)
+    dtotal = None if dtotal is None else arrays.as_array("dtotal", dtotal)
     weight = None if weight is None else arrays.as_array("weight", weight)
     _check_kind(stats, centered)
     axes = stats.axis
@@ -44,12 +46,14 @@ def backward(
         stats.parameter_type,
         *map(arrays.describe, (stats.mean, stats.rstd, stats.residual)),
     )
+    if dtotal is not None:
+        _check_gradient("dtotal", arrays.describe(dtotal), arrays.describe(x))
     if need_dweight is None:
         need_dweight = weight is not None
 
     shapes = _parameter_shapes(weight, stats, arrays.normalized_shape(x.shape, axes))
     of_weight, of_bias = (spec.varying_axes(each, x.shape, axes) or () for each in shapes)
-    call = _Call(dy, x, stats, centered, bool(zero_centered_weight), parameter_type)
+    call = _Call(dy, dtotal, x, stats, centered, bool(zero_centered_weight), parameter_type)
     if of_weight == of_bias or not need_dbias:
         dx, dweight, dbias = call.run(weight, of_weight, need_dx, need_dweight, need_dbias)
     # Each by a call that sums over the rows that share it.
@@ -82,6 +86,7 @@ class _Call(NamedTuple):
     """A backward whose arguments have been checked."""
 
     dy: Array
+    dtotal: Array | None
     x: Array
     stats: Stats
     centered: bool
@@ -124,6 +129,7 @@ class _Call(NamedTuple):
                 *(x.transpose(order), self.dy.transpose(order), spread),
                 *map(arrays.contiguous, (statistics.mean, statistics.rstd, statistics.residual)),
                 *(dx, dweight, dbias),
+                None if self.dtotal is None else self.dtotal.transpose(order),
             )
         if dx is not None:
             dx = np.ascontiguousarray(dx.transpose(back))
@@ -136,17 +142,18 @@ class _Call(NamedTuple):
 
 
 def _run_kernel(*arguments: Any) -> None:
-    """Call the kernel, on copies of x and dy where it cannot read them in place.
+    """Call the kernel, on copies of x, dy and dtotal where it cannot read them in place.
 
     Unlike the forward, not in blocks of rows: they would change the order of the sums over rows,
     dweight and dbias. So an array that the kernel cannot read in place is copied whole.
     """
-    before, (x, dy), rest = arguments[:5], arguments[5:7], arguments[7:]
+    before, (x, dy), rest, dtotal = arguments[:5], arguments[5:7], arguments[7:-1], arguments[-1]
     kernel: Any = _native.backward
+    if kernel(*before, x, dy, *rest, dtotal):
+        return
+    dy, dtotal = _copied(dy), None if dtotal is None else _copied(dtotal)
     if not (
-        kernel(*before, x, dy, *rest)
-        or kernel(*before, x, dy := _copied(dy), *rest)
-        or kernel(*before, _copied(x), dy, *rest)
+        kernel(*before, x, dy, *rest, dtotal) or kernel(*before, _copied(x), dy, *rest, dtotal)
     ):
         raise ValueError(TOO_MANY_AXES_APART)
 
@@ -179,13 +186,10 @@ def _check(
     *statistics: arrays.Description | None,
 ) -> np.dtype[Any]:
     """Check types and shapes; return the type of dweight and dbias. Errors are not cached."""
-    (dy_dtype, dy_shape), (x_dtype, x_shape) = dy, x
+    x_dtype, x_shape = x
     weight_type = weight and arrays.type_name(weight[0])
     spec.check_types(arrays.type_name(x_dtype), weight_type, convert=arrays.convert)
-    spec.check_shape("dy", dy_shape, x_shape, of=f"x of shape {x_shape}")
-    spec.check_same_type(
-        "dy", arrays.type_name(dy_dtype), arrays.type_name(x_dtype), convert=arrays.convert
-    )
+    _check_gradient("dy", dy, x)
     _check_statistics(x_dtype, x_shape, axes, statistics)
     if weight is None or weight_type is None:
         return forward_type or arrays.native_type(x_dtype)
@@ -199,6 +203,13 @@ def _check(
             convert=arrays.convert,
         )
     return arrays.native_type(weight[0])
+
+
+@functools.lru_cache(maxsize=1024)
+def _check_gradient(name: str, given: arrays.Description, x: arrays.Description) -> None:
+    spec.check_shape(name, given[1], x[1], of=f"x of shape {x[1]}")
+    types = (arrays.type_name(each[0]) for each in (given, x))
+    spec.check_same_type(name, *types, convert=arrays.convert)
 
 
 def _check_statistics(

@@ -48,6 +48,33 @@ def forward_with_statistics(
     return call.run(out, fields[:3]), fields
 
 
+def forward_of_sum(
+    x: npt.ArrayLike,
+    residual: npt.ArrayLike | None,
+    weight: npt.ArrayLike | None,
+    bias: npt.ArrayLike | None,
+    axis: spec.Axis,
+    eps: SupportsFloat,
+    out: Array | None,
+    total: Array | None,
+    centered: bool,
+    zero_centered_weight: bool,
+    *,
+    save: bool,
+) -> tuple[Array, Array, StatsFields]:
+    """Return y of x + residual, that sum, and if `save` the fields of the Stats of its rows."""
+    spec.check_total(total is not None, residual is not None)
+    assert residual is not None
+    x = arrays.as_array("x", x)
+    addend = arrays.as_array("residual", residual)
+    call = _checked(x, weight, bias, axis, eps, out, centered, zero_centered_weight, addend, total)
+    fields = call.new_stats_fields() if save else ()
+    if total is None:
+        total = _native.empty(x.shape, arrays.native_type(x.dtype))
+    y = call.run(out, fields[:3] if save else _NO_STATISTICS, np.asarray(total))
+    return y, total, fields
+
+
 def _checked(
     x: npt.ArrayLike,
     weight: npt.ArrayLike | None,
@@ -57,22 +84,30 @@ def _checked(
     out: Array | None,
     centered: bool,
     zero_centered_weight: bool,
+    addend: Array | None = None,
+    total: Array | None = None,
 ) -> "_Call":
     x = arrays.as_array("x", x)
     weight = None if weight is None else arrays.as_array("weight", weight)
     bias = None if bias is None else arrays.as_array("bias", bias)
     parameters = (weight, bias)
     _check_types(x.dtype, *[None if each is None else each.dtype for each in parameters])
+    if addend is not None:
+        _check_residual(arrays.describe(addend), arrays.describe(x))
     axes = spec.normalize_axes(axis, x.ndim)
     eps = spec.check_eps(eps)
     shapes = [None if each is None else each.shape for each in parameters]
     varying = _check_shapes(x.shape, axes, *shapes)
+    others = {"residual": addend, "weight": weight, "bias": bias}
+    if total is not None:
+        arrays.check_output("total", total, x, **others)
     if out is not None:
-        arrays.check_out(out, x, weight=weight, bias=bias)
+        arrays.check_output("out", out, x, **others, total=total)
     normalized = arrays.normalized_shape(x.shape, axes)
     has_kept_axes = any(shape != normalized for shape in shapes if shape is not None)
     return _Call(
         x,
+        addend,
         arrays.spread(weight, x.shape, axes, varying),
         arrays.spread(bias, x.shape, axes, varying),
         axes,
@@ -82,6 +117,14 @@ def _checked(
         bool(zero_centered_weight),
         (shapes[0], shapes[1]) if has_kept_axes else None,
     )
+
+
+@functools.lru_cache(maxsize=1024)
+def _check_residual(residual: arrays.Description, x: arrays.Description) -> None:
+    """Check type and shape. Success is cached, an error is not."""
+    types = (arrays.type_name(each[0]) for each in (residual, x))
+    spec.check_same_type("residual", *types, convert=arrays.convert)
+    spec.check_shape("residual", residual[1], x[1], of=f"x of shape {x[1]}")
 
 
 @functools.lru_cache(maxsize=64)
@@ -113,6 +156,7 @@ class _Call(NamedTuple):
     """A forward whose arguments have been checked; weight and bias as the kernels take them."""
 
     x: Array
+    addend: Array | None
     weight: Array | None
     bias: Array | None
     axes: tuple[int, ...]
@@ -136,13 +180,20 @@ class _Call(NamedTuple):
         fields = mean, rstd, residual, self.axes, self.eps, parameter_type
         return fields if self.parameter_shapes is None else (*fields, self.parameter_shapes)
 
-    def run(self, out: Array | None, statistics: _Statistics) -> Array:
-        """Write y into `out`, or a new array, and the statistics into theirs."""
+    def run(self, out: Array | None, statistics: _Statistics, total: Array | None = None) -> Array:
+        """Write y into `out`, or a new array, the statistics into theirs, and x + addend."""
         x = self.x
         y = _native.empty(x.shape, arrays.native_type(x.dtype)) if out is None else out
-        if x.size and not self._run_kernel(x, np.asarray(y), statistics):
-            self._write_in_blocks(np.asarray(y), statistics)
+        if x.size and not self._run_kernel(x, np.asarray(y), statistics, total):
+            call = self if total is None else self._of_sum(total)
+            call._write_in_blocks(np.asarray(y), statistics)
         return y
+
+    def _of_sum(self, total: Array) -> "_Call":
+        assert self.addend is not None
+        with np.errstate(all="ignore"):
+            np.add(self.x, self.addend, out=total)
+        return self._replace(x=total, addend=None)
 
     def _write_in_blocks(self, y: Array, statistics: _Statistics) -> None:
         order = order_of(self.x.shape, self.axes, self.varying)
@@ -188,8 +239,10 @@ class _Call(NamedTuple):
             if each is not None and written is not None and written is not each:
                 np.copyto(each, written)
 
-    def _run_kernel(self, x: Array, y: Array, statistics: _Statistics) -> bool:
-        """Write y; False, with nothing done, where the kernel needs a copy of x or y."""
+    def _run_kernel(
+        self, x: Array, y: Array, statistics: _Statistics, total: Array | None = None
+    ) -> bool:
+        """Write y; False, with nothing done, where the kernel needs a copy of an array."""
         mean, rstd, residual = statistics
         return _native.forward(
             *(self.centered, self.zero_centered_weight, self.eps, self.axes, self.varying),
@@ -198,4 +251,6 @@ class _Call(NamedTuple):
             mean,
             rstd,
             residual,
+            self.addend,
+            total,
         )

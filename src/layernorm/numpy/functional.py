@@ -5,7 +5,7 @@ it calls the general path with the same arguments. `layer_norm` and `rms_norm` d
 bodies: one more Python call is a tenth of their time on a small array.
 """
 
-from typing import SupportsFloat
+from typing import SupportsFloat, overload
 
 import numpy.typing as npt
 
@@ -13,20 +13,48 @@ from layernorm import spec
 from layernorm._native import try_backward, try_forward, try_forward_with_statistics
 from layernorm.numpy.arrays import Array
 from layernorm.numpy.backward import Gradients, backward
-from layernorm.numpy.forward import forward, forward_with_statistics
+from layernorm.numpy.forward import forward, forward_of_sum, forward_with_statistics
 from layernorm.numpy.statistics import Stats, StatsFields
 
 
+@overload
 def layer_norm(
     x: npt.ArrayLike,
     weight: npt.ArrayLike | None = None,
     bias: npt.ArrayLike | None = None,
     *,
+    residual: None = None,
     axis: spec.Axis = -1,
     eps: SupportsFloat = 1e-5,
     out: Array | None = None,
+    total: None = None,
     zero_centered_weight: bool = False,
-) -> Array:
+) -> Array: ...
+@overload
+def layer_norm(
+    x: npt.ArrayLike,
+    weight: npt.ArrayLike | None = None,
+    bias: npt.ArrayLike | None = None,
+    *,
+    residual: npt.ArrayLike,
+    axis: spec.Axis = -1,
+    eps: SupportsFloat = 1e-5,
+    out: Array | None = None,
+    total: Array | None = None,
+    zero_centered_weight: bool = False,
+) -> tuple[Array, Array]: ...
+def layer_norm(
+    x: npt.ArrayLike,
+    weight: npt.ArrayLike | None = None,
+    bias: npt.ArrayLike | None = None,
+    *,
+    residual: npt.ArrayLike | None = None,
+    axis: spec.Axis = -1,
+    eps: SupportsFloat = 1e-5,
+    out: Array | None = None,
+    total: Array | None = None,
+    zero_centered_weight: bool = False,
+) -> Array | tuple[Array, Array]:
     """Normalize `x` over `axis` to zero mean and unit variance, then scale and shift.
 
     y = (x - mean) / sqrt(var + eps) * weight + bias, with the biased variance.
@@ -37,82 +65,186 @@ def layer_norm(
             None. Or of a shape that broadcasts against x, with x's sizes along `axis`: adaptive
             layer norm is `weight=scale[:, None], bias=shift[:, None], zero_centered_weight=True`.
             Of x's type, or both float32 for 16-bit x.
+        residual: array of x's shape and type to add first: y is the norm of x + residual.
         axis: int or ints; need not be the last, nor adjacent.
         eps: added to the variance, in units of x squared.
-        out: array of x's shape and type to write y to; may be `x` itself.
+        out: array of x's shape and type to write y to; may be `x` or `residual` itself.
+        total: the same for x + residual.
         zero_centered_weight: multiply by 1 + weight; no effect without a weight.
-    Returns: y, with x's shape and type: `out` if given, else a new C-contiguous array.
-    Raises: ValueError for shapes, axes, eps, and an `out` that is read-only or partly overlaps an
-        input; TypeError for types. Nothing has been written then.
+    Returns: y, with x's shape and type: `out` if given, else a new C-contiguous array. With a
+        residual (y, total): total is x + residual, rounded to x's type, and y the norm of that.
+    Raises: ValueError for shapes, axes, eps, and an `out` or a `total` that is read-only or partly
+        overlaps another array; TypeError for types. Nothing has been written then.
     Source: Ba, Kiros and Hinton 2016, arXiv:1607.06450.
     """
+    if residual is not None or total is not None:
+        return forward_of_sum(
+            x, residual, weight, bias, axis, eps, out, total, True, zero_centered_weight, save=False
+        )[:2]
     y = try_forward(x, weight, bias, axis, eps, out, True, zero_centered_weight)
     if y is None:
         y = forward(x, weight, bias, axis, eps, out, True, zero_centered_weight)
     return y
 
 
+@overload
 def rms_norm(
     x: npt.ArrayLike,
     weight: npt.ArrayLike | None = None,
     *,
+    residual: None = None,
     axis: spec.Axis = -1,
     eps: SupportsFloat = 1e-6,
     out: Array | None = None,
+    total: None = None,
     zero_centered_weight: bool = False,
-) -> Array:
+) -> Array: ...
+@overload
+def rms_norm(
+    x: npt.ArrayLike,
+    weight: npt.ArrayLike | None = None,
+    *,
+    residual: npt.ArrayLike,
+    axis: spec.Axis = -1,
+    eps: SupportsFloat = 1e-6,
+    out: Array | None = None,
+    total: Array | None = None,
+    zero_centered_weight: bool = False,
+) -> tuple[Array, Array]: ...
+def rms_norm(
+    x: npt.ArrayLike,
+    weight: npt.ArrayLike | None = None,
+    *,
+    residual: npt.ArrayLike | None = None,
+    axis: spec.Axis = -1,
+    eps: SupportsFloat = 1e-6,
+    out: Array | None = None,
+    total: Array | None = None,
+    zero_centered_weight: bool = False,
+) -> Array | tuple[Array, Array]:
     """Divide `x` by its root mean square over `axis`, then scale.
 
     y = x / sqrt(mean(x**2) + eps) * weight
 
     Args:
-        x, weight, axis, out, zero_centered_weight: as in `layer_norm`.
+        x, weight, residual, axis, out, total, zero_centered_weight: as in `layer_norm`.
         eps: added to the mean square, in units of x squared.
-    Returns: y, with x's shape and type: `out` if given, else a new C-contiguous array.
+    Returns: y, or (y, total), as `layer_norm` does.
     Raises: as `layer_norm` does.
     Source: Zhang and Sennrich 2019, arXiv:1910.07467.
     """
+    if residual is not None or total is not None:
+        return forward_of_sum(
+            *(x, residual, weight, None, axis, eps, out, total, False, zero_centered_weight),
+            save=False,
+        )[:2]
     y = try_forward(x, weight, None, axis, eps, out, False, zero_centered_weight)
     if y is None:
         y = forward(x, weight, None, axis, eps, out, False, zero_centered_weight)
     return y
 
 
+@overload
 def layer_norm_forward(
     x: npt.ArrayLike,
     weight: npt.ArrayLike | None = None,
     bias: npt.ArrayLike | None = None,
     *,
+    residual: None = None,
     axis: spec.Axis = -1,
     eps: SupportsFloat = 1e-5,
     out: Array | None = None,
+    total: None = None,
     zero_centered_weight: bool = False,
-) -> tuple[Array, Stats]:
+) -> tuple[Array, Stats]: ...
+@overload
+def layer_norm_forward(
+    x: npt.ArrayLike,
+    weight: npt.ArrayLike | None = None,
+    bias: npt.ArrayLike | None = None,
+    *,
+    residual: npt.ArrayLike,
+    axis: spec.Axis = -1,
+    eps: SupportsFloat = 1e-5,
+    out: Array | None = None,
+    total: Array | None = None,
+    zero_centered_weight: bool = False,
+) -> tuple[Array, Array, Stats]: ...
+def layer_norm_forward(
+    x: npt.ArrayLike,
+    weight: npt.ArrayLike | None = None,
+    bias: npt.ArrayLike | None = None,
+    *,
+    residual: npt.ArrayLike | None = None,
+    axis: spec.Axis = -1,
+    eps: SupportsFloat = 1e-5,
+    out: Array | None = None,
+    total: Array | None = None,
+    zero_centered_weight: bool = False,
+) -> tuple[Array, Stats] | tuple[Array, Array, Stats]:
     """Return what `layer_norm` returns, and the statistics that the backward needs.
 
     Args: as in `layer_norm`. `out=x` rules out the backward, which needs x.
-    Returns: (y, stats): y has the bits that `layer_norm` returns, stats those of x's rows.
+    Returns: (y, stats), with a residual (y, total, stats): y has the bits that `layer_norm`
+        returns, stats are those of the rows of x, or of total.
     Raises: as `layer_norm` does.
     """
+    if residual is not None or total is not None:
+        y, total, fields = forward_of_sum(
+            x, residual, weight, bias, axis, eps, out, total, True, zero_centered_weight, save=True
+        )
+        return y, total, Stats(*fields)
     y, fields = norm_forward(x, weight, bias, axis, eps, out, True, zero_centered_weight)
     return y, Stats(*fields)
 
 
+@overload
 def rms_norm_forward(
     x: npt.ArrayLike,
     weight: npt.ArrayLike | None = None,
     *,
+    residual: None = None,
     axis: spec.Axis = -1,
     eps: SupportsFloat = 1e-6,
     out: Array | None = None,
+    total: None = None,
     zero_centered_weight: bool = False,
-) -> tuple[Array, Stats]:
+) -> tuple[Array, Stats]: ...
+@overload
+def rms_norm_forward(
+    x: npt.ArrayLike,
+    weight: npt.ArrayLike | None = None,
+    *,
+    residual: npt.ArrayLike,
+    axis: spec.Axis = -1,
+    eps: SupportsFloat = 1e-6,
+    out: Array | None = None,
+    total: Array | None = None,
+    zero_centered_weight: bool = False,
+) -> tuple[Array, Array, Stats]: ...
+def rms_norm_forward(
+    x: npt.ArrayLike,
+    weight: npt.ArrayLike | None = None,
+    *,
+    residual: npt.ArrayLike | None = None,
+    axis: spec.Axis = -1,
+    eps: SupportsFloat = 1e-6,
+    out: Array | None = None,
+    total: Array | None = None,
+    zero_centered_weight: bool = False,
+) -> tuple[Array, Stats] | tuple[Array, Array, Stats]:
     """Return what `rms_norm` returns, and the statistics that the backward needs.
 
     Args: as in `rms_norm`. `out=x` rules out the backward, which needs x.
-    Returns: (y, stats): y has the bits that `rms_norm` returns; stats.mean is None.
+    Returns: as `layer_norm_forward` does; stats.mean is None.
     Raises: as `rms_norm` does.
     """
+    if residual is not None or total is not None:
+        y, total, fields = forward_of_sum(
+            *(x, residual, weight, None, axis, eps, out, total, False, zero_centered_weight),
+            save=True,
+        )
+        return y, total, Stats(*fields)
     y, fields = norm_forward(x, weight, None, axis, eps, out, False, zero_centered_weight)
     return y, Stats(*fields)
 
@@ -123,6 +255,7 @@ def layer_norm_backward(
     stats: Stats,
     weight: npt.ArrayLike | None = None,
     *,
+    dtotal: npt.ArrayLike | None = None,
     need_dx: bool = True,
     need_dweight: bool | None = None,
     need_dbias: bool = True,
@@ -136,8 +269,11 @@ def layer_norm_backward(
 
     Args:
         dy: gradient with respect to y, of x's shape and type.
-        x, weight, zero_centered_weight: as given to `layer_norm_forward`.
-        stats: the second result of `layer_norm_forward`.
+        x, weight, zero_centered_weight: as given to `layer_norm_forward`; if that had a residual,
+            total instead of x.
+        stats: the last result of `layer_norm_forward`.
+        dtotal: gradient with respect to total, of x's shape and type, which is added to dx before
+            dx is rounded; dx is then the gradient of both x and the residual. None means zero.
         need_dx, need_dweight, need_dbias: which gradients to compute; need_dweight=None means
             only if there is a weight.
     Returns: (dx, dweight, dbias), None for those not needed: dx has x's shape and type, dweight
@@ -146,7 +282,7 @@ def layer_norm_backward(
     Raises: ValueError for shapes, TypeError for types, also if stats do not fit x.
     """
     return norm_backward(
-        dy, x, stats, weight, need_dx, need_dweight, need_dbias, True, zero_centered_weight
+        dy, x, stats, weight, need_dx, need_dweight, need_dbias, True, zero_centered_weight, dtotal
     )
 
 
@@ -156,6 +292,7 @@ def rms_norm_backward(
     stats: Stats,
     weight: npt.ArrayLike | None = None,
     *,
+    dtotal: npt.ArrayLike | None = None,
     need_dx: bool = True,
     need_dweight: bool | None = None,
     zero_centered_weight: bool = False,
@@ -166,9 +303,10 @@ def rms_norm_backward(
     dx = rstd * (g - xhat * mean(g * xhat));  dweight = sum over the rows of dy * xhat.
 
     Args:
-        dy: gradient with respect to y, of x's shape and type.
-        x, weight, zero_centered_weight: as given to `rms_norm_forward`.
-        stats: the second result of `rms_norm_forward`.
+        dy, dtotal: as in `layer_norm_backward`.
+        x, weight, zero_centered_weight: as given to `rms_norm_forward`; if that had a residual,
+            total instead of x.
+        stats: the last result of `rms_norm_forward`.
         need_dx, need_dweight: which gradients to compute; need_dweight=None means only if there is
             a weight.
     Returns: (dx, dweight), None for those not needed; shapes and types as in
@@ -176,7 +314,7 @@ def rms_norm_backward(
     Raises: ValueError for shapes, TypeError for types, also if stats do not fit x.
     """
     dx, dweight, _ = norm_backward(
-        dy, x, stats, weight, need_dx, need_dweight, False, False, zero_centered_weight
+        dy, x, stats, weight, need_dx, need_dweight, False, False, zero_centered_weight, dtotal
     )
     return dx, dweight
 
@@ -212,10 +350,11 @@ def norm_backward(
     need_dbias: bool,
     centered: bool,
     zero_centered_weight: bool,
+    dtotal: npt.ArrayLike | None = None,
 ) -> Gradients:
     """Return (dx, dweight, dbias), of layer norm if `centered`, else of RMS norm."""
     gradients = None
-    if type(stats) is Stats and stats.parameter_shapes is None:
+    if type(stats) is Stats and stats.parameter_shapes is None and dtotal is None:
         gradients = try_backward(
             dy,
             x,
@@ -234,6 +373,7 @@ def norm_backward(
         )
     if gradients is None:
         gradients = backward(
-            dy, x, stats, weight, need_dx, need_dweight, need_dbias, centered, zero_centered_weight
+            *(dy, x, stats, weight, need_dx, need_dweight, need_dbias),
+            *(centered, zero_centered_weight, dtotal),
         )
     return gradients

@@ -1,7 +1,7 @@
 """Layers with parameters and a hand-written backward, for training with NumPy alone."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, SupportsFloat
+from typing import Any, ClassVar, SupportsFloat, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +10,7 @@ from layernorm import spec
 from layernorm._native import try_layer_forward
 from layernorm.numpy import arrays
 from layernorm.numpy.arrays import Array
-from layernorm.numpy.forward import forward_with_statistics
+from layernorm.numpy.forward import forward_of_sum, forward_with_statistics
 from layernorm.numpy.functional import norm_backward
 from layernorm.numpy.statistics import Stats, StatsFields
 
@@ -73,28 +73,49 @@ class _Norm:
         self.bias = Parameter(np.zeros(self.normalized_shape, dtype)) if has_bias else None
         self._saved: tuple[npt.ArrayLike, StatsFields] | None = None
 
-    def __call__(self, x: npt.ArrayLike) -> Array:
-        """Return y, and keep x (not a copy of it) and its statistics for `backward`.
+    @overload
+    def __call__(self, x: npt.ArrayLike, residual: None = None) -> Array: ...
+    @overload
+    def __call__(self, x: npt.ArrayLike, residual: npt.ArrayLike) -> tuple[Array, Array]: ...
+    def __call__(
+        self, x: npt.ArrayLike, residual: npt.ArrayLike | None = None
+    ) -> Array | tuple[Array, Array]:
+        """Return y, or with a residual (y, total): total is x + residual and y the norm of that.
 
-        Raises: ValueError for x's shape, TypeError for its type.
+        The layer keeps what it normalized, x or total (not a copy), and its statistics for
+        `backward`.
+        Raises: ValueError for shapes, TypeError for types.
         """
         weight = None if self.weight is None else self.weight.data
         bias = None if self.bias is None else self.bias.data
         shape, eps, centered = self.normalized_shape, self.eps, self._centered
-        results = try_layer_forward(x, weight, bias, shape, eps, None, centered, False)
-        if results is None:
-            x = arrays.as_array("x", x)
-            spec.check_trailing(repr(self), shape, x.shape)
-            axes = tuple(range(-len(shape), 0))
-            results = forward_with_statistics(x, weight, bias, axes, eps, None, centered, False)
-        y, fields = results
-        self._saved = x, fields
-        return y
+        if residual is None:
+            results = try_layer_forward(x, weight, bias, shape, eps, None, centered, False)
+            if results is not None:
+                y, fields = results
+                self._saved = x, fields
+                return y
+        x = arrays.as_array("x", x)
+        spec.check_trailing(repr(self), shape, x.shape)
+        axes = tuple(range(-len(shape), 0))
+        if residual is None:
+            y, fields = forward_with_statistics(x, weight, bias, axes, eps, None, centered, False)
+            self._saved = x, fields
+            return y
+        y, total, fields = forward_of_sum(
+            x, residual, weight, bias, axes, eps, None, None, centered, False, save=True
+        )
+        self._saved = total, fields
+        return y, total
 
-    def backward(self, dy: npt.ArrayLike) -> Array:
+    def backward(self, dy: npt.ArrayLike, dtotal: npt.ArrayLike | None = None) -> Array:
         """Return dx for the x of the last call, and add to the parameters' gradients.
 
-        Raises: ValueError before any call and for dy's shape, TypeError for its type.
+        Args:
+            dy: gradient with respect to y.
+            dtotal: gradient with respect to total, if the call had a residual; dx is then the
+                gradient of both x and the residual.
+        Raises: ValueError before any call and for shapes, TypeError for types.
         """
         if self._saved is None:
             raise ValueError(
@@ -113,6 +134,7 @@ class _Norm:
             bias is not None,
             self._centered,
             False,
+            dtotal,
         )
         assert dx is not None
         if weight is not None and dweight is not None:
