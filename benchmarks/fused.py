@@ -6,6 +6,7 @@ Eager PyTorch, interleaved; medians in microseconds. Each kind is timed in three
 PyTorch's operations (the composition), with our norm and PyTorch's for the rest (unfused), and in
 one call of ours.
 
+    residual   total = x + residual and layer_norm(total); the gradients of both go back
     adaptive   layer_norm(x) * (1 + scale) + shift, eight samples, a scale and a shift for each
     heads      RMS norm of the queries in a projection that holds keys and values too, 128 columns
     each head  the same with a weight for each head
@@ -26,7 +27,7 @@ HEAD = 128
 
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-Function = Callable[..., Tensor]
+Function = Callable[..., Tensor | tuple[Tensor, ...]]
 
 
 @dataclass
@@ -68,12 +69,12 @@ def measure(kind: Kind) -> dict[str, dict[str, float]]:
     with torch.no_grad():
         forward = interleave(forwards)
     leaves = [each.detach().requires_grad_() for each in kind.arguments]
-    results = {name: way(*leaves) for name, way in kind.ways()}
-    dy = torch.randn(results["fused"].shape).to(results["fused"].dtype)
+    results = {name: as_tuple(way(*leaves)) for name, way in kind.ways()}
+    gradients = [torch.randn(each.shape).to(each.dtype) for each in results["fused"]]
     backward = interleave(
         {
-            name: (lambda y=y: torch.autograd.grad(y, leaves, dy, retain_graph=True))
-            for name, y in results.items()
+            name: (lambda of=of: torch.autograd.grad(of, leaves, gradients, retain_graph=True))
+            for name, of in results.items()
         }
     )
     return {
@@ -82,12 +83,36 @@ def measure(kind: Kind) -> dict[str, dict[str, float]]:
     }
 
 
+def as_tuple(results: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return one result, or several, as a tuple."""
+    return results if isinstance(results, tuple) else (results,)
+
+
 def as_cells(times: dict[str, float]) -> str:
     """Return three times, and how much faster the fused call is than the others."""
     ratios = (times[name] / times["fused"] for name in ("composition", "unfused"))
     return " | ".join(
         [*(f"{each:,.0f}" for each in times.values()), *(f"{each:.2f}x" for each in ratios)]
     )
+
+
+def residual(rows: int, cols: int, dtype: torch.dtype) -> Kind:
+    """Layer norm of a sum, which is needed too."""
+    x, residual = (torch.randn(rows, cols).to(dtype) for _ in range(2))
+    weight, bias = (torch.randn(cols).to(dtype) for _ in range(2))
+
+    def added(norm: Function) -> Function:
+        def way(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+            total = x + residual
+            return norm(total, (cols,), weight, bias), total
+
+        return way
+
+    def fused(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+        return ln.layer_norm(x, (cols,), weight, bias, residual=residual)
+
+    norms = torch.nn.functional.layer_norm, ln.layer_norm
+    return Kind((x, residual, weight, bias), *map(added, norms), fused)
 
 
 def adaptive(rows: int, cols: int, dtype: torch.dtype) -> Kind:
@@ -137,7 +162,7 @@ def _queries(rows: int, cols: int, dtype: torch.dtype, weight: Tensor) -> Kind:
     return Kind((query, weight), composition, unfused, fused)
 
 
-KINDS = {"adaptive": adaptive, "heads": heads, "each head": each_head}
+KINDS = {"residual": residual, "adaptive": adaptive, "heads": heads, "each head": each_head}
 
 
 if __name__ == "__main__":

@@ -35,7 +35,8 @@ def _lines(
 ) -> dict[str, list[tuple[int, float]]]:
     lines: dict[str, list[tuple[int, float]]] = {}
     for cell in cells:
-        if (cell["work"], cell["dtype"], cell["rows"]) != (kind, dtype, rows):
+        key = cell["work"], cell["dtype"], cell["rows"], cell["residual"]
+        if key != (kind, dtype, rows, False):
             continue
         for name, each in cell["providers"].items():
             if isinstance(each, dict) and "of_copy" in each and name != "copy":

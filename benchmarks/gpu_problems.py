@@ -9,7 +9,8 @@ from torch import Tensor
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-Norm = Callable[[Tensor, Tensor, Tensor], Tensor]
+# (x, weight, bias) -> y; (x, weight, bias, residual) -> y, total
+Norm = Callable[..., Any]
 
 
 class Cell(NamedTuple):
@@ -18,15 +19,17 @@ class Cell(NamedTuple):
     rows: int
     cols: int
     with_compiler: bool = False  # torch.compile takes seconds a cell
+    residual: bool = False
 
     @property
     def name(self) -> str:
-        return f"{self.work} {self.dtype} {self.rows}x{self.cols}"
+        of_sum = " residual" if self.residual else ""
+        return f"{self.work}{of_sum} {self.dtype} {self.rows}x{self.cols}"
 
     @property
     def useful_bytes(self) -> int:
-        passes = {"forward": 2, "backward": 3, "both": 5}[self.work]
-        return passes * self.rows * self.cols * DTYPES[self.dtype].itemsize
+        passes = {"forward": (2, 4), "backward": (3, 4), "both": (5, 8)}[self.work]
+        return passes[self.residual] * self.rows * self.cols * DTYPES[self.dtype].itemsize
 
 
 class Problem(NamedTuple):
@@ -34,6 +37,12 @@ class Problem(NamedTuple):
     weight: Tensor
     bias: Tensor
     dy: Tensor
+    residual: Tensor | None = None
+    dtotal: Tensor | None = None
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        return self[:3] if self.residual is None else (*self[:3], self.residual)
 
 
 def make(cell: Cell, device: str, seed: int) -> Problem:
@@ -44,14 +53,19 @@ def make(cell: Cell, device: str, seed: int) -> Problem:
     normal = functools.partial(torch.randn, generator=generator, device=device)
     arrays = ordinary_arrays(normal, (cell.rows, cell.cols), mean=0.5)
     *leaves, dy = (each.to(DTYPES[cell.dtype]) for each in arrays)
-    return Problem(*(each.requires_grad_() for each in leaves), dy)
+    given = (*(each.requires_grad_() for each in leaves), dy)
+    if not cell.residual:
+        return Problem(*given)
+    residual, dtotal = (normal((cell.rows, cell.cols)).to(dy.dtype) for _ in range(2))
+    return Problem(*given, residual.requires_grad_(), dtotal)
 
 
-def call(cell: Cell, norm: Norm, given: Problem, y: Tensor | None = None) -> Any:
-    """Do the work; a backward takes the y of an earlier forward."""
-    inputs = given[:3]
+def call(cell: Cell, norm: Norm, given: Problem, y: Any = None) -> Any:
+    """Do the work; a backward takes the results of an earlier forward."""
+    inputs = given.inputs
     if cell.work == "forward":
         with torch.no_grad():
             return norm(*inputs)
     y = norm(*inputs) if y is None else y
-    return torch.autograd.grad(y, inputs, given.dy, retain_graph=cell.work == "backward")
+    gradients = given.dy if given.dtotal is None else (given.dy, given.dtotal)
+    return torch.autograd.grad(y, inputs, gradients, retain_graph=cell.work == "backward")

@@ -257,13 +257,9 @@ Backward of_member(const Backward& job, int64_t index) {
           member.array(job.dtotal)};
 }
 
-// The arrays of x's size that it reads and writes.
-int64_t arrays_of(const Forward& job) { return job.adds() ? 4 : 2; }
-int64_t arrays_of(const Backward& job) { return job.dtotal.data ? 4 : 3; }
-
 // Calls one() for each member: with the threads where members are few, else each on one of them.
 template <class Job>
-Status over_members(const Job& job, const Threads& threads,
+Status over_members(const Job& job, const Threads& threads, int64_t arrays,
                     Status (*one)(const Job&, const Threads&, int64_t members)) {
   const int64_t members = job.problem.members.count();
   if (members == 1) return one(job, threads, 1);
@@ -279,7 +275,7 @@ Status over_members(const Job& job, const Threads& threads,
     }
   } call = {job, one, members};
   const Threads alone = {1, nullptr, nullptr};
-  const Threads* const use = worthwhile(threads, arrays_of(job) * bytes_of(job.problem, members));
+  const Threads* const use = worthwhile(threads, arrays * bytes_of(job.problem, members));
   if (!use || members < 2 * threads.count) {
     for (int64_t index = 0; index < members; ++index) call.run(index, use ? threads : alone);
     return call.status;
@@ -310,12 +306,12 @@ Status forward_of_one(const Forward& job, const Threads& threads, int64_t member
   // An output that overwrites its input is in the cache already.
   const int64_t bytes = bytes_of(problem, members), units = units_of(problem.shape);
   const auto overwritten = [&](const Array& input) { return job.y.data == input.data; };
-  const bool stream = arrays_of(job) * bytes >= kStreamBytes && begin_with_lines(job.y, problem) &&
+  const int64_t arrays = job.adds() ? 4 : 2;
+  const bool stream = arrays * bytes >= kStreamBytes && begin_with_lines(job.y, problem) &&
                       !overwritten(problem.x) && !overwritten(job.addends[0]) &&
                       !overwritten(job.addends[1]);
   const ThreadsWithSubnormals with_subnormals = {threads};
-  const Threads* const use =
-      worthwhile(with_subnormals.threads, arrays_of(job) * bytes_of(problem, 1));
+  const Threads* const use = worthwhile(with_subnormals.threads, 2 * bytes_of(problem, 1));
   const bool shared = use && share_rows(problem.shape, units, threads);
   if (weight.is_copied() || bias.is_copied())
     over_columns(use, problem.shape.cols, [&](int64_t begin, int64_t end) {
@@ -364,13 +360,13 @@ Status backward_of_one(const Backward& job, const Threads& threads, int64_t memb
   void* const partials = parameters ? workspace.take(partials_bytes) : nullptr;
   weight.take_memory(workspace);
   const int64_t bytes = bytes_of(problem, members);
-  const bool stream = arrays_of(job) * bytes >= kStreamBytes && job.dx.data != job.dy.data &&
+  const int64_t arrays = job.dtotal.data ? 4 : 3;
+  const bool stream = arrays * bytes >= kStreamBytes && job.dx.data != job.dy.data &&
                       job.dx.data != problem.x.data && job.dx.data != job.dtotal.data &&
                       (problem.shape.inner == 1 || begin_with_lines(job.dx, problem));
   const bool prefetch = bytes >= kPrefetchBytes;
   const ThreadsWithSubnormals with_subnormals = {threads};
-  const Threads* const use =
-      worthwhile(with_subnormals.threads, arrays_of(job) * bytes_of(problem, 1));
+  const Threads* const use = worthwhile(with_subnormals.threads, 3 * bytes_of(problem, 1));
   const bool shared = use && share_rows(problem.shape, blocks, threads);
   if (weight.is_copied())
     over_columns(use, cols, [&](int64_t begin, int64_t end) { weight.copy(begin, end); });
@@ -389,11 +385,11 @@ Status backward_of_one(const Backward& job, const Threads& threads, int64_t memb
 }  // namespace
 
 Status forward(const Forward& job, const Threads& threads) {
-  return over_members(job, threads, forward_of_one);
+  return over_members(job, threads, 2, forward_of_one);
 }
 
 Status backward(const Backward& job, const Threads& threads) {
-  return over_members(job, threads, backward_of_one);
+  return over_members(job, threads, 3, backward_of_one);
 }
 
 }  // namespace layernorm

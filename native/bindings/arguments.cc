@@ -7,8 +7,8 @@
 
 namespace layernorm::python {
 
-bool has_count(const char* name, Py_ssize_t count, Py_ssize_t expected) {
-  if (count == expected) return true;
+bool has_count(const char* name, Py_ssize_t count, Py_ssize_t expected, Py_ssize_t optional) {
+  if (count == expected || count == expected + optional) return true;
   PyErr_Format(PyExc_TypeError, "%s takes %zd arguments, got %zd", name, expected, count);
   return false;
 }

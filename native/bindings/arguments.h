@@ -11,8 +11,9 @@
 
 namespace layernorm::python {
 
-// False, with a TypeError, for another number of arguments than the function takes.
-bool has_count(const char* name, Py_ssize_t count, Py_ssize_t expected);
+// False, with a TypeError, for another number of arguments than the function takes, without or with
+// its optional ones.
+bool has_count(const char* name, Py_ssize_t count, Py_ssize_t expected, Py_ssize_t optional = 0);
 
 // How a call names the normalized axes: by the sizes of x's last axes, or by axes.
 enum class Over { normalized_shape, axes };

@@ -165,24 +165,30 @@ struct RowsForward {
 
   // Writes x, of rows that the rest then finds in the cache.
   __attribute__((noinline)) void add(int64_t first, int64_t count) const {
-    const int64_t strides[2] = {job.addends[0].strides.outer, job.addends[1].strides.outer};
+    const int64_t a_stride = job.addends[0].strides.outer, b_stride = job.addends[1].strides.outer;
     for (int64_t row = first; row < first + count; ++row) {
       Stored* const sum = x_of_run + row * problem.x.strides.outer;
-      const Stored *const a = addends_of_run[0] + row * strides[0], *const b = addends_of_run[1] +
-                                                                               row * strides[1];
-      const int64_t a_ahead = rows_ahead * strides[0], b_ahead = rows_ahead * strides[1];
+      const Stored* const a = addends_of_run[0] + row * a_stride;
+      const Stored* const b = addends_of_run[1] + row * b_stride;
       parts.each([&](int64_t, int64_t begin, int64_t end) {
+        constexpr int64_t W = lanes<C>;
         int64_t col = begin;
-        for (; col + pack_size<Stored> <= end; col += pack_size<Stored>) {
-          if (rows_ahead != 0) {
-            prefetch_pack(a + a_ahead + col);
-            prefetch_pack(b + b_ahead + col);
+        if (rows_ahead != 0) {
+          const int64_t line = kLine / static_cast<int64_t>(sizeof(Stored));
+          for (int64_t at = begin; at < end; at += line) {
+            __builtin_prefetch(a + rows_ahead * a_stride + at, 0, 2);
+            __builtin_prefetch(b + rows_ahead * b_stride + at, 0, 2);
           }
-          for (int64_t at = col; at < col + pack_size<Stored>; at += lanes<C>)
-            store(sum + at, load(a + at) + load(b + at));
         }
-        for (; col < end; col += lanes<C>) {
-          const int64_t rest = std::min(lanes<C>, end - col);
+        for (; col + 4 * W <= end; col += 4 * W) {
+          Vector<C> sums[4];
+          LAYERNORM_UNROLL
+          for (int v = 0; v < 4; ++v) sums[v] = load(a + col + v * W) + load(b + col + v * W);
+          LAYERNORM_UNROLL
+          for (int v = 0; v < 4; ++v) store(sum + col + v * W, sums[v]);
+        }
+        for (; col < end; col += W) {
+          const int64_t rest = std::min(W, end - col);
           store_first(sum + col, load_first(a + col, rest) + load_first(b + col, rest), rest);
         }
       });

@@ -1,14 +1,14 @@
 """The compiled module. Most functions do not check their arguments: call a front end instead."""
 
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
 
 _Array = npt.NDArray[Any]
-# Of Stats: mean, rstd, residual, axis, eps, parameter_type.
-_Fields = tuple[_Array | None, _Array, _Array | None, tuple[int, ...], float, np.dtype[Any] | None]
+_Fields = tuple[Any, ...]  # of Stats: mean, rstd, residual, axis, eps, parameter_type
 
+@overload
 def try_forward(
     x: object,
     weight: object,
@@ -20,12 +20,27 @@ def try_forward(
     zero_centered_weight: bool,
     /,
 ) -> _Array | None:
-    """Return y for contiguous arrays, normalized over their last axes.
+    """Return y for contiguous arrays, normalized over their last axes; (y, total) with a residual.
 
     None, with nothing touched, for anything else. `axis` is an int, or a tuple or a list of ints in
     any order; negative ones count from the end. `eps` is a float, an int or a NumPy float.
     """
 
+@overload
+def try_forward(
+    x: object,
+    weight: object,
+    bias: object,
+    axis: object,
+    eps: object,
+    out: object,
+    centered: bool,
+    zero_centered_weight: bool,
+    residual: object,
+    total: object,
+    /,
+) -> tuple[_Array, _Array] | None: ...
+@overload
 def try_forward_with_statistics(
     x: object,
     weight: object,
@@ -37,8 +52,25 @@ def try_forward_with_statistics(
     zero_centered_weight: bool,
     /,
 ) -> tuple[_Array, _Fields] | None:
-    """Return (y, fields) where `try_forward` returns y: the statistics are `Stats(*fields)`."""
+    """Return (y, fields) where `try_forward` returns y: the statistics are `Stats(*fields)`.
 
+    With a residual (y, total, fields).
+    """
+
+@overload
+def try_forward_with_statistics(
+    x: object,
+    weight: object,
+    bias: object,
+    axis: object,
+    eps: object,
+    out: object,
+    centered: bool,
+    zero_centered_weight: bool,
+    residual: object,
+    total: object,
+    /,
+) -> tuple[_Array, _Array, _Fields] | None: ...
 def try_layer_forward(
     x: object,
     weight: object,
@@ -48,8 +80,10 @@ def try_layer_forward(
     out: object,
     centered: bool,
     zero_centered_weight: bool,
+    residual: object = None,
+    total: object = None,
     /,
-) -> tuple[_Array, _Fields] | None:
+) -> Any:
     """Do the same over x's last axes, None unless their sizes are `normalized_shape`."""
 
 def try_backward(
@@ -67,6 +101,7 @@ def try_backward(
     need_dbias: bool,
     centered: bool,
     zero_centered_weight: bool,
+    dtotal: object = None,
     /,
 ) -> tuple[_Array | None, _Array | None, _Array | None] | None:
     """Return (dx, dweight, dbias) for contiguous arrays; None for anything else.
@@ -155,12 +190,13 @@ def torch_try_forward(
     eps: object,
     centered: bool,
     zero_centered_weight: bool,
+    residual: object = None,
     /,
 ) -> Any:
     """Return y for contiguous tensors on the CPU, normalized over their last axes.
 
-    (y, rest) where a gradient is wanted; None, with nothing done, for anything else. eps is a
-    float, or for RMS normalization None.
+    (y, rest) where a gradient is wanted; with a residual (y, total, rest), rest None where none is.
+    None, with nothing done, for anything else. eps is a float, or for RMS normalization None.
     """
 
 def torch_try_forward_over_axes(
@@ -171,6 +207,7 @@ def torch_try_forward_over_axes(
     eps: object,
     centered: bool,
     zero_centered_weight: bool,
+    residual: object = None,
     /,
 ) -> Any:
     """Do what `torch_try_forward` does, with `axis` and `eps` as `try_forward` takes them."""
@@ -195,7 +232,13 @@ def torch_is_unwatched() -> bool:
     """Tell whether no mode, transform, tracer, profiler or forward-mode level sees operators."""
 
 def torch_try_backward(
-    x: object, weight: object, rest: tuple[Any, ...], dy: object, need: tuple[bool, ...], /
+    x: object,
+    weight: object,
+    rest: tuple[Any, ...],
+    dy: object,
+    need: tuple[bool, ...],
+    dtotal: object = None,
+    /,
 ) -> Any:
     """Return (dx, dweight, dbias, None) for contiguous tensors; None for anything else.
 

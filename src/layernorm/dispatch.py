@@ -22,8 +22,9 @@ _FRONT_ENDS = {
 # The modules by the type of x. Not a cached function, which the PyTorch compiler would trace.
 _known: dict[type, ModuleType] = {list: layernorm.numpy, tuple: layernorm.numpy}
 
-# Their arrays cannot be written to, so their functions take no `out`.
+# Their arrays cannot be written to, so their functions take no `out`; and those without `total`.
 _WITHOUT_OUT = ("layernorm.jax", "layernorm.tensorflow", "layernorm.keras")
+_WITHOUT_TOTAL = (*_WITHOUT_OUT, "layernorm.torch.over_axes")
 
 
 def layer_norm(
@@ -31,9 +32,11 @@ def layer_norm(
     weight: Any = None,
     bias: Any = None,
     *,
+    residual: Any = None,
     axis: spec.Axis = -1,
     eps: SupportsFloat = 1e-5,
     out: Any = None,
+    total: Any = None,
     zero_centered_weight: bool = False,
 ) -> Any:
     """Normalize an array of any supported kind to zero mean and unit variance, scale and shift.
@@ -44,14 +47,19 @@ def layer_norm(
         x: an array of NumPy, PyTorch, JAX, TensorFlow or Keras; or a list of numbers, which is
             converted to a NumPy array.
         weight, bias: of x's kind, with the normalized shape, or None.
+        residual: an array of x's kind, shape and type to add first.
         axis, eps, zero_centered_weight: as in `layernorm.numpy.layer_norm`.
         out: likewise, for arrays that can be written to: NumPy's and PyTorch's.
-    Returns: y, of x's kind, shape and type.
+        total: likewise, for NumPy's.
+    Returns: y, of x's kind, shape and type. With a residual (y, total): total is x + residual, and
+        y the norm of that.
     Raises: TypeError if x is of another kind, else what the front end raises.
     Source: Ba, Kiros and Hinton 2016, arXiv:1607.06450.
     """
     front_end = _known.get(type(x)) or _front_end_of(type(x))
-    function = front_end.layer_norm if out is None else _with_out(front_end, "layer_norm", out)
+    function = front_end.layer_norm
+    if residual is not None or out is not None or total is not None:
+        function = _with(front_end, "layer_norm", residual=residual, out=out, total=total)
     return function(x, weight, bias, axis=axis, eps=eps, zero_centered_weight=zero_centered_weight)
 
 
@@ -59,9 +67,11 @@ def rms_norm(
     x: Any,
     weight: Any = None,
     *,
+    residual: Any = None,
     axis: spec.Axis = -1,
     eps: SupportsFloat = 1e-6,
     out: Any = None,
+    total: Any = None,
     zero_centered_weight: bool = False,
 ) -> Any:
     """Divide an array of any supported kind by its root mean square over `axis`, then scale.
@@ -73,13 +83,15 @@ def rms_norm(
             converted to a NumPy array.
         weight: of x's kind, with the normalized shape, or None.
         axis, eps, zero_centered_weight: as in `layernorm.numpy.rms_norm`.
-        out: as in `layer_norm`.
-    Returns: y, of x's kind, shape and type.
+        residual, out, total: as in `layer_norm`.
+    Returns: y, or (y, total), as `layer_norm` does.
     Raises: TypeError if x is of another kind, else what the front end raises.
     Source: Zhang and Sennrich 2019, arXiv:1910.07467.
     """
     front_end = _known.get(type(x)) or _front_end_of(type(x))
-    function = front_end.rms_norm if out is None else _with_out(front_end, "rms_norm", out)
+    function = front_end.rms_norm
+    if residual is not None or out is not None or total is not None:
+        function = _with(front_end, "rms_norm", residual=residual, out=out, total=total)
     return function(x, weight, axis=axis, eps=eps, zero_centered_weight=zero_centered_weight)
 
 
@@ -97,11 +109,19 @@ def _front_end_of(kind: type) -> ModuleType:
     )
 
 
-def _with_out(front_end: ModuleType, name: str, out: Any) -> Callable[..., Any]:
-    """Bind `out` to a front end's function. Raises: TypeError if the front end takes none."""
-    if front_end.__name__ in _WITHOUT_OUT:
-        raise TypeError(
-            f"out is of type {type(out).__name__}, expected None, because arrays of "
-            f"{front_end.__name__} cannot be written to: use the y that is returned"
-        )
-    return functools.partial(getattr(front_end, name), out=out)
+def _with(front_end: ModuleType, name: str, **given: Any) -> Callable[..., Any]:
+    """Bind these arguments, those that are not None, to a front end's function.
+
+    Raises: TypeError if it takes no `out` or `total`.
+    """
+    given = {each: value for each, value in given.items() if value is not None}
+    for each, without in (("out", _WITHOUT_OUT), ("total", _WITHOUT_TOTAL)):
+        if each in given and front_end.__name__ in without:
+            result, name = "y" if each == "out" else "total", front_end.__name__
+            cannot = f"arrays of {name} cannot be written to"
+            reason = cannot if name in _WITHOUT_OUT else f"{name} returns a new one"
+            raise TypeError(
+                f"{each} is of type {type(given[each]).__name__}, expected None, because {reason}: "
+                f"use the {result} that is returned"
+            )
+    return functools.partial(getattr(front_end, name), **given)

@@ -48,7 +48,12 @@ def test_demo_shows_the_frameworks_and_names_the_missing_ones(capsys, tmp_path, 
 @pytest.mark.filterwarnings("ignore")  # the frameworks' own
 @pytest.mark.parametrize(
     ("place", "output"),
-    [(0, "array([2., 2.,"), (1, "tensor([[-1.2247,  0.0000,  1.2247]])"), (2, "[")],
+    [
+        (0, "array([2., 2.,"),
+        (1, "tensor([[-1.2247,  0.0000,  1.2247]])"),
+        (2, "(True, True)"),
+        (3, "["),
+    ],
 )
 def test_each_snippet_gives_its_output(place, output):
     snippet = SNIPPETS[place]

@@ -9,9 +9,10 @@ from own_process import run_script
 
 pytest.importorskip("jax")
 
-from sharded_calls import arrays_for
+from calls import assert_same_bits
+from sharded_calls import CALLS, RESIDUAL_CALLS, arrays_for, with_residual
 
-from layernorm import accuracy
+from layernorm import accuracy, reference
 
 NONE: dict[str, int] = {}
 # One all-gather for the moments; one all-reduce for dweight and dbias, and two of sums along rows.
@@ -55,8 +56,30 @@ def judge(found: dict) -> None:
         assert accuracy.dbias_error(gradient, dy, axis=-1) <= bounds.parameter
 
 
+def judge_with_residual(found: dict) -> None:
+    """Check that total is exact and the others are within their bounds."""
+    kind, bounds = found["kind"], accuracy.BOUNDS[found["dtype"]]
+    arrays = with_residual(found["what"], found["dtype"])
+    x, residual, weight, bias, dy, dtotal = map(np.asarray, arrays)
+    results = [np.array(each).astype(x.dtype) for each in found["results"]]
+    y, total, dx, dresidual, dweight, *dbias = results
+    assert_same_bits(total, reference.add(x, residual), "total")
+    assert_same_bits(dresidual, dx, "dresidual")
+    options = {"kind": kind, "axis": -1, "eps": 1e-5 if kind == "layer_norm" else 1e-6}
+    bias = bias if kind == "layer_norm" else None
+    assert accuracy.y_error(y, total, weight, bias, **options) <= bounds.y
+    assert accuracy.dx_error(dx, dy, total, weight, dtotal=dtotal, **options) <= bounds.dx
+    assert accuracy.dweight_error(dweight, dy, total, **options) <= bounds.parameter
+    for gradient in dbias:
+        assert accuracy.dbias_error(gradient, dy, axis=-1) <= bounds.parameter
+
+
 def test_sharded_calls_are_right_and_communicate_no_more_than_needed() -> None:
-    *calls, uneven, within_shard_map, explicit, parameters, pmap, batched, exported = reports()
+    every = reports()
+    calls, every = every[: len(CALLS)], every[len(CALLS) :]
+    of_sums, others = every[: len(RESIDUAL_CALLS)], every[len(RESIDUAL_CALLS) :]
+    uneven, within_shard_map, explicit, parameters, pmap, batched, *others = others
+    residual, explicit_residual, exported = others
     assert {each["what"] for each in calls} == set(COLLECTIVES)
     for each in calls:
         what = (each["what"], each["kind"], each["dtype"])
@@ -65,6 +88,13 @@ def test_sharded_calls_are_right_and_communicate_no_more_than_needed() -> None:
         assert each["gathered"] == gathered, what
         assert each["kept"] == [True, True], f"{what}: y and dx are not sharded as x"
         judge(each)
+    for each in of_sums:
+        what = (each["what"], each["kind"], each["dtype"])
+        assert (each["forward"], each["backward"]) == COLLECTIVES[each["what"]], what
+        assert each["kept"] == [True] * 3, f"{what}: y, total and dx are not sharded as x"
+        judge_with_residual(each)
+    assert residual["difference"] < 1e-5
+    assert explicit_residual["difference"] < 2e-6
     assert uneven["difference"] < 1e-5
     assert within_shard_map["difference"] < 1e-5
     assert explicit["difference"] < 2e-6

@@ -76,6 +76,34 @@ def test_the_bits_are_those_of_the_numpy_front_end(kind) -> None:
             assert_same_bits(to_array(result), expected[name], f"{name} of {case.id}")
 
 
+@each_kind
+def test_the_bits_with_a_residual_are_those_of_the_numpy_front_end(kind) -> None:
+    forward, backward = (getattr(numpy_front_end, f"{kind}_{e}") for e in ("forward", "backward"))
+    for case in cases.residual_cases(kind)[::2]:
+        x, dy, weight, bias = (dense(each) for each in case.arrays())
+        residual, dtotal = (dense(each) for each in case.residual())
+        parameters = {"weight": weight, "bias": bias}
+        parameters = {name: each for name, each in parameters.items() if each is not None}
+        y, total, stats = forward(x, **parameters, residual=residual, **case.definition)
+        dx, *of_parameters = backward(
+            *(dy, total, stats, weight),
+            dtotal=dtotal,
+            need_dweight=True,
+            zero_centered_weight=case.zero_centered_weight,
+        )
+        expected = dict(zip(("dweight", "dbias"), of_parameters, strict=False))
+        expected |= {"y": y, "total": total, "dx": dx, "dresidual": dx}
+        given = {"x": x, "residual": residual} | parameters
+        given = {name: to_tensor(each) for name, each in given.items()}
+        call = Call(getattr(ours, kind), tuple(case.definition.items()))
+        results, gradients = with_gradients(call, given, (to_tensor(dy), to_tensor(dtotal)))
+        results = dict(zip(("y", "total"), results, strict=True))
+        results |= {f"d{name}": each for name, each in gradients.items()}
+        assert set(results) >= {"y", "total"} | {f"d{name}" for name in given if gradients}
+        for name, result in results.items():
+            assert_same_bits(to_array(result), expected[name], f"{name} of {case.id}")
+
+
 @pytest.mark.parametrize("axis", [-1, 1, [1, -1], [-1, 1], [2, 3], (1, 2, 3), [0]], ids=str)
 @each_kind
 def test_layers_over_any_axis_have_the_parameters_in_xs_order(kind, axis) -> None:
@@ -298,6 +326,146 @@ def test_symbolic_tensors(kind, tmp_path) -> None:
         getattr(layernorm, kind)(inputs, out=inputs)
     layer = PAIRS[kind][0]()
     assert layer(inputs).shape == (None, 4, None, 8)
+
+
+@each_kind
+def test_layers_take_a_residual(kind) -> None:
+    mine, _, eps = PAIRS[kind]
+    layer, x, residual = mine(), normal(6, 5), normal(6, 5)
+    layer.build(x.shape)
+    weights = [normal(5) for _ in layer.weights]
+    layer.set_weights(weights)
+    expected = getattr(numpy_front_end, kind)(x, *weights, residual=residual, eps=eps)
+    converted = PAIRS[kind][1]()
+    converted.build(x.shape)
+    converted.set_weights(weights)
+    ours.convert(converted)
+    for call in (layer, converted, lambda x, residual: layer(x, residual=residual)):
+        for got, each, name in zip(call(x, residual), expected, ("y", "total"), strict=True):
+            assert_same_bits(to_array(got), each, name)
+    ours.convert(converted, undo=True)
+    with pytest.raises(TypeError):
+        converted(x, residual)
+
+
+@each_kind
+def test_a_residual_in_a_functional_model(kind, tmp_path) -> None:
+    """A layer and a function, of symbolic tensors, with shapes that are partly unknown."""
+    inputs = [keras.Input((None, 8)), keras.Input((None, 8))]
+    y, total = PAIRS[kind][0]()(*inputs)
+    y, total = getattr(layernorm, kind)(y, residual=total)
+    for each in (y, total):
+        assert (each.shape, each.dtype) == ((None, None, 8), "float32")
+    model = keras.Model(inputs, [y, total])
+    x, residual = normal(2, 3, 8), normal(2, 3, 8)
+    front = getattr(numpy_front_end, kind)
+    expected = front(x, residual=residual, eps=PAIRS[kind][2])
+    expected = front(expected[0], residual=expected[1])
+    model.save(tmp_path / "model.keras")
+    for each in (model, keras.models.load_model(tmp_path / "model.keras")):
+        results = each([to_tensor(x), to_tensor(residual)])
+        for got, right, name in zip(results, expected, ("y", "total"), strict=True):
+            assert_same_bits(to_array(got), right, name)
+
+
+@each_kind
+def test_shapes_and_types_with_a_residual(kind) -> None:
+    for policy in POLICIES:
+        layer = PAIRS[kind][0](dtype=policy)
+        for dtype in ("float32", "bfloat16", "int32"):
+            x = ops.cast(np.ones((2, 3)), dtype)
+            symbolic = keras.KerasTensor((2, 3), dtype)
+            results, symbols = layer(x, x), layer(symbolic, symbolic)
+            assert [tuple(each.shape) for each in (*results, *symbols)] == [(2, 3)] * 4
+            assert results[0].dtype == layer(x).dtype
+            assert symbols[0].dtype == layer(symbolic).dtype
+            total, symbol = (
+                keras.backend.standardize_dtype(e[1].dtype) for e in (results, symbols)
+            )
+            assert total == symbol
+    assert layer.compute_output_shape((2, 3)) == (2, 3)
+    assert layer.compute_output_shape((2, 3), (2, 3)) == ((2, 3), (2, 3))
+
+
+@each_kind
+def test_kerass_own_code_with_a_residual(kind) -> None:
+    """It runs where ours cannot, on the sum."""
+    x, residual = normal(3, 4), normal(3, 4)
+    plain = to_array(PAIRS[kind][0](epsilon=0.0)(x + residual))
+    y, total = PAIRS[kind][0](epsilon=-1e-9)(x, residual)
+    assert_same_bits(to_array(total), x + residual, "total")
+    np.testing.assert_allclose(to_array(y), plain, rtol=1e-4, atol=1e-5)
+
+
+BAD_RESIDUALS = {
+    "shape": (np.ones((2, 1), np.float32), ValueError, r"residual has shape [\[(]2, 1[\])]"),
+    "type": (np.ones((2, 3), np.float16), TypeError, "residual has type float16"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_RESIDUALS)
+@each_kind
+def test_a_bad_residual_is_an_error(kind, name) -> None:
+    residual, error, words = BAD_RESIDUALS[name]
+    error = (error, RuntimeError) if BACKEND == "torch" else error  # as PyTorch's own
+    x, residual = (ops.convert_to_tensor(each) for each in (normal(2, 3), residual))
+    symbolic = [keras.KerasTensor(each.shape, each.dtype) for each in (x, residual)]
+    layer = PAIRS[kind][0](autocast=False)
+    for given in ((x, residual), symbolic):
+        with pytest.raises(error, match=words):
+            getattr(ours, kind)(given[0], residual=given[1])
+        with pytest.raises(error, match=words):
+            layer(*given)
+    with pytest.raises(error, match=words):
+        getattr(formula, kind)(x, residual=residual)
+
+
+@pytest.mark.skipif(BACKEND == "numpy", reason="NumPy arrays carry no mask")
+@each_kind
+def test_the_mask_of_x_goes_to_both_results(kind) -> None:
+    x = ops.convert_to_tensor(normal(2, 3, 4))
+    masked = keras.layers.Masking()(x)
+    for each in PAIRS[kind][0]()(masked, x):
+        assert each._keras_mask is not None
+
+
+@each_kind
+def test_the_formula_with_a_residual(kind) -> None:
+    x, residual = normal(3, 5), normal(3, 5)
+    got = getattr(formula, kind)(*map(ops.convert_to_tensor, (x,)), residual=residual)
+    expected = getattr(numpy_front_end, kind)(x, residual=residual)
+    for one, other in zip(got, expected, strict=True):
+        np.testing.assert_allclose(to_array(one), other, rtol=1e-5, atol=1e-5)
+
+
+class Block(keras.layers.Layer):
+    """A residual connection around a dense layer, with or without the fused call."""
+
+    def __init__(self, norm, fused) -> None:
+        super().__init__()
+        self.dense, self.norm, self.fused = keras.layers.Dense(32), norm, fused
+
+    def call(self, x):
+        if self.fused:
+            y, total = self.norm(self.dense(x), x)
+        else:
+            total = self.dense(x) + x
+            y = self.norm(total)
+        return y + 0.5 * total
+
+
+@trains
+def test_training_with_a_residual() -> None:
+    losses = []
+    for fused in (True, False):
+        keras.utils.set_random_seed(0)
+        model = small_model(Block(ours.LayerNormalization(), fused))
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile("adam", loss, jit_compile=BACKEND == "jax")
+        history = model.fit(*digits(), epochs=2, batch_size=64, verbose=0)
+        losses.append(history.history["loss"])
+    assert losses[0][-1] < losses[0][0]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
 
 
 # x's shape, the axis, and the shapes of weight and bias.

@@ -10,7 +10,7 @@ if importlib.util.find_spec("keras") is None:
 
 
 @pytest.mark.parametrize(
-    ("backend", "tests"), [("jax", 269), ("tensorflow", 273), ("torch", 256), ("numpy", 241)]
+    ("backend", "tests"), [("jax", 288), ("tensorflow", 292), ("torch", 275), ("numpy", 257)]
 )
 def test_inside(backend, tests) -> None:
     if importlib.util.find_spec(backend) is None:

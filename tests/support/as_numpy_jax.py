@@ -57,20 +57,22 @@ def everything(dy, x, weight, bias, own, *, kind: str, options: tuple[tuple[str,
     return forward(x, weight, bias, **call), gradients(dy, x, *own, **call)
 
 
-def formula_forward(x, weight, bias, *, definition: Definition):
+def formula_forward(x, weight, bias, addend=None, *, definition: Definition):
     return formulas.forward(
-        *primitives.present(x, weight, bias),
+        *primitives.present(x, addend, weight, bias),
         definition=definition,
+        has_addend=addend is not None,
         has_weight=weight is not None,
         has_bias=bias is not None,
         with_statistics=True,
     )
 
 
-def formula_backward(dy, x, statistics, weight, *, definition, need, parameter_type):
+def formula_backward(dy, x, statistics, weight, dtotal=None, *, definition, need, parameter_type):
     return formulas.backward(
-        *primitives.present(dy, x, *statistics, weight),
+        *primitives.present(dy, dtotal, x, *statistics, weight),
         definition=definition,
+        has_dtotal=dtotal is not None,
         need=need,
         has_weight=weight is not None,
         parameter_type=parameter_type,

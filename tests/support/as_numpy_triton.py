@@ -110,7 +110,17 @@ class Kernels:
         return self.rms_norm_forward(x, weight, **options)[0]
 
     def _forward(
-        self, x, weight, bias, *, centered, axis=-1, eps=1e-5, zero_centered_weight=False, out=None
+        self,
+        x,
+        weight,
+        bias,
+        *,
+        centered,
+        axis=-1,
+        eps=1e-5,
+        zero_centered_weight=False,
+        out=None,
+        residual=None,
     ):
         axes = axes_of(axis, x.ndim)
         definition = Definition(
@@ -119,13 +129,14 @@ class Kernels:
         shape = next((each.shape for each in (weight, bias) if each is not None), None)
         spread = [_spread(each, x, axes) for each in (weight, bias)]
         given = [to_tensor(each) for each in (x, *spread)]
-        results = gpu_forward.forward(*given, definition)
-        y, mean, rstd, residual = (to_array(each) for each in results)
+        results = gpu_forward.forward(*given, definition, addend=to_tensor(residual))
+        y, *total, mean, rstd, mean_residual = (to_array(each) for each in results)
         if out is not None:
             out[...] = y
             y = out
         types = [each.dtype for each in given[1:] if each is not None] + [given[0].dtype]
-        return y, Stats(mean, rstd, residual, axes, eps, definition, types[0], shape)
+        stats = Stats(mean, rstd, mean_residual, axes, eps, definition, types[0], shape)
+        return y, *total, stats
 
     def _backward(self, dy, x, stats, weight, **options):
         need = (
@@ -141,6 +152,7 @@ class Kernels:
         call = gpu_backward.Backward(
             *(to_tensor(dy), to_tensor(x), to_tensor(spread[0]), stats.parameter_type),
             *(stats.definition, need, saved),
+            dtotal=to_tensor(options.get("dtotal")),
             parameter_shape=None if shape is None else spread[1].shape,
         )
         dx, *gradients = (to_array(each) for each in call.run())

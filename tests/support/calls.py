@@ -65,6 +65,13 @@ def assert_same_bits(got: Array, expected: Array, what: str) -> None:
     )
 
 
+def assert_same_numbers(got: Array, expected: Array, what: str) -> None:
+    """Assert the same bits, but of NaNs."""
+    is_nan = np.isnan(got.astype(np.float64)) & np.isnan(expected.astype(np.float64))
+    without = [np.where(is_nan, 0, each).astype(each.dtype) for each in (got, expected)]
+    assert_same_bits(*without, what)
+
+
 def assert_equal_values(got: Array, expected: Array, what: str) -> None:
     exact = np.longdouble if got.dtype.itemsize > 4 else np.float64
     same = got.astype(exact) == expected.astype(exact)

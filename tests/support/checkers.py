@@ -16,6 +16,7 @@ from calls import (
     Gradients,
     assert_equal_values,
     assert_same_bits,
+    assert_same_numbers,
     backward,
     forward,
     forward_and_backward,
@@ -82,6 +83,39 @@ def judge_gradients(
         errors["dbias"] = (accuracy.dbias_error(dbias, dy, axis=axis), bounds.parameter)
     for name, (error, bound) in errors.items():
         assert error <= bound, f"{name} is {error:.3g} ulp off, allowed {bound}: {case}"
+
+
+def check_residual(impl: Any, case: Case) -> None:
+    """total = x + residual, rounded once; y and the statistics are those of the stored total."""
+    x, _, weight, bias = case.arrays()
+    residual, _ = case.residual()
+    with unchanged(x=x, residual=residual, weight=weight, bias=bias):
+        y, total, stats = forward(impl, case, x, weight, bias, residual=residual)
+    assert_same_numbers(total, reference.add(x, residual), "total")
+    judge_y(case, y, total, weight, bias)
+    expected_y, expected = forward(impl, case, total, weight, bias)
+    assert_same_bits(y, expected_y, "y of total")
+    for name in ("mean", "rstd", "residual"):
+        if getattr(expected, name) is not None:
+            assert_same_bits(getattr(stats, name), getattr(expected, name), f"{name} of total")
+
+
+def check_dtotal(impl: Any, case: Case) -> None:
+    """dtotal is added to dx, within its bound; dweight and dbias are those without it."""
+    x, dy, weight, bias = case.arrays()
+    residual, dtotal = case.residual()
+    _, total, stats = forward(impl, case, x, weight, bias, residual=residual)
+    with unchanged(total=total, dy=dy, dtotal=dtotal):
+        dx, *of_parameters = backward(impl, case, dy, total, stats, weight, dtotal=dtotal)
+    error = accuracy.dx_error(
+        dx, dy, total, weight, dtotal=dtotal, kind=case.kind, **case.definition
+    )
+    bound = accuracy.BOUNDS[case.dtype].dx
+    assert error <= bound, f"dx is {error:.3g} ulp off, allowed {bound}: {case}"
+    _, *expected = backward(impl, case, dy, total, stats, weight)
+    for got, right in zip(of_parameters, expected, strict=True):
+        if right is not None:
+            assert_same_bits(got, right, "dweight or dbias")
 
 
 def check_statistics(impl: Any, case: Case) -> None:

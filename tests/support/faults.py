@@ -260,6 +260,21 @@ class StridesIgnored(Model):
         return rows_of(read, axis).astype(wide(x.dtype), order="C")
 
 
+class SumNormalizedBeforeRounding(Model):
+    def rows_of_total(self, stored, exact):
+        return exact
+
+
+class DtotalDropped(Model):
+    def with_dtotal(self, dx, dtotal, dtype):
+        return dx
+
+
+class DxRoundedBeforeDtotalIsAdded(Model):
+    def with_dtotal(self, dx, dtotal, dtype):
+        return dx.astype(native(dtype)).astype(dx.dtype) + dtotal
+
+
 class BitsOfTheMean(Model):
     """The float32 mean of some rows is one unit in the last place larger."""
 

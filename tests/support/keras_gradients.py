@@ -40,7 +40,10 @@ class Call(NamedTuple):
 
 
 def with_gradients(call: Call, given, dy):
-    """Return call(**given) and its gradients at dy by name; no gradients on the NumPy backend."""
+    """Return call(**given) and its gradients at dy by name; no gradients on the NumPy backend.
+
+    With a residual among `given`, call(**given) is a pair of results, and so is dy.
+    """
     if BACKEND == "tensorflow":
         import tensorflow as tf
 

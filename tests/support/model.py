@@ -43,12 +43,25 @@ class Model:
         return self.backward(dy, x, stats, weight, centered=False, need_dbias=False, **options)[:2]
 
     def forward(
-        self, x, weight, bias, *, axis=-1, eps, out=None, zero_centered_weight=False, centered
+        self,
+        x,
+        weight,
+        bias,
+        *,
+        residual=None,
+        axis=-1,
+        eps,
+        out=None,
+        zero_centered_weight=False,
+        centered,
     ):
-        axis = self.axes(axis, x.ndim)
+        axis, addend = self.axes(axis, x.ndim), residual
         given = [parameter.dtype for parameter in (weight, bias) if parameter is not None]
         with np.errstate(all="ignore"):
-            rows = self.rows(x, axis)
+            total = None if addend is None else (x + addend).astype(native(x.dtype), copy=False)
+            rows = self.rows(x if addend is None else total, axis)
+            if addend is not None:
+                rows = self.rows_of_total(rows, self.rows(x, axis) + self.rows(addend, axis))
             mean = self.mean(rows) if centered else np.zeros_like(rows[:, :1])
             residual = self.residual(rows, mean) if centered else mean
             deviation = self.deviation(rows, mean, residual)
@@ -69,7 +82,8 @@ class Model:
                 if given
                 else tuple(x.shape[a] for a in axis),
             )
-        return self.deliver(y, out), stats
+        y = self.deliver(y, out)
+        return (y, stats) if addend is None else (y, total, stats)
 
     def backward(
         self,
@@ -78,6 +92,7 @@ class Model:
         stats,
         weight,
         *,
+        dtotal=None,
         need_dx=True,
         need_dweight=None,
         need_dbias=True,
@@ -98,7 +113,10 @@ class Model:
             if need_dx:
                 g = dy * self.factor(self.of_rows(weight, x, axis), zero_centered_weight)
                 g = np.where(np.isfinite(g).all(axis=1, keepdims=True), g, np.nan)
-                dx = self.rounded(self.dx(g, xhat, rstd, centered), x, axis)
+                dx = self.dx(g, xhat, rstd, centered)
+                if dtotal is not None:
+                    dx = self.with_dtotal(dx, self.rows(dtotal, axis), x.dtype)
+                dx = self.rounded(dx, x, axis)
             if need_dweight:
                 dweight = self.summed_of_members(dy * xhat, x, axis, stats, dtype)
             if need_dbias:
@@ -110,6 +128,14 @@ class Model:
 
     def rows(self, x, axis):
         return rows_of(x, axis).astype(wide(x.dtype), order="C")
+
+    def rows_of_total(self, stored, exact):
+        """Return the rows to normalize, of the stored total and of the unrounded sum."""
+        return stored
+
+    def with_dtotal(self, dx, dtotal, dtype):
+        """Return the gradient of x and the residual, not yet rounded."""
+        return dx + dtotal
 
     def mean(self, rows):
         """Return the mean, rounded to the type in which it is saved."""

@@ -125,6 +125,49 @@ def call(kind: str, dtype: str, name: str) -> None:
     )
 
 
+def of_sum(kind, x, residual, *parameters):
+    return getattr(ours, kind)(x, *parameters, residual=residual)
+
+
+def gradients_of_sum(kind, cotangents, *arrays):
+    return jax.vjp(functools.partial(of_sum, kind), *arrays)[1](cotangents)
+
+
+def with_residual(name: str, dtype: str) -> list[jax.Array]:
+    """Return x, residual, weight, bias, dy and dtotal of a call with this sharding."""
+    x, weight, bias, dy = arrays_for(name, dtype)
+    return [x, jnp.roll(x, 1, 1), weight, bias, dy, jnp.roll(dy, 1, 0)]
+
+
+RESIDUAL_CALLS = [
+    ("layer_norm", "float32", "rows"),
+    ("layer_norm", "bfloat16", "rows and normalized axis"),
+    ("rms_norm", "float32", "adaptive, varying and normalized axis"),
+    ("layer_norm", "bfloat16", "adaptive, rows"),
+]
+
+
+def call_with_residual(kind: str, dtype: str, name: str, residual_is_whole: bool) -> None:
+    spec, parameter_spec = SHARDINGS[name]
+    residual_spec = () if residual_is_whole else spec
+    specs = (spec, residual_spec, parameter_spec, parameter_spec, spec, spec)
+    given = [placed(*each) for each in zip(with_residual(name, dtype), specs, strict=True)]
+    arrays = given[: 4 if kind == "layer_norm" else 3]
+    forward = jax.jit(of_sum, static_argnums=0).lower(kind, *arrays).compile()
+    backward = jax.jit(gradients_of_sum, static_argnums=0)
+    backward = backward.lower(kind, tuple(given[4:]), *arrays).compile()
+    results = [*forward(*arrays), *backward(tuple(given[4:]), *arrays)]
+    report(
+        name,
+        kind=kind,
+        dtype=dtype,
+        forward=collectives(forward),
+        backward=collectives(backward),
+        kept=[each.sharding.is_equivalent_to(given[0].sharding, 3) for each in results[:3]],
+        results=[np.asarray(each, np.float64).tolist() for each in results],
+    )
+
+
 def rows_that_do_not_divide() -> None:
     """An intermediate array whose rows do not divide evenly among the devices."""
     x, weight, bias, _ = arrays_of(7, 64)
@@ -219,6 +262,57 @@ def parameters_within_shard_map() -> None:
     report("parameters in shard_map", difference=max(differences))
 
 
+def loss_of_sum(x, residual, weight, bias):
+    y, total = ours.layer_norm(x, weight, bias, residual=residual)
+    return jnp.sum(jnp.sin(y) * jnp.cos(total))
+
+
+def residual_within_shard_map() -> None:
+    """A residual that all devices share, or x: its gradient is the sum over the devices."""
+    x, weight, bias, residual = arrays_of(8, 64)
+    rows, whole = PartitionSpec("rows"), PartitionSpec()
+    derivatives = functools.partial(jax.grad, argnums=(0, 1, 2, 3))
+
+    def summed(*arrays):
+        return jax.lax.psum(loss_of_sum(*arrays), "rows")
+
+    def tiled(x, residual, weight, bias):
+        x, residual = (jnp.tile(each, (8 // len(each), 1)) for each in (x, residual))
+        return loss_of_sum(x, residual, weight, bias)
+
+    differences = []
+    for arrays, specs in (
+        ((x, residual[:2]), (rows, whole)),
+        ((x[:2], residual), (whole, rows)),
+        ((x, residual), (rows, rows)),
+    ):
+        given = (*arrays, weight, bias)
+        mapped = jax.shard_map(
+            summed, mesh=mesh(), in_specs=(*specs, whole, whole), out_specs=whole
+        )
+        found, expected = jax.jit(derivatives(mapped))(*given), derivatives(tiled)(*given)
+        differences.append(relative_difference(found, expected))
+    report("residual in shard_map", difference=max(differences))
+
+
+def residual_with_explicit_axes() -> None:
+    x, weight, bias, residual = arrays_of(8, 64)
+    kinds = (jax.sharding.AxisType.Explicit,) * 2
+    # See explicit_axes.
+    arguments = (0, 1, 2, 3) if jax.__version_info__ >= (0, 9, 2) else (0, 1)
+    derivatives = jax.grad(loss_of_sum, argnums=arguments)
+    expected = derivatives(x, residual, weight, bias)
+    differences = []
+    with set_mesh(jax.make_mesh((4, 2), ("rows", "cols"), axis_types=kinds)):
+        for of_x, of_residual in (("rows", None), (None, "rows"), ("rows", "rows")):
+            placements = map(PartitionSpec, (of_x, of_residual))
+            given = map(jax.device_put, (x, residual), placements)
+            found = jax.jit(derivatives)(*given, weight, bias)
+            assert [each.sharding.spec[0] for each in found[:2]] == [of_x, of_residual]
+            differences.append(relative_difference(found, expected))
+    report("residual, explicit", difference=max(differences))
+
+
 def largest_difference(found, expected) -> float:
     pairs = zip(*map(jax.tree.leaves, (found, expected)), strict=True)
     return max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in pairs)
@@ -310,10 +404,14 @@ if __name__ == "__main__":
     assert len(jax.devices()) == 8
     for each in CALLS:
         call(*each)
+    for each in RESIDUAL_CALLS:
+        call_with_residual(*each, residual_is_whole=each[2] == "rows")
     rows_that_do_not_divide()
     within_shard_map()
     explicit_axes()
     parameters_within_shard_map()
     within_pmap()
     batched_parameters_within_shard_map()
+    residual_within_shard_map()
+    residual_with_explicit_axes()
     exported()

@@ -64,6 +64,44 @@ def check_dtensor() -> None:
                 torch.testing.assert_close(got.full_tensor(), whole)
 
 
+def check_dtensor_with_a_residual() -> None:
+    from torch.distributed.tensor import (
+        DTensor,
+        Partial,
+        Replicate,
+        Shard,
+        distribute_tensor,
+        init_device_mesh,
+    )
+
+    mesh = init_device_mesh("cpu", (WORLD,))
+    x, weight, bias, dy = a_problem()
+    residual = torch.ones_like(x)
+    for norm, parameters in ((ours.layer_norm, (weight, bias)), (ours.rms_norm, (weight,))):
+        inputs = [each.requires_grad_() for each in (x, residual, *parameters)]
+        results = norm(x, (6,), *parameters, residual=residual)
+        reference = [*results, *torch.autograd.grad(results, inputs, (dy, dy))]
+        for of_x, of_residual in (
+            *((each, each) for each in (Shard(0), Shard(1), Shard(2), Replicate())),
+            *((Shard(0), Replicate()), (Replicate(), Shard(1)), (Partial(), Shard(0))),
+        ):
+            if of_x == Partial():  # as the product of a row-wise parallel layer comes
+                part = x.detach() / WORLD
+                own_x = DTensor.from_local(part, mesh, [of_x])
+            else:
+                own_x = distribute_tensor(x.detach(), mesh, [of_x])
+            own = [own_x, distribute_tensor(residual.detach(), mesh, [of_residual])]
+            own += [distribute_tensor(each.detach(), mesh, [Replicate()]) for each in parameters]
+            own = [each.requires_grad_() for each in own]
+            gradient = distribute_tensor(dy, mesh, [of_residual])
+            got = norm(own[0], (6,), *own[2:], residual=own[1])
+            if of_x == of_residual and of_x in (Shard(0), Shard(1)):
+                assert all(each.placements == (of_x,) for each in got)
+            everything = [*got, *torch.autograd.grad(got, own, (gradient, gradient))]
+            for mine, whole in zip(everything, reference, strict=True):
+                torch.testing.assert_close(mine.full_tensor(), whole)
+
+
 def check_dtensor_with_parameters_over_kept_axes() -> None:
     """Sharded along an axis that they vary along, each process has its own part of them."""
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor, init_device_mesh
@@ -100,6 +138,7 @@ def work(rank: int, port: int) -> None:
         check_data_parallel()
         check_dtensor()
         check_dtensor_with_parameters_over_kept_axes()
+        check_dtensor_with_a_residual()
     finally:
         dist.destroy_process_group()
 

@@ -6,11 +6,13 @@ process of their own, started by tests/triton/test_triton_interpreted.py.
 
 import importlib.util
 import os
+import warnings
 from pathlib import Path
 
 import pytest
 
-RUNS_KERNELS = {f"test_triton_{name}.py" for name in ("contract", "members", "same_bits", "torch")}
+NAMES = ("contract", "members", "residual", "same_bits", "torch")
+RUNS_KERNELS = {f"test_triton_{name}.py" for name in NAMES}
 
 
 def _has_gpu() -> bool:
@@ -58,3 +60,18 @@ def small_tiles(monkeypatch):
         forget_tiles()
         yield
     forget_tiles()
+
+
+@pytest.fixture
+def in_place_of_the_cpu():
+    """Register the GPU kernels for the CPU, where the interpreter runs them."""
+    from layernorm.torch.gpu import operators as gpu
+
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("for the interpreter")
+    with warnings.catch_warnings():  # PyTorch warns once that a kernel is overridden
+        warnings.simplefilter("ignore")
+        libraries = [gpu.implement(name, "cpu") for name in ("layernorm", "aten")]
+    yield
+    for library in libraries:
+        library._destroy()

@@ -38,6 +38,27 @@ def test_compiled_gives_the_bits_of_eager(cols) -> None:
         assert torch.equal(got, expected)
 
 
+@pytest.mark.parametrize("cols", [769, 4096, 20000])
+def test_with_a_residual_compiled_gives_the_bits_of_eager_and_of_an_addition(cols) -> None:
+    layer = a_layer(cols)
+    leaves = torch.randn(2, 37, cols, device="cuda", dtype=torch.bfloat16).requires_grad_().unbind()
+    dy, dtotal = torch.randn(2, 37, cols, device="cuda", dtype=torch.bfloat16)
+
+    def norm(x, residual):
+        return ours.layer_norm(x, (cols,), layer.weight, layer.bias, residual=residual)
+
+    def results(function):
+        y, total = function(*leaves)
+        given = (*leaves, *layer.parameters())
+        return [y, total, *torch.autograd.grad((y, total), given, (dy, dtotal))]
+
+    eager = results(norm)
+    for got, expected in zip(results(torch.compile(norm, fullgraph=True)), eager, strict=True):
+        assert torch.equal(got, expected)
+    assert torch.equal(eager[1], leaves[0] + leaves[1])
+    assert torch.equal(eager[0], layer(eager[1]))
+
+
 def test_a_cuda_graph_replays() -> None:
     layer = a_layer()
     x = torch.randn(37, 769, device="cuda", dtype=torch.bfloat16)
@@ -172,6 +193,7 @@ def test_the_sanitizer_finds_nothing() -> None:
     code += "    x = torch.randn(shape, device='cuda', requires_grad=True)\n"
     code += "    w = torch.ones(shape[1], device='cuda', requires_grad=True)\n"
     code += "    ours.layer_norm(x, shape[1:2], w, w, axis=1).sum().backward()\n"
+    code += "    sum(ours.layer_norm(x, shape[1:2], w, w, residual=x, axis=1)).sum().backward()\n"
     command = [tool, "--error-exitcode=9", sys.executable, "-c", code]
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -7,7 +7,9 @@ pytest.importorskip("torch")
 pytest.importorskip("triton")
 
 
-@pytest.mark.parametrize("files", [["contract"], ["members", "same_bits", "torch"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "files", [["contract"], ["members", "residual", "same_bits", "torch"]], ids=" ".join
+)
 def test_the_kernels_keep_the_contract_in_the_interpreter(files) -> None:
     paths = [f"triton/test_triton_{file}.py" for file in files]
     counts = run_tests(*paths, timeout=900, TRITON_INTERPRET="1")

@@ -81,6 +81,10 @@ def test_fifty_batch_sizes_compile_each_kernel_once(
     assert len(launches.compiled) == kernels, sorted(key[0] for key in launches.compiled)
 
 
+READ_OR_WRITTEN = {"x_ptr", "dy_ptr", "y_ptr", "dx_ptr", "weight_ptr", "bias_ptr"}
+READ_OR_WRITTEN |= {"addend_ptr", "total_ptr", "dtotal_ptr"}
+
+
 # A GPU loads 16 bytes from a multiple of 16 only. The interpreter does not show it.
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("cols", [64, 6000, 20000])
@@ -94,11 +98,12 @@ def test_rows_read_16_bytes_at_a_time_start_at_a_multiple_of_16_bytes(
         run(given, torch.empty_like(given))
         run(torch.empty(given.shape, dtype=dtype), given)
         run_members(given[:4].unflatten(0, (2, 2)), (1, 2, cols))
+        run_sum(torch.empty(given.shape, dtype=dtype), given, given)
     vectorized = [launch for launch in launches.launched if launch[2].get("VECTOR")]
     assert vectorized
     for kernel, arguments, _ in vectorized:
         for name, given in zip(kernel.arg_names, arguments, strict=False):
-            if name in ("x_ptr", "dy_ptr", "y_ptr", "dx_ptr", "weight_ptr", "bias_ptr"):
+            if name in READ_OR_WRITTEN:
                 assert given.data_ptr() % 16 == 0, (kernel.__name__, name)
             if name.endswith(("outer_stride", "member_stride", "after_stride")):
                 assert given * dtype.itemsize % 16 == 0, (kernel.__name__, name)
@@ -121,6 +126,43 @@ def test_channels_first_is_read_and_written_without_a_copy(monkeypatch, dtype, c
                 assert argument.data_ptr() == tensors[name].data_ptr(), (kernel.__name__, name)
                 seen.add(name)
     assert seen == set(tensors)
+
+
+def run_sum(x, addend, dtotal, axis=-1) -> tuple[torch.Tensor, ...]:
+    """Launch a forward and a backward with a residual."""
+    definition = Definition((axis,), 1e-5)
+    y, total, *statistics = gpu_forward.forward(x, None, None, definition, addend=addend)
+    given = (torch.empty_like(total), total, None, x.dtype, definition, [True] * 3, statistics)
+    return y, total, gpu_backward.Backward(*given, dtotal=dtotal).run()[0]
+
+
+# Rows in one program, with their sums beside dx or not, long rows, and channels first.
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((4, 64), -1), ((4, 6000), -1), ((4, 20000), -1), ((3, 48, 12), 1)]
+)
+def test_a_residual_takes_no_further_launch_and_no_copy(monkeypatch, shape, axis) -> None:
+    launches = Launches(monkeypatch)
+    x, addend, dtotal = (torch.empty(shape) for _ in range(3))
+    definition = Definition((axis,), 1e-5)
+    y, *statistics = gpu_forward.forward(x, None, None, definition)
+    gpu_backward.Backward(y, x, None, x.dtype, definition, [True] * 3, statistics).run()
+    plain = [kernel.__name__ for kernel, _, _ in launches.launched]
+    launches.launched.clear()
+    y, total, dx = run_sum(x, addend, dtotal, axis)
+    assert [kernel.__name__ for kernel, _, _ in launches.launched] == plain
+    tensors = {"addend_ptr": addend, "y_ptr": y, "total_ptr": total}
+    tensors |= {"dtotal_ptr": dtotal, "dx_ptr": dx}
+    seen, sources = set(), set()
+    for kernel, arguments, constants in launches.launched:
+        for name, argument in zip(kernel.arg_names, arguments, strict=False):
+            is_used = constants.get("ADDEND" if name in ("addend_ptr", "total_ptr") else "DTOTAL")
+            if name in tensors and (is_used or name in ("y_ptr", "dx_ptr")):
+                assert argument.data_ptr() == tensors[name].data_ptr(), (kernel.__name__, name)
+                seen.add(name)
+            if name == "x_ptr":
+                sources.add((argument.data_ptr(), bool(constants.get("ADDEND"))))
+    assert seen == set(tensors)
+    assert sources == {(x.data_ptr(), True), (total.data_ptr(), False)}
 
 
 def run_members(x, parameter_shape, axis=-1) -> tuple[torch.Tensor, ...]:

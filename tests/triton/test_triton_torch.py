@@ -1,6 +1,5 @@
 """The GPU kernels as operators of `layernorm` and under PyTorch's own; errors."""
 
-import warnings
 from functools import partial
 from types import SimpleNamespace
 
@@ -23,19 +22,6 @@ from layernorm.torch.gpu import operators as gpu  # noqa: E402
 operators = SimpleNamespace(**gpu.OPERATORS)
 TYPES = (torch.float32, torch.bfloat16)
 each_type = pytest.mark.parametrize("dtype", TYPES, ids=str)
-
-
-@pytest.fixture
-def in_place_of_the_cpu():
-    """Register the GPU kernels for the CPU, where the interpreter runs them."""
-    if DEVICE != "cpu":
-        pytest.skip("for the interpreter")
-    with warnings.catch_warnings():  # PyTorch warns once that a kernel is overridden
-        warnings.simplefilter("ignore")
-        libraries = [gpu.implement(name, "cpu") for name in ("layernorm", "aten")]
-    yield
-    for library in libraries:
-        library._destroy()
 
 
 def a_problem(dtype, shape=(3, 4, 16), axis=-1):

@@ -98,6 +98,8 @@ struct Rows {
   }
 };
 
+constexpr Py_ssize_t kArguments = 8, kOptional = 2;  // of a forward
+
 // Whether a tuple holds the last of `ndim` axes as Stats does.
 bool are_last_axes(PyObject* tuple, Py_ssize_t ndim) {
   const Py_ssize_t count = PyTuple_GET_SIZE(tuple);
@@ -115,11 +117,13 @@ bool are_last_axes(PyObject* tuple, Py_ssize_t ndim) {
 struct ForwardCall {
   Forward job = {};
   Rows rows;
-  PyArrayObject* out = nullptr;
+  PyArrayObject *weight = nullptr, *bias = nullptr, *residual = nullptr;
+  PyArrayObject *out = nullptr, *total = nullptr;
   PyArray_Descr* parameter_descr = nullptr;  // borrowed; null without a parameter
 
-  // arguments: x, weight, bias, axis or normalized_shape, eps, out, centered, zero_centered_weight
-  bool take(PyObject* const* arguments, Over over) {
+  // arguments: x, weight, bias, axis or normalized_shape, eps, out, centered, zero_centered_weight;
+  // then, where the count says so, residual, total
+  bool take(PyObject* const* arguments, Py_ssize_t count, Over over) {
     Problem& problem = job.problem;
     python::Integers given;
     if (!PyArray_CheckExact(arguments[0]) || !given.take(arguments[3]) ||
@@ -130,7 +134,6 @@ struct ForwardCall {
     const int axes = over == Over::axes
                          ? given.count_if_last_axes(PyArray_NDIM(x))
                          : given.count_if_last_sizes(PyArray_NDIM(x), PyArray_DIMS(x));
-    PyArrayObject *weight = nullptr, *bias = nullptr;
     if (!rows.take(arguments[0], axes, problem)) return false;
     DataType weight_type = problem.type, bias_type = problem.type;
     if (!rows.take_parameter(arguments[1], problem.type, &weight, &weight_type) ||
@@ -141,30 +144,58 @@ struct ForwardCall {
     if (weight) problem.weight = PyArray_DATA(weight);
     if (bias) job.bias = PyArray_DATA(bias);
     if (weight || bias) parameter_descr = PyArray_DESCR(weight ? weight : bias);
-    if (arguments[5] == Py_None) return true;
-    DataType out_type;
-    out = fast_path_array(arguments[5], &out_type);
-    return out && out_type == problem.type && PyArray_ISWRITEABLE(out) && same_shape(out, rows.x) &&
-           (out == rows.x || !overlap(out, rows.x)) && !(weight && overlap(out, weight)) &&
-           !(bias && overlap(out, bias));
+    PyObject* const given_residual = count > kArguments ? arguments[kArguments] : Py_None;
+    PyObject* const given_total = count > kArguments ? arguments[kArguments + 1] : Py_None;
+    if (given_residual != Py_None) {
+      residual = like_x(given_residual);
+      if (!residual) return false;
+    }
+    return (given_total == Py_None || (residual && take_output(given_total, &total))) &&
+           (arguments[5] == Py_None || take_output(arguments[5], &out)) &&
+           !(out && total && overlap(out, total));
   }
 
-  // y; null, with Python's error set, if memory runs out.
-  OwnedArray run() {
-    OwnedArray y =
-        out ? OwnedArray(Py_NewRef(reinterpret_cast<PyObject*>(out)))
-            : new_array(PyArray_DESCR(rows.x), PyArray_NDIM(rows.x), PyArray_DIMS(rows.x));
+  // y; null, with Python's error set, if memory runs out. With a residual the sum too.
+  OwnedArray run(OwnedArray* sum) {
+    OwnedArray y = new_or(out);
     if (!y) return y;
     job.y = contiguous_array(y.data(), job.problem.shape);
+    if (residual) {
+      *sum = new_or(total);
+      if (!*sum) return OwnedArray();
+      job.addends[0] = job.problem.x;
+      job.addends[1] = contiguous_array(PyArray_DATA(residual), job.problem.shape);
+      job.problem.x.data = sum->data();
+    }
     return python::run(forward, job, pool_threads()) ? std::move(y) : OwnedArray();
+  }
+
+ private:
+  PyArrayObject* like_x(PyObject* object) const {
+    DataType type;
+    PyArrayObject* array = fast_path_array(object, &type);
+    return array && type == job.problem.type && same_shape(array, rows.x) ? array : nullptr;
+  }
+  // False unless it can be written: it may be x or the residual itself.
+  bool take_output(PyObject* object, PyArrayObject** output) const {
+    PyArrayObject* const array = like_x(object);
+    if (!array || !PyArray_ISWRITEABLE(array)) return false;
+    for (PyArrayObject* input : {rows.x, residual, weight, bias})
+      if (input && input != array && overlap(input, array)) return false;
+    *output = array;
+    return array != weight && array != bias;
+  }
+  OwnedArray new_or(PyArrayObject* given) const {
+    return given ? OwnedArray(Py_NewRef(reinterpret_cast<PyObject*>(given)))
+                 : new_array(PyArray_DESCR(rows.x), PyArray_NDIM(rows.x), PyArray_DIMS(rows.x));
   }
 };
 
 PyObject* try_forward_with_statistics(const char* name, PyObject* const* arguments,
                                       Py_ssize_t count, Over over) {
-  if (!has_count(name, count, 8)) return nullptr;
+  if (!has_count(name, count, kArguments, kOptional)) return nullptr;
   ForwardCall call;
-  if (!call.take(arguments, over)) Py_RETURN_NONE;
+  if (!call.take(arguments, count, over)) Py_RETURN_NONE;
   Problem& problem = call.job.problem;
   OwnedArray rstd = call.rows.new_statistics(problem.type), mean, residual;
   if (problem.centered) {
@@ -177,26 +208,28 @@ PyObject* try_forward_with_statistics(const char* name, PyObject* const* argumen
   if (!rstd || (problem.centered && (!mean || !residual)) || !axes) return nullptr;
   problem.statistics =
       contiguous_statistics(mean.data(), rstd.data(), residual.data(), problem.shape);
-  OwnedArray y = call.run();
+  OwnedArray total, y = call.run(&total);
   if (!y) return nullptr;
-  return tuple_of(
-      {y.release(),
-       tuple_of({mean.release_or_none(), rstd.release(), residual.release_or_none(), axes.release(),
-                 PyFloat_FromDouble(problem.eps), parameter_type.release_or_none()})});
+  PyObject* const fields =
+      tuple_of({mean.release_or_none(), rstd.release(), residual.release_or_none(), axes.release(),
+                PyFloat_FromDouble(problem.eps), parameter_type.release_or_none()});
+  return total ? tuple_of({y.release(), total.release(), fields}) : tuple_of({y.release(), fields});
 }
 
 }  // namespace
 
-// (x, weight, bias, axis, eps, out, centered, zero_centered_weight) -> y
+// (x, weight, bias, axis, eps, out, centered, zero_centered_weight) -> y; with (residual, total)
+// after them -> (y, total)
 PyObject* try_forward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  if (!has_count("try_forward", count, 8)) return nullptr;
+  if (!has_count("try_forward", count, kArguments, kOptional)) return nullptr;
   ForwardCall call;
-  if (!call.take(arguments, Over::axes)) Py_RETURN_NONE;
-  return call.run().release();
+  if (!call.take(arguments, count, Over::axes)) Py_RETURN_NONE;
+  OwnedArray total, y = call.run(&total);
+  return y && total ? tuple_of({y.release(), total.release()}) : y.release();
 }
 
-// The same arguments -> (y, (mean, rstd, residual, axes, eps, parameter_type)), the second the
-// fields of layernorm.numpy.Stats; mean and residual are None for RMS normalization.
+// The same arguments -> (y, (mean, rstd, residual, axes, eps, parameter_type)), or (y, total, ...);
+// the last are the fields of layernorm.numpy.Stats; mean and residual are None for RMS normalization.
 PyObject* try_forward_with_statistics(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   return try_forward_with_statistics("try_forward_with_statistics", arguments, count, Over::axes);
 }
@@ -207,9 +240,9 @@ PyObject* try_layer_forward(PyObject*, PyObject* const* arguments, Py_ssize_t co
 }
 
 // (dy, x, mean, rstd, residual, weight, axes, eps, parameter_type, need_dx, need_dweight,
-//  need_dbias, centered, zero_centered_weight) -> (dx, dweight, dbias)
+//  need_dbias, centered, zero_centered_weight), or these and dtotal -> (dx, dweight, dbias)
 PyObject* try_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  if (!has_count("try_backward", count, 14)) return nullptr;
+  if (!has_count("try_backward", count, 14, 1)) return nullptr;
   Backward job = {};
   Problem& problem = job.problem;
   Rows rows;
@@ -229,6 +262,13 @@ PyObject* try_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count) 
       !rows.take_statistics(arguments[4], problem.type, &saved.residual) || !saved.rstd ||
       (saved.mean != nullptr) != problem.centered)
     Py_RETURN_NONE;
+
+  if (count > 14 && arguments[14] != Py_None) {
+    DataType type;
+    PyArrayObject* dtotal = fast_path_array(arguments[14], &type);
+    if (!dtotal || type != problem.type || !same_shape(dtotal, rows.x)) Py_RETURN_NONE;
+    job.dtotal = contiguous_array(PyArray_DATA(dtotal), problem.shape);
+  }
 
   PyArrayObject* weight = nullptr;
   PyArray_Descr* parameter_descr = PyArray_DESCR(rows.x);

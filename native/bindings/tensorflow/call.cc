@@ -31,6 +31,13 @@ bool Call::take_x(const OwnedTensor& x) {
   return true;
 }
 
+bool Call::check_as_x(const char* name, const OwnedTensor& tensor) {
+  if (failed_) return false;
+  DataType type;
+  return (tensor.has_sizes(sizes()) && tensor.data_type(&type) && type == problem_.type) ||
+         fail(" needs x's sizes and type", name);
+}
+
 bool Call::take_parameter(const char* name, int index, Parameter* parameter) {
   if (failed_) return false;
   if (!accepts_parameter(problem_.type, problem_.parameter_type))
@@ -82,6 +89,14 @@ Layout Call::layout_of(const Parameter& parameter) const {
   return layout;
 }
 
+Collapsed Call::to_read(const OwnedTensor& tensor) const {
+  return tensor ? Collapsed::to_read(layout_, tensor.data(), problem_.type) : Collapsed();
+}
+
+Collapsed Call::to_write(const OwnedTensor& tensor) const {
+  return tensor ? Collapsed::to_write(layout_, tensor.data(), problem_.type) : Collapsed();
+}
+
 Collapsed Call::to_read(const Parameter& parameter) const {
   if (!parameter.tensor) return {};
   const void* data = parameter.tensor.data();
@@ -100,14 +115,12 @@ void Call::flush(const Collapsed& gradient, const Parameter& parameter) const {
   if (varies_) gradient.flush(layout_of(parameter));
 }
 
-bool Call::place(std::initializer_list<Placed> tensors) {
+bool Call::place(const Placed* tensors, int count) {
   Ordered ordered[kMostTensors];
   Order::Placed placed[kMostTensors];
-  int count = 0;
-  for (const Placed& each : tensors) {
-    ordered[count] = each.tensor.ordered(layout_);
-    placed[count] = {&ordered[count], &each.array};
-    ++count;
+  for (int at = 0; at < count; ++at) {
+    ordered[at] = tensors[at].tensor.ordered(layout_);
+    placed[at] = {&ordered[at], &tensors[at].array};
   }
   return layout_.order.place(placed, count, problem_) ||
          fail(

@@ -1,8 +1,6 @@
 // One call that TensorFlow makes of a kernel: its node's attributes, its tensors, its failure.
 #pragma once
 
-#include <initializer_list>
-
 #include "collapsed.h"
 #include "tensor.h"
 
@@ -43,9 +41,13 @@ class Call {
   // False after a failure, which TensorFlow has been told. x comes first, and settle(), which
   // chooses the layout, after the parameters.
   bool take_x(const OwnedTensor& x);
+  bool check_as_x(const char* name, const OwnedTensor& tensor);
   bool take_parameter(const char* name, int index, Parameter* parameter);
   bool settle();
 
+  // Tensors of x's sizes; of no data if absent.
+  Collapsed to_read(const OwnedTensor& tensor) const;
+  Collapsed to_write(const OwnedTensor& tensor) const;
   // weight and bias, repeated along axes where only the other varies; of no data if absent.
   Collapsed to_read(const Parameter& parameter) const;
   // The sizes of the gradients: the parameter's, or the normalized ones if it is absent.
@@ -63,9 +65,9 @@ class Call {
     const Collapsed& tensor;
     Array& array;
   };
-  bool place(std::initializer_list<Placed> tensors);
+  bool place(const Placed* tensors, int count);
 
-  // In x's memory, if nothing else reads x after this node.
+  // Of x's sizes, in the memory of the input if nothing else reads that after this node.
   OwnedTensor output_as_x(int index, int input);
   OwnedTensor output(int index, DataType type, const Sizes& sizes);
 

@@ -16,6 +16,135 @@ std::atomic<int> most_threads{kMostThreads};
 
 Threads threads() { return pool_threads(most_threads.load(std::memory_order_relaxed)); }
 
+void norm(void* kernel, KernelContext* context, bool adds) {
+  Call call(kernel, context);
+  const Definition& definition = call.definition();
+  Parameter weight, bias;
+  {
+    // Released before the outputs are allocated: they take the memory of x and the residual only if
+    // nothing else refers to it.
+    const OwnedTensor x = call.input(0);
+    if (!call.take_x(x)) return;
+    if (adds && !call.check_as_x("residual", call.input(1))) return;
+  }
+  int next = adds ? 2 : 1;
+  if (definition.has_weight && !call.take_parameter("weight", next++, &weight)) return;
+  if (definition.has_bias && !call.take_parameter("bias", next++, &bias)) return;
+  if (!call.settle()) return;
+  Problem& problem = call.problem();
+  const OwnedTensor y = call.output_as_x(0, 0);
+  const OwnedTensor statistics =
+      call.output(1, compute_type(problem.type), call.statistics_sizes());
+  OwnedTensor residual, total;
+  if (adds) {
+    total = call.output_as_x(2, 1);
+    residual = call.input(1);
+  }
+  const OwnedTensor x = call.input(0);
+  if (call.failed()) return;
+  problem.statistics = call.statistics_at(statistics);
+  if (call.is_empty()) {
+    const Sizes sizes = call.statistics_sizes();
+    const int64_t bytes = sizes.elements() * size_of(compute_type(problem.type));
+    if (bytes > 0) std::memset(statistics.data(), 0, static_cast<size_t>(bytes));
+    return;
+  }
+  const Layout& layout = call.layout();
+  const Collapsed collapsed_x = call.to_read(x), collapsed_residual = call.to_read(residual),
+                  collapsed_y = call.to_write(y), collapsed_total = call.to_write(total),
+                  collapsed_weight = call.to_read(weight), collapsed_bias = call.to_read(bias);
+  for (const Collapsed* each : {&collapsed_x, &collapsed_residual, &collapsed_y, &collapsed_total,
+                                &collapsed_weight, &collapsed_bias})
+    if (each->failed()) {
+      call.fail_for_memory();
+      return;
+    }
+  Forward job = {};
+  const Call::Placed placed[] = {{collapsed_x, adds ? job.addends[0] : problem.x},
+                                 {collapsed_y, job.y},
+                                 {collapsed_residual, job.addends[1]},
+                                 {collapsed_total, problem.x}};
+  if (!call.place(placed, adds ? 4 : 2)) return;
+  problem.weight = collapsed_weight.data();
+  job.problem = problem;
+  job.bias = collapsed_bias.data();
+  if (forward(job, threads()) != layernorm::Status::ok) {
+    call.fail_for_memory();
+    return;
+  }
+  collapsed_y.flush(layout);
+  collapsed_total.flush(layout);
+}
+
+void backward_of_norm(void* kernel, KernelContext* context, bool adds) {
+  Call call(kernel, context);
+  const Definition& definition = call.definition();
+  const OwnedTensor x = call.input(1);
+  if (!call.take_x(x)) return;
+  Problem& problem = call.problem();
+  // dy is not kept: dx takes its memory only if nothing else refers to it.
+  if (!call.check_as_x("dy", call.input(0))) return;
+  const OwnedTensor statistics = call.input(2);
+  if (call.failed()) return;
+  DataType statistics_type;
+  if (!statistics.has_sizes(call.statistics_sizes()) || !statistics.data_type(&statistics_type) ||
+      statistics_type != compute_type(problem.type)) {
+    call.fail("the statistics are not those of this x");
+    return;
+  }
+  OwnedTensor dtotal;
+  if (adds) {
+    dtotal = call.input(3);
+    if (!call.check_as_x("dtotal", dtotal)) return;
+  }
+  Parameter weight;
+  if (definition.has_weight && !call.take_parameter("weight", adds ? 4 : 3, &weight)) return;
+  if (!call.settle()) return;
+  const OwnedTensor dx = call.output_as_x(0, 0);
+  OwnedTensor dweight, dbias;
+  int next = 1;
+  if (definition.has_weight) dweight = call.output_as(next++, weight);
+  if (definition.has_bias) dbias = call.output_as(next++, weight);
+  const OwnedTensor dy = call.input(0);
+  if (call.failed()) return;
+  if (call.is_empty()) {
+    const int64_t bytes = call.sizes_as(weight).elements() * size_of(problem.parameter_type);
+    for (const OwnedTensor* each : {&dweight, &dbias})
+      if (*each && bytes > 0) std::memset(each->data(), 0, static_cast<size_t>(bytes));
+    return;
+  }
+  problem.statistics = call.statistics_at(statistics);
+  const Layout& layout = call.layout();
+  const Collapsed collapsed_x = call.to_read(x), collapsed_dy = call.to_read(dy),
+                  collapsed_dtotal = call.to_read(dtotal), collapsed_dx = call.to_write(dx),
+                  collapsed_weight = call.to_read(weight),
+                  collapsed_dweight = call.to_write(dweight, weight),
+                  collapsed_dbias = call.to_write(dbias, weight);
+  for (const Collapsed* each : {&collapsed_x, &collapsed_dy, &collapsed_dtotal, &collapsed_dx,
+                                &collapsed_weight, &collapsed_dweight, &collapsed_dbias})
+    if (each->failed()) {
+      call.fail_for_memory();
+      return;
+    }
+  Backward job = {};
+  const Call::Placed placed[] = {{collapsed_x, problem.x},
+                                 {collapsed_dy, job.dy},
+                                 {collapsed_dx, job.dx},
+                                 {collapsed_dtotal, job.dtotal}};
+  if (!call.place(placed, adds ? 4 : 3)) return;
+  problem.weight = collapsed_weight.data();
+  job.problem = problem;
+  job.dweight = collapsed_dweight.data();
+  job.dbias = collapsed_dbias.data();
+  if (backward(job, threads()) != layernorm::Status::ok) {
+    call.fail_for_memory();
+    return;
+  }
+  collapsed_dx.flush(layout);
+  call.flush(collapsed_dweight, weight);
+  call.flush(collapsed_dbias, weight);
+}
+
 }  // namespace
 
 void* create_kernel(KernelConstruction* construction) {
@@ -62,119 +191,16 @@ void* create_kernel(KernelConstruction* construction) {
 
 void delete_kernel(void* kernel) { delete static_cast<Definition*>(kernel); }
 
-void compute_norm(void* kernel, KernelContext* context) {
-  Call call(kernel, context);
-  const Definition& definition = call.definition();
-  Parameter weight, bias;
-  {
-    // Released before y is allocated: y can take x's memory only if nothing else refers to it.
-    const OwnedTensor x = call.input(0);
-    if (!call.take_x(x)) return;
-  }
-  int next = 1;
-  if (definition.has_weight && !call.take_parameter("weight", next++, &weight)) return;
-  if (definition.has_bias && !call.take_parameter("bias", next++, &bias)) return;
-  if (!call.settle()) return;
-  Problem& problem = call.problem();
-  const OwnedTensor y = call.output_as_x(0, 0);
-  const OwnedTensor statistics =
-      call.output(1, compute_type(problem.type), call.statistics_sizes());
-  const OwnedTensor x = call.input(0);
-  if (call.failed()) return;
-  problem.statistics = call.statistics_at(statistics);
-  if (call.is_empty()) {
-    const Sizes sizes = call.statistics_sizes();
-    const int64_t bytes = sizes.elements() * size_of(compute_type(problem.type));
-    if (bytes > 0) std::memset(statistics.data(), 0, static_cast<size_t>(bytes));
-    return;
-  }
-  const Layout& layout = call.layout();
-  const Collapsed collapsed_x = Collapsed::to_read(layout, x.data(), problem.type);
-  const Collapsed collapsed_y = Collapsed::to_write(layout, y.data(), problem.type);
-  const Collapsed collapsed_weight = call.to_read(weight), collapsed_bias = call.to_read(bias);
-  for (const Collapsed* each : {&collapsed_x, &collapsed_y, &collapsed_weight, &collapsed_bias})
-    if (each->failed()) {
-      call.fail_for_memory();
-      return;
-    }
-  Forward job = {};
-  if (!call.place({{collapsed_x, problem.x}, {collapsed_y, job.y}})) return;
-  problem.weight = collapsed_weight.data();
-  job.problem = problem;
-  job.bias = collapsed_bias.data();
-  if (forward(job, threads()) == layernorm::Status::ok)
-    collapsed_y.flush(layout);
-  else
-    call.fail_for_memory();
-}
+void compute_norm(void* kernel, KernelContext* context) { norm(kernel, context, false); }
+
+void compute_norm_of_sum(void* kernel, KernelContext* context) { norm(kernel, context, true); }
 
 void compute_backward(void* kernel, KernelContext* context) {
-  Call call(kernel, context);
-  const Definition& definition = call.definition();
-  const OwnedTensor x = call.input(1);
-  if (!call.take_x(x)) return;
-  Problem& problem = call.problem();
-  {
-    const OwnedTensor dy = call.input(0);
-    DataType type;
-    if (call.failed()) return;
-    if (!dy.has_sizes(call.sizes()) || !dy.data_type(&type) || type != problem.type) {
-      call.fail("dy needs x's sizes and type");
-      return;
-    }
-  }
-  const OwnedTensor statistics = call.input(2);
-  if (call.failed()) return;
-  DataType statistics_type;
-  if (!statistics.has_sizes(call.statistics_sizes()) || !statistics.data_type(&statistics_type) ||
-      statistics_type != compute_type(problem.type)) {
-    call.fail("the statistics are not those of this x");
-    return;
-  }
-  Parameter weight;
-  if (definition.has_weight && !call.take_parameter("weight", 3, &weight)) return;
-  if (!call.settle()) return;
-  const OwnedTensor dx = call.output_as_x(0, 0);
-  OwnedTensor dweight, dbias;
-  int next = 1;
-  if (definition.has_weight) dweight = call.output_as(next++, weight);
-  if (definition.has_bias) dbias = call.output_as(next++, weight);
-  const OwnedTensor dy = call.input(0);
-  if (call.failed()) return;
-  if (call.is_empty()) {
-    const int64_t bytes = call.sizes_as(weight).elements() * size_of(problem.parameter_type);
-    for (const OwnedTensor* each : {&dweight, &dbias})
-      if (*each && bytes > 0) std::memset(each->data(), 0, static_cast<size_t>(bytes));
-    return;
-  }
-  problem.statistics = call.statistics_at(statistics);
-  const Layout& layout = call.layout();
-  const Collapsed collapsed_x = Collapsed::to_read(layout, x.data(), problem.type);
-  const Collapsed collapsed_dy = Collapsed::to_read(layout, dy.data(), problem.type);
-  const Collapsed collapsed_dx = Collapsed::to_write(layout, dx.data(), problem.type);
-  const Collapsed collapsed_weight = call.to_read(weight),
-                  collapsed_dweight = call.to_write(dweight, weight),
-                  collapsed_dbias = call.to_write(dbias, weight);
-  for (const Collapsed* each : {&collapsed_x, &collapsed_dy, &collapsed_dx, &collapsed_weight,
-                                &collapsed_dweight, &collapsed_dbias})
-    if (each->failed()) {
-      call.fail_for_memory();
-      return;
-    }
-  Backward job = {};
-  if (!call.place({{collapsed_x, problem.x}, {collapsed_dy, job.dy}, {collapsed_dx, job.dx}}))
-    return;
-  problem.weight = collapsed_weight.data();
-  job.problem = problem;
-  job.dweight = collapsed_dweight.data();
-  job.dbias = collapsed_dbias.data();
-  if (backward(job, threads()) != layernorm::Status::ok) {
-    call.fail_for_memory();
-    return;
-  }
-  collapsed_dx.flush(layout);
-  call.flush(collapsed_dweight, weight);
-  call.flush(collapsed_dbias, weight);
+  backward_of_norm(kernel, context, false);
+}
+
+void compute_backward_of_sum(void* kernel, KernelContext* context) {
+  backward_of_norm(kernel, context, true);
 }
 
 void bound_threads(int most) {

@@ -1,4 +1,4 @@
-// What TensorFlow runs for our two operations: a kernel object for each node, and its work.
+// What TensorFlow runs for our operations: a kernel object for each node, and its work.
 #pragma once
 
 #include "c_api.h"
@@ -10,9 +10,13 @@ void delete_kernel(void* kernel);
 
 // Inputs: x, weight, bias. Outputs: y, statistics.
 void compute_norm(void* kernel, KernelContext* context);
+// Inputs: x, residual, weight, bias. Outputs: y, statistics, total.
+void compute_norm_of_sum(void* kernel, KernelContext* context);
 
 // Inputs: dy, x, statistics, weight. Outputs: dx, dweight, dbias.
 void compute_backward(void* kernel, KernelContext* context);
+// Inputs: dy, total, statistics, dtotal, weight. Outputs: dx, dweight, dbias.
+void compute_backward_of_sum(void* kernel, KernelContext* context);
 
 // At most as many threads for one operation as TensorFlow's own setting; 0 for no bound.
 void bound_threads(int most);

@@ -9,25 +9,32 @@
 namespace layernorm::tensorflow {
 namespace {
 
-// y and dx have x's shape, dweight has weight's; the others depend on the axes.
-void infer_norm(ShapeContext* context, Status* status) {
-  c_api.TF_ShapeInferenceContextSetUnknownShape(context, status);
+// Output `to` has the shape of input `from`.
+void copy_shape(ShapeContext* context, int from, int to, Status* status) {
+  if (c_api.TF_GetCode(status) != kOk) return;
   ShapeHandle* shape = c_api.TF_NewShapeHandle();
-  c_api.TF_ShapeInferenceContextGetInput(context, 0, shape, status);
+  c_api.TF_ShapeInferenceContextGetInput(context, from, shape, status);
   if (c_api.TF_GetCode(status) == kOk)
-    c_api.TF_ShapeInferenceContextSetOutput(context, 0, shape, status);
+    c_api.TF_ShapeInferenceContextSetOutput(context, to, shape, status);
   c_api.TF_DeleteShapeHandle(shape);
 }
 
+// y, total and dx have x's shape, dweight has weight's; the others depend on the axes.
+void infer_norm(ShapeContext* context, Status* status) {
+  c_api.TF_ShapeInferenceContextSetUnknownShape(context, status);
+  copy_shape(context, 0, 0, status);
+}
+
+void infer_norm_of_sum(ShapeContext* context, Status* status) {
+  infer_norm(context, status);
+  copy_shape(context, 0, 2, status);
+}
+
+template <int weight>  // the input that it is, if it is given
 void infer_backward(ShapeContext* context, Status* status) {
   infer_norm(context, status);
-  if (c_api.TF_GetCode(status) != kOk || c_api.TF_ShapeInferenceContextNumInputs(context) < 4)
-    return;
-  ShapeHandle* shape = c_api.TF_NewShapeHandle();
-  c_api.TF_ShapeInferenceContextGetInput(context, 3, shape, status);
-  if (c_api.TF_GetCode(status) == kOk)
-    c_api.TF_ShapeInferenceContextSetOutput(context, 1, shape, status);
-  c_api.TF_DeleteShapeHandle(shape);
+  if (c_api.TF_ShapeInferenceContextNumInputs(context) > weight)
+    copy_shape(context, weight, 1, status);
 }
 
 struct Operation {
@@ -77,9 +84,19 @@ const char* define_operators() {
        {"x: T", "weight: weights * P", "bias: biases * P"},
        {"y: T", "statistics: S"}},
       {"LayerNormBackward__import_layernorm_tensorflow",
-       infer_backward,
+       infer_backward<3>,
        compute_backward,
        {"dy: T", "x: T", "statistics: S", "weight: weights * P"},
+       {"dx: T", "dweight: weights * P", "dbias: biases * P"}},
+      {"LayerNormOfSum__import_layernorm_tensorflow",
+       infer_norm_of_sum,
+       compute_norm_of_sum,
+       {"x: T", "residual: T", "weight: weights * P", "bias: biases * P"},
+       {"y: T", "statistics: S", "total: T"}},
+      {"LayerNormOfSumBackward__import_layernorm_tensorflow",
+       infer_backward<4>,
+       compute_backward_of_sum,
+       {"dy: T", "total: T", "statistics: S", "dtotal: T", "weight: weights * P"},
        {"dx: T", "dweight: weights * P", "dbias: biases * P"}},
   };
   for (const Operation& each : operations) {

@@ -1,4 +1,4 @@
-// The two operations registered with TensorFlow: a norm, and its backward.
+// The operations registered with TensorFlow: a norm and its backward, of x and of x + residual.
 #pragma once
 
 namespace layernorm::tensorflow {

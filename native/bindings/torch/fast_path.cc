@@ -38,17 +38,24 @@ Statistics statistics_in(PyObject* bytes, const Problem& problem, int64_t rows) 
   return contiguous_statistics(found.mean, found.rstd, found.residual, problem.shape);
 }
 
-// False, with Python's error set, if memory runs out.
-bool run_forward(const FastCall& call, const Problem& problem, void* y) {
-  const Forward job = {problem, call.bias.data, contiguous_array(y, problem.shape)};
+// Writes y, and with a residual total. False, with Python's error set, if memory runs out.
+bool run_forward(const FastCall& call, const Problem& problem, void* y, void* total = nullptr) {
+  Forward job = {problem, call.bias.data, contiguous_array(y, problem.shape)};
+  if (total) {
+    job.addends[0] = problem.x;
+    job.addends[1] = contiguous_array(call.residual.data, problem.shape);
+    job.problem.x.data = total;
+  }
   return run(forward, job, parallel_for());
 }
 
-// y; null, with Python's error set, if memory runs out.
-Owned run_forward(const FastCall& call, const Problem& problem) {
-  void* data = nullptr;
+// y, and with a residual total; null, with Python's error set, if memory runs out.
+Owned run_forward(const FastCall& call, const Problem& problem, Owned* total) {
+  void *data = nullptr, *sum = nullptr;
   Owned y = empty_like(call.x, &data);
-  return y && run_forward(call, problem, data) ? std::move(y) : Owned();
+  if (!y) return y;
+  if (call.residual.data && !(*total = empty_like(call.x, &sum))) return Owned();
+  return run_forward(call, problem, data, sum) ? std::move(y) : Owned();
 }
 
 // What torch_try_backward needs besides x and weight: the arguments after them, and the statistics.
@@ -60,30 +67,44 @@ PyObject* normalized_shape(const FastCall& call) {
   return tuple_of_ints(call.axes, [&](Py_ssize_t at) { return call.normalized_shape()[at]; });
 }
 
+bool is_gradient_of(const View& x, PyObject* object, View* gradient) {
+  return view_of(object, gradient) && !is_negated(object) && gradient->type == x.type &&
+         gradient->has_sizes_of(x);
+}
+
 PyObject* try_forward(const char* name, PyObject* const* arguments, Py_ssize_t count, Over over) {
-  if (!has_count(name, count, kFastPathArguments)) return nullptr;
+  if (!has_count(name, count, kFastPathArguments, 1)) return nullptr;
+  const bool adds = count > kFastPathArguments;
   FastCall call;
   Problem problem = {};
-  if (!exchange || !is_unwatched() || !call.take(arguments, over, problem) || call.has_negated())
+  if (!exchange || !is_unwatched() || !call.take(arguments, over, problem) ||
+      (adds && !call.take_residual(arguments[kFastPathArguments])) || call.has_negated())
     Py_RETURN_NONE;
-  if (!call.wants_gradient()) return run_forward(call, problem).release();
+  Owned total;
+  if (!call.wants_gradient()) {
+    Owned y = run_forward(call, problem, &total);
+    if (!y || !adds) return y.release();
+    return tuple_of({y.release(), total.release(), Py_NewRef(Py_None)});
+  }
   Owned statistics(PyBytes_FromStringAndSize(nullptr, statistics_bytes(problem, call.rows())));
   // Before run_forward(): while it has released the GIL, another thread may resize x.
   Owned sizes(normalized_shape(call));
   if (!statistics || !sizes) return nullptr;
   problem.statistics = statistics_in(statistics.get(), problem, call.rows());
-  Owned y = run_forward(call, problem);
+  Owned y = run_forward(call, problem, &total);
   if (!y) return nullptr;
-  return tuple_of({y.release(), tuple_of({Py_NewRef(call.bias_object), sizes.release(),
-                                          PyFloat_FromDouble(problem.eps), Py_NewRef(arguments[5]),
-                                          Py_NewRef(arguments[6]), statistics.release()})});
+  PyObject* const rest =
+      tuple_of({Py_NewRef(call.bias_object), sizes.release(), PyFloat_FromDouble(problem.eps),
+                Py_NewRef(arguments[5]), Py_NewRef(arguments[6]), statistics.release()});
+  return adds ? tuple_of({y.release(), total.release(), rest}) : tuple_of({y.release(), rest});
 }
 
 }  // namespace
 
 // (x, weight, bias, normalized_shape, eps, centered, zero_centered_weight) -> y; (y, rest) where
 // the call asks for a gradient; None where the fast path cannot serve it, with nothing touched.
-// `rest` is for torch_try_backward.
+// `rest` is for torch_try_backward. With (residual) after them -> (y, total, rest), rest None where
+// no gradient is asked for.
 PyObject* try_forward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   return try_forward("torch_try_forward", arguments, count, Over::normalized_shape);
 }
@@ -114,11 +135,11 @@ PyObject* try_forward_into(PyObject*, PyObject* const* arguments, Py_ssize_t cou
 
 PyObject* is_unwatched(PyObject*, PyObject*) { return PyBool_FromLong(is_unwatched()); }
 
-// (x, weight, rest, dy, need) -> (dx, dweight, dbias, None), the gradients of x, weight and bias that
-// `need` asks for; None alone where the fast path cannot serve the call. The forward has checked that
-// x, weight and bias are not negated.
+// (x, weight, rest, dy, need), or these and dtotal -> (dx, dweight, dbias, None), the gradients of x,
+// weight and bias that `need` asks for; None alone where the fast path cannot serve the call. The
+// forward has checked that x, weight and bias are not negated.
 PyObject* try_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  if (!has_count("torch_try_backward", count, 5)) return nullptr;
+  if (!has_count("torch_try_backward", count, 5, 1)) return nullptr;
   PyObject *rest = arguments[2], *need = arguments[4];
   if (!PyTuple_Check(rest) || PyTuple_GET_SIZE(rest) != kRest || !PyTuple_Check(need) ||
       PyTuple_GET_SIZE(need) < 3)
@@ -127,19 +148,22 @@ PyObject* try_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count) 
   PyObject* given[kFastPathArguments] = {arguments[0], arguments[1]};
   for (Py_ssize_t at = 0; at < kRest - 1; ++at) given[kRestFrom + at] = PyTuple_GET_ITEM(rest, at);
   PyObject* statistics = PyTuple_GET_ITEM(rest, kRest - 1);
+  PyObject* dtotal_object = count > 5 ? arguments[5] : Py_None;
   FastCall call;
-  View dy;
+  View dy, dtotal;
   Backward job = {};
   Problem& problem = job.problem;
   if (!exchange || !is_unwatched() || !call.take(given, Over::normalized_shape, problem) ||
-      !view_of(arguments[3], &dy) || is_negated(arguments[3]) || dy.type != problem.type ||
-      !dy.has_sizes_of(call.x) || !PyBytes_Check(statistics) ||
+      !is_gradient_of(call.x, arguments[3], &dy) ||
+      (dtotal_object != Py_None && !is_gradient_of(call.x, dtotal_object, &dtotal)) ||
+      !PyBytes_Check(statistics) ||
       PyBytes_GET_SIZE(statistics) != statistics_bytes(problem, call.rows()) ||
       c_api.aoti_torch_grad_mode_is_enabled())
     Py_RETURN_NONE;
   problem.statistics = statistics_in(statistics, problem, call.rows());
   job.dy = contiguous_array(dy.data, problem.shape);
   job.dx = contiguous_array(nullptr, problem.shape);
+  job.dtotal = contiguous_array(dtotal.data, problem.shape);
   Owned gradients(PyTuple_New(4));
   if (!gradients) return nullptr;
   const View* of[3] = {&call.x, &call.weight, &call.bias};

@@ -118,6 +118,12 @@ bool FastCall::take(PyObject* const* arguments, Over over, Problem& problem) {
   return true;
 }
 
+bool FastCall::take_residual(PyObject* object) {
+  residual_object = object;
+  return object == Py_None ||
+         (view_of(object, &residual) && residual.type == x.type && residual.has_sizes_of(x));
+}
+
 bool FastCall::take_parameter(PyObject* object, View* parameter) const {
   return view_of(object, parameter) && parameter->has_sizes(axes, normalized_shape()) &&
          accepts_parameter(x.type, parameter->type);
@@ -125,11 +131,13 @@ bool FastCall::take_parameter(PyObject* object, View* parameter) const {
 
 bool FastCall::wants_gradient() const {
   return c_api.aoti_torch_grad_mode_is_enabled() &&
-         (requires_grad(x_object) || requires_grad(weight_object) || requires_grad(bias_object));
+         (requires_grad(x_object) || requires_grad(weight_object) || requires_grad(bias_object) ||
+          requires_grad(residual_object));
 }
 
 bool FastCall::has_negated() const {
-  return is_negated(x_object) || is_negated(weight_object) || is_negated(bias_object);
+  return is_negated(x_object) || is_negated(weight_object) || is_negated(bias_object) ||
+         is_negated(residual_object);
 }
 
 bool is_negated(PyObject* tensor) {

@@ -31,7 +31,7 @@ bool is_negated(PyObject* tensor);
 bool wants_gradient(PyObject* tensor);
 
 // The arguments of every call: x, weight, bias, normalized_shape or axis, eps, centered,
-// zero_centered_weight.
+// zero_centered_weight; and of a forward that adds first, residual.
 constexpr Py_ssize_t kFastPathArguments = 7;
 
 // Over normalized_shape, as in PyTorch, eps is a float, or None for RMS normalization; over axes, as in
@@ -39,12 +39,13 @@ constexpr Py_ssize_t kFastPathArguments = 7;
 using python::Over;
 
 struct FastCall {
-  View x, weight, bias;  // weight, bias: without data where absent
-  PyObject *x_object, *weight_object, *bias_object;
+  View x, weight, bias, residual;  // those but x: without data where absent
+  PyObject *x_object, *weight_object, *bias_object, *residual_object = Py_None;
   int64_t axes = 0;  // how many of the last are normalized
   int64_t cols = 1;
 
   bool take(PyObject* const* arguments, Over over, Problem& problem);
+  bool take_residual(PyObject* object);
   const int64_t* normalized_shape() const { return x.sizes + x.axes - axes; }
   int64_t rows() const { return x.elements() / cols; }
   bool wants_gradient() const;

@@ -80,9 +80,16 @@ void Call::check_tensors() {
   problem.parameter_type = weight_type;
   check(!weight || !bias || weight.view().has_sizes_of(bias.view()),
         "layernorm: weight and bias have different sizes: expand one to the other's");
+  if (addend) check_like_x(addend, "layernorm: residual needs x's sizes and type");
   order = choose_order(axes, view.sizes, view.strides);
   for (int64_t axis = 0; axis < axes.count; ++axis)
     statistics_sizes_[axis] = axes.normalized[axis] ? 1 : view.sizes[axis];
+}
+
+void Call::check_like_x(const Tensor& given, const char* message) const {
+  const View of_given = given.view();
+  check(of_given.is_served && of_given.type == problem.type && of_given.has_sizes_of(view),
+        message);
 }
 
 int64_t Call::parameter_sizes(int64_t* sizes) const {
@@ -158,6 +165,7 @@ ForwardResults run_forward(Call& call, bool for_aten) {
   Problem& problem = call.problem;
   ForwardResults results;
   results.y = call.empty_as_x(for_aten);
+  if (call.addend) results.total = call.empty_as_x(false);
   const SavedRows saved = call.saved_rows(for_aten);
   if (for_aten && !call.is_empty()) {
     results.mean = empty_mean(saved, problem.eps, &problem.statistics);
@@ -185,9 +193,18 @@ ForwardResults run_forward(Call& call, bool for_aten) {
   InOrder x(call.x, call.order, InOrder::read), y(results.y, call.order, InOrder::write);
   Forward job = {};
   job.bias = bias.data();
-  place(call, {{x, problem.x}, {y, job.y}});
-  job.problem = problem;
-  check_memory(forward(job, parallel_for()));
+  if (call.addend) {
+    InOrder addend(call.addend, call.order, InOrder::read),
+        total(results.total, call.order, InOrder::write);
+    place(call, {{total, problem.x}, {y, job.y}, {x, job.addends[0]}, {addend, job.addends[1]}});
+    job.problem = problem;
+    check_memory(forward(job, parallel_for()));
+    total.flush();
+  } else {
+    place(call, {{x, problem.x}, {y, job.y}});
+    job.problem = problem;
+    check_memory(forward(job, parallel_for()));
+  }
   y.flush();
   if (for_aten) {
     show(saved, problem.statistics.mean, results.mean);
@@ -196,13 +213,12 @@ ForwardResults run_forward(Call& call, bool for_aten) {
   return results;
 }
 
-BackwardResults run_backward(Call& call, const Tensor& dy, Tensor (&saved)[3],
+BackwardResults run_backward(Call& call, const Tensor& dy, const Tensor& dtotal, Tensor (&saved)[3],
                              const bool (&need)[3], bool for_aten) {
   call.check_tensors();
   Problem& problem = call.problem;
-  const View dy_view = dy.view();
-  check(dy_view.is_served && dy_view.type == problem.type && dy_view.has_sizes_of(call.view),
-        "layernorm: dy needs x's sizes and type");
+  call.check_like_x(dy, "layernorm: dy needs x's sizes and type");
+  if (dtotal) call.check_like_x(dtotal, "layernorm: dtotal needs x's sizes and type");
   BackwardResults results;
   if (need[0]) results.dx = call.empty_as_x(for_aten);
   if (need[1]) results.dweight = call.empty_parameter();
@@ -226,9 +242,12 @@ BackwardResults run_backward(Call& call, const Tensor& dy, Tensor (&saved)[3],
   problem.weight = weight.data();
   InOrder x(call.x, call.order, InOrder::read), in_dy(dy, call.order, InOrder::read);
   Backward job = {};
-  std::optional<InOrder> dx;
-  if (need[0]) {
-    dx.emplace(results.dx, call.order, InOrder::write);
+  std::optional<InOrder> dx, in_dtotal;
+  if (need[0]) dx.emplace(results.dx, call.order, InOrder::write);
+  if (need[0] && dtotal) in_dtotal.emplace(dtotal, call.order, InOrder::read);
+  if (in_dtotal) {
+    place(call, {{x, problem.x}, {in_dy, job.dy}, {*dx, job.dx}, {*in_dtotal, job.dtotal}});
+  } else if (dx) {
     place(call, {{x, problem.x}, {in_dy, job.dy}, {*dx, job.dx}});
   } else {
     place(call, {{x, problem.x}, {in_dy, job.dy}});

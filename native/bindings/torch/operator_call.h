@@ -11,13 +11,15 @@ namespace layernorm::torch {
 // alike: along the former they vary.
 struct Call {
   Tensor x, weight, bias;
-  View view;  // of x
+  Tensor addend;  // of a forward: x + addend is normalized; or absent
+  View view;      // of x
   Axes axes;
   Problem problem = {};
   Order order;
 
   // Fills in order, and problem's types and shape. Raises PyTorch's RuntimeError.
   void check_tensors();
+  void check_like_x(const Tensor& given, const char* message) const;
   bool is_empty() const { return view.elements() == 0; }
   DataType compute() const { return compute_type(problem.type); }
   int64_t rows() const { return axes.rows(view.sizes); }
@@ -42,6 +44,7 @@ struct Call {
 
 struct ForwardResults {
   Tensor y, mean, rstd, residual;
+  Tensor total;  // x + addend; absent without one
 };
 
 // `for_aten`: with a contiguous y, and mean and rstd as PyTorch's own autograd saves them.
@@ -51,8 +54,9 @@ struct BackwardResults {
   Tensor dx, dweight, dbias;  // absent: not wanted
 };
 
-// `saved` are mean, rstd and residual; an absent residual is recomputed.
-BackwardResults run_backward(Call& call, const Tensor& dy, Tensor (&saved)[3],
+// `saved` are mean, rstd and residual; an absent residual is recomputed. dtotal, which may be
+// absent, is added to dx.
+BackwardResults run_backward(Call& call, const Tensor& dy, const Tensor& dtotal, Tensor (&saved)[3],
                              const bool (&need)[3], bool for_aten);
 
 }  // namespace layernorm::torch

@@ -1,7 +1,10 @@
 #include "operators.h"
 
 #include <cmath>
+#include <cstring>
 #include <memory>
+#include <string>
+#include <utility>
 
 #include "operator_arguments.h"
 #include "operator_call.h"
@@ -33,33 +36,48 @@ constexpr char kLayerNorm[] =
     "layer_norm(Tensor x, Tensor? weight, Tensor? bias, int[] axis, float eps, "
     "bool zero_centered_weight=False) -> (Tensor y, Tensor mean, Tensor rstd, Tensor residual)";
 
+constexpr char kAddLayerNorm[] =
+    "add_layer_norm(Tensor x, Tensor residual, Tensor? weight, Tensor? bias, int[] axis, "
+    "float eps, bool zero_centered_weight=False) "
+    "-> (Tensor y, Tensor total, Tensor mean, Tensor rstd, Tensor mean_residual)";
+
+template <bool adds>
 void layer_norm(Value* stack, uint64_t, uint64_t) {
   Arguments take(stack);
   Call call;
   call.x = take.tensor();
+  if (adds) call.addend = take.tensor();
   call.weight = take.optional_tensor();
   call.bias = take.optional_tensor();
   take_definition(take, true, call);
   ForwardResults results = run_forward(call, false);
-  stack[0] = result(std::move(results.y));
-  stack[1] = result(std::move(results.mean));
-  stack[2] = result(std::move(results.rstd));
-  stack[3] = result(std::move(results.residual));
+  *stack++ = result(std::move(results.y));
+  if (adds) *stack++ = result(std::move(results.total));
+  *stack++ = result(std::move(results.mean));
+  *stack++ = result(std::move(results.rstd));
+  *stack++ = result(std::move(results.residual));
 }
 
 constexpr char kRmsNorm[] =
     "rms_norm(Tensor x, Tensor? weight, int[] axis, float eps, bool zero_centered_weight=False) "
     "-> (Tensor y, Tensor rstd)";
 
+constexpr char kAddRmsNorm[] =
+    "add_rms_norm(Tensor x, Tensor residual, Tensor? weight, int[] axis, float eps, "
+    "bool zero_centered_weight=False) -> (Tensor y, Tensor total, Tensor rstd)";
+
+template <bool adds>
 void rms_norm(Value* stack, uint64_t, uint64_t) {
   Arguments take(stack);
   Call call;
   call.x = take.tensor();
+  if (adds) call.addend = take.tensor();
   call.weight = take.optional_tensor();
   take_definition(take, false, call);
   ForwardResults results = run_forward(call, false);
-  stack[0] = result(std::move(results.y));
-  stack[1] = result(std::move(results.rstd));
+  *stack++ = result(std::move(results.y));
+  if (adds) *stack++ = result(std::move(results.total));
+  *stack++ = result(std::move(results.rstd));
 }
 
 constexpr char kLayerNormBackward[] =
@@ -67,10 +85,16 @@ constexpr char kLayerNormBackward[] =
     "Tensor? weight, Tensor? bias, int[] axis, float eps, bool zero_centered_weight, bool[3] need) "
     "-> (Tensor dx, Tensor dweight, Tensor dbias)";
 
+constexpr char kAddLayerNormBackward[] =
+    "add_layer_norm_backward(Tensor dy, Tensor dtotal, Tensor total, Tensor mean, Tensor rstd, "
+    "Tensor mean_residual, Tensor? weight, Tensor? bias, int[] axis, float eps, "
+    "bool zero_centered_weight, bool[3] need) -> (Tensor dx, Tensor dweight, Tensor dbias)";
+
+template <bool adds>
 void layer_norm_backward(Value* stack, uint64_t, uint64_t) {
   Arguments take(stack);
   Call call;
-  const Tensor dy = take.tensor();
+  const Tensor dy = take.tensor(), dtotal = adds ? take.tensor() : Tensor();
   call.x = take.tensor();
   Tensor mean = take.tensor(), rstd = take.tensor(), residual = take.tensor();
   Tensor saved[3] = {std::move(mean), std::move(rstd), std::move(residual)};
@@ -78,7 +102,7 @@ void layer_norm_backward(Value* stack, uint64_t, uint64_t) {
   call.bias = take.optional_tensor();
   bool need[3];
   take_definition(take, true, call, need, 3);
-  BackwardResults results = run_backward(call, dy, saved, need, false);
+  BackwardResults results = run_backward(call, dy, dtotal, saved, need, false);
   stack[0] = result(or_nothing(std::move(results.dx)));
   stack[1] = result(or_nothing(std::move(results.dweight)));
   stack[2] = result(or_nothing(std::move(results.dbias)));
@@ -88,17 +112,24 @@ constexpr char kRmsNormBackward[] =
     "rms_norm_backward(Tensor dy, Tensor x, Tensor rstd, Tensor? weight, int[] axis, float eps, "
     "bool zero_centered_weight, bool[2] need) -> (Tensor dx, Tensor dweight)";
 
+constexpr char kAddRmsNormBackward[] =
+    "add_rms_norm_backward(Tensor dy, Tensor dtotal, Tensor total, Tensor rstd, Tensor? weight, "
+    "int[] axis, float eps, bool zero_centered_weight, bool[2] need) "
+    "-> (Tensor dx, Tensor dweight)";
+
+template <bool adds>
 void rms_norm_backward(Value* stack, uint64_t, uint64_t) {
   Arguments take(stack);
   Call call;
-  const Tensor dy = take.tensor();
+  const Tensor dy = take.tensor(), dtotal = adds ? take.tensor() : Tensor();
   call.x = take.tensor();
   Tensor rstd = take.tensor();
   Tensor saved[3] = {Tensor(), std::move(rstd), Tensor()};
   call.weight = take.optional_tensor();
   bool wanted[2];
   take_definition(take, false, call, wanted, 2);
-  BackwardResults results = run_backward(call, dy, saved, {wanted[0], wanted[1], false}, false);
+  BackwardResults results =
+      run_backward(call, dy, dtotal, saved, {wanted[0], wanted[1], false}, false);
   stack[0] = result(or_nothing(std::move(results.dx)));
   stack[1] = result(or_nothing(std::move(results.dweight)));
 }
@@ -143,7 +174,7 @@ void native_layer_norm_backward(Value* stack, uint64_t, uint64_t) {
   call.axes = trailing_axes(normalized_shape, count, call.view);
   call.problem.centered = true;
   call.problem.eps = NAN;  // not known, unless run_backward() finds the statistics to be ours
-  BackwardResults results = run_backward(call, dy, saved, need, true);
+  BackwardResults results = run_backward(call, dy, Tensor(), saved, need, true);
   stack[0] = result(need[0] ? std::move(results.dx) : undefined());
   stack[1] = result(need[1] ? std::move(results.dweight) : undefined());
   stack[2] = result(need[2] ? std::move(results.dbias) : undefined());
@@ -181,13 +212,19 @@ bool define_operators() {
     return false;
   Library definitions(fragment), kernels = kernels_of("layernorm");
   if (!kernels) return false;
-  for (const char* schema : {kLayerNorm, kLayerNormBackward, kRmsNorm, kRmsNormBackward})
-    if (c_api.aoti_torch_library_def(definitions.get(), schema) != 0) return false;
-  if (!implement(kernels.get(), "layer_norm", layer_norm) ||
-      !implement(kernels.get(), "layer_norm_backward", layer_norm_backward) ||
-      !implement(kernels.get(), "rms_norm", rms_norm) ||
-      !implement(kernels.get(), "rms_norm_backward", rms_norm_backward))
-    return false;
+  for (const auto& [schema, kernel] : {std::pair{kLayerNorm, layer_norm<false>},
+                                       {kLayerNormBackward, layer_norm_backward<false>},
+                                       {kRmsNorm, rms_norm<false>},
+                                       {kRmsNormBackward, rms_norm_backward<false>},
+                                       {kAddLayerNorm, layer_norm<true>},
+                                       {kAddLayerNormBackward, layer_norm_backward<true>},
+                                       {kAddRmsNorm, rms_norm<true>},
+                                       {kAddRmsNormBackward, rms_norm_backward<true>}}) {
+    const std::string name(schema, std::strchr(schema, '('));
+    if (c_api.aoti_torch_library_def(definitions.get(), schema) != 0 ||
+        !implement(kernels.get(), name.c_str(), kernel))
+      return false;
+  }
   definitions.release();
   kernels.release();
   return true;

@@ -47,19 +47,22 @@ Error* error_of(const Frame& frame, Status status) {
 struct CallBuffers {
   const Buffer *x, *weight, *mean, *rstd, *residual;
   const Buffer* parameter;  // any: they have one type
-  const Buffer* large;      // the result of x's size
+  const Buffer* large[2];   // the results of x's size
 };
 
-// x, weight, bias -> y, mean, rstd, residual
+// x, addend, weight, bias -> y, total, mean, rstd, residual
 struct ForwardCall : CallBuffers {
-  const Buffer* bias;
+  const Buffer *addend, *bias;
   Forward job = {};
 
   void take(Reader& reader, bool centered) {
+    const bool has_addend = reader.flag("has_addend");
     x = reader.argument();
+    addend = reader.argument(has_addend);
     weight = reader.argument(reader.flag("has_weight"));
     bias = reader.argument(reader.flag("has_bias"));
-    large = reader.result();
+    large[0] = reader.result();
+    large[1] = reader.result(has_addend);
     const bool with_statistics = reader.has_more_results();
     mean = reader.result(with_statistics && centered);
     rstd = reader.result(with_statistics);
@@ -68,10 +71,14 @@ struct ForwardCall : CallBuffers {
   }
 
   bool place(const Order& order, Problem& problem) {
-    const Ordered in_x = ordered(x, order), in_y = ordered(large, order);
-    const Order::Placed placed[] = {{&in_x, &problem.x}, {&in_y, &job.y}};
+    const Ordered in_x = ordered(x, order), in_addend = ordered(addend, order),
+                  in_y = ordered(large[0], order), in_total = ordered(large[1], order);
+    const Order::Placed placed[] = {{&in_x, addend ? &job.addends[0] : &problem.x},
+                                    {&in_y, &job.y},
+                                    {&in_addend, &job.addends[1]},
+                                    {&in_total, &problem.x}};
     job.bias = data_of(bias);
-    return order.place(placed, 2, problem);
+    return order.place(placed, addend ? 4 : 2, problem);
   }
   Status run(const Problem& problem, const Threads& threads) {
     job.problem = problem;
@@ -79,19 +86,21 @@ struct ForwardCall : CallBuffers {
   }
 };
 
-// dy, x, mean, rstd, residual, weight -> dx, dweight, dbias
+// dy, dtotal, x, mean, rstd, residual, weight -> dx, dweight, dbias
 struct BackwardCall : CallBuffers {
-  const Buffer *dy, *dweight, *dbias;
+  const Buffer *dy, *dtotal, *dweight, *dbias;
   Backward job = {};
 
   void take(Reader& reader, bool centered) {
     dy = reader.argument();
+    dtotal = reader.argument(reader.flag("has_dtotal"));
     x = reader.argument();
     mean = reader.argument(centered);
     rstd = reader.argument();
     residual = reader.argument(centered);
     weight = reader.argument(reader.flag("has_weight"));
-    large = reader.result(reader.flag("need_dx"));
+    large[0] = reader.result(reader.flag("need_dx"));
+    large[1] = nullptr;
     dweight = reader.result(reader.flag("need_dweight"));
     dbias = reader.result(reader.flag("need_dbias"));
     parameter = weight ? weight : dweight ? dweight : dbias;
@@ -99,11 +108,12 @@ struct BackwardCall : CallBuffers {
 
   bool place(const Order& order, Problem& problem) {
     const Ordered in_x = ordered(x, order), in_dy = ordered(dy, order),
-                  in_dx = ordered(large, order);
-    const Order::Placed placed[] = {{&in_x, &problem.x}, {&in_dy, &job.dy}, {&in_dx, &job.dx}};
+                  in_dtotal = ordered(dtotal, order), in_dx = ordered(large[0], order);
+    const Order::Placed placed[] = {
+        {&in_x, &problem.x}, {&in_dy, &job.dy}, {&in_dx, &job.dx}, {&in_dtotal, &job.dtotal}};
     job.dweight = data_of(dweight);
     job.dbias = data_of(dbias);
-    return order.place(placed, 3, problem);
+    return order.place(placed, 4, problem);
   }
   Status run(const Problem& problem, const Threads& threads) {
     job.problem = problem;
@@ -131,8 +141,8 @@ Error* handle(Frame* frame) {
   const Order order = order_of(&reader, call.x);
   if (!reader.mistake()) reader.require(call.place(order, problem), "the axes");
   if (reader.mistake()) return mistake_of(*frame, reader.mistake());
-  ask_for_huge_pages(data_of(call.large),
-                     count_elements(order.count, order.sizes) * size_of(problem.type));
+  const int64_t bytes = count_elements(order.count, order.sizes) * size_of(problem.type);
+  for (const Buffer* each : call.large) ask_for_huge_pages(data_of(each), bytes);
   return error_of(*frame, call.run(problem, threads_of(*frame)));
 }
 

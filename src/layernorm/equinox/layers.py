@@ -20,14 +20,20 @@ class LayerNorm(equinox.nn.LayerNorm):
     Under jax.vmap, which Equinox's users put around it, the whole batch is one call.
     """
 
-    def __call__(self, x: Array, state: Any = _NO_STATE, *, key: Any = None) -> Any:
-        """Return y; with `state`, also return it unchanged. `key` is ignored."""
+    def __call__(
+        self, x: Array, state: Any = _NO_STATE, *, key: Any = None, residual: Any = None
+    ) -> Any:
+        """Return y; with a residual, of x's shape and type, y of total = x + residual, and total.
+
+        With `state`, also return it unchanged: (y, state) or ((y, total), state). `key` is ignored.
+        """
         if not _is_served(self, x):
-            return _theirs(super().__call__, x, state)
+            return _theirs(super().__call__, x, state, residual)
         with jax.named_scope("layernorm.equinox.LayerNorm"):
             weight, bias = _parameters(self, x)
-            y = functions.layer_norm(x, weight, bias, axis=_every(x), eps=self.eps)
-        return y if state is _NO_STATE else (y, state)
+            options: Any = {"residual": residual, "axis": _every(x), "eps": self.eps}
+            result = functions.layer_norm(x, weight, bias, **options)
+        return result if state is _NO_STATE else (result, state)
 
 
 class RMSNorm(equinox.nn.RMSNorm):
@@ -36,17 +42,28 @@ class RMSNorm(equinox.nn.RMSNorm):
     y = x / sqrt(mean(x**2) + eps) * weight + bias, as `layernorm.jax.rms_norm`, over all axes.
     """
 
-    def __call__(self, x: Array, state: Any = _NO_STATE, *, key: Any = None) -> Any:
-        """Return y; with `state`, also return it unchanged. `key` is ignored."""
+    def __call__(
+        self, x: Array, state: Any = _NO_STATE, *, key: Any = None, residual: Any = None
+    ) -> Any:
+        """Return y; with a residual, of x's shape and type, y of total = x + residual, and total.
+
+        With `state`, also return it unchanged: (y, state) or ((y, total), state). `key` is ignored.
+        """
         if not _is_served(self, x):
-            return _theirs(super().__call__, x, state)
+            return _theirs(super().__call__, x, state, residual)
         with jax.named_scope("layernorm.equinox.RMSNorm"):
             weight, bias = _parameters(self, x)
             # A 16-bit y is rounded once, after the bias.
             given = x if bias is None else x.astype(bias.dtype)
-            y = functions.rms_norm(given, weight, axis=_every(x), eps=self.eps)
-            y = y if bias is None else (y + bias).astype(x.dtype)
-        return y if state is _NO_STATE else (y, state)
+            if residual is None or given.dtype == x.dtype:
+                options: Any = {"residual": residual, "axis": _every(x), "eps": self.eps}
+                result = functions.rms_norm(given, weight, **options)
+                y, *total = (result,) if residual is None else result
+                y = y if bias is None else (y + bias).astype(x.dtype)
+                result = (y, *total) if total else y
+            else:
+                result = _of_sum(self, x, residual)
+        return result if state is _NO_STATE else (result, state)
 
 
 def _is_served(module: Any, x: Array) -> bool:
@@ -62,9 +79,18 @@ def _is_served(module: Any, x: Array) -> bool:
     )
 
 
-def _theirs(call: Any, x: Array, state: Any) -> Any:
+def _theirs(call: Any, x: Array, state: Any, residual: Any) -> Any:
     """Leave the call to Equinox: it raises its errors, takes other types, broadcasts parameters."""
+    if residual is not None:
+        result = _of_sum(call, x, residual)
+        return result if state is _NO_STATE else (result, state)
     return call(x) if state is _NO_STATE else call(x, state)
+
+
+def _of_sum(norm: Any, x: Array, residual: Any) -> tuple[Array, Array]:
+    """Return (norm(total), total), where norm takes several calls."""
+    _, total = functions.rms_norm(x, residual=residual)
+    return norm(total), total
 
 
 def _parameters(module: Any, x: Array) -> tuple[Array | None, Array | None]:

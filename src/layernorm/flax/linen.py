@@ -1,11 +1,12 @@
 """`flax.linen`'s LayerNorm and RMSNorm, computed by our functions."""
 
+import functools
 from typing import Any
 
 from flax import linen
 from jax import Array
 
-from layernorm.flax.normalize import axes_of, is_served, normalize, settings_of
+from layernorm.flax.normalize import axes_of, is_served, normalize, of_sum, settings_of
 
 
 class LayerNorm(linen.LayerNorm):
@@ -17,12 +18,15 @@ class LayerNorm(linen.LayerNorm):
     """
 
     @linen.compact
-    def __call__(self, x: Any, *, mask: Any = None) -> Array:
-        """Return y. `mask`: which elements the mean and the variance are taken over."""
+    def __call__(self, x: Any, *, mask: Any = None, residual: Any = None) -> Any:
+        """Return y; with a residual, of x's shape and type, y of total = x + residual, and total.
+
+        `mask`: which elements the mean and the variance are taken over.
+        """
         settings = settings_of(self, centered=True)
         if not is_served(x, settings):
-            return super().__call__(x, mask=mask)
-        return normalize(x, _scale(self, x), _bias(self, x), mask, settings)
+            return of_sum(functools.partial(super().__call__, mask=mask), x, residual)
+        return normalize(x, _scale(self, x), _bias(self, x), mask, settings, residual)
 
 
 class RMSNorm(linen.RMSNorm):
@@ -32,12 +36,15 @@ class RMSNorm(linen.RMSNorm):
     """
 
     @linen.compact
-    def __call__(self, x: Any, *, mask: Any = None) -> Array:
-        """Return y. `mask`: which elements the mean of the squares is taken over."""
+    def __call__(self, x: Any, *, mask: Any = None, residual: Any = None) -> Any:
+        """Return y; with a residual, of x's shape and type, y of total = x + residual, and total.
+
+        `mask`: which elements the mean of the squares is taken over.
+        """
         settings = settings_of(self, centered=False)
         if not is_served(x, settings):
-            return super().__call__(x, mask=mask)
-        return normalize(x, _scale(self, x), None, mask, settings)
+            return of_sum(functools.partial(super().__call__, mask=mask), x, residual)
+        return normalize(x, _scale(self, x), None, mask, settings, residual)
 
 
 def _scale(module: Any, x: Any) -> Array | None:

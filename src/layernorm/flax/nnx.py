@@ -1,11 +1,13 @@
 """`flax.nnx`'s LayerNorm and RMSNorm, computed by our functions."""
 
+import functools
 from typing import Any
 
+import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from layernorm.flax.normalize import is_served, normalize, settings_of
+from layernorm.flax.normalize import is_served, normalize, of_sum, settings_of
 
 
 class LayerNorm(nnx.LayerNorm):
@@ -15,14 +17,19 @@ class LayerNorm(nnx.LayerNorm):
     is always that of the centered row: `use_fast_variance` is ignored.
     """
 
-    def __call__(self, x: Any, *, mask: Any = None) -> Array:
-        """Return y. `mask`: which elements the mean and the variance are taken over."""
+    def __call__(self, x: Any, *, mask: Any = None, residual: Any = None) -> Any:
+        """Return y; with a residual, of x's shape and type, y of total = x + residual, and total.
+
+        `mask`: which elements the mean and the variance are taken over.
+        """
         settings = settings_of(self, centered=True)
         given = (x, _value(self.scale), _value(self.bias))
         promoted, scale, bias = self.promote_dtype(given, dtype=self.dtype)
         if not is_served(promoted, settings):
-            return super().__call__(x, mask=mask)
-        return normalize(promoted, scale, bias, mask, settings)
+            return of_sum(functools.partial(super().__call__, mask=mask), x, residual)
+        if residual is not None and promoted.dtype != jnp.result_type(x):
+            return of_sum(functools.partial(self, mask=mask), x, residual)
+        return normalize(promoted, scale, bias, mask, settings, residual)
 
 
 class RMSNorm(nnx.RMSNorm):
@@ -31,13 +38,18 @@ class RMSNorm(nnx.RMSNorm):
     y = x / sqrt(mean(x**2) + epsilon) * scale, as `layernorm.jax.rms_norm`.
     """
 
-    def __call__(self, x: Any, mask: Any = None) -> Array:
-        """Return y. `mask`: which elements the mean of the squares is taken over."""
+    def __call__(self, x: Any, mask: Any = None, *, residual: Any = None) -> Any:
+        """Return y; with a residual, of x's shape and type, y of total = x + residual, and total.
+
+        `mask`: which elements the mean of the squares is taken over.
+        """
         settings = settings_of(self, centered=False)
         promoted, scale = self.promote_dtype((x, _value(self.scale)), dtype=self.dtype)
         if not is_served(promoted, settings):
-            return super().__call__(x, mask=mask)
-        return normalize(promoted, scale, None, mask, settings)
+            return of_sum(functools.partial(super().__call__, mask=mask), x, residual)
+        if residual is not None and promoted.dtype != jnp.result_type(x):
+            return of_sum(functools.partial(self, mask=mask), x, residual)
+        return normalize(promoted, scale, None, mask, settings, residual)
 
 
 def _value(parameter: Any) -> Array | None:

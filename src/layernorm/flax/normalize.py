@@ -1,6 +1,6 @@
 """The call of all four classes: Flax's types, axes and masks, computed by our functions."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -51,21 +51,40 @@ def _is_complex(dtype: Any) -> bool:
     return bool(jnp.issubdtype(dtype, jnp.complexfloating))
 
 
+def of_sum(norm: Callable[[Any], Any], x: Any, residual: Any) -> Any:
+    """Return norm(x), or with a residual (norm(total), total): where they take several calls."""
+    if residual is None:
+        return norm(x)
+    _, total = functions.rms_norm(x, residual=residual)
+    return norm(total), total
+
+
 def normalize(
-    x: Any, scale: Array | None, bias: Array | None, mask: Any, settings: Settings
-) -> Array:
-    """Return y, in the type that Flax's rules give."""
+    x: Any,
+    scale: Array | None,
+    bias: Array | None,
+    mask: Any,
+    settings: Settings,
+    residual: Any = None,
+) -> Any:
+    """Return y, in the type that Flax's rules give; with a residual (y, total)."""
     x = jnp.asarray(x)
     out_type = canonicalize_dtype(x, scale, bias, dtype=settings.dtype)
     axes = axes_of(settings.reduction_axes, x.ndim)
     features = axes_of(settings.feature_axes, x.ndim)
-    if mask is not None or settings.axis_name is not None:
+    moments = mask is not None or settings.axis_name is not None
+    alike = (features == axes and not _is_complex(out_type)) or (scale is None and bias is None)
+    if residual is not None and (moments or not alike or x.dtype != out_type):
+        return of_sum(lambda total: normalize(total, scale, bias, mask, settings), x, residual)
+    if moments:
         xhat = _of_moments(_widened(x), axes, mask, settings)
-    elif (features == axes and not _is_complex(out_type)) or (scale is None and bias is None):
+    elif alike:
         sizes = [x.shape[axis] for axis in axes]
         if x.dtype != out_type or x.dtype.itemsize > 2:
             x = _widened(x)
         scale, bias = (_parameter(each, x, sizes) for each in (scale, bias))
+        if residual is not None:
+            return _norm(x, scale, bias, axes, settings, residual)
         return _norm(x, scale, bias, axes, settings).astype(out_type)
     else:
         xhat = _norm(_widened(x), None, None, axes, settings)
@@ -86,11 +105,17 @@ def _parameter(parameter: Array | None, x: Array, sizes: list[int]) -> Array | N
 
 
 def _norm(
-    x: Array, scale: Array | None, bias: Array | None, axes: Any, settings: Settings
-) -> Array:
+    x: Array,
+    scale: Array | None,
+    bias: Array | None,
+    axes: Any,
+    settings: Settings,
+    residual: Any = None,
+) -> Any:
+    options: dict[str, Any] = {"residual": residual, "axis": axes, "eps": settings.epsilon}
     if settings.centered:
-        return functions.layer_norm(x, scale, bias, axis=axes, eps=settings.epsilon)
-    return functions.rms_norm(x, scale, axis=axes, eps=settings.epsilon)
+        return functions.layer_norm(x, scale, bias, **options)
+    return functions.rms_norm(x, scale, **options)
 
 
 def _of_moments(x: Array, axes: tuple[int, ...], mask: Any, settings: Settings) -> Array:

@@ -38,6 +38,18 @@ def as_array(name: str, value: ArrayLike) -> Array:
         ) from error
 
 
+def widens(x: Array, residual: Array) -> bool:
+    """Tell whether x is 16-bit and the residual float32, so that x is to be widened first."""
+    return residual.dtype == jnp.float32 and x.dtype in (jnp.float16, jnp.bfloat16)
+
+
+def checked_residual(residual: Array, x: Array) -> Array:
+    """Check that a residual has x's shape and type. Raises: TypeError and ValueError."""
+    spec.check_same_type("residual", str(residual.dtype), str(x.dtype), convert=convert)
+    spec.check_shape("residual", residual.shape, x.shape, of=f"x of shape {x.shape}")
+    return residual
+
+
 def define(
     x: Array,
     weight: Array | None,

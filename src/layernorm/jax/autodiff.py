@@ -1,8 +1,8 @@
 """The derivatives of the primitives.
 
-tangent_p is linear in the tangents, backward_p in dy, and each is the other's transpose. Their
-derivatives with respect to x include the effect of x on the statistics. So the statistics have no
-derivatives of their own.
+tangent_p is linear in the tangents, backward_p in dy and dtotal, and each is the other's transpose.
+Their derivatives with respect to x include the effect of x on the statistics. So the statistics
+have no derivatives of their own.
 """
 
 import functools
@@ -48,19 +48,38 @@ def _forward_jvp(
     tangents: Sequence[Any],
     *,
     definition: Definition,
+    has_addend: bool,
     has_weight: bool,
     has_bias: bool,
     with_statistics: bool,
 ) -> tuple[list[Any], list[Any]]:
-    given = (True, has_weight, has_bias)
-    x, weight, bias = spaced(primals, given)
-    y, *statistics = forward(x, weight, bias, definition, with_statistics=True)
-    moving = [_nonzero(each) for each in spaced(tangents, given)]
-    of_y = _zero(y)
-    if any(each is not None for each in moving):
-        of_y = tangent(moving, x, statistics, weight, definition)
+    given = (True, has_addend, has_weight, has_bias)
+    x, addend, weight, bias = spaced(primals, given)
+    results = forward(x, weight, bias, definition, addend, with_statistics=True)
+    outputs, statistics = results[: 1 + has_addend], results[1 + has_addend :]
+    of_x, of_addend, *of_parameters = spaced(tangents, given)
+    if has_addend:
+        x, of_x = outputs[1], ad.add_tangents(of_x, of_addend)
+    moving = [_nonzero(each) for each in (of_x, *of_parameters)]
+    found = _tangents(moving, outputs, x, statistics, weight, definition)
     kept = statistics if with_statistics else []
-    return [y, *kept], [of_y, *map(_zero, kept)]
+    return [*outputs, *kept], [*found, *map(_zero, kept)]
+
+
+def _tangents(
+    linear: Sequence[Any],
+    outputs: Sequence[Any],
+    x: Any,
+    statistics: Sequence[Any],
+    weight: Any,
+    definition: Definition,
+) -> list[Any]:
+    """Return the tangents of the outputs, y or y and total, from those that are not None."""
+    found = []
+    if any(each is not None for each in linear):
+        with_total = len(outputs) == 2 and linear[0] is not None
+        found = tangent(linear, x, statistics, weight, definition, with_total=with_total)
+    return [*found, *map(_zero, outputs[len(found) :])]
 
 
 def _through(
@@ -84,15 +103,14 @@ def _tangent_jvp(
     definition: Definition,
     given: tuple[bool, ...],
     has_weight: bool,
+    with_total: bool,
 ) -> tuple[list[Any], list[Any]]:
     count = sum(given)
     x, statistics, weight = parts(primals[count:], definition, has_weight)
     linear = spaced(primals[:count], given)
-    result = tangent(linear, x, statistics, weight, definition)
-    terms = []
+    results = tangent(linear, x, statistics, weight, definition, with_total=with_total)
     second = [_nonzero(each) for each in spaced(tangents[:count], given)]
-    if any(each is not None for each in second):
-        terms.append(tangent(second, x, statistics, weight, definition))
+    of_y, *of_total = _tangents(second, results, x, statistics, weight, definition)
     along_x, _, along_weight = parts(tangents[count:], definition, has_weight)
     along_x, along_weight = _nonzero(along_x), _nonzero(along_weight)
     if along_x is not None or along_weight is not None:
@@ -100,8 +118,8 @@ def _tangent_jvp(
         def function(x: Any, weight: Any) -> Any:
             return derivatives.forward_tangent(derivatives.rows_of(x, weight, definition), *linear)
 
-        terms.append(_through(function, x, weight, along_x, along_weight))
-    return [result], [_sum(terms, result)]
+        of_y = ad.add_tangents(of_y, _through(function, x, weight, along_x, along_weight))
+    return results, [of_y, *of_total]
 
 
 def _tangent_transpose(
@@ -110,13 +128,16 @@ def _tangent_transpose(
     definition: Definition,
     given: tuple[bool, ...],
     has_weight: bool,
+    with_total: bool,
 ) -> list[Any]:
-    (dy,) = cotangents
+    dy, dtotal = cotangents if with_total else (*cotangents, None)
+    dtotal = _nonzero(dtotal)
     count = sum(given)
     linear = [each.aval for each in operands[:count]]
     rest: list[Any] = [None] * (len(operands) - count)
     if _is_zero(dy):
-        return [*map(ad.Zero, linear), *rest]
+        zeros = [ad.Zero(each) for each in linear]
+        return [*(zeros if dtotal is None else [dtotal, *zeros[1:]]), *rest]
     x, statistics, weight = parts(operands[count:], definition, has_weight)
     types = [each.dtype for each in spaced(linear, given)[1:] if each is not None]
     gradients = backward(
@@ -125,6 +146,7 @@ def _tangent_transpose(
         statistics,
         weight,
         definition,
+        dtotal=dtotal,
         need=given,
         parameter_type=types[0] if types else x.dtype if weight is None else weight.dtype,
     )
@@ -136,19 +158,27 @@ def _backward_jvp(
     tangents: Sequence[Any],
     *,
     definition: Definition,
+    has_dtotal: bool,
     need: tuple[bool, ...],
     has_weight: bool,
     parameter_type: Any,
 ) -> tuple[list[Any], list[Any]]:
-    dy, *rest = primals
-    x, statistics, weight = parts(rest, definition, has_weight)
-    options: dict[str, Any] = {"need": need, "parameter_type": parameter_type}
-    results = present(*backward(dy, x, statistics, weight, definition, **options))
+    count = 1 + has_dtotal
+    dy, dtotal = spaced(primals[:count], (True, has_dtotal))
+    x, statistics, weight = parts(primals[count:], definition, has_weight)
+
+    def gradients(dy: Any, dtotal: Any) -> list[Any]:
+        options: dict[str, Any] = {"need": need, "parameter_type": parameter_type}
+        return present(*backward(dy, x, statistics, weight, definition, dtotal=dtotal, **options))
+
+    results = gradients(dy, dtotal)
     terms: list[list[Any]] = []
-    along_dy = _nonzero(tangents[0])
+    along_dy, along_dtotal = map(_nonzero, spaced(tangents[:count], (True, has_dtotal)))
     if along_dy is not None:
-        terms.append(present(*backward(along_dy, x, statistics, weight, definition, **options)))
-    along_x, _, along_weight = parts(tangents[1:], definition, has_weight)
+        terms.append(gradients(along_dy, along_dtotal))
+    elif along_dtotal is not None:
+        terms.append([along_dtotal, *map(_zero, results[1:])])
+    along_x, _, along_weight = parts(tangents[count:], definition, has_weight)
     along_x, along_weight = _nonzero(along_x), _nonzero(along_weight)
     if along_x is not None or along_weight is not None:
 
@@ -167,16 +197,18 @@ def _backward_transpose(
     dy: Any,
     *operands: Any,
     definition: Definition,
+    has_dtotal: bool,
     need: tuple[bool, ...],
     has_weight: bool,
     parameter_type: Any,
 ) -> list[Any]:
-    rest: list[Any] = [None] * len(operands)
+    of_dtotal = [cotangents[0]] if has_dtotal else []
+    rest: list[Any] = [*of_dtotal, *[None] * (len(operands) - has_dtotal)]
     moving = [_nonzero(each) for each in spaced(cotangents, need)]
     if all(each is None for each in moving):
         return [ad.Zero(dy.aval), *rest]
-    x, statistics, weight = parts(operands, definition, has_weight)
-    return [tangent(moving, x, statistics, weight, definition), *rest]
+    x, statistics, weight = parts(operands[has_dtotal:], definition, has_weight)
+    return [*tangent(moving, x, statistics, weight, definition), *rest]
 
 
 ad.primitive_jvps[forward_p] = _forward_jvp

@@ -4,6 +4,7 @@ Where the members of a batch share the parameters, the batch becomes more rows. 
 or where each member needs its own gradients of the parameters, these vary along the batch.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,27 +59,34 @@ def _forward(
     dims: Dims,
     *,
     definition: Definition,
+    has_addend: bool,
     has_weight: bool,
     has_bias: bool,
     with_statistics: bool,
 ) -> tuple[Any, Any]:
     size = _size(operands, dims)
-    (x, *parameters), (dim, *others) = operands, dims
+    large = 1 + has_addend
+    parameters, others = operands[large:], dims[large:]
+    shape = _shape_of_one(operands[0], dims[0])
     varies = any(each is not None for each in others)
-    index, batched = _with_batch_axis(definition, _shape_of_one(x, dim), size, varies=varies)
+    index, batched = _with_batch_axis(definition, shape, size, varies=varies)
     if varies:
         if None in others:
             # In the compute type, so that the sum of the gradients of its repeats is rounded once.
-            parameters = [each.astype(compute_type(x.dtype)) for each in parameters]
+            dtype = compute_type(operands[0].dtype)
+            parameters = [each.astype(dtype) for each in parameters]
         at = batched.of_parameters.index(index)
         parameters = [
             _with_batch_at(at, each, own, size)
             for each, own in zip(parameters, others, strict=True)
         ]
-    x = _with_batch_at(index, x, dim, size)
+    x, *addends = (
+        _with_batch_at(index, each, own, size)
+        for each, own in zip(operands[:large], dims[:large], strict=True)
+    )
     weight, bias = spaced(parameters, (has_weight, has_bias))
-    results = forward(x, weight, bias, batched, with_statistics=with_statistics)
-    axes = batched.forward_axes(x.ndim, with_statistics=with_statistics)
+    results = forward(x, weight, bias, batched, *addends, with_statistics=with_statistics)
+    axes = batched.forward_axes(x.ndim, has_addend=has_addend, with_statistics=with_statistics)
     return results, [each.index(index) for each in axes]
 
 
@@ -87,6 +95,7 @@ def _backward(
     dims: Dims,
     *,
     definition: Definition,
+    has_dtotal: bool,
     need: tuple[bool, ...],
     has_weight: bool,
     parameter_type: Any,
@@ -96,7 +105,8 @@ def _backward(
     varies = any(need[1:]) or (has_weight and dims[-1] is not None)
     index, batched = _with_batch_axis(definition, shape, size, varies=varies)
     of_rows = tuple(range(len(shape) + 1))
-    axes = [of_rows, *batched.forward_axes(len(of_rows), with_statistics=True)]
+    axes = [of_rows] * (1 + has_dtotal)
+    axes += batched.forward_axes(len(of_rows), with_statistics=True)
     if has_weight and varies:
         axes.append(batched.of_parameters)
     moved = [
@@ -107,6 +117,7 @@ def _backward(
         *moved,
         *operands[len(axes) :],  # a weight that does not vary
         definition=batched,
+        has_dtotal=has_dtotal,
         need=need,
         has_weight=has_weight,
         parameter_type=parameter_type,
@@ -117,25 +128,25 @@ def _backward(
 def _tangent(
     operands: Sequence[Any],
     dims: Dims,
-    *,
-    definition: Definition,
-    given: tuple[bool, ...],
-    has_weight: bool,
+    **params: Any,
 ) -> tuple[Any, Any]:
-    def one(*operands: Any) -> list[Array]:
-        return tangent(*operands, definition=definition, given=given, has_weight=has_weight)
-
-    return jax.vmap(one, in_axes=tuple(dims))(*operands), [0]
+    results = jax.vmap(functools.partial(tangent, **params), in_axes=tuple(dims))(*operands)
+    return results, [0] * len(results)
 
 
 def tangent(
-    *operands: Array, definition: Definition, given: tuple[bool, ...], has_weight: bool
+    *operands: Array,
+    definition: Definition,
+    given: tuple[bool, ...],
+    has_weight: bool,
+    with_total: bool,
 ) -> list[Array]:
     """Compute tangent_p."""
     count = sum(given)
     x, statistics, weight = parts(operands[count:], definition, has_weight)
     rows = derivatives.rows_from(x, statistics, weight, definition)
-    return [derivatives.forward_tangent(rows, *spaced(operands[:count], given))]
+    of_y = derivatives.forward_tangent(rows, *spaced(operands[:count], given))
+    return [of_y, operands[0]] if with_total else [of_y]
 
 
 batching.primitive_batchers[forward_p] = _forward

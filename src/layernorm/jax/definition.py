@@ -51,10 +51,12 @@ class Definition(NamedTuple):
         """Return the axes that dweight and dbias are sums over: those that parameters lack."""
         return tuple(axis for axis in range(dims) if axis not in self.of_parameters)
 
-    def forward_axes(self, dims: int, *, with_statistics: bool) -> list[tuple[int, ...]]:
-        """Return the axes of x that y has, and those that each of the statistics has."""
+    def forward_axes(
+        self, dims: int, *, has_addend: bool = False, with_statistics: bool
+    ) -> list[tuple[int, ...]]:
+        """Return the axes of x that y, total and each of the statistics have."""
         statistics = self.statistics if with_statistics else 0
-        return [tuple(range(dims)), *[self.kept(dims)] * statistics]
+        return [*[tuple(range(dims))] * (1 + has_addend), *[self.kept(dims)] * statistics]
 
     def backward_axes(self, dims: int, need: Sequence[bool]) -> list[tuple[int, ...]]:
         """Return the axes of x that dx, dweight and dbias have, for those that are needed."""

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -123,22 +124,29 @@ def _weight(weight: Array, like: Array, definition: Definition) -> Array:
 def forward(
     *operands: Array,
     definition: Definition,
+    has_addend: bool,
     has_weight: bool,
     has_bias: bool,
     with_statistics: bool,
     merged: Callable[[Array, Moments], tuple[Array, Moments]] | None = None,
 ) -> list[Array]:
-    """Return y, and the statistics if `with_statistics`.
+    """Return y, with an addend total, and the statistics if `with_statistics`.
 
     Where x holds parts of rows, `merged` turns the results of `centered` into those of whole rows.
     """
-    x, weight, bias = spaced(operands, (True, has_weight, has_bias))
+    x, addend, weight, bias = spaced(operands, (True, has_addend, has_weight, has_bias))
+    totals = []
+    if addend is not None:
+        # XLA may drop a rounding that another operation undoes, and y is that of the stored sum.
+        x = jax.lax.optimization_barrier(x + addend)
+        totals = [x]
     rest, moments = centered(x.astype(compute_type(x.dtype)), definition)
     if merged is not None:
         rest, moments = merged(rest, moments)
     rstd = rstd_of(moments, definition.eps)
     y = scaled_and_shifted(rest * rstd, weight, bias, definition).astype(x.dtype)
-    return [y, *(statistics_of(moments, rstd, definition) if with_statistics else [])]
+    statistics = statistics_of(moments, rstd, definition) if with_statistics else []
+    return [y, *totals, *statistics]
 
 
 def statistics_of(moments: Moments, rstd: Array, definition: Definition) -> list[Array]:
@@ -152,6 +160,7 @@ def statistics_of(moments: Moments, rstd: Array, definition: Definition) -> list
 def backward(
     *operands: Array,
     definition: Definition,
+    has_dtotal: bool,
     need: tuple[bool, ...],
     has_weight: bool,
     parameter_type: Any,
@@ -160,8 +169,8 @@ def backward(
 
     The statistics are recomputed: the saved ones are unscaled, and may be out of range.
     """
-    dy, *rest = operands
-    x, _, weight = parts(rest, definition, has_weight)
+    dy, dtotal = spaced(operands, (True, has_dtotal))
+    x, _, weight = parts(operands[1 + has_dtotal :], definition, has_weight)
     scaled, moments = centered(x.astype(compute_type(x.dtype)), definition)
     rstd = rstd_of(moments, definition.eps)
     return gradients(
@@ -172,6 +181,7 @@ def backward(
         definition,
         x_power=moments.power,
         dy_power=exponent(dy.astype(rstd.dtype), definition.axes),
+        dtotal=dtotal,
         need=need,
         parameter_type=parameter_type,
     )
@@ -210,14 +220,15 @@ def gradients(
     *,
     x_power: Array,
     dy_power: Array,
+    dtotal: Array | None,
     need: tuple[bool, ...],
     parameter_type: Any,
     means: Means = _means,
 ) -> list[Array]:
     """Return those of dx, dweight and dbias that are needed.
 
-    `rstd` is scaled by 2**x_power. For dx, each row of dy is scaled by 2**-dy_power. Each call of
-    `means` is one collective where other devices have parts of the rows.
+    `rstd` is scaled by 2**x_power. For dx, each row of dy is scaled by 2**-dy_power, and dtotal is
+    added. Each call of `means` is one collective where other devices have parts of the rows.
     """
     widened = dy.astype(xhat.dtype)
     need_dx, need_dweight, need_dbias = need
@@ -228,7 +239,8 @@ def gradients(
             g = g * _weight(weight, g, definition)
         rest_of_one = _scaled_eps(definition.eps, x_power, rstd.dtype) * rstd * rstd
         v, c = _centered_and_projected(g, xhat, rest_of_one, means, definition)
-        dx = times_power(rstd * (v - c * xhat), dy_power - x_power).astype(dy.dtype)
+        dx = times_power(rstd * (v - c * xhat), dy_power - x_power)
+        dx = (dx if dtotal is None else dx + dtotal.astype(dx.dtype)).astype(dy.dtype)
     summed = definition.summed(dy.ndim)
     finish = functools.partial(_parameter, definition=definition, parameter_type=parameter_type)
     if need_dweight or need_dbias:

@@ -1,7 +1,7 @@
 """Layer norm and RMS norm of JAX arrays."""
 
 import functools
-from typing import Any, SupportsFloat
+from typing import Any, SupportsFloat, overload
 
 import jax
 from jax import Array
@@ -15,15 +15,38 @@ assert autodiff, "imported for its effect: it registers the derivatives of the p
 assert lowering, "imported for its effect: it registers what the primitives compile to"
 
 
+@overload
 def layer_norm(
     x: ArrayLike,
     weight: ArrayLike | None = None,
     bias: ArrayLike | None = None,
     *,
+    residual: None = None,
     axis: spec.Axis = -1,
     eps: SupportsFloat = 1e-5,
     zero_centered_weight: bool = False,
-) -> Array:
+) -> Array: ...
+@overload
+def layer_norm(
+    x: ArrayLike,
+    weight: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    residual: ArrayLike,
+    axis: spec.Axis = -1,
+    eps: SupportsFloat = 1e-5,
+    zero_centered_weight: bool = False,
+) -> tuple[Array, Array]: ...
+def layer_norm(
+    x: ArrayLike,
+    weight: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    residual: ArrayLike | None = None,
+    axis: spec.Axis = -1,
+    eps: SupportsFloat = 1e-5,
+    zero_centered_weight: bool = False,
+) -> Array | tuple[Array, Array]:
     """Normalize `x` over `axis` to zero mean and unit variance, then scale and shift.
 
     y = (x - mean) / sqrt(var + eps) * weight + bias, with the biased variance.
@@ -34,55 +57,108 @@ def layer_norm(
             None. Or of a shape that broadcasts against x, with x's sizes along `axis`: adaptive
             layer norm is `weight=scale[:, None], bias=shift[:, None], zero_centered_weight=True`.
             Of x's type, or both float32 for 16-bit x.
+        residual: array of x's shape and type to add first: y is the norm of x + residual. Or
+            float32 for 16-bit x: a stream that is kept in float32, as is total then.
         axis: int or ints; need not be the last, nor adjacent.
         eps: added to the variance, in units of x squared. A number, not a traced array.
         zero_centered_weight: multiply by 1 + weight; no effect without a weight.
-    Returns: y, with x's shape and type.
+    Returns: y, with x's shape and type. With a residual (y, total): total is x + residual, rounded
+        to the residual's type, and y the norm of that. Both have derivatives.
     Raises: while the call is traced, ValueError for shapes, axes and eps, TypeError for types.
     Source: Ba, Kiros and Hinton 2016, arXiv:1607.06450.
     """
     options = {"axis": axis, "eps": eps, "zero_centered_weight": zero_centered_weight}
-    return _norm(x, weight, bias, centered=True, **options)
+    return _norm(x, residual, weight, bias, centered=True, **options)
 
 
+@overload
 def rms_norm(
     x: ArrayLike,
     weight: ArrayLike | None = None,
     *,
+    residual: None = None,
     axis: spec.Axis = -1,
     eps: SupportsFloat = 1e-6,
     zero_centered_weight: bool = False,
-) -> Array:
+) -> Array: ...
+@overload
+def rms_norm(
+    x: ArrayLike,
+    weight: ArrayLike | None = None,
+    *,
+    residual: ArrayLike,
+    axis: spec.Axis = -1,
+    eps: SupportsFloat = 1e-6,
+    zero_centered_weight: bool = False,
+) -> tuple[Array, Array]: ...
+def rms_norm(
+    x: ArrayLike,
+    weight: ArrayLike | None = None,
+    *,
+    residual: ArrayLike | None = None,
+    axis: spec.Axis = -1,
+    eps: SupportsFloat = 1e-6,
+    zero_centered_weight: bool = False,
+) -> Array | tuple[Array, Array]:
     """Divide `x` by its root mean square over `axis`, then scale.
 
     y = x / sqrt(mean(x**2) + eps) * weight
 
     Args:
-        x, weight, axis, zero_centered_weight: as in `layer_norm`.
+        x, weight, residual, axis, zero_centered_weight: as in `layer_norm`.
         eps: added to the mean square, in units of x squared.
-    Returns: y, with x's shape and type.
+    Returns: y, with x's shape and type; with a residual (y, total), as in `layer_norm`.
     Raises: as `layer_norm` does.
     Source: Zhang and Sennrich 2019, arXiv:1910.07467.
     """
     options = {"axis": axis, "eps": eps, "zero_centered_weight": zero_centered_weight}
-    return _norm(x, weight, None, centered=False, **options)
+    return _norm(x, residual, weight, None, centered=False, **options)
 
 
-def _norm(x: ArrayLike, weight: ArrayLike | None, bias: ArrayLike | None, **options: Any) -> Array:
+def _norm(
+    x: ArrayLike,
+    residual: ArrayLike | None,
+    weight: ArrayLike | None,
+    bias: ArrayLike | None,
+    **options: Any,
+) -> Array | tuple[Array, Array]:
     x = arguments.as_array("x", x)
     weight = None if weight is None else arguments.as_array("weight", weight)
     bias = None if bias is None else arguments.as_array("bias", bias)
+    if residual is not None:
+        residual = arguments.as_array("residual", residual)
+        if arguments.widens(x, residual):
+            weight, bias = (
+                each.astype(residual.dtype) if each is not None and each.dtype == x.dtype else each
+                for each in (weight, bias)
+            )
+            y, total = _norm(x.astype(residual.dtype), residual, weight, bias, **options)
+            return y.astype(x.dtype), total
     definition = arguments.define(x, weight, bias, **options)
+    addend = None if residual is None else arguments.checked_residual(residual, x)
     if 0 in x.shape:
-        return x
-    return _compiled(x, weight, bias, definition)
+        return x if addend is None else (x, x)
+    y, *total = _compiled(x, addend, weight, bias, definition)
+    return (y, *total) if total else y
 
 
 @functools.partial(jax.jit, static_argnames="definition", inline=True)
-def _compiled(x: Array, weight: Array | None, bias: Array | None, definition: Definition) -> Array:
-    x, weight, bias = arguments.vary_alike((x, weight, bias))
+def _compiled(
+    x: Array,
+    addend: Array | None,
+    weight: Array | None,
+    bias: Array | None,
+    definition: Definition,
+) -> list[Array]:
+    """Return y, and with an addend its sum with x, of which y is the norm."""
+    x, addend, weight, bias = arguments.vary_alike((x, addend, weight, bias))
     weight, bias = arguments.compact_parameters(x, (weight, bias), definition)
     order = arguments.order_of(x.shape, definition)
-    moved = x.transpose(order)
-    y, *_ = primitives.forward(moved, weight, bias, definition.moved(order), with_statistics=False)
-    return y.transpose([order.index(axis) for axis in range(x.ndim)])
+    addend = None if addend is None else addend.transpose(order)
+    results = primitives.forward(
+        x.transpose(order),
+        *(weight, bias, definition.moved(order), addend),
+        with_statistics=False,
+    )
+    back = [order.index(axis) for axis in range(x.ndim)]
+    return [each.transpose(back) for each in results]

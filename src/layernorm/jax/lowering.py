@@ -40,8 +40,9 @@ def _bits(axes: Sequence[int]) -> np.int64:
 def _call_forward(
     ctx: Any,
     x: Any,
-    *parameters: Any,
+    *others: Any,
     definition: Definition,
+    has_addend: bool,
     has_weight: bool,
     has_bias: bool,
     with_statistics: bool,
@@ -49,8 +50,9 @@ def _call_forward(
     return jax.ffi.ffi_lowering("layernorm_forward")(
         ctx,
         x,
-        *parameters,
+        *others,
         **_attributes(definition),
+        has_addend=np.bool_(has_addend),
         has_weight=np.bool_(has_weight),
         has_bias=np.bool_(has_bias),
     )
@@ -61,6 +63,7 @@ def _call_backward(
     dy: Any,
     *others: Any,
     definition: Definition,
+    has_dtotal: bool,
     need: tuple[bool, ...],
     has_weight: bool,
     parameter_type: Any,
@@ -70,6 +73,7 @@ def _call_backward(
         dy,
         *others,
         **_attributes(definition),
+        has_dtotal=np.bool_(has_dtotal),
         has_weight=np.bool_(has_weight),
         **{f"need_{name}": np.bool_(each) for name, each in zip(_GRADIENTS, need, strict=True)},
     )

@@ -4,6 +4,14 @@
     tangent_p    x_tangent, weight_tangent, bias_tangent; x, statistics, weight -> y_tangent
     backward_p   dy; x, statistics, weight -> those of dx, dweight, dbias that are needed
 
+With a residual, an operand that is called `addend` here, since a statistic has that name:
+
+    forward_p    x, addend, weight, bias -> y, total; and the statistics of total
+    tangent_p    as above, of total for x -> y_tangent, and total's, which is x_tangent
+    backward_p   dy, dtotal; as above, of total for x -> as above, with dtotal added to dx
+
+So one call of backward_p has the gradients of both results, and rounds dx once.
+
 What a transform makes of them: autodiff.py, batching.py, sharding.py and lowering.py.
 """
 
@@ -54,13 +62,24 @@ backward_p = _primitive("backward")
 
 
 def forward(
-    x: Array, weight: MaybeArray, bias: MaybeArray, definition: Definition, *, with_statistics: bool
+    x: Array,
+    weight: MaybeArray,
+    bias: MaybeArray,
+    definition: Definition,
+    addend: MaybeArray = None,
+    *,
+    with_statistics: bool,
 ) -> list[Array]:
-    """Return [y], or with statistics [y, mean, rstd, residual]; for RMS norm [y, rstd]."""
+    """Return [y], or with statistics [y, mean, rstd, residual]; for RMS norm [y, rstd].
+
+    With an addend, its sum with x follows y, and the rest is of that sum.
+    """
+    addend = _sharded_like(x, addend, range(x.ndim))
     weight, bias = (_sharded_like(x, each, definition.of_parameters) for each in (weight, bias))
     results: list[Array] = forward_p.bind(
-        *present(x, weight, bias),
+        *present(x, addend, weight, bias),
         definition=definition,
+        has_addend=addend is not None,
         has_weight=weight is not None,
         has_bias=bias is not None,
         with_statistics=with_statistics,
@@ -74,15 +93,21 @@ def tangent(
     statistics: Sequence[Array],
     weight: MaybeArray,
     definition: Definition,
-) -> Array:
-    """Return the tangent of y, from those of x, weight and bias that are not None."""
-    (result,) = tangent_p.bind(
+    *,
+    with_total: bool = False,
+) -> list[Array]:
+    """Return [y_tangent], from the tangents of x, weight and bias that are not None.
+
+    With total, which x then is: [y_tangent, x_tangent].
+    """
+    results: list[Array] = tangent_p.bind(
         *present(*tangents, x, *statistics, weight),
         definition=definition,
         given=tuple(each is not None for each in tangents),
         has_weight=weight is not None,
+        with_total=with_total,
     )
-    return result
+    return results
 
 
 def backward(
@@ -92,13 +117,15 @@ def backward(
     weight: MaybeArray,
     definition: Definition,
     *,
+    dtotal: MaybeArray = None,
     need: tuple[bool, ...],
     parameter_type: Any,
 ) -> list[MaybeArray]:
-    """Return dx, dweight and dbias; None for those that are not needed."""
+    """Return dx, dweight and dbias; None for those that are not needed. dtotal is added to dx."""
     results = backward_p.bind(
-        *present(dy, x, *statistics, weight),
+        *present(dy, dtotal, x, *statistics, weight),
         definition=definition,
+        has_dtotal=dtotal is not None,
         need=need,
         has_weight=weight is not None,
         parameter_type=jnp.dtype(parameter_type),
@@ -107,7 +134,7 @@ def backward(
 
 
 def _sharded_like(x: Array, parameter: MaybeArray, axes: Sequence[int]) -> MaybeArray:
-    """Shard a parameter like these axes of x, where a mesh has explicit axes.
+    """Shard a parameter, or an addend, like these axes of x, where a mesh has explicit axes.
 
     There the sharding is part of a type, and the gradient, sharded like x, has the parameter's.
     """
@@ -149,37 +176,43 @@ def _shaped(x: Any, axes: Sequence[int], dtype: Any) -> Any:
 
 def forward_shapes(
     x: Any,
-    *parameters: Any,
+    *others: Any,
     definition: Definition,
+    has_addend: bool,
     has_weight: bool,
     has_bias: bool,
     with_statistics: bool,
 ) -> list[Any]:
-    """Describe y and the statistics."""
-    of_y, *of_statistics = definition.forward_axes(x.ndim, with_statistics=with_statistics)
-    statistics = [_shaped(x, axes, compute_type(x.dtype)) for axes in of_statistics]
-    return [_shaped(x, of_y, x.dtype), *statistics]
+    """Describe y, total and the statistics."""
+    every_axes = definition.forward_axes(
+        x.ndim, has_addend=has_addend, with_statistics=with_statistics
+    )
+    large = 1 + has_addend
+    types = [x.dtype] * large + [compute_type(x.dtype)] * (len(every_axes) - large)
+    return [_shaped(x, axes, dtype) for axes, dtype in zip(every_axes, types, strict=True)]
 
 
 def backward_shapes(
-    dy: Any,
-    x: Any,
-    *others: Any,
+    *operands: Any,
     definition: Definition,
+    has_dtotal: bool,
     need: tuple[bool, ...],
     has_weight: bool,
     parameter_type: Any,
 ) -> list[Any]:
     """Describe those of dx, dweight and dbias that are needed."""
+    x = operands[1 + has_dtotal]
     types = (x.dtype, parameter_type, parameter_type)
     needed = [dtype for dtype, each in zip(types, need, strict=True) if each]
     every_axes = definition.backward_axes(x.ndim, need)
     return [_shaped(x, axes, dtype) for axes, dtype in zip(every_axes, needed, strict=True)]
 
 
-def _tangent_shapes(*operands: Any, definition: Definition, given: Any, has_weight: bool) -> Any:
+def _tangent_shapes(
+    *operands: Any, definition: Definition, given: Any, has_weight: bool, with_total: bool
+) -> Any:
     x = operands[sum(given)]
-    return [_shaped(x, range(x.ndim), x.dtype)]
+    return [_shaped(x, range(x.ndim), x.dtype)] * (1 + with_total)
 
 
 forward_p.def_abstract_eval(forward_shapes)

@@ -24,7 +24,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from layernorm.jax import derivatives, formulas
 from layernorm.jax.definition import Definition, compute_type
 from layernorm.jax.formulas import Moments, times_power
-from layernorm.jax.primitives import backward_p, forward_p, parts, spaced
+from layernorm.jax.primitives import backward_p, forward_p, parts, present, spaced
 
 Names = tuple[str, ...]  # of axes of the mesh
 
@@ -125,10 +125,13 @@ def _partitioned(
 def forward(*operands: Array, **params: Any) -> list[Array]:
     """Compute forward_p, on any number of devices."""
     definition, dims = params["definition"], operands[0].ndim
-    parameters = params["has_weight"] + params["has_bias"]
+    of_results = {name: params[name] for name in ("has_addend", "with_statistics")}
     axes = Axes(
-        operands=[tuple(range(dims)), *[definition.of_parameters] * parameters],
-        results=definition.forward_axes(dims, with_statistics=params["with_statistics"]),
+        operands=[
+            *[tuple(range(dims))] * (1 + params["has_addend"]),
+            *[definition.of_parameters] * (params["has_weight"] + params["has_bias"]),
+        ],
+        results=definition.forward_axes(dims, **of_results),
         x=0,
     )
 
@@ -192,14 +195,15 @@ def _gathered(names: Names, of_rows: Sequence[Array]) -> list[Array]:
 def backward(*operands: Array, **params: Any) -> list[Array]:
     """Compute backward_p, on any number of devices."""
     definition, dims = params["definition"], operands[0].ndim
+    gradients = 1 + params["has_dtotal"]
     axes = Axes(
         operands=[
-            tuple(range(dims)),
+            *[tuple(range(dims))] * gradients,
             *definition.forward_axes(dims, with_statistics=True),
             *[definition.of_parameters] * params["has_weight"],
         ],
         results=definition.backward_axes(dims, params["need"]),
-        x=1,
+        x=gradients,
     )
 
     def whole(*operands: Array) -> list[Array]:
@@ -220,22 +224,24 @@ def _backward_of_parts(
     down: Names,
     *operands: Array,
     definition: Definition,
+    has_dtotal: bool,
     need: tuple[bool, ...],
     has_weight: bool,
     parameter_type: Any,
 ) -> list[Array]:
     """Return the gradients where other devices have parts of the rows, or other rows."""
-    dy, *rest = operands
-    x, statistics, weight = parts(rest, definition, has_weight)
+    dy, dtotal = spaced(operands, (True, has_dtotal))
+    x, statistics, weight = parts(operands[1 + has_dtotal :], definition, has_weight)
     # In the compute type until the devices' sums are added up, so that they are rounded once.
     sum_type = compute_type(x.dtype)
     weight = None if weight is None else weight.astype(sum_type)
     if across:
-        results = _gradients_of_parts(across, dy, x, statistics, weight, definition, need)
+        results = _gradients_of_parts(across, dy, dtotal, x, statistics, weight, definition, need)
     else:
         results = local_backward_p.bind(
-            *(dy, x, *statistics, *([weight] if has_weight else [])),
+            *present(dy, dtotal, x, *statistics, weight),
             definition=definition,
+            has_dtotal=has_dtotal,
             need=need,
             has_weight=has_weight,
             parameter_type=sum_type,
@@ -250,6 +256,7 @@ def _backward_of_parts(
 def _gradients_of_parts(
     across: Names,
     dy: Array,
+    dtotal: Array | None,
     x: Array,
     statistics: Sequence[Array],
     weight: Array | None,
@@ -272,6 +279,7 @@ def _gradients_of_parts(
         definition,
         x_power=none,
         dy_power=none,
+        dtotal=dtotal,
         need=need,
         parameter_type=rows.xhat.dtype,
         means=means,

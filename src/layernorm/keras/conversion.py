@@ -1,5 +1,6 @@
 """Replaces a model's norms by ours, in place, and back."""
 
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -135,13 +136,21 @@ def _listed() -> str:
 
 
 def _swap(layer: Any) -> None:
-    layer.__class__ = _OURS[type(layer)]
+    _turn_into(_OURS[type(layer)], layer)
     vars(layer)[_MARK] = True
 
 
 def _swap_back(layer: Any) -> None:
-    layer.__class__ = _KERASS[type(layer)]
+    _turn_into(_KERASS[type(layer)], layer)
     del vars(layer)[_MARK]
+
+
+def _turn_into(kind: type, layer: Any) -> None:
+    layer.__class__ = kind
+    # Keras reads it when it creates a layer, and ours takes a residual too.
+    signature = inspect.signature(layer.call)
+    vars(layer)["_call_signature"] = signature
+    vars(layer)["call_signature_parameters"] = list(signature.parameters)
 
 
 def _forget_what_was_traced(model: Any) -> None:

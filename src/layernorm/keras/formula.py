@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from layernorm import spec
+from layernorm.keras import sums
 
 
 def layer_norm(
@@ -13,29 +14,41 @@ def layer_norm(
     weight: Any = None,
     bias: Any = None,
     *,
+    residual: Any = None,
     axis: spec.Axis = -1,
     eps: float = 1e-5,
     zero_centered_weight: bool = False,
 ) -> Any:
-    """Return y = (x - mean) / sqrt(var + eps) * weight + bias, computed in float32 or float64."""
+    """Return y = (x - mean) / sqrt(var + eps) * weight + bias, computed in float32 or float64.
+
+    With a residual return (y, total): y of total = x + residual.
+    """
+    total = x if residual is None else sums.add(x, residual)
     axes = spec.normalize_axes(axis, len(x.shape))
-    d = _widened(x)
+    d = _widened(total)
     d = d - ops.mean(d, axes, keepdims=True)
     d = d - ops.mean(d, axes, keepdims=True)  # the rounding error of the first mean
-    return _scaled(d, weight, bias, axes, eps, zero_centered_weight, x.dtype)
+    y = _scaled(d, weight, bias, axes, eps, zero_centered_weight, x.dtype)
+    return y if residual is None else (y, total)
 
 
 def rms_norm(
     x: Any,
     weight: Any = None,
     *,
+    residual: Any = None,
     axis: spec.Axis = -1,
     eps: float = 1e-6,
     zero_centered_weight: bool = False,
 ) -> Any:
-    """Return y = x / sqrt(mean(x**2) + eps) * weight, computed in float32 or float64."""
+    """Return y = x / sqrt(mean(x**2) + eps) * weight, computed in float32 or float64.
+
+    With a residual return (y, total): y of total = x + residual.
+    """
+    total = x if residual is None else sums.add(x, residual)
     axes = spec.normalize_axes(axis, len(x.shape))
-    return _scaled(_widened(x), weight, None, axes, eps, zero_centered_weight, x.dtype)
+    y = _scaled(_widened(total), weight, None, axes, eps, zero_centered_weight, x.dtype)
+    return y if residual is None else (y, total)
 
 
 def _widened(x: Any) -> Any:

@@ -5,7 +5,7 @@ from typing import Any, SupportsFloat
 import keras
 
 from layernorm import spec
-from layernorm.keras import backends
+from layernorm.keras import backends, sums
 
 
 def layer_norm(
@@ -13,6 +13,7 @@ def layer_norm(
     weight: Any = None,
     bias: Any = None,
     *,
+    residual: Any = None,
     axis: spec.Axis = -1,
     eps: SupportsFloat = 1e-5,
     zero_centered_weight: bool = False,
@@ -26,21 +27,24 @@ def layer_norm(
         weight, bias: tensors or variables with the normalized shape (x's sizes along `axis`, in
             x's order), or of a shape that broadcasts against x's, with x's sizes along `axis`; or
             None. Of x's type, or both float32 for 16-bit x. Symbolic ones too.
+        residual: a tensor of x's shape and type to add first: y is the norm of x + residual.
         axis: int or ints; need not be the last, nor adjacent.
         eps: added to the variance, in units of x squared.
         zero_centered_weight: multiply by 1 + weight; no effect without a weight.
-    Returns: y, with x's shape and type.
+    Returns: y, with x's shape and type. With a residual (y, total): total is x + residual, rounded
+        to x's type, and y the norm of that.
     Raises: the errors of the backend's front end for shapes, axes and types.
     Source: Ba, Kiros and Hinton 2016, arXiv:1607.06450.
     """
     options = {"axis": axis, "eps": eps, "zero_centered_weight": zero_centered_weight}
-    return _norm(x, weight, bias, centered=True, **options)
+    return _norm(x, weight, bias, residual, centered=True, **options)
 
 
 def rms_norm(
     x: Any,
     weight: Any = None,
     *,
+    residual: Any = None,
     axis: spec.Axis = -1,
     eps: SupportsFloat = 1e-6,
     zero_centered_weight: bool = False,
@@ -50,14 +54,14 @@ def rms_norm(
     y = x / sqrt(mean(x**2) + eps) * weight
 
     Args:
-        x, weight, axis, zero_centered_weight: as in `layer_norm`.
+        x, weight, residual, axis, zero_centered_weight: as in `layer_norm`.
         eps: added to the mean square, in units of x squared.
-    Returns: y, with x's shape and type.
+    Returns: y, or (y, total), as `layer_norm` does.
     Raises: as `layer_norm` does.
     Source: Zhang and Sennrich 2019, arXiv:1910.07467.
     """
     options = {"axis": axis, "eps": eps, "zero_centered_weight": zero_centered_weight}
-    return _norm(x, weight, None, centered=False, **options)
+    return _norm(x, weight, None, residual, centered=False, **options)
 
 
 @keras.saving.register_keras_serializable("layernorm")
@@ -81,25 +85,31 @@ class Norm(keras.Operation):
             "zero_centered_weight": zero_centered_weight,
         }
 
-    def call(self, x: Any, weight: Any = None, bias: Any = None) -> Any:
-        """Return y."""
-        return norm(x, weight, bias, **self.options)
+    def call(self, x: Any, weight: Any = None, bias: Any = None, residual: Any = None) -> Any:
+        """Return y, or (y, total) with a residual."""
+        return norm(x, weight, bias, residual, **self.options)
 
-    def compute_output_spec(self, x: Any, weight: Any = None, bias: Any = None) -> Any:
-        """Return y's shape and type."""
+    def compute_output_spec(
+        self, x: Any, weight: Any = None, bias: Any = None, residual: Any = None
+    ) -> Any:
+        """Return the shapes and types of what `call` returns."""
         axes = spec.normalize_axes(self.options["axis"], len(x.shape))
         for name, parameter in (("weight", weight), ("bias", bias)):
             if parameter is not None:
                 shape, x_shape = (spec.symbolic_shape(each.shape) for each in (parameter, x))
                 spec.check_parameter(name, shape, x_shape, axes)
-        return keras.KerasTensor(x.shape, dtype=x.dtype)
+        y = keras.KerasTensor(x.shape, dtype=x.dtype)
+        if residual is None:
+            return y
+        sums.check_residual(residual, x)
+        return y, keras.KerasTensor(x.shape, dtype=x.dtype)
 
 
-def _norm(x: Any, weight: Any, bias: Any, **options: Any) -> Any:
-    symbolic = keras.KerasTensor
-    if isinstance(x, symbolic) or isinstance(weight, symbolic) or isinstance(bias, symbolic):
-        return Norm(**options).symbolic_call(x, weight, bias)
-    return norm(x, weight, bias, **options)
+def _norm(x: Any, weight: Any, bias: Any, residual: Any, **options: Any) -> Any:
+    given = (x, weight, bias, residual)
+    if any(isinstance(each, keras.KerasTensor) for each in given):
+        return Norm(**options).symbolic_call(*given)
+    return norm(*given, **options)
 
 
 def _tensor(given: Any) -> Any:
@@ -114,15 +124,17 @@ def norm(
     x: Any,
     weight: Any,
     bias: Any,
+    residual: Any,
     *,
     axis: spec.Axis,
     eps: SupportsFloat,
     centered: bool,
     zero_centered_weight: bool = False,
 ) -> Any:
-    """Return y for tensors of the backend, and for what Keras converts to them."""
-    x, weight, bias = _tensor(x), _tensor(weight), _tensor(bias)
+    """Return y or (y, total) for tensors of the backend, and for what Keras converts to them."""
+    x, weight, bias, residual = map(_tensor, (x, weight, bias, residual))
     options = {"axis": axis, "eps": eps, "zero_centered_weight": zero_centered_weight}
+    options["residual"] = residual
     if centered:
         return backends.front_end().layer_norm(x, weight, bias, **options)
     return backends.front_end().rms_norm(x, weight, **options)

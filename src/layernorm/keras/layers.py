@@ -1,6 +1,7 @@
 """Layer norm and RMS norm as layers that replace Keras's own."""
 
 from collections import Counter
+from collections.abc import Callable
 from numbers import Real
 from typing import Any
 
@@ -8,6 +9,7 @@ import keras
 from keras import ops
 
 from layernorm import spec
+from layernorm.keras import sums
 from layernorm.keras.functional import norm
 
 # Types of x that LayerNormalization takes besides ours, and normalizes in float32 or float64.
@@ -17,11 +19,37 @@ _INTEGERS = ("bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 
 _SPARSE = ("SparseTensor", "IndexedSlices", "JAXSparse")
 
 
+class _TakesResidual(keras.layers.Layer):
+    """What a call with a residual, whose results are two, changes in a layer."""
+
+    def compute_output_shape(
+        self, input_shape: tuple[int | None, ...], residual_shape: Any = None
+    ) -> Any:
+        """Return y's shape, or with a residual those of y and total."""
+        shape = super().compute_output_shape(input_shape)
+        return shape if residual_shape is None else (shape, shape)
+
+    def compute_output_spec(self, *given: Any, **named: Any) -> Any:
+        """Return the shapes and types of what `call` returns."""
+        x, residual = (*self._call_signature.bind(*given, **named).args, None)[:2]
+        y = keras.KerasTensor(self.compute_output_shape(x.shape), dtype=self.compute_dtype)
+        if residual is None:
+            return y
+        sums.check_residual(residual, x)
+        return y, keras.KerasTensor(x.shape, dtype=x.dtype)
+
+    def _set_mask_metadata(self, inputs: Any, outputs: Any, previous_mask: Any) -> None:
+        for each in outputs if isinstance(outputs, tuple) else [outputs]:
+            super()._set_mask_metadata(inputs, each, previous_mask)
+
+
 @keras.saving.register_keras_serializable("layernorm")
-class LayerNormalization(keras.layers.LayerNormalization):
+class LayerNormalization(_TakesResidual, keras.layers.LayerNormalization):
     """Layer norm: a `keras.layers.LayerNormalization`, with its arguments, weights and files.
 
-    y = (x - mean) / sqrt(var + epsilon) * gamma + beta, as `layernorm.keras.layer_norm`.
+    y = (x - mean) / sqrt(var + epsilon) * gamma + beta, as `layernorm.keras.layer_norm`. Called
+    with a residual, `layer(x, residual)`, it returns (y, total): total = x + residual, and y is the
+    norm of that.
 
     Args: those of keras.layers.LayerNormalization. gamma and beta have x's sizes along `axis`, in
         x's order.
@@ -38,14 +66,17 @@ class LayerNormalization(keras.layers.LayerNormalization):
         finally:
             self.axis = axes
 
-    def call(self, inputs: Any) -> Any:
-        """Return y."""
+    def call(self, inputs: Any, residual: Any = None) -> Any:
+        """Return y; with a residual (y, total): total = inputs + residual, y is its norm."""
+        parameters = (self.gamma, self.beta)
+        types = spec.TYPES if residual is not None else (*spec.TYPES, *_INTEGERS)
         # rms_scaling is not RMS norm: Keras then divides by the standard deviation.
-        parameters, types = (self.gamma, self.beta), (*spec.TYPES, *_INTEGERS)
         if self.rms_scaling or not _is_served(self, inputs, parameters, types):
-            return super().call(inputs)
-        y = _call(self, inputs, *parameters, centered=True)
-        return y if _type_of(y) == self.compute_dtype else ops.cast(y, self.compute_dtype)
+            return _of_sum(super().call, inputs, residual)
+        results = _call(self, inputs, residual, *parameters, centered=True)
+        y, *total = results if isinstance(results, tuple) else (results,)
+        y = y if _type_of(y) == self.compute_dtype else ops.cast(y, self.compute_dtype)
+        return (y, *total) if total else y
 
     def load_own_variables(self, store: Any) -> None:
         """Load gamma and beta from a file of ours or of Keras's."""
@@ -53,10 +84,12 @@ class LayerNormalization(keras.layers.LayerNormalization):
 
 
 @keras.saving.register_keras_serializable("layernorm")
-class RMSNormalization(keras.layers.RMSNormalization):
+class RMSNormalization(_TakesResidual, keras.layers.RMSNormalization):
     """RMS norm: a `keras.layers.RMSNormalization`, with its arguments, weight and files.
 
-    y = x / sqrt(mean(x**2) + epsilon) * scale, as `layernorm.keras.rms_norm`.
+    y = x / sqrt(mean(x**2) + epsilon) * scale, as `layernorm.keras.rms_norm`. Called with a
+    residual, `layer(x, residual)`, it returns (y, total): total = x + residual, and y is the norm
+    of that.
 
     Args: those of keras.layers.RMSNormalization; `axis` may be ints. `scale` has x's sizes along
         `axis`, in x's order, and is not rounded to a 16-bit type before it is used.
@@ -79,11 +112,11 @@ class RMSNormalization(keras.layers.RMSNormalization):
             autocast=False,
         )
 
-    def call(self, x: Any) -> Any:
-        """Return y."""
+    def call(self, x: Any, residual: Any = None) -> Any:
+        """Return y; with a residual (y, total): total = x + residual, y is its norm."""
         if not _is_served(self, x, (self.scale,), spec.TYPES):  # Keras keeps integers integers
-            return super().call(x)
-        return _call(self, x, self.scale, None, centered=False)
+            return _of_sum(super().call, x, residual)
+        return _call(self, x, residual, self.scale, None, centered=False)
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments. A converted layer stops masks, as it did; so must its copies."""
@@ -133,7 +166,15 @@ def _has_sizes(parameter: Any, sizes: list[int | None]) -> bool:
     return Counter(getattr(parameter, "shape", ())) == Counter(sizes)
 
 
-def _call(layer: Any, x: Any, weight: Any, bias: Any, *, centered: bool) -> Any:
+def _of_sum(call: Callable[[Any], Any], x: Any, residual: Any) -> Any:
+    """Call Keras's own code, which knows no residual."""
+    if residual is None:
+        return call(x)
+    total = sums.add(x, residual)
+    return call(total), total
+
+
+def _call(layer: Any, x: Any, residual: Any, weight: Any, bias: Any, *, centered: bool) -> Any:
     x_type = _type_of(x)
     if x_type not in spec.TYPES:
         x_type = spec.compute_type(layer.compute_dtype)
@@ -141,7 +182,7 @@ def _call(layer: Any, x: Any, weight: Any, bias: Any, *, centered: bool) -> Any:
     axes = spec.normalize_axes(layer.axis, len(x.shape))
     weight, bias = _parameters(weight, bias, x_type, [x.shape[each] for each in axes])
     axis = axes[0] if len(axes) == 1 else axes
-    return norm(x, weight, bias, axis=axis, eps=layer.epsilon, centered=centered)
+    return norm(x, weight, bias, residual, axis=axis, eps=layer.epsilon, centered=centered)
 
 
 def _parameters(weight: Any, bias: Any, x_type: str, shape: list[int]) -> list[Any]:

@@ -78,9 +78,15 @@ def layer_norm(
     Source: Ba, Kiros and Hinton 2016, arXiv:1607.06450.
     """
     if residual is not None or total is not None:
-        return forward_of_sum(
-            x, residual, weight, bias, axis, eps, out, total, True, zero_centered_weight, save=False
-        )[:2]
+        pair = try_forward(
+            *(x, weight, bias, axis, eps, out, True, zero_centered_weight, residual, total)
+        )
+        if pair is None:
+            pair = forward_of_sum(
+                *(x, residual, weight, bias, axis, eps, out, total, True, zero_centered_weight),
+                save=False,
+            )[:2]
+        return pair
     y = try_forward(x, weight, bias, axis, eps, out, True, zero_centered_weight)
     if y is None:
         y = forward(x, weight, bias, axis, eps, out, True, zero_centered_weight)
@@ -134,10 +140,15 @@ def rms_norm(
     Source: Zhang and Sennrich 2019, arXiv:1910.07467.
     """
     if residual is not None or total is not None:
-        return forward_of_sum(
-            *(x, residual, weight, None, axis, eps, out, total, False, zero_centered_weight),
-            save=False,
-        )[:2]
+        pair = try_forward(
+            *(x, weight, None, axis, eps, out, False, zero_centered_weight, residual, total)
+        )
+        if pair is None:
+            pair = forward_of_sum(
+                *(x, residual, weight, None, axis, eps, out, total, False, zero_centered_weight),
+                save=False,
+            )[:2]
+        return pair
     y = try_forward(x, weight, None, axis, eps, out, False, zero_centered_weight)
     if y is None:
         y = forward(x, weight, None, axis, eps, out, False, zero_centered_weight)
@@ -190,8 +201,8 @@ def layer_norm_forward(
     Raises: as `layer_norm` does.
     """
     if residual is not None or total is not None:
-        y, total, fields = forward_of_sum(
-            x, residual, weight, bias, axis, eps, out, total, True, zero_centered_weight, save=True
+        y, total, fields = norm_of_sum_forward(
+            x, residual, weight, bias, axis, eps, out, total, True, zero_centered_weight
         )
         return y, total, Stats(*fields)
     y, fields = norm_forward(x, weight, bias, axis, eps, out, True, zero_centered_weight)
@@ -240,9 +251,8 @@ def rms_norm_forward(
     Raises: as `rms_norm` does.
     """
     if residual is not None or total is not None:
-        y, total, fields = forward_of_sum(
-            *(x, residual, weight, None, axis, eps, out, total, False, zero_centered_weight),
-            save=True,
+        y, total, fields = norm_of_sum_forward(
+            x, residual, weight, None, axis, eps, out, total, False, zero_centered_weight
         )
         return y, total, Stats(*fields)
     y, fields = norm_forward(x, weight, None, axis, eps, out, False, zero_centered_weight)
@@ -340,6 +350,30 @@ def norm_forward(
     return results
 
 
+def norm_of_sum_forward(
+    x: npt.ArrayLike,
+    residual: npt.ArrayLike | None,
+    weight: npt.ArrayLike | None,
+    bias: npt.ArrayLike | None,
+    axis: spec.Axis,
+    eps: SupportsFloat,
+    out: Array | None,
+    total: Array | None,
+    centered: bool,
+    zero_centered_weight: bool,
+) -> tuple[Array, Array, StatsFields]:
+    """Return y, total = x + residual, of which it is the norm, and the fields of its Stats."""
+    results = try_forward_with_statistics(
+        x, weight, bias, axis, eps, out, centered, zero_centered_weight, residual, total
+    )
+    if results is None:
+        results = forward_of_sum(
+            *(x, residual, weight, bias, axis, eps, out, total, centered, zero_centered_weight),
+            save=True,
+        )
+    return results
+
+
 def norm_backward(
     dy: npt.ArrayLike,
     x: npt.ArrayLike,
@@ -354,7 +388,7 @@ def norm_backward(
 ) -> Gradients:
     """Return (dx, dweight, dbias), of layer norm if `centered`, else of RMS norm."""
     gradients = None
-    if type(stats) is Stats and stats.parameter_shapes is None and dtotal is None:
+    if type(stats) is Stats and stats.parameter_shapes is None:
         gradients = try_backward(
             dy,
             x,
@@ -370,6 +404,7 @@ def norm_backward(
             need_dbias,
             centered,
             zero_centered_weight,
+            dtotal,
         )
     if gradients is None:
         gradients = backward(

@@ -10,8 +10,8 @@ from layernorm import spec
 from layernorm._native import try_layer_forward
 from layernorm.numpy import arrays
 from layernorm.numpy.arrays import Array
-from layernorm.numpy.forward import forward_of_sum, forward_with_statistics
-from layernorm.numpy.functional import norm_backward
+from layernorm.numpy.forward import forward_with_statistics
+from layernorm.numpy.functional import norm_backward, norm_of_sum_forward
 from layernorm.numpy.statistics import Stats, StatsFields
 
 
@@ -89,24 +89,22 @@ class _Norm:
         weight = None if self.weight is None else self.weight.data
         bias = None if self.bias is None else self.bias.data
         shape, eps, centered = self.normalized_shape, self.eps, self._centered
-        if residual is None:
-            results = try_layer_forward(x, weight, bias, shape, eps, None, centered, False)
-            if results is not None:
-                y, fields = results
-                self._saved = x, fields
-                return y
-        x = arrays.as_array("x", x)
-        spec.check_trailing(repr(self), shape, x.shape)
-        axes = tuple(range(-len(shape), 0))
-        if residual is None:
-            y, fields = forward_with_statistics(x, weight, bias, axes, eps, None, centered, False)
-            self._saved = x, fields
-            return y
-        y, total, fields = forward_of_sum(
-            x, residual, weight, bias, axes, eps, None, None, centered, False, save=True
-        )
-        self._saved = total, fields
-        return y, total
+        call = (weight, bias, shape, eps, None, centered, False)
+        results = try_layer_forward(x, *call, residual, None)
+        if results is None:
+            x = arrays.as_array("x", x)
+            spec.check_trailing(repr(self), shape, x.shape)
+            axes = tuple(range(-len(shape), 0))
+            results = (
+                forward_with_statistics(x, weight, bias, axes, eps, None, centered, False)
+                if residual is None
+                else norm_of_sum_forward(
+                    x, residual, weight, bias, axes, eps, None, None, centered, False
+                )
+            )
+        y, *total, fields = results
+        self._saved = (total[0] if total else x), fields
+        return (y, total[0]) if total else y
 
     def backward(self, dy: npt.ArrayLike, dtotal: npt.ArrayLike | None = None) -> Array:
         """Return dx for the x of the last call, and add to the parameters' gradients.

@@ -72,6 +72,24 @@ def check_types(x: tf.Tensor, weight: tf.Tensor | None, bias: tf.Tensor | None) 
     spec.check_types(x.dtype.name, *given, convert=_convert)
 
 
+def widens(x: tf.Tensor, residual: tf.Tensor) -> bool:
+    """Tell whether x is 16-bit and the residual float32, so that x is to be widened first."""
+    return residual.dtype == tf.float32 and x.dtype in (tf.float16, tf.bfloat16)
+
+
+def check_residual(residual: tf.Tensor, x: tf.Tensor) -> None:
+    """Check that the residual has x's type and shape, as far as they are known.
+
+    Raises: TypeError, ValueError.
+    """
+    types = (each.dtype.name for each in (residual, x))
+    spec.check_same_type("residual", *types, convert=_convert)
+    if residual.shape.rank is None or x.shape.rank is None:
+        return
+    shape, x_shape = (spec.symbolic_shape(each.shape.as_list()) for each in (residual, x))
+    spec.check_shape("residual", shape, x_shape, of=f"x of shape {x_shape}")
+
+
 def to_tensor(name: str, given: Any) -> tf.Tensor:
     """Convert what is not a tensor. Raises: TypeError; for lists and arrays, TensorFlow's error."""
     try:
@@ -116,6 +134,27 @@ def axes_of_values(x: tf.RaggedTensor, axis: spec.Axis) -> tuple[int, ...]:
             f"is {axis!r}, expected axes after that: pass one, or x.to_tensor()"
         )
     return axes
+
+
+def values_of_residual(residual: Any, x: tf.RaggedTensor) -> tf.Tensor | None:
+    """Return the values to add to those of x.
+
+    Raises: TypeError if the residual is not as ragged as x; tf.errors.InvalidArgumentError if its
+        rows have other lengths.
+    """
+    if residual is None:
+        return None
+    if not isinstance(residual, tf.RaggedTensor) or residual.ragged_rank != x.ragged_rank:
+        raise TypeError(
+            f"residual is of type {type(residual).__name__}, but x is a RaggedTensor with "
+            f"{x.ragged_rank} ragged axes: pass a residual like that, or x.to_tensor()"
+        )
+    checks = [
+        tf.debugging.assert_equal(*splits, "layernorm: residual needs the row lengths of x")
+        for splits in zip(residual.nested_row_splits, x.nested_row_splits, strict=True)
+    ]
+    with tf.control_dependencies([each for each in checks if each is not None]):
+        return tf.identity(residual.flat_values)
 
 
 def _convert(name: str, type_name: str) -> str:

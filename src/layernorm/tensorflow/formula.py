@@ -25,10 +25,44 @@ def y_of(
     portable: bool = False,
 ) -> tf.Tensor:
     """Return y, which TensorFlow can differentiate any number of times."""
+    d = tf.cast(x, _wide_type(x, portable))
+    return _normalize(d, x, weight, bias, definition, portable)
+
+
+def y_and_total_of(
+    x: tf.Tensor,
+    residual: tf.Tensor,
+    weight: tf.Tensor | None,
+    bias: tf.Tensor | None,
+    definition: Definition,
+    *,
+    portable: bool = False,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return total = x + residual, and y, the norm of the stored total, with its gradient."""
+    x_type, wide = x.dtype, _wide_type(x, portable)
+    d = tf.add_n([tf.cast(x, wide), tf.cast(residual, wide)])  # unlike +, it does not broadcast
+    total = tf.cast(d, x_type)
+    # The value is total's, but the gradients of y and total are added before they are rounded.
+    d += tf.stop_gradient(tf.cast(total, wide) - d)
+    return _normalize(d, total, weight, bias, definition, portable), total
+
+
+def _wide_type(x: tf.Tensor, portable: bool) -> tf.DType:
+    return tf.float32 if portable and x.dtype != tf.float64 else tf.float64
+
+
+def _normalize(
+    d: tf.Tensor,
+    x: tf.Tensor,
+    weight: tf.Tensor | None,
+    bias: tf.Tensor | None,
+    definition: Definition,
+    portable: bool,
+) -> tf.Tensor:
+    """Return y of d, which is x in a wider type."""
     if portable and x.dtype != tf.float64:
-        y = _portable_xhat(tf.cast(x, tf.float32), definition)
+        y = _portable_xhat(d, definition)
     else:
-        d = tf.cast(x, tf.float64)
         eps = tf.constant(definition.eps, tf.float64)
         if x.dtype == tf.float64:
             scale = _scale(d, definition.axes)

@@ -15,10 +15,11 @@ def layer_norm(
     weight: Any = None,
     bias: Any = None,
     *,
+    residual: Any = None,
     axis: spec.Axis = -1,
     eps: SupportsFloat = 1e-5,
     zero_centered_weight: bool = False,
-) -> tf.Tensor:
+) -> Any:
     """Normalize `x` over `axis` to zero mean and unit variance, then scale and shift.
 
     y = (x - mean) / sqrt(var + eps) * weight + bias, with the biased variance.
@@ -31,72 +32,91 @@ def layer_norm(
             x's order), or of a shape that broadcasts against x's, with x's sizes along `axis`; or
             None. Of x's type, or both float32 for 16-bit x. Where the number of x's axes is not
             known, a parameter with as many axes as are normalized has the normalized shape.
+        residual: a tensor of x's shape and type to add first: y is the norm of x + residual. Or
+            float32 for 16-bit x: a stream that is kept in float32, as is total then.
         axis: int or ints; need not be the last, nor adjacent.
         eps: added to the variance, in units of x squared.
         zero_centered_weight: multiply by 1 + weight; no effect without a weight.
-    Returns: y, with x's shape and type.
+    Returns: y, with x's shape and type. With a residual (y, total): total is x + residual, rounded
+        to the residual's type, and y the norm of that.
     Raises: ValueError for shapes, axes and eps; TypeError for types; for shapes that are unknown
         until the graph runs, tf.errors.InvalidArgumentError.
     Source: Ba, Kiros and Hinton 2016, arXiv:1607.06450.
     """
-    return _norm(x, weight, bias, axis, eps, True, zero_centered_weight)
+    return _norm(x, weight, bias, residual, axis, eps, True, zero_centered_weight)
 
 
 def rms_norm(
     x: Any,
     weight: Any = None,
     *,
+    residual: Any = None,
     axis: spec.Axis = -1,
     eps: SupportsFloat = 1e-6,
     zero_centered_weight: bool = False,
-) -> tf.Tensor:
+) -> Any:
     """Divide `x` by its root mean square over `axis`, then scale.
 
     y = x / sqrt(mean(x**2) + eps) * weight
 
     Args:
-        x, weight, axis, zero_centered_weight: as in `layer_norm`.
+        x, weight, residual, axis, zero_centered_weight: as in `layer_norm`.
         eps: added to the mean square, in units of x squared.
-    Returns: y, with x's shape and type.
+    Returns: y, or (y, total), as `layer_norm` does.
     Raises: as `layer_norm` does.
     Source: Zhang and Sennrich 2019, arXiv:1910.07467.
     """
-    return _norm(x, weight, None, axis, eps, False, zero_centered_weight)
+    return _norm(x, weight, None, residual, axis, eps, False, zero_centered_weight)
 
 
 def _norm(
     x: Any,
     weight: Any,
     bias: Any,
+    residual: Any,
     axis: Any,
     eps: Any,
     centered: bool,
     zero_centered_weight: bool,
-) -> tf.Tensor:
+) -> Any:
     if not isinstance(x, tf.Tensor):
         if isinstance(x, tf.RaggedTensor):
             axis = arguments.axes_of_values(x, axis)
-            values = _norm(x.flat_values, weight, bias, axis, eps, centered, zero_centered_weight)
-            return x.with_flat_values(values)
+            addend = arguments.values_of_residual(residual, x)
+            options = (axis, eps, centered, zero_centered_weight)
+            results = _norm(x.flat_values, weight, bias, addend, *options)
+            return tf.nest.map_structure(x.with_flat_values, results)
         x = arguments.to_tensor("x", x)
+    if residual is not None and not isinstance(residual, tf.Tensor):
+        residual = arguments.to_tensor("residual", residual)
     if tf.executing_eagerly() and type(axis) is int and type(eps) is float and c_api.serves():
         definition = arguments.define_unchecked(axis, eps, centered, zero_centered_weight)
-        y = operators.try_forward(x, weight, bias, definition)
-        if y is not None:
-            return y
+        results = operators.try_forward(x, weight, bias, residual, definition)
+        if results is not None:
+            return results
     definition = arguments.define(x, axis, eps, centered, zero_centered_weight)
     weight = arguments.to_parameter("weight", weight, x)
     bias = arguments.to_parameter("bias", bias, x)
     arguments.check_types(x, weight, bias)
+    if residual is not None and arguments.widens(x, residual):
+        weight, bias = (
+            None if each is None else tf.cast(each, tf.float32) for each in (weight, bias)
+        )
+        options = (axis, eps, centered, zero_centered_weight)
+        y, total = _norm(tf.cast(x, tf.float32), weight, bias, residual, *options)
+        return tf.cast(y, x.dtype), total
+    if residual is not None:
+        arguments.check_residual(residual, x)
     if weight is not None:
         weight = parameters.checked("weight", weight, x, definition.axes)
     if bias is not None:
         bias = parameters.checked("bias", bias, x, definition.axes)
-    if not tf.executing_eagerly() and portability.is_wanted():
-        return formula.y_of(x, weight, bias, definition, portable=True)
-    if c_api.serves() and not _is_for_xla():
-        return operators.forward(x, weight, bias, definition)
-    return formula.y_of(x, weight, bias, definition)
+    portable = not tf.executing_eagerly() and portability.is_wanted()
+    if c_api.serves() and not portable and not _is_for_xla():
+        return operators.forward(x, weight, bias, residual, definition)
+    if residual is None:
+        return formula.y_of(x, weight, bias, definition, portable=portable)
+    return formula.y_and_total_of(x, residual, weight, bias, definition, portable=portable)
 
 
 def _is_for_xla() -> bool:

@@ -1,13 +1,17 @@
-"""Our two operations, called eagerly and in graphs, and their gradients.
+"""Our operations, called eagerly and in graphs, and their gradients.
 
-    LayerNorm          x, weight, bias            -> y, statistics
-    LayerNormBackward  dy, x, statistics, weight  -> dx, dweight, dbias
+    LayerNorm               x, weight, bias                     -> y, statistics
+    LayerNormBackward       dy, x, statistics, weight           -> dx, dweight, dbias
+    LayerNormOfSum          x, residual, weight, bias           -> y, statistics, total
+    LayerNormOfSumBackward  dy, total, statistics, dtotal, weight -> dx, dweight, dbias
 
-The compiled module defines both (native/bindings/tensorflow/operators.cc). There weight and bias
+The compiled module defines them (native/bindings/tensorflow/operators.cc). There weight and bias
 are lists of one tensor or none, and so are their gradients. In the backward, dweight and dbias have
-the weight's sizes, or the normalized ones if there is no weight.
+the weight's sizes, or the normalized ones if there is no weight. dx is the gradient of the residual
+too.
 """
 
+import functools
 import struct
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,46 +28,63 @@ Tensors = Sequence[tf.Tensor]
 
 LAYER_NORM = "LayerNorm__import_layernorm_tensorflow"
 BACKWARD = "LayerNormBackward__import_layernorm_tensorflow"
+OF_SUM = "LayerNormOfSum__import_layernorm_tensorflow"
+OF_SUM_BACKWARD = "LayerNormOfSumBackward__import_layernorm_tensorflow"
 
 # The inputs of each, with the attribute for their type, or for the length of a list (of type P).
 _INPUTS = {
     LAYER_NORM: {"x": "T", "weight": "weights", "bias": "biases"},
     BACKWARD: {"dy": "T", "x": "T", "statistics": "S", "weight": "weights"},
+    OF_SUM: {"x": "T", "residual": "T", "weight": "weights", "bias": "biases"},
+    OF_SUM_BACKWARD: {
+        **{"dy": "T", "total": "T", "statistics": "S", "dtotal": "T"},
+        "weight": "weights",
+    },
 }
+_OUTPUTS = {LAYER_NORM: 2, OF_SUM: 3}  # those of a backward depend on the call
 
 
-def try_forward(x: tf.Tensor, weight: Any, bias: Any, definition: Definition) -> tf.Tensor | None:
-    """Take the fast path of an eager call: return y, or None where it refuses the arguments.
+def try_forward(
+    x: tf.Tensor, weight: Any, bias: Any, residual: tf.Tensor | None, definition: Definition
+) -> Any:
+    """Take the fast path of an eager call: return y or (y, total); None if it is refused.
 
-    The kernel checks them all, but its errors are terse. The caller's own checks raise better ones.
+    The kernel checks the arguments, but its errors are terse. The caller's own checks raise better
+    ones.
     """
     where = context.context()
-    inputs, attributes = _of_forward(x, weight, bias, definition)
+    name, inputs, attributes = _of_forward(x, weight, bias, residual, definition)
     try:
-        y, _ = pywrap_tfe.TFE_Py_FastPathExecute(where, LAYER_NORM, None, *inputs, *attributes)
+        y, _, *total = pywrap_tfe.TFE_Py_FastPathExecute(where, name, None, *inputs, *attributes)
     except (core._NotOkStatusException, core._FallbackException, TypeError, ValueError):
         return None
-    return y
+    return (y, *total) if total else y
 
 
 def forward(
-    x: tf.Tensor, weight: tf.Tensor | None, bias: tf.Tensor | None, definition: Definition
-) -> tf.Tensor:
-    """Return y."""
-    y, _ = _call(LAYER_NORM, *_of_forward(x, weight, bias, definition))
-    return y
+    x: tf.Tensor,
+    weight: tf.Tensor | None,
+    bias: tf.Tensor | None,
+    residual: tf.Tensor | None,
+    definition: Definition,
+) -> Any:
+    """Return y, or (y, total) with a residual."""
+    y, _, *total = _call(*_of_forward(x, weight, bias, residual, definition))
+    return (y, *total) if total else y
 
 
 def _of_forward(
-    x: tf.Tensor, weight: Any, bias: Any, definition: Definition
-) -> tuple[Sequence[Any], tuple[Any, ...]]:
-    """Return the inputs and the attributes of the forward."""
+    x: tf.Tensor, weight: Any, bias: Any, residual: tf.Tensor | None, definition: Definition
+) -> tuple[str, Sequence[Any], tuple[Any, ...]]:
+    """Return the operation, its inputs and its attributes."""
     statistics_type = tf.float64 if x.dtype == tf.float64 else tf.float32
     attributes = (*definition.attributes, "S", statistics_type)
     if weight is None and bias is None:
         attributes += ("P", x.dtype)
-    inputs = (x, [] if weight is None else [weight], [] if bias is None else [bias])
-    return inputs, attributes
+    given = ([] if weight is None else [weight], [] if bias is None else [bias])
+    if residual is None:
+        return LAYER_NORM, (x, *given), attributes
+    return OF_SUM, (x, residual, *given), attributes
 
 
 def backward(
@@ -73,13 +94,21 @@ def backward(
     weight: Tensors,
     bias: Tensors,
     definition: Definition,
+    dtotal: tf.Tensor | None = None,
 ) -> list[tf.Tensor]:
-    """Return dx, and dweight and dbias where there is a weight and a bias."""
+    """Return dx, and dweight and dbias where there is a weight and a bias.
+
+    With `dtotal`, x is total, and dx the sum of both gradients.
+    """
     attributes = (*definition.attributes, "biases", len(bias))
     if not weight:
         attributes += ("P", bias[0].dtype if bias else x.dtype)
+    if dtotal is None:
+        gradients = _call(BACKWARD, (dy, x, statistics, weight), attributes)
+    else:
+        gradients = _call(OF_SUM_BACKWARD, (dy, x, statistics, dtotal, weight), attributes)
     results: list[tf.Tensor] = []
-    for each in _call(BACKWARD, (dy, x, statistics, weight), attributes):
+    for each in gradients:
         results += each if isinstance(each, list) else [each]
     return results
 
@@ -100,7 +129,7 @@ def _call(name: str, inputs: Sequence[Any], attributes: tuple[Any, ...]) -> Sequ
 def _call_in_graph(name: str, inputs: Sequence[Any], attributes: tuple[Any, ...]) -> Tensors:
     options = dict(zip(attributes[::2], attributes[1::2], strict=True))
     options |= dict(zip(_INPUTS[name], inputs, strict=True))
-    scope = "layer_norm" if name == LAYER_NORM else "layer_norm_backward"
+    scope = "layer_norm" if name in _OUTPUTS else "layer_norm_backward"
     _, _, op, outputs = op_def_library._apply_op_helper(name, name=scope, **options)
     if execute.must_record_gradient():
         execute.record_gradient(name, op.inputs, _recorded(op), outputs)
@@ -130,7 +159,7 @@ def _call_in_full(
         for pair in options.items()
         for each in pair
     )
-    outputs = 2 if name == LAYER_NORM else 1 + options["weights"] + options["biases"]
+    outputs = _OUTPUTS.get(name) or 1 + options["weights"] + options["biases"]
     results: Tensors = execute.execute(
         name.encode(), outputs, inputs=flat, attrs=attributes, ctx=where
     )
@@ -147,26 +176,55 @@ def _definition(op: Any) -> Definition:
 
 
 @tf.RegisterGradient(LAYER_NORM)
-def _gradients(op: Any, dy: tf.Tensor, _: Any) -> Tensors:
+def _gradients(op: Any, dy: Any, _: Any) -> Tensors:
     x, *given = op.inputs
-    if not isinstance(dy, tf.Tensor):
-        dy = tf.convert_to_tensor(dy)  # the gradient of tf.gather is IndexedSlices
+    return _of_inputs(op, dy, x, given, None)
+
+
+@tf.RegisterGradient(OF_SUM)
+def _gradients_of_sum(op: Any, dy: Any, _: Any, dtotal: Any) -> Tensors:
+    dtotal = _dense(dtotal)
+    of_total = None if _is_zero(dtotal) else dtotal
+    dx, *others = _of_inputs(op, dy, op.outputs[2], op.inputs[2:], of_total)
+    return [dx, dx, *others]
+
+
+def _dense(gradient: Any) -> tf.Tensor:
+    """Return a tensor: the gradient of tf.gather is IndexedSlices."""
+    return gradient if isinstance(gradient, tf.Tensor) else tf.convert_to_tensor(gradient)
+
+
+def _is_zero(gradient: tf.Tensor) -> bool:
+    """Tell whether a graph has zeros here, as TensorFlow makes them for a result without a use."""
+    if tf.executing_eagerly():
+        return False
+    if gradient.op.type in ("Const", "Fill"):
+        value = tf.get_static_value(gradient.op.inputs[-1] if gradient.op.inputs else gradient)
+        return value is not None and not value.any()
+    return bool(gradient.op.type == "ZerosLike")
+
+
+def _of_inputs(op: Any, dy: Any, x: tf.Tensor, given: Tensors, dtotal: tf.Tensor | None) -> Tensors:
+    """Return the gradients of x, weight and bias, the parameters that are given."""
     weights = op.get_attr("weights")
     weight, bias = given[:weights], given[weights:]
     definition = _definition(op)
+    pull_back = functools.partial(
+        backward, _dense(dy), x, op.outputs[1], definition=definition, dtotal=dtotal
+    )
     if not bias or _has_shape_of_gradients(weight, bias[0], definition):
-        return backward(dy, x, op.outputs[1], weight, bias, definition)
+        return pull_back(weight, bias)
 
     def together() -> Tensors:
-        dx, dweight, dbias = backward(dy, x, op.outputs[1], weight, bias, definition)
+        dx, dweight, dbias = pull_back(weight, bias)
         return [dx, dweight, tf.reshape(dbias, tf.shape(bias[0]))]
 
     def apart() -> Tensors:
         # A weight that changes nothing tells the backward the shape of dbias.
         one = tf.zeros_like if definition.zero_centered_weight else tf.ones_like
-        *others, _, dbias = backward(dy, x, op.outputs[1], [one(bias[0])], bias, definition)
+        *others, _, dbias = pull_back([one(bias[0])], bias)
         if weight:
-            others = backward(dy, x, op.outputs[1], weight, [], definition)
+            others = pull_back(weight, [])
         return [*others, dbias]
 
     if not weight:
@@ -188,8 +246,22 @@ def _has_shape_of_gradients(weight: Tensors, bias: tf.Tensor, definition: Defini
 
 @tf.RegisterGradient(BACKWARD)
 def _gradients_of_gradients(op: Any, *gradients: tf.Tensor) -> Sequence[tf.Tensor | None]:
-    """Differentiate the formula twice: derivatives of any order follow."""
     dy, x, _, *weights = op.inputs
+    of_dy, of_x, *of_weight = _second_derivatives(op, dy, x, weights, gradients)
+    return of_dy, of_x, None, *of_weight
+
+
+@tf.RegisterGradient(OF_SUM_BACKWARD)
+def _gradients_of_sums_gradients(op: Any, *gradients: tf.Tensor) -> Sequence[tf.Tensor | None]:
+    dy, total, _, _, *weights = op.inputs
+    of_dy, of_total, *of_weight = _second_derivatives(op, dy, total, weights, gradients)
+    return of_dy, of_total, None, gradients[0], *of_weight  # dtotal was added to dx
+
+
+def _second_derivatives(
+    op: Any, dy: tf.Tensor, x: tf.Tensor, weights: Tensors, gradients: Tensors
+) -> Sequence[tf.Tensor | None]:
+    """Differentiate the formula twice: derivatives of any order follow."""
     # Only the shape of a bias matters here, not its values.
     biases = [tf.zeros_like(each) for each in gradients[1 + len(weights) :]]
     definition = _definition(op)
@@ -202,8 +274,7 @@ def _gradients_of_gradients(op: Any, *gradients: tf.Tensor) -> Sequence[tf.Tenso
     def backward_of(dy: tf.Tensor, *given: tf.Tensor) -> Sequence[tf.Tensor]:
         return _pull_back(y_of, (*given, *biases), [dy])
 
-    of_dy, of_x, *of_weight = _pull_back(backward_of, (dy, x, *weights), gradients)
-    return of_dy, of_x, None, *of_weight
+    return _pull_back(backward_of, (dy, x, *weights), gradients)
 
 
 def _pull_back(

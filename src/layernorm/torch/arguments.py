@@ -169,6 +169,41 @@ def check_devices(x: Tensor, **others: Tensor | None) -> None:
             )
 
 
+def widens(x: object, residual: object) -> bool:
+    """Tell whether x is 16-bit and the residual float32, so that x is to be widened first."""
+    return (
+        isinstance(x, Tensor)
+        and isinstance(residual, Tensor)
+        and residual.dtype == torch.float32
+        and x.dtype in (torch.float16, torch.bfloat16)
+    )
+
+
+def check_residual(x: Tensor, residual: object) -> None:
+    """Check that the residual has x's shape, type and device.
+
+    Raises: TypeError for what is not a tensor, RuntimeError.
+    """
+    if not isinstance(x, Tensor) or not isinstance(residual, Tensor):
+        kind = type(residual if isinstance(x, Tensor) else x).__name__
+        raise TypeError(
+            f"the input and residual must be tensors, but one is of type {kind}: pass tensors of "
+            "one shape and type"
+        )
+    if residual.dtype != x.dtype:
+        raise RuntimeError(
+            f"residual has type {type_name(residual.dtype)}, but the input has type "
+            f"{type_name(x.dtype)} and both must agree: pass residual.to(input.dtype)"
+        )
+    # A tracer's sizes are tensors, which cannot be compared.
+    if not torch.jit.is_tracing() and residual.shape != x.shape:
+        raise RuntimeError(
+            f"residual has shape {list(residual.shape)}, but the input {list(x.shape)} and both "
+            "must agree: pass a residual of that shape"
+        )
+    check_devices(x, residual=residual)
+
+
 def take_parameters(
     x: Tensor, axes: Axes, weight: Tensor | None, bias: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:

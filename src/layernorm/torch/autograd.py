@@ -32,6 +32,7 @@ class FastPathNorm(torch.autograd.Function):
         """Return y."""
         # bias is in `rest`, not saved: the backward needs its shape and type alone.
         y, ctx.rest = result
+        ctx.adds = False
         ctx.save_for_backward(x, weight)
         return y
 
@@ -43,9 +44,43 @@ class FastPathNorm(torch.autograd.Function):
         return _general_backward(ctx, dy, x, weight) if gradients is None else gradients
 
 
-# (x, weight, bias, result) -> y, with its node. Not Function.apply, which first looks for
-# transforms, as torch_try_forward has done.
+class FastPathNormOfSum(torch.autograd.Function):
+    """The node of a call with a residual that took the fast path."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        result: tuple[Tensor, Tensor, tuple[Any, ...]],
+        residual: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Return y and total."""
+        y, total, ctx.rest = result
+        ctx.adds = True
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(total, weight)
+        return y, total
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, dtotal: Tensor | None) -> tuple[Any, ...]:
+        """Return dx, dweight, dbias, and the gradient of the residual, which is dx."""
+        total, weight = ctx.saved_tensors
+        if dy is None:
+            return dtotal, None, None, None, dtotal
+        needs_x, *needs = ctx.needs_input_grad
+        need = (needs_x or needs[-1], *needs)
+        gradients = _native.torch_try_backward(total, weight, ctx.rest, dy, need, dtotal)
+        if gradients is None:
+            gradients = _general_backward(ctx, dy, total, weight, dtotal)
+        return *gradients, gradients[0]
+
+
+# (x, weight, bias, result) -> y, with its node; (..., residual) -> y and total. Not Function.apply,
+# which first looks for transforms, as torch_try_forward has done.
 record_fast_path = super(torch.autograd.Function, FastPathNorm).apply
+record_fast_path_of_sum = super(torch.autograd.Function, FastPathNormOfSum).apply
 
 
 def requires_gradient(*tensors: Tensor | None) -> bool:
@@ -63,7 +98,7 @@ def apply(node: type[torch.autograd.Function], *arguments: Any) -> Any:
 
 
 def _general_backward(
-    ctx: Any, dy: Tensor, x: Tensor, weight: Tensor | None
+    ctx: Any, dy: Tensor, x: Tensor, weight: Tensor | None, dtotal: Tensor | None = None
 ) -> tuple[Tensor | None, ...]:
     bias, normalized_shape, eps, centered, zero_centered_weight, statistics = ctx.rest
     count = len(normalized_shape)
@@ -72,7 +107,7 @@ def _general_backward(
     parts = torch.frombuffer(bytearray(statistics), dtype=dtype).chunk(3 if centered else 1)
     definition = Definition(tuple(range(-count, 0)), eps, centered, zero_centered_weight)
     shaped = [each.reshape(sizes) for each in parts]
-    return *_gradients(ctx, dy, x, weight, bias, definition, shaped), None
+    return *_gradients(ctx, dy, x, weight, bias, definition, shaped, dtotal), None
 
 
 def _gradients(
@@ -83,13 +118,17 @@ def _gradients(
     bias: Tensor | None,
     definition: Definition,
     statistics: Sequence[Tensor],
+    dtotal: Tensor | None = None,
 ) -> list[Tensor | None]:
     """Return dx, dweight and dbias, differentiable again; None for what is not needed."""
-    need = operators.needed(ctx.needs_input_grad, weight, bias)
+    needs_dx = ctx.needs_input_grad[0] or (ctx.adds and ctx.needs_input_grad[-1])
+    need = operators.needed((needs_dx, *ctx.needs_input_grad[1:]), weight, bias)
     if weight is None or bias is None or weight.shape == bias.shape:
-        return _gradients_of(dy, x, weight, bias, definition, need, statistics)
+        return _gradients_of(dy, x, weight, bias, definition, need, statistics, dtotal)
     # Each of its own shape, by a call that sums over the rows that share it. dbias needs no weight.
-    dx, dweight, _ = _gradients_of(dy, x, weight, None, definition, (*need[:2], False), statistics)
+    dx, dweight, _ = _gradients_of(
+        dy, x, weight, None, definition, (*need[:2], False), statistics, dtotal
+    )
     of_bias = (False, False, need[2])
     dbias = _gradients_of(dy, x, None, bias, definition, of_bias, statistics)[2]
     return [dx, dweight, dbias]
@@ -103,13 +142,17 @@ def _gradients_of(
     definition: Definition,
     need: tuple[bool, bool, bool],
     statistics: Sequence[Tensor],
+    dtotal: Tensor | None = None,
 ) -> list[Tensor | None]:
     if not any(need):
         return [None, None, None]
-    if not torch.is_grad_enabled() and gpu.may_bypass_dispatcher(dy, x, weight, bias):
-        results = gpu.backward(dy, x, weight, bias, definition, need, statistics)
+    if not need[0]:
+        dtotal = None
+    if not torch.is_grad_enabled() and gpu.may_bypass_dispatcher(dy, x, weight, bias, dtotal):
+        results = gpu.backward(dy, x, weight, bias, definition, need, statistics, dtotal=dtotal)
     else:
-        results = apply(NormBackward, dy, x, weight, bias, definition, _Need(need), *statistics)
+        needs = _Need(need)
+        results = apply(NormBackward, dy, x, weight, bias, dtotal, definition, needs, *statistics)
     gradients = [g if n else None for g, n in zip(results, need, strict=False)]
     return [*gradients, None][:3]
 
@@ -121,40 +164,62 @@ class Norm(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        x: Tensor, weight: Tensor | None, bias: Tensor | None, definition: Definition
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        definition: Definition,
+        addend: Tensor | None,
     ) -> tuple[Tensor, ...]:
-        """Return y and the statistics."""
-        if gpu.may_bypass_dispatcher(x, weight, bias):
-            return gpu.forward(x, *arguments.repeated(weight, bias), definition)
-        return operators.forward(x, weight, bias, definition)
+        """Return y and the statistics; with an addend y, total = x + addend, and the statistics."""
+        if gpu.may_bypass_dispatcher(x, weight, bias, addend):
+            parameters = arguments.repeated(weight, bias)
+            return gpu.forward(x, *parameters, definition, addend=addend)
+        return operators.forward(x, weight, bias, definition, addend=addend)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         """Save what the derivatives need."""
-        x, weight, bias, ctx.definition = inputs
-        ctx.mark_non_differentiable(*output[1:])
+        x, weight, bias, ctx.definition, addend = inputs
+        ctx.adds = addend is not None
+        statistics = output[1:]
+        if ctx.adds:
+            x, *statistics = statistics
+            ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*statistics)
         ctx.rest = None
         if torch._C._are_functorch_transforms_active():  # they unwrap saved tensors only
-            ctx.save_for_backward(x, weight, bias, *output[1:])
+            ctx.save_for_backward(x, weight, bias, *statistics)
         else:  # as FastPathNorm saves, which this may replace where a checkpoint recomputes y
             ctx.save_for_backward(x, weight)
-            ctx.rest = bias, *output[1:]
+            ctx.rest = bias, *statistics
         ctx.save_for_forward(x, weight)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Any, ...]:
-        """Return dx, dweight, dbias."""
+    def backward(ctx: Any, dy: Tensor | None, *others: Tensor | None) -> tuple[Any, ...]:
+        """Return dx, dweight, dbias; with an addend its gradient, which is dx, last."""
         x, weight, *rest = ctx.saved_tensors
         bias, *statistics = ctx.rest or rest
-        return *_gradients(ctx, dy, x, weight, bias, ctx.definition, statistics), None
+        dtotal = others[0] if ctx.adds else None
+        if dy is None:  # y is not used
+            dx, of_parameters = dtotal, [None, None]
+        else:
+            dx, *of_parameters = _gradients(
+                ctx, dy, x, weight, bias, ctx.definition, statistics, dtotal
+            )
+        return dx, *of_parameters, None, dx if ctx.adds else None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Any, ...]:
-        """Return the tangent of y."""
+        """Return the tangent of y, and of total."""
         x, weight = ctx.saved_tensors[:2]
         rows = derivatives.rows_of(x, weight, ctx.definition)
-        tangent = derivatives.forward_tangent(rows, *tangents[:3]).to(x.dtype)
-        return tangent, *(None,) * (3 if ctx.definition.centered else 1)
+        x_tangent, of_weight, of_bias, _, of_addend = tangents
+        if ctx.adds:
+            given = [each for each in (x_tangent, of_addend) if each is not None]
+            x_tangent = sum(given) if given else torch.zeros_like(x)
+        of_y = derivatives.forward_tangent(rows, x_tangent, of_weight, of_bias).to(x.dtype)
+        without = (None,) * (3 if ctx.definition.centered else 1)
+        return (of_y, x_tangent, *without) if ctx.adds else (of_y, *without)
 
 
 @dataclass(frozen=True)
@@ -175,36 +240,44 @@ class NormBackward(torch.autograd.Function):
         x: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
+        dtotal: Tensor | None,
         definition: Definition,
         need: _Need,
         *statistics: Tensor,
     ) -> tuple[Tensor, ...]:
-        """Return dx, dweight and (layer norm) dbias; those not needed are empty."""
-        return operators.backward(dy, x, weight, bias, definition, need.flags, statistics)
+        """Return dx plus dtotal, dweight and (layer norm) dbias; those not needed are empty."""
+        return operators.backward(
+            dy, x, weight, bias, definition, need.flags, statistics, dtotal=dtotal
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         """Save what the derivatives need."""
-        dy, x, weight, bias, ctx.definition, ctx.need, *statistics = inputs
+        dy, x, weight, bias, dtotal, ctx.definition, ctx.need, *statistics = inputs
+        ctx.adds = dtotal is not None
         ctx.statistics_count = len(statistics)
         ctx.save_for_backward(dy, x, weight)
         ctx.save_for_forward(dy, x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
-        """Return the gradients of dy, x and weight."""
+        """Return the gradients of dy, x, weight and dtotal."""
         dy, x, weight = ctx.saved_tensors
         second = operators.second_gradients(
             dy, x, weight, ctx.definition, ctx.need.flags, gradients
         )
-        return *second, *(None,) * (3 + ctx.statistics_count)
+        of_dtotal = gradients[0] if ctx.adds and ctx.need.flags[0] else None
+        return *second, None, of_dtotal, *(None,) * (2 + ctx.statistics_count)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Any, ...]:
         """Return the tangents of dx, dweight and dbias."""
         dy, x, weight, bias = ctx.saved_tensors
         rows = derivatives.rows_of(x, weight, ctx.definition, bias)
-        results = derivatives.backward_tangents(rows, dy, *tangents[:3])
+        of_dx, *of_parameters = derivatives.backward_tangents(rows, dy, *tangents[:3])
+        if tangents[4] is not None:
+            of_dx = of_dx + tangents[4]
+        results = (of_dx, *of_parameters)
         parameter_type = x.dtype if weight is None else weight.dtype
         types = (x.dtype, parameter_type, parameter_type)
         return tuple(

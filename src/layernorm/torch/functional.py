@@ -1,6 +1,7 @@
 """Layer norm and RMS norm of PyTorch tensors."""
 
 from collections.abc import Sequence
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -12,13 +13,20 @@ from layernorm import spec
 from layernorm._native import torch_is_unwatched, torch_try_forward
 from layernorm.torch import arguments, fallback, operators, sharding
 from layernorm.torch.arguments import Definition
-from layernorm.torch.autograd import Norm, apply, record_fast_path, requires_gradient
+from layernorm.torch.autograd import (
+    Norm,
+    apply,
+    record_fast_path,
+    record_fast_path_of_sum,
+    requires_gradient,
+)
 from layernorm.torch.fallback import is_overridden
 from layernorm.torch.gpu import operators as gpu
 
 _ORDINARY = (Tensor, torch.nn.Parameter, type(None))
 
 
+@overload
 def layer_norm(
     input: Tensor,
     normalized_shape: int | Sequence[int],
@@ -26,9 +34,33 @@ def layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
     *,
+    residual: None = None,
     axis: spec.Axis | None = None,
     zero_centered_weight: bool = False,
-) -> Tensor:
+) -> Tensor: ...
+@overload
+def layer_norm(
+    input: Tensor,
+    normalized_shape: int | Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    residual: Tensor,
+    axis: spec.Axis | None = None,
+    zero_centered_weight: bool = False,
+) -> tuple[Tensor, Tensor]: ...
+def layer_norm(
+    input: Tensor,
+    normalized_shape: int | Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    residual: Tensor | None = None,
+    axis: spec.Axis | None = None,
+    zero_centered_weight: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """Normalize `input` to zero mean and unit variance, then scale and shift.
 
     y = (x - mean) / sqrt(var + eps) * weight + bias, with the biased variance. A replacement for
@@ -43,15 +75,24 @@ def layer_norm(
             bias=shift[:, None], zero_centered_weight=True`. Of x's type, or float32 for a 16-bit
             x.
         eps: added to the variance, in units of x squared.
+        residual: a tensor of x's shape and type to add first: y is the norm of x + residual. Or
+            float32 for a 16-bit x: a stream that is kept in float32, as is total then.
         axis: the normalized axes, an int or ints, if they are not the last: axis=1 for channels
             first. Neither that nor channels_last memory requires a copy.
         zero_centered_weight: multiply by 1 + weight.
     Returns: y, with x's shape and type; contiguous, like PyTorch's, or with `axis` in x's memory
-        format.
+        format. With a residual (y, total): total is x + residual, rounded to the residual's type,
+        and y the norm of that.
     Raises: RuntimeError for shapes and types, IndexError if an axis is out of range,
         TypeError if it is not an int.
     Source: Ba, Kiros and Hinton 2016, arXiv:1607.06450.
     """
+    if residual is not None:
+        return norm_of_sum(
+            *(input, residual, normalized_shape, weight, bias, eps, axis),
+            centered=True,
+            zero_centered_weight=zero_centered_weight,
+        )
     if axis is None and not is_dynamo_compiling():
         y = torch_try_forward(
             input, weight, bias, normalized_shape, eps, True, zero_centered_weight
@@ -85,27 +126,57 @@ def layer_norm(
     )
 
 
+@overload
 def rms_norm(
     input: Tensor,
     normalized_shape: int | Sequence[int],
     weight: Tensor | None = None,
     eps: float | None = None,
     *,
+    residual: None = None,
     axis: spec.Axis | None = None,
     zero_centered_weight: bool = False,
-) -> Tensor:
+) -> Tensor: ...
+@overload
+def rms_norm(
+    input: Tensor,
+    normalized_shape: int | Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    *,
+    residual: Tensor,
+    axis: spec.Axis | None = None,
+    zero_centered_weight: bool = False,
+) -> tuple[Tensor, Tensor]: ...
+def rms_norm(
+    input: Tensor,
+    normalized_shape: int | Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    *,
+    residual: Tensor | None = None,
+    axis: spec.Axis | None = None,
+    zero_centered_weight: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """Divide `input` by its root mean square, then scale.
 
     y = x / sqrt(mean(x**2) + eps) * weight. A replacement for `torch.nn.functional.rms_norm`.
 
     Args:
-        input, normalized_shape, weight, axis, zero_centered_weight: as in `layer_norm`.
+        input, normalized_shape, weight, residual, axis, zero_centered_weight: as in `layer_norm`.
         eps: added to the mean square, in units of x squared. None means the machine epsilon of
             float32, or of float64 for a float64 x.
-    Returns: y, as `layer_norm` does, but of an x in channels_last memory in that memory too.
+    Returns: y, or (y, total), as `layer_norm` does, but of an x in channels_last memory in that
+        memory too.
     Raises: as `layer_norm` does.
     Source: Zhang and Sennrich 2019, arXiv:1910.07467.
     """
+    if residual is not None:
+        return norm_of_sum(
+            *(input, residual, normalized_shape, weight, None, eps, axis),
+            centered=False,
+            zero_centered_weight=zero_centered_weight,
+        )
     if axis is None and not is_dynamo_compiling():
         y = torch_try_forward(
             input, weight, None, normalized_shape, eps, False, zero_centered_weight
@@ -151,8 +222,7 @@ def norm(
 ) -> Tensor:
     """Return y on the general path: check the arguments, then call the operators."""
     sizes = arguments.sizes_of(normalized_shape)
-    is_compiled = torch.compiler.is_compiling()
-    if type(x) is not Tensor and not is_compiled:
+    if type(x) is not Tensor and not torch.compiler.is_compiling():
         sharding.prepare(x)
     if not fallback.serves(x, sizes, weight, bias, eps, centered=centered):
         return fallback.call(
@@ -165,9 +235,99 @@ def norm(
             centered=centered,
             zero_centered_weight=zero_centered_weight,
         )
+    return _run(x, None, sizes, weight, bias, eps, axis, centered, zero_centered_weight)[0]
+
+
+def norm_of_sum(
+    x: Tensor,
+    residual: Tensor,
+    normalized_shape: int | Sequence[int],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float | None,
+    axis: spec.Axis | None,
+    *,
+    centered: bool,
+    zero_centered_weight: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Return y and total = x + residual, of which it is the norm.
+
+    Who knows PyTorch's operators and not ours sees an addition and then what `layer_norm` and
+    `rms_norm` do.
+    """
+    if axis is None and not is_dynamo_compiling():
+        result = torch_try_forward(
+            *(x, weight, bias, normalized_shape, eps, centered, zero_centered_weight), residual
+        )
+        if result is not None:
+            return record_sum(x, weight, bias, result, residual)
+    if arguments.widens(x, residual):
+        wide = residual.dtype
+        weight, bias = (
+            each.to(wide) if each is not None and each.dtype == x.dtype else each
+            for each in (weight, bias)
+        )
+        y, total = norm_of_sum(
+            *(x.to(wide), residual, normalized_shape, weight, bias, eps, axis),
+            centered=centered,
+            zero_centered_weight=zero_centered_weight,
+        )
+        return y.to(x.dtype), total
+    arguments.check_residual(x, residual)
+    sizes = arguments.sizes_of(normalized_shape)
+    if type(x) is not Tensor and not torch.compiler.is_compiling():
+        sharding.prepare(x)
+    is_seen = has_torch_function_variadic(x, residual, weight, bias)
+    if is_seen or not (
+        fallback.serves(x, sizes, weight, bias, eps, centered=centered)
+        and fallback.serves(residual, sizes, None, None, eps, centered=centered)
+    ):
+        total = x + residual
+        if centered:
+            y = layer_norm(
+                *(total, normalized_shape, weight, bias, 1e-5 if eps is None else eps),
+                axis=axis,
+                zero_centered_weight=zero_centered_weight,
+            )
+        else:
+            y = rms_norm(
+                *(total, normalized_shape, weight, eps),
+                axis=axis,
+                zero_centered_weight=zero_centered_weight,
+            )
+        return y, total
+    results = _run(x, residual, sizes, weight, bias, eps, axis, centered, zero_centered_weight)
+    return results[0], results[1]
+
+
+def record_sum(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, result: Any, residual: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return y and total of a fast path's (y, total, rest), with a node if there is a rest."""
+    if result[2] is None:
+        return result[0], result[1]
+    y, total = record_fast_path_of_sum(x, weight, bias, result, residual)
+    return y, total
+
+
+def _run(
+    x: Tensor,
+    addend: Tensor | None,
+    sizes: Sequence[int],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float | None,
+    axis: spec.Axis | None,
+    centered: bool,
+    zero_centered_weight: bool,
+) -> tuple[Tensor, ...]:
+    """Call the operators; return y, with an addend total, and the statistics, if any are saved."""
     x, weight, bias = gpu.as_under_autocast(x, weight, bias, centered=centered)
+    if addend is not None:
+        addend = addend.to(x.dtype)
     axes = arguments.axes_of(x, sizes, axis)
     weight, bias = arguments.take_parameters(x, axes, weight, bias)
+    is_compiled = torch.compiler.is_compiling()
     if axis is None:
         memory = torch.contiguous_format if centered else suggest_memory_format(x)
         # Of an x with gaps, such as a part of a fused projection, y is contiguous without a copy.
@@ -178,16 +338,17 @@ def norm(
         eps = arguments.machine_epsilon(x.dtype)
     definition = Definition(axes, float(eps), centered, bool(zero_centered_weight))
     if is_compiled:  # the compiler must see an operator, which a node of ours would hide
-        return operators.forward(x, weight, bias, definition)[0]
-    if not requires_gradient(x, weight, bias):
-        if gpu.may_bypass_dispatcher(x, weight, bias):
+        return operators.forward(x, weight, bias, definition, addend=addend)
+    if not requires_gradient(x, weight, bias, addend):
+        if gpu.may_bypass_dispatcher(x, weight, bias, addend):
             parameters = arguments.repeated(weight, bias)
-            return gpu.forward(x, *parameters, definition, save=False)[0]
-        is_ordinary = all(type(each) in _ORDINARY for each in (x, weight, bias))
+            return gpu.forward(x, *parameters, definition, save=False, addend=addend)
+        is_ordinary = all(type(each) in _ORDINARY for each in (x, weight, bias, addend))
         if is_ordinary and torch_is_unwatched():  # no transform, no forward mode: no node is needed
             with torch._C._AutoDispatchBelowAutograd():
-                return operators.forward(x, weight, bias, definition)[0]
-    return apply(Norm, x, weight, bias, definition)[0]
+                return operators.forward(x, weight, bias, definition, addend=addend)
+    results: tuple[Tensor, ...] = apply(Norm, x, weight, bias, definition, addend)
+    return results
 
 
 # TorchScript compiles calls of our functions into PyTorch's operators. Its table knows functions by

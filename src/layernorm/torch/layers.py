@@ -1,7 +1,7 @@
 """Layer norm and RMS norm as modules, subclasses of PyTorch's own."""
 
 from collections.abc import Sequence
-from typing import Self
+from typing import Self, overload
 
 import torch
 from torch import Tensor
@@ -51,9 +51,14 @@ class LayerNorm(torch.nn.LayerNorm):
         super().reset_parameters()
         _zero_weight_if_centered_there(self)
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Return y."""
+    @overload
+    def forward(self, input: Tensor, residual: None = None) -> Tensor: ...
+    @overload
+    def forward(self, input: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]: ...
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Return y, or with a residual (y, total), as `layer_norm` does."""
         if torch.jit.is_scripting():
+            assert residual is None, "a TorchScript knows no residual: pass x + residual"
             return torch.nn.functional.layer_norm(
                 input, self.normalized_shape, self.weight, self.bias, self.eps
             )
@@ -63,6 +68,7 @@ class LayerNorm(torch.nn.LayerNorm):
             self.weight,
             self.bias,
             self.eps,
+            residual=residual,
             axis=self.axis,
             zero_centered_weight=self.zero_centered_weight,
         )
@@ -112,15 +118,21 @@ class RMSNorm(torch.nn.RMSNorm):
         super().reset_parameters()
         _zero_weight_if_centered_there(self)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return y."""
+    @overload
+    def forward(self, x: Tensor, residual: None = None) -> Tensor: ...
+    @overload
+    def forward(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]: ...
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Return y, or with a residual (y, total), as `rms_norm` does."""
         if torch.jit.is_scripting():
+            assert residual is None, "a TorchScript knows no residual: pass x + residual"
             return torch.nn.functional.rms_norm(x, self.normalized_shape, self.weight, self.eps)
         return rms_norm(
             x,
             self.normalized_shape,
             self.weight,
             self.eps,
+            residual=residual,
             axis=self.axis,
             zero_centered_weight=self.zero_centered_weight,
         )

@@ -3,6 +3,9 @@
     layer_norm, rms_norm                     -> y and the statistics
     layer_norm_backward, rms_norm_backward   -> dx, dweight, dbias; those not needed are empty
 
+The same with `add_` before their names are those of a call with a residual: y is the norm of
+total = x + residual, which the forward returns after y, and dtotal is added to dx.
+
 The compiled module defines the schemas and the CPU kernels (native/bindings/torch/operators.cc).
 """
 
@@ -22,14 +25,23 @@ assert c_api, "importing it defines the operators"
 
 
 def forward(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, definition: Definition
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    definition: Definition,
+    *,
+    addend: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """Return y and the statistics."""
+    """Return y and the statistics; with an addend y, total = x + addend, and the statistics."""
     weight, bias = arguments.repeated(weight, bias)
     options = (list(definition.axes), definition.eps, definition.zero_centered_weight)
     ops = torch.ops.layernorm
+    if definition.centered and addend is not None:
+        return ops.add_layer_norm(x, addend, weight, bias, *options)
     if definition.centered:
         return ops.layer_norm(x, weight, bias, *options)
+    if addend is not None:
+        return ops.add_rms_norm(x, addend, weight, *options)
     return ops.rms_norm(x, weight, *options)
 
 
@@ -41,13 +53,19 @@ def backward(
     definition: Definition,
     need: Sequence[bool],
     statistics: Sequence[Tensor],
+    *,
+    dtotal: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """Return dx, dweight and (layer norm) dbias; those not needed are empty."""
+    """Return dx plus dtotal, dweight and (layer norm) dbias; those not needed are empty."""
     options = (list(definition.axes), definition.eps, definition.zero_centered_weight)
     ops = torch.ops.layernorm
+    added = dtotal is not None
+    rows = (dy, dtotal, x, *statistics) if added else (dy, x, *statistics)
     if definition.centered:
-        return ops.layer_norm_backward(dy, x, *statistics, weight, bias, *options, list(need))
-    return ops.rms_norm_backward(dy, x, *statistics, weight, *options, list(need[:2]))
+        operator = ops.add_layer_norm_backward if added else ops.layer_norm_backward
+        return operator(*rows, weight, bias, *options, list(need))
+    operator = ops.add_rms_norm_backward if added else ops.rms_norm_backward
+    return operator(*rows, weight, *options, list(need[:2]))
 
 
 # ---- shapes, types and strides, for tensors without data
@@ -82,11 +100,17 @@ def nothing(x: Tensor) -> Tensor:
 
 
 def _fake_forward(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, definition: Definition
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    definition: Definition,
+    *,
+    addend: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    arguments.check_devices(x, weight=weight, bias=bias)
+    arguments.check_devices(x, residual=addend, weight=weight, bias=bias)
     statistics = 3 if definition.centered else 1
-    return empty_as(x), *[_empty_statistics(x, definition.axes) for _ in range(statistics)]
+    outputs = [empty_as(x) for _ in range(1 if addend is None else 2)]
+    return *outputs, *[_empty_statistics(x, definition.axes) for _ in range(statistics)]
 
 
 def _fake_backward(
@@ -97,8 +121,10 @@ def _fake_backward(
     definition: Definition,
     need: Sequence[bool],
     statistics: Sequence[Tensor],
+    *,
+    dtotal: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    arguments.check_devices(x, dy=dy, weight=weight, bias=bias)
+    arguments.check_devices(x, dy=dy, dtotal=dtotal, weight=weight, bias=bias)
     dx = empty_as(x) if need[0] else nothing(x)
     given = bias if weight is None else weight
     shape = spec.normalized_shape(x.shape, definition.axes) if given is None else given.shape
@@ -114,13 +140,14 @@ for _name, _fake in (forward_operators(_fake_forward) | backward_operators(_fake
 
 
 def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weight, *bias, axis, eps, zero_centered_weight = inputs
-    statistics = output[1:]  # mean, rstd, residual; rstd alone for RMS norm
+    *tensors, axis, eps, zero_centered_weight = inputs
+    adds, centered = len(output) in (3, 5), len(output) > 3
+    statistics = output[2:] if adds else output[1:]  # mean, rstd, residual; rstd for RMS norm
     ctx.mark_non_differentiable(*statistics)
-    ctx.save_for_backward(x, weight, *(bias or [None]), *statistics)
-    ctx.definition = Definition(
-        normalize_axes(axis, x.dim()), eps, len(statistics) == 3, zero_centered_weight
-    )
+    x = output[1] if adds else tensors[0]
+    parameters = tensors[2:] if adds else tensors[1:]
+    ctx.save_for_backward(x, *parameters, *([] if centered else [None]), *statistics)
+    ctx.definition = Definition(normalize_axes(axis, x.dim()), eps, centered, zero_centered_weight)
 
 
 def _forward_gradients(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
@@ -128,6 +155,17 @@ def _forward_gradients(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None,
     need = needed(ctx.needs_input_grad, weight, bias)
     gradients = backward(dy, x, weight, bias, ctx.definition, need, statistics)
     return *[g if n else None for g, n in zip(gradients, need, strict=False)], None, None, None
+
+
+def _add_forward_gradients(
+    ctx: Any, dy: Tensor, dtotal: Tensor, *_: Tensor
+) -> tuple[Tensor | None, ...]:
+    total, weight, bias, *statistics = ctx.saved_tensors
+    need_x, need_residual, *need_parameters = ctx.needs_input_grad
+    need = needed((need_x or need_residual, *need_parameters), weight, bias)
+    gradients = backward(dy, total, weight, bias, ctx.definition, need, statistics, dtotal=dtotal)
+    dx, *rest = [g if n else None for g, n in zip(gradients, need, strict=False)]
+    return dx if need_x else None, dx if need_residual else None, *rest, None, None, None
 
 
 def needed(
@@ -142,9 +180,13 @@ def needed(
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    dy, x, *rest, axis, eps, zero_centered_weight, need = inputs
+    *tensors, axis, eps, zero_centered_weight, need = inputs
     centered = len(need) == 3
-    ctx.save_for_backward(dy, x, rest[3] if centered else rest[1])
+    ctx.statistics = 3 if centered else 1
+    parameters = 2 if centered else 1
+    ctx.adds = len(tensors) == 3 + ctx.statistics + parameters
+    dy, x, weight = tensors[0], tensors[2 if ctx.adds else 1], tensors[-parameters]
+    ctx.save_for_backward(dy, x, weight)
     ctx.definition = Definition(normalize_axes(axis, x.dim()), eps, centered, zero_centered_weight)
     ctx.need = tuple(need)
 
@@ -152,8 +194,9 @@ def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 def _backward_gradients(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
     dy, x, weight = ctx.saved_tensors
     of_dy, of_x, of_weight = second_gradients(dy, x, weight, ctx.definition, ctx.need, gradients)
-    statistics, rest = (3, 5) if ctx.definition.centered else (1, 4)
-    return of_dy, of_x, *(None,) * statistics, of_weight, *(None,) * rest
+    of_dtotal = [gradients[0] if ctx.need[0] else None] if ctx.adds else []
+    rest = 5 if ctx.definition.centered else 4
+    return of_dy, *of_dtotal, of_x, *(None,) * ctx.statistics, of_weight, *(None,) * rest
 
 
 def second_gradients(
@@ -174,10 +217,11 @@ def second_gradients(
     return of_dy.to(dy.dtype), of_x.to(x.dtype), of_weight.to(weight.dtype)
 
 
-for _name in ("layer_norm", "rms_norm"):
-    torch.library.register_autograd(
-        f"layernorm::{_name}", _forward_gradients, setup_context=_save_forward
-    )
+for _name, _gradients in (
+    *((name, _forward_gradients) for name in ("layer_norm", "rms_norm")),
+    *((name, _add_forward_gradients) for name in ("add_layer_norm", "add_rms_norm")),
+):
+    torch.library.register_autograd(f"layernorm::{_name}", _gradients, setup_context=_save_forward)
     torch.library.register_autograd(
         f"layernorm::{_name}_backward", _backward_gradients, setup_context=_save_backward
     )
@@ -210,15 +254,22 @@ def _varying_with_batch(
 
 def _vmap_forward(name: str, parameters: int) -> Callable[..., Any]:
     """Make one call of a batch: of more rows, or with parameters that vary along the batch."""
+    count = 2 if name.startswith("add_") else 1
 
-    def rule(info: Any, in_dims: Any, x: Tensor, *rest: Any) -> Any:
-        given, (axis, *options) = list(rest[:parameters]), rest[parameters:]
-        x = _batched(x, in_dims[0], info.batch_size)
+    def rule(info: Any, in_dims: Any, *arguments: Any) -> Any:
+        given, (axis, *options) = (
+            list(arguments[count:][:parameters]),
+            arguments[count + parameters :],
+        )
+        x, *addend = (
+            _batched(each, dim, info.batch_size)
+            for each, dim in zip(arguments[:count], in_dims[:count], strict=True)
+        )
         axes = normalize_axes(axis, x.dim() - 1)
-        dims = in_dims[1 : 1 + parameters]
+        dims = in_dims[count : count + parameters]
         if any(dim is not None for dim in dims):
             given = _varying_with_batch(given, dims, info.batch_size, x.dim() - 1, axes)
-        results = getattr(torch.ops.layernorm, name)(x, *given, axes, *options)
+        results = getattr(torch.ops.layernorm, name)(x, *addend, *given, axes, *options)
         return results, (0,) * len(results)
 
     return rule
@@ -253,7 +304,10 @@ def _vmap_backward(name: str, parameters: int) -> Callable[..., Any]:
     return rule
 
 
-for _name, _count in (("layer_norm", 2), ("rms_norm", 1)):
+for _name, _count in (
+    *(("layer_norm", 2), ("rms_norm", 1)),
+    *(("add_layer_norm", 2), ("add_rms_norm", 1)),
+):
     torch.library.register_vmap(f"layernorm::{_name}", _vmap_forward(_name, _count))
     torch.library.register_vmap(
         f"layernorm::{_name}_backward", _vmap_backward(f"{_name}_backward", _count)

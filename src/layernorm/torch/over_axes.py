@@ -4,7 +4,7 @@
 own signature, with `normalized_shape`.
 """
 
-from typing import SupportsFloat
+from typing import SupportsFloat, overload
 
 import torch
 from torch import Tensor
@@ -16,24 +16,52 @@ from layernorm.torch import arguments, functional
 from layernorm.torch.autograd import record_fast_path
 
 
+@overload
 def layer_norm(
     x: Tensor,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     *,
+    residual: None = None,
     axis: spec.Axis = -1,
     eps: SupportsFloat = 1e-5,
     out: Tensor | None = None,
     zero_centered_weight: bool = False,
-) -> Tensor:
+) -> Tensor: ...
+@overload
+def layer_norm(
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    residual: Tensor,
+    axis: spec.Axis = -1,
+    eps: SupportsFloat = 1e-5,
+    out: Tensor | None = None,
+    zero_centered_weight: bool = False,
+) -> tuple[Tensor, Tensor]: ...
+def layer_norm(
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    residual: Tensor | None = None,
+    axis: spec.Axis = -1,
+    eps: SupportsFloat = 1e-5,
+    out: Tensor | None = None,
+    zero_centered_weight: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """Normalize `x` over `axis`, as `layernorm.layer_norm` does: y = xhat * weight + bias.
 
-    Args: as in `layernorm.layer_norm`: x, weight, bias, axis, eps, out, zero_centered_weight.
-    Returns: y, or `out` with y in it.
+    Args: as in `layernorm.layer_norm`: x, weight, bias, residual, axis, eps, out,
+        zero_centered_weight.
+    Returns: y, or `out` with y in it; with a residual (y, total).
     Raises: RuntimeError for shapes and types, IndexError if an axis is out of range, TypeError for
         an axis that is not an int, ValueError and TypeError for eps.
     Source: Ba, Kiros and Hinton 2016, arXiv:1607.06450.
     """
+    if residual is not None:
+        return _norm_of_sum(x, residual, weight, bias, axis, eps, out, True, zero_centered_weight)
     if out is None and not is_dynamo_compiling():
         y = torch_try_forward_over_axes(x, weight, bias, axis, eps, True, zero_centered_weight)
         if y is not None:
@@ -41,23 +69,48 @@ def layer_norm(
     return _norm(x, weight, bias, axis, eps, out, True, zero_centered_weight)
 
 
+@overload
 def rms_norm(
     x: Tensor,
     weight: Tensor | None = None,
     *,
+    residual: None = None,
     axis: spec.Axis = -1,
     eps: SupportsFloat = 1e-6,
     out: Tensor | None = None,
     zero_centered_weight: bool = False,
-) -> Tensor:
+) -> Tensor: ...
+@overload
+def rms_norm(
+    x: Tensor,
+    weight: Tensor | None = None,
+    *,
+    residual: Tensor,
+    axis: spec.Axis = -1,
+    eps: SupportsFloat = 1e-6,
+    out: Tensor | None = None,
+    zero_centered_weight: bool = False,
+) -> tuple[Tensor, Tensor]: ...
+def rms_norm(
+    x: Tensor,
+    weight: Tensor | None = None,
+    *,
+    residual: Tensor | None = None,
+    axis: spec.Axis = -1,
+    eps: SupportsFloat = 1e-6,
+    out: Tensor | None = None,
+    zero_centered_weight: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """Divide `x` by its root mean square, as `layernorm.rms_norm` does: y = xhat * weight.
 
-    Args: as in `layernorm.rms_norm`: x, weight, axis, eps, out, zero_centered_weight.
-    Returns: y, or `out` with y in it.
+    Args: as in `layernorm.rms_norm`: x, weight, residual, axis, eps, out, zero_centered_weight.
+    Returns: y, or `out` with y in it; with a residual (y, total).
     Raises: RuntimeError for shapes and types, IndexError if an axis is out of range, TypeError for
         an axis that is not an int, ValueError and TypeError for eps.
     Source: Zhang and Sennrich 2019, arXiv:1910.07467.
     """
+    if residual is not None:
+        return _norm_of_sum(x, residual, weight, None, axis, eps, out, False, zero_centered_weight)
     if out is None and not is_dynamo_compiling():
         y = torch_try_forward_over_axes(x, weight, None, axis, eps, False, zero_centered_weight)
         if y is not None and not (type(y) is tuple and x.is_inference()):
@@ -94,8 +147,42 @@ def _norm(
         centered=centered,
         zero_centered_weight=zero_centered_weight,
     )
-    if out is None:
-        return y
+    return y if out is None else _copied(y, out)
+
+
+def _norm_of_sum(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    axis: spec.Axis,
+    eps: SupportsFloat,
+    out: Tensor | None,
+    centered: bool,
+    zero_centered_weight: bool,
+) -> tuple[Tensor, Tensor]:
+    if out is None and not is_dynamo_compiling():
+        result = torch_try_forward_over_axes(
+            *(x, weight, bias, axis, eps, centered, zero_centered_weight), residual
+        )
+        if result is not None:
+            return functional.record_sum(x, weight, bias, result, residual)
+    axes = arguments.normalize_axes(axis, x.dim())
+    y, total = functional.norm_of_sum(
+        x,
+        residual,
+        spec.normalized_shape(x.shape, axes),
+        weight,
+        bias,
+        spec.check_eps(eps),
+        axes,
+        centered=centered,
+        zero_centered_weight=zero_centered_weight,
+    )
+    return y if out is None else _copied(y, out), total
+
+
+def _copied(y: Tensor, out: Tensor) -> Tensor:
     if torch.is_grad_enabled() and (y.requires_grad or out.requires_grad):
         raise RuntimeError(
             "out is given where a gradient is required, which does not go through out: omit out, "

@@ -5,7 +5,7 @@ DTensor itself gathers a tensor that is sharded along a normalized axis.
 
 import sys
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -37,11 +37,17 @@ def _register() -> None:
 
     ops = torch.ops.layernorm
     propagator = DTensor._op_dispatcher.sharding_propagator
+    add_forward = partial(_forward_shardings, summands=2)
+    add_backward = partial(_backward_shardings, summands=2)
     for op, shardings, tensors in (
         (ops.layer_norm.default, _forward_shardings, 3),
         (ops.rms_norm.default, _forward_shardings, 2),
         (ops.layer_norm_backward.default, _backward_shardings, 7),
         (ops.rms_norm_backward.default, _backward_shardings, 4),
+        (ops.add_layer_norm.default, add_forward, 4),
+        (ops.add_rms_norm.default, add_forward, 3),
+        (ops.add_layer_norm_backward.default, add_backward, 8),
+        (ops.add_rms_norm_backward.default, add_backward, 5),
     ):
         register_sharding(op)(shardings)
         # The sharding depends on the axes, so they belong to the key of DTensor's cache.
@@ -59,17 +65,20 @@ def _split(arguments: Sequence[Any]) -> tuple[list[Any], Sequence[int], list[Any
     return list(arguments[:at]), arguments[at], list(arguments[at + 1 :])
 
 
-def _forward_shardings(*arguments: Any) -> list[tuple[Placements, Placements]]:
+def _forward_shardings(*arguments: Any, summands: int = 1) -> list[tuple[Placements, Placements]]:
+    """Return the placements of the results and arguments; `summands` is 2 with a residual."""
     from torch.distributed.tensor import Replicate, Shard
 
-    (x, *parameters), axis, options = _split(arguments)
-    results = 4 if len(parameters) == 2 else 2
+    tensors, axis, options = _split(arguments)
+    x, parameters = tensors[0], tensors[summands:]
+    results = (3 if len(parameters) == 2 else 1) + summands
     rest = [None] * (1 + len(options))
-    shardings = [([Replicate()] * results, [Replicate(), *_of_parameters(parameters, x), *rest])]
-    for kept in _kept_axes(x, axis):
-        of_x = Shard(kept)
-        shardings.append(([of_x] * results, [of_x, *_of_parameters(parameters, x, kept), *rest]))
-    return shardings
+
+    def placed(of_rows: Any, kept: int | None = None) -> tuple[Placements, Placements]:
+        of_parameters = _of_parameters(parameters, x, kept)
+        return [of_rows] * results, [*[of_rows] * summands, *of_parameters, *rest]
+
+    return [placed(Replicate()), *(placed(Shard(kept), kept) for kept in _kept_axes(x, axis))]
 
 
 def _varies(parameter: Any, x: Any, kept: int) -> bool:
@@ -89,13 +98,13 @@ def _of_parameters(parameters: Sequence[Any], x: Any, kept: int | None = None) -
     return [placement(each) for each in parameters]
 
 
-def _backward_shardings(*arguments: Any) -> list[tuple[Placements, Placements]]:
+def _backward_shardings(*arguments: Any, summands: int = 1) -> list[tuple[Placements, Placements]]:
     from torch.distributed.tensor import Partial, Replicate, Shard
 
     tensors, axis, options = _split(arguments)
     need = options[-1]
-    rows = 2 + (3 if len(need) == 3 else 1)  # dy, x and the statistics
-    x, parameters = tensors[1], tensors[rows:]
+    rows = 1 + summands + (3 if len(need) == 3 else 1)  # dy, x and the statistics; dtotal
+    x, parameters = tensors[summands], tensors[rows:]
     rest = [None] * (1 + len(options))
     shardings: list[tuple[Placements, Placements]] = [
         (

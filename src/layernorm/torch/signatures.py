@@ -4,27 +4,49 @@ The compiled module has the schemas (native/bindings/torch/operators.cc).
 """
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from torch import Tensor
 
 from layernorm.torch.arguments import Definition, normalize_axes
 
-# (x, weight, bias, definition) -> y and the statistics.
-Forward = Callable[[Tensor, Tensor | None, Tensor | None, Definition], tuple[Tensor, ...]]
-# (dy, x, weight, bias, definition, need, statistics) -> dx, dweight and (layer norm) dbias. The
-# statistics are mean, rstd and residual; rstd alone for RMS norm.
-Backward = Callable[
-    [
-        Tensor,
-        Tensor,
-        Tensor | None,
-        Tensor | None,
-        Definition,
-        Sequence[bool],
-        Sequence[Tensor],
-    ],
-    tuple[Tensor, ...],
-]
+
+class Forward(Protocol):
+    """A forward, with or without a residual."""
+
+    def __call__(
+        self,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        definition: Definition,
+        *,
+        addend: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Return y and the statistics; with an addend y, total = x + addend and the statistics."""
+        ...
+
+
+class Backward(Protocol):
+    """A backward, with or without a residual."""
+
+    def __call__(
+        self,
+        dy: Tensor,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        definition: Definition,
+        need: Sequence[bool],
+        statistics: Sequence[Tensor],
+        *,
+        dtotal: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Return dx plus dtotal, dweight and (layer norm) dbias.
+
+        The statistics are mean, rstd and residual; rstd alone for RMS norm.
+        """
+        ...
 
 
 def forward_operators(forward: Forward) -> dict[str, Callable[..., tuple[Tensor, ...]]]:
@@ -51,7 +73,31 @@ def forward_operators(forward: Forward) -> dict[str, Callable[..., tuple[Tensor,
         definition = Definition(normalize_axes(axis, x.dim()), eps, False, zero_centered_weight)
         return forward(x, weight, None, definition)
 
-    return {each.__name__: each for each in (layer_norm, rms_norm)}
+    def add_layer_norm(
+        x: Tensor,
+        residual: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        axis: Sequence[int],
+        eps: float,
+        zero_centered_weight: bool = False,
+    ) -> tuple[Tensor, ...]:
+        definition = Definition(normalize_axes(axis, x.dim()), eps, True, zero_centered_weight)
+        return forward(x, weight, bias, definition, addend=residual)
+
+    def add_rms_norm(
+        x: Tensor,
+        residual: Tensor,
+        weight: Tensor | None,
+        axis: Sequence[int],
+        eps: float,
+        zero_centered_weight: bool = False,
+    ) -> tuple[Tensor, ...]:
+        definition = Definition(normalize_axes(axis, x.dim()), eps, False, zero_centered_weight)
+        return forward(x, weight, None, definition, addend=residual)
+
+    every = (layer_norm, rms_norm, add_layer_norm, add_rms_norm)
+    return {each.__name__: each for each in every}
 
 
 def backward_operators(backward: Backward) -> dict[str, Callable[..., tuple[Tensor, ...]]]:
@@ -86,4 +132,40 @@ def backward_operators(backward: Backward) -> dict[str, Callable[..., tuple[Tens
         definition = Definition(normalize_axes(axis, x.dim()), eps, False, zero_centered_weight)
         return backward(dy, x, weight, None, definition, need, (rstd,))
 
-    return {each.__name__: each for each in (layer_norm_backward, rms_norm_backward)}
+    def add_layer_norm_backward(
+        dy: Tensor,
+        dtotal: Tensor,
+        total: Tensor,
+        mean: Tensor,
+        rstd: Tensor,
+        mean_residual: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        axis: Sequence[int],
+        eps: float,
+        zero_centered_weight: bool,
+        need: Sequence[bool],
+    ) -> tuple[Tensor, ...]:
+        definition = Definition(normalize_axes(axis, total.dim()), eps, True, zero_centered_weight)
+        statistics = (mean, rstd, mean_residual)
+        return backward(dy, total, weight, bias, definition, need, statistics, dtotal=dtotal)
+
+    def add_rms_norm_backward(
+        dy: Tensor,
+        dtotal: Tensor,
+        total: Tensor,
+        rstd: Tensor,
+        weight: Tensor | None,
+        axis: Sequence[int],
+        eps: float,
+        zero_centered_weight: bool,
+        need: Sequence[bool],
+    ) -> tuple[Tensor, ...]:
+        definition = Definition(normalize_axes(axis, total.dim()), eps, False, zero_centered_weight)
+        return backward(dy, total, weight, None, definition, need, (rstd,), dtotal=dtotal)
+
+    every = (
+        *(layer_norm_backward, rms_norm_backward),
+        *(add_layer_norm_backward, add_rms_norm_backward),
+    )
+    return {each.__name__: each for each in every}

@@ -139,6 +139,7 @@ def backward(
     dweight_ptr,
     dbias_ptr,
     normalizer_ptr,
+    dtotal_ptr,
     rows: tl.int64,
     inner: tl.int64,
     members: tl.int64,
@@ -157,6 +158,10 @@ def backward(
     dx_member_stride: tl.int64,
     dx_after_stride: tl.int64,
     dx_col_stride: tl.int64,
+    dtotal_outer_stride: tl.int64,
+    dtotal_member_stride: tl.int64,
+    dtotal_after_stride: tl.int64,
+    dtotal_col_stride: tl.int64,
     COLS: tl.constexpr,
     EPS: tl.constexpr,
     CENTERED: tl.constexpr,
@@ -166,6 +171,7 @@ def backward(
     NEED_DX: tl.constexpr,
     NEED_DWEIGHT: tl.constexpr,
     NEED_DBIAS: tl.constexpr,
+    DTOTAL: tl.constexpr,
     STORE_NORMALIZER: tl.constexpr,
     STRIDED: tl.constexpr,
     OUTER_AXES: tl.constexpr,
@@ -180,8 +186,9 @@ def backward(
 
     Each member has so many `tiles` and `programs`. The partial sums go to row program_id of an
     array (members * programs, COLS) of float64, or, with one program to a member, to dweight and
-    dbias themselves. STORE_NORMALIZER: the normalizer goes to an array (4, rows). EPS None: it is
-    not known, and rows whose rstd is out of range use it as it was saved.
+    dbias themselves. DTOTAL: dtotal is added to dx before it is rounded. STORE_NORMALIZER: the
+    normalizer goes to an array (4, rows). EPS None: it is not known, and rows whose rstd is out of
+    range use it as it was saved.
     """
     dtype: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     LOW_FIRST: tl.constexpr = VECTOR or STRIDED
@@ -190,6 +197,12 @@ def backward(
     x_strides = x_outer_stride, x_member_stride, x_after_stride, x_col_stride
     dy_strides = dy_outer_stride, dy_member_stride, dy_after_stride, dy_col_stride
     dx_strides = dx_outer_stride, dx_member_stride, dx_after_stride, dx_col_stride
+    dtotal_strides = (
+        dtotal_outer_stride,
+        dtotal_member_stride,
+        dtotal_after_stride,
+        dtotal_col_stride,
+    )
     member, first = member_of(program, programs, OUTER_AXES)
     cols = cols_of_tile(HIGH, LOW)
     weight = load_parameter(
@@ -235,6 +248,8 @@ def backward(
                 LOW_FIRST,
                 CENTERED,
             )
+            if DTOTAL:
+                dx += load_tile(dtotal_ptr, index, dtotal_strides, STRIDED, VECTOR, dtype)
             store_tile(dx_ptr, dx, index, dx_strides, STRIDED, VECTOR)
 
     if NEED_DWEIGHT:

@@ -1,4 +1,4 @@
-"""Forward: y and the statistics of a tile of rows, with one read of x."""
+"""Forward: y and the statistics of a tile of rows of x, or of x + addend, each read once."""
 
 import triton
 import triton.language as tl
@@ -6,7 +6,7 @@ import triton.language as tl
 from layernorm.triton.kernel import kernel
 from layernorm.triton.rows import (
     Normalizer,
-    is_ordinary_total,
+    is_ordinary_radicand,
     moments,
     normalized,
     power_of_two,
@@ -17,7 +17,7 @@ from layernorm.triton.tiles import (
     cols_of_tile,
     index_of_tile,
     load_parameter,
-    load_tile,
+    load_rows,
     member_of_tile,
     store_tile,
 )
@@ -81,6 +81,8 @@ def forward(
     mean_ptr,
     rstd_ptr,
     residual_ptr,
+    addend_ptr,
+    total_ptr,
     rows: tl.int64,
     inner: tl.int64,
     members: tl.int64,
@@ -93,6 +95,14 @@ def forward(
     y_member_stride: tl.int64,
     y_after_stride: tl.int64,
     y_col_stride: tl.int64,
+    addend_outer_stride: tl.int64,
+    addend_member_stride: tl.int64,
+    addend_after_stride: tl.int64,
+    addend_col_stride: tl.int64,
+    total_outer_stride: tl.int64,
+    total_member_stride: tl.int64,
+    total_after_stride: tl.int64,
+    total_col_stride: tl.int64,
     COLS: tl.constexpr,
     EPS: tl.constexpr,
     CENTERED: tl.constexpr,
@@ -100,6 +110,7 @@ def forward(
     HAS_BIAS: tl.constexpr,
     ZERO_CENTERED: tl.constexpr,
     SAVE: tl.constexpr,
+    ADDEND: tl.constexpr,
     STRIDED: tl.constexpr,
     OUTER_AXES: tl.constexpr,
     VECTOR: tl.constexpr,
@@ -109,7 +120,11 @@ def forward(
     GROUP_X: tl.constexpr,
     LATE_PARAMETERS: tl.constexpr,
 ):
-    """Write y of one tile and, if SAVE, its mean, rstd and residual."""
+    """Write y of one tile and, if SAVE, its mean, rstd and residual.
+
+    ADDEND: they are those of total = x + addend, which is written too. It has strides of its own,
+    though they are y's: the addresses of both would else be computed at once, and spill.
+    """
     dtype: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     LOW_FIRST: tl.constexpr = VECTOR or STRIDED
     tile = tl.program_id(0).to(tl.int64)
@@ -117,6 +132,13 @@ def forward(
     sizes = rows, inner, members, after
     x_strides = x_outer_stride, x_member_stride, x_after_stride, x_col_stride
     y_strides = y_outer_stride, y_member_stride, y_after_stride, y_col_stride
+    addend_strides = (
+        addend_outer_stride,
+        addend_member_stride,
+        addend_after_stride,
+        addend_col_stride,
+    )
+    total_strides = total_outer_stride, total_member_stride, total_after_stride, total_col_stride
     member, tile = member_of_tile(tile, sizes, ROWS, STRIDED, OUTER_AXES)
     index = index_of_tile(member, tile, sizes, cols, COLS, ROWS, STRIDED, OUTER_AXES)
     if not LATE_PARAMETERS:
@@ -124,12 +146,15 @@ def forward(
             *(weight_ptr, bias_ptr, member, cols, HAS_WEIGHT, HAS_BIAS, ZERO_CENTERED),
             *(COLS, VECTOR, dtype),
         )
-    x = load_tile(x_ptr, index, x_strides, STRIDED, VECTOR, dtype)
+    x = load_rows(
+        *(x_ptr, addend_ptr, total_ptr, index, x_strides, addend_strides, total_strides),
+        *(ADDEND, STRIDED, VECTOR, dtype),
+    )
 
     mean, residual, variance = moments(x, index.mask, COLS, GROUP_X, LOW_FIRST, CENTERED)
-    total = variance + EPS
-    normalizer = Normalizer(tl.full([ROWS], 1.0, dtype), mean, residual, rstd_of(total, dtype))
-    out_of_range = index.row_mask & (is_ordinary_total(total, dtype) == 0)
+    radicand = variance + EPS
+    normalizer = Normalizer(tl.full([ROWS], 1.0, dtype), mean, residual, rstd_of(radicand, dtype))
+    out_of_range = index.row_mask & (is_ordinary_radicand(radicand, dtype) == 0)
     exponent, normalizer = recompute_normalizer(
         x, index.mask, out_of_range, normalizer, EPS, COLS, GROUP_X, LOW_FIRST, CENTERED
     )

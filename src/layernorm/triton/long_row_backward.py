@@ -208,6 +208,7 @@ def long_row_dx(
     sum_g_ptr,
     sum_g_xhat_ptr,
     sum_squares_ptr,
+    dtotal_ptr,
     first_tile: tl.int64,
     rows: tl.int64,
     inner: tl.int64,
@@ -225,6 +226,10 @@ def long_row_dx(
     dx_member_stride: tl.int64,
     dx_after_stride: tl.int64,
     dx_col_stride: tl.int64,
+    dtotal_outer_stride: tl.int64,
+    dtotal_member_stride: tl.int64,
+    dtotal_after_stride: tl.int64,
+    dtotal_col_stride: tl.int64,
     COLS: tl.constexpr,
     CENTERED: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
@@ -237,15 +242,22 @@ def long_row_dx(
     HIGH: tl.constexpr,
     LOW: tl.constexpr,
     EPS: tl.constexpr,
+    DTOTAL: tl.constexpr,
     PADDED_BLOCKS: tl.constexpr,
 ):
-    """Write dx of a block. EPS None: it is not known."""
+    """Write dx of a block. DTOTAL: plus dtotal, rounded once. EPS None: it is not known."""
     most: tl.constexpr = 2.0**-48 if x_ptr.dtype.element_ty == tl.float64 else 2.0**-19
     program = tl.program_id(0).to(tl.int64)
     sizes = rows, inner, members, after
     x_strides = x_outer_stride, x_member_stride, x_after_stride, x_col_stride
     dy_strides = dy_outer_stride, dy_member_stride, dy_after_stride, dy_col_stride
     dx_strides = dx_outer_stride, dx_member_stride, dx_after_stride, dx_col_stride
+    dtotal_strides = (
+        dtotal_outer_stride,
+        dtotal_member_stride,
+        dtotal_after_stride,
+        dtotal_col_stride,
+    )
     index, normalizer, xhat, g, own_exponent = gradient_block(
         *(x_ptr, dy_ptr, weight_ptr, normalizer_ptr, first_tile, program),
         *(sizes, x_strides, dy_strides, COLS, CENTERED, HAS_WEIGHT, ZERO_CENTERED),
@@ -275,4 +287,6 @@ def long_row_dx(
     dx = tl.fma(-xhat, mean_g_xhat[:, None, None], dx) * normalizer.rstd[:, None, None]
     # normalizer.scale is a power of two, which dx is multiplied by too
     dx = times_power_of_two(dx, exponent + exponent_of(normalizer.scale))
+    if DTOTAL:
+        dx += load_tile(dtotal_ptr, index, dtotal_strides, STRIDED, VECTOR, dtype)
     store_tile(dx_ptr, dx, index, dx_strides, STRIDED, VECTOR)

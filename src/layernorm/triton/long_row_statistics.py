@@ -22,7 +22,7 @@ from layernorm.triton.rows import (
     scaled_rstd,
     scaling_exponents,
 )
-from layernorm.triton.tiles import index_of_block, load_tile
+from layernorm.triton.tiles import index_of_block, load_rows, load_tile
 
 
 @triton.jit
@@ -131,6 +131,8 @@ def long_row_sums(
     rstd_ptr,
     largest_ptr,
     sum_ptr,
+    addend_ptr,
+    total_ptr,
     first_tile: tl.int64,
     rows: tl.int64,
     inner: tl.int64,
@@ -140,8 +142,17 @@ def long_row_sums(
     x_member_stride: tl.int64,
     x_after_stride: tl.int64,
     x_col_stride: tl.int64,
+    addend_outer_stride: tl.int64,
+    addend_member_stride: tl.int64,
+    addend_after_stride: tl.int64,
+    addend_col_stride: tl.int64,
+    total_outer_stride: tl.int64,
+    total_member_stride: tl.int64,
+    total_after_stride: tl.int64,
+    total_col_stride: tl.int64,
     COLS: tl.constexpr,
     CENTERED: tl.constexpr,
+    ADDEND: tl.constexpr,
     ONLY_OUT_OF_RANGE: tl.constexpr,
     STRIDED: tl.constexpr,
     OUTER_AXES: tl.constexpr,
@@ -153,12 +164,20 @@ def long_row_sums(
 ):
     """Store the largest magnitude of each row in a block, and the sum divided by its power of two.
 
+    ADDEND: of total = x + addend, which is written too and which the next launches read.
     ONLY_OUT_OF_RANGE: only for rows whose saved rstd is out of range.
     """
     dtype: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     program = tl.program_id(0).to(tl.int64)
     sizes = rows, inner, members, after
     x_strides = x_outer_stride, x_member_stride, x_after_stride, x_col_stride
+    addend_strides = (
+        addend_outer_stride,
+        addend_member_stride,
+        addend_after_stride,
+        addend_col_stride,
+    )
+    total_strides = total_outer_stride, total_member_stride, total_after_stride, total_col_stride
     index = index_of_block(
         first_tile, program, sizes, COLS, STRIDED, OUTER_AXES, BLOCKS, ROWS, HIGH, LOW
     )
@@ -166,7 +185,10 @@ def long_row_sums(
     if ONLY_OUT_OF_RANGE:
         mask = are_out_of_range(rstd_ptr, index)
     if any_row(mask):
-        x = load_tile(x_ptr, index, x_strides, STRIDED, VECTOR, dtype)
+        x = load_rows(
+            *(x_ptr, addend_ptr, total_ptr, index, x_strides, addend_strides, total_strides),
+            *(ADDEND, STRIDED, VECTOR, dtype),
+        )
         largest = largest_of_rows(x)
         tl.store(partial_pointers(largest_ptr, program, ROWS), largest, mask=mask)
         if CENTERED:

@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 
 # Where var + eps is outside this range, squares may have underflowed or overflowed.
-_LEAST_TOTAL: tl.constexpr = tl.constexpr(2.0**-80)
-_LEAST_TOTAL_64: tl.constexpr = tl.constexpr(2.0**-900)
+_LEAST_RADICAND: tl.constexpr = tl.constexpr(2.0**-80)
+_LEAST_RADICAND_64: tl.constexpr = tl.constexpr(2.0**-900)
 _LARGEST: tl.constexpr = tl.constexpr((2 - 2.0**-23) * 2.0**127)
 _LARGEST_64: tl.constexpr = tl.constexpr((2 - 2.0**-52) * 2.0**1023)
 # From this scaled eps on, var + eps rounds to eps in float64.
@@ -90,24 +90,24 @@ def moments(
 
 
 @triton.jit
-def rstd_of(total, dtype: tl.constexpr):
-    """Return 1 / sqrt(total), and 0 if total is 0: a constant row with eps 0."""
+def rstd_of(radicand, dtype: tl.constexpr):
+    """Return 1 / sqrt(radicand), and 0 if radicand is 0: a constant row with eps 0."""
     if dtype == tl.float64:
-        root = tl.sqrt(total)
-        return tl.where(total == 0.0, 0.0, 1.0 / root)
+        root = tl.sqrt(radicand)
+        return tl.where(radicand == 0.0, 0.0, 1.0 / root)
     else:
-        total = total.to(tl.float32)
-        rstd = tl.div_rn(tl.full(total.shape, 1.0, tl.float32), tl.sqrt_rn(total))
-        return tl.where(total == 0.0, 0.0, rstd)
+        radicand = radicand.to(tl.float32)
+        rstd = tl.div_rn(tl.full(radicand.shape, 1.0, tl.float32), tl.sqrt_rn(radicand))
+        return tl.where(radicand == 0.0, 0.0, rstd)
 
 
 @triton.jit
-def is_ordinary_total(total, dtype: tl.constexpr):
+def is_ordinary_radicand(radicand, dtype: tl.constexpr):
     """Tell which rows' var + eps is accurate. NaN is not."""
     if dtype == tl.float64:
-        return (total >= _LEAST_TOTAL_64) & (total <= _LARGEST_64)
+        return (radicand >= _LEAST_RADICAND_64) & (radicand <= _LARGEST_64)
     else:
-        return (total >= _LEAST_TOTAL) & (total <= _LARGEST)
+        return (radicand >= _LEAST_RADICAND) & (radicand <= _LARGEST)
 
 
 @triton.jit
@@ -198,8 +198,8 @@ def scaled_rstd(variance, exponent, scale, mean, residual, EPS: tl.constexpr):
     scale = tl.where(constant, 1.0, scale)
     exponent = tl.where(constant, 0, exponent)
     scale_64 = power_of_two(-exponent, tl.float64)
-    total = variance + EPS * scale_64 * scale_64
-    rstd = tl.where(total == 0.0, 0.0, 1.0 / tl.sqrt(total)).to(scale.dtype)
+    radicand = variance + EPS * scale_64 * scale_64
+    rstd = tl.where(radicand == 0.0, 0.0, 1.0 / tl.sqrt(radicand)).to(scale.dtype)
     return exponent, Normalizer(scale, mean, residual, rstd)
 
 

@@ -195,6 +195,29 @@ def store_tile(base, value, index, strides, STRIDED: tl.constexpr, VECTOR: tl.co
 
 
 @triton.jit
+def load_rows(
+    x_ptr,
+    addend_ptr,
+    total_ptr,
+    index,
+    x_strides,
+    addend_strides,
+    total_strides,
+    ADDEND: tl.constexpr,
+    STRIDED: tl.constexpr,
+    VECTOR: tl.constexpr,
+    dtype: tl.constexpr,
+):
+    """Load the tile to normalize: x, or with ADDEND x + addend, which is rounded and stored."""
+    x = load_tile(x_ptr, index, x_strides, STRIDED, VECTOR, dtype)
+    if ADDEND:
+        x += load_tile(addend_ptr, index, addend_strides, STRIDED, VECTOR, dtype)
+        x = x.to(total_ptr.dtype.element_ty).to(dtype)
+        store_tile(total_ptr, x, index, total_strides, STRIDED, VECTOR)
+    return x
+
+
+@triton.jit
 def load_parameter(
     base,
     member,

@@ -48,6 +48,20 @@ model.norm1
         "torch",
     ),
     Snippet(
+        "PyTorch: the norms of transformer blocks in one call each",
+        """\
+import torch, layernorm.torch
+branch, stream = torch.randn(2, 3, 64), torch.randn(2, 3, 64)
+norm = layernorm.torch.LayerNorm(64)
+y, total = norm(branch, stream)    # a pre-norm block: the stream goes on as total
+torch.equal(total, branch + stream), torch.equal(y, norm(total))
+scale, shift = torch.randn(2, 1, 64), torch.randn(2, 1, 64)    # of each sample, as in DiT
+modulated = layernorm.torch.layer_norm(total, (64,), scale, shift, zero_centered_weight=True)
+torch.allclose(modulated, y * (1 + scale) + shift, atol=1e-5)
+""",
+        "torch",
+    ),
+    Snippet(
         "Keras: a layer in a functional model",
         """\
 import keras, numpy as np

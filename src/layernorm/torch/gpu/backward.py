@@ -12,7 +12,7 @@ from layernorm.torch.arguments import Definition
 from layernorm.torch.gpu import long_rows, views
 from layernorm.torch.gpu.axis_order import order_of
 from layernorm.torch.gpu.launch import launch, multiprocessors
-from layernorm.torch.gpu.views import View
+from layernorm.torch.gpu.views import View, strides_of, tensor_of
 from layernorm.triton import launch_config
 from layernorm.triton.backward import backward as backward_kernel
 from layernorm.triton.columns import column_sums
@@ -32,6 +32,7 @@ class Backward:
         need: Sequence[bool],
         statistics: Sequence[Tensor | None],
         *,
+        dtotal: Tensor | None = None,
         parameter_shape: Sequence[int] | None = None,
         knows_eps: bool = True,
         contiguous: bool = False,
@@ -41,6 +42,7 @@ class Backward:
         Args:
             statistics: mean, rstd, residual. RMS norm has no mean and residual, and a residual that
                 was not saved is None.
+            dtotal: added to dx.
             parameter_shape: that of weight, dweight and dbias: the normalized shape, or one with
                 all axes of x. None: weight's, or the normalized shape if that is None.
             knows_eps: recompute the statistics of rows whose rstd is near the limits of its type,
@@ -65,6 +67,9 @@ class Backward:
         self.vector = vector
         self.x_view = views.to_read(x, self.order, vector=vector)
         self.dy_view = views.to_read(dy, self.order, vector=vector)
+        self.dtotal_view = None
+        if dtotal is not None and self.need_dx:
+            self.dtotal_view = views.to_read(dtotal, self.order, vector=vector)
         self.weight = views.flat_parameter(weight, x, self.axes, self.order, vector=vector)
         self.mean, self.rstd, self.residual = (
             views.flat_statistic(each, self.order) for each in statistics
@@ -106,6 +111,7 @@ class Backward:
                 eps=self.eps,
                 statistics=(self.mean, self.rstd, self.residual),
                 dx=target,
+                dtotal=self.dtotal_view,
                 normalizer=normalizer,
             )
         else:
@@ -137,7 +143,7 @@ class Backward:
     def _launch_rows(
         self, dx: View | None, normalizer: Tensor | None, tile: launch_config.Tile
     ) -> None:
-        x, dy, order = self.x_view, self.dy_view, self.order
+        x, dy, dtotal, order = self.x_view, self.dy_view, self.dtotal_view, self.order
         tiles = programs = order.tiles_of_member(tile.rows)
         sums: list[Tensor | None] = [None, None]
         if self.need_sums and tile.has_sums:
@@ -145,14 +151,14 @@ class Backward:
                 tiles, multiprocessors(x.tensor.device), tile
             )
             sums = self._sums(programs)
-        dx_strides = (0, 0, 0, 0) if dx is None else dx.strides
         launch(
             backward_kernel,
             order.members * programs,
             (
                 *(x.tensor, dy.tensor, self.weight, self.mean, self.rstd, self.residual),
-                *(None if dx is None else dx.tensor, *sums, normalizer),
-                *(*order.index_arguments, tiles, programs, *x.strides, *dy.strides, *dx_strides),
+                *(tensor_of(dx), *sums, normalizer, tensor_of(dtotal)),
+                *(*order.index_arguments, tiles, programs),
+                *(*x.strides, *dy.strides, *strides_of(dx), *strides_of(dtotal)),
             ),
             tile.warps,
             COLS=self.cols,
@@ -164,6 +170,7 @@ class Backward:
             NEED_DX=dx is not None,
             NEED_DWEIGHT=sums[0] is not None,
             NEED_DBIAS=sums[1] is not None,
+            DTOTAL=dtotal is not None,
             STORE_NORMALIZER=normalizer is not None,
             STRIDED=order.is_strided,
             OUTER_AXES=order.outer_axes,

@@ -1,27 +1,16 @@
 """The forward on a GPU: chooses the kernel, allocates and launches."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from layernorm.torch import arguments, operators
 from layernorm.torch.arguments import Definition
 from layernorm.torch.gpu import long_rows, views
-from layernorm.torch.gpu.axis_order import AxisOrder, order_of
+from layernorm.torch.gpu.axis_order import AxisOrder, order_of, strides_in
 from layernorm.torch.gpu.launch import launch
-from layernorm.torch.gpu.views import View
+from layernorm.torch.gpu.views import View, strides_of, tensor_of
 from layernorm.triton import launch_config
 from layernorm.triton.forward import forward as forward_kernel
-
-
-class Results(NamedTuple):
-    """y and the statistics, None where not wanted."""
-
-    y: Tensor
-    mean: Tensor | None
-    rstd: Tensor | None
-    residual: Tensor | None
 
 
 def forward(
@@ -30,41 +19,52 @@ def forward(
     bias: Tensor | None,
     definition: Definition,
     *,
+    addend: Tensor | None = None,
     save: bool = True,
     contiguous: bool = False,
-) -> Results:
-    """Normalize x on its device, which must be the current one.
+) -> tuple[Tensor | None, ...]:
+    """Normalize x, or total = x + addend, on its device, which must be the current one.
 
     Args:
-        x, weight, bias: checked already. Weight and bias have the same shape: the normalized one,
-            or one with all axes of x.
+        x, weight, bias, addend: checked already. Weight and bias have the same shape: the
+            normalized one, or one with all axes of x. The addend has x's shape and type.
         save: return the statistics.
         contiguous: make y contiguous whatever x is, as PyTorch's own operator does.
+    Returns: y, total if there is an addend, and mean, rstd and residual, None where not wanted.
     """
     y = x.new_empty(x.shape) if contiguous else operators.empty_as(x)
+    total = None if addend is None else torch.empty_like(y)
     axes = definition.axes
     parameter_shape = next((each.shape for each in (weight, bias) if each is not None), None)
     order = order_of(x, axes, parameter_shape)
+    if total is not None and strides_in(tuple(total.shape), total.stride(), order) is None:
+        # An x with gaps. In total's order y has the bits of total's own norm; x takes the copy.
+        order = order_of(total, axes, parameter_shape)
     statistics = _empty_statistics(x, order, definition, save)
     if x.numel() > 0:
         cols, itemsize, strided = order.layout.cols, x.element_size(), order.is_strided
         vector = not strided and launch_config.is_vector(cols, itemsize)
         source = views.to_read(x, order, vector=vector)
         target = views.to_write(y, order, vector=vector)
+        added = None if addend is None else views.to_read(addend, order, vector=vector)
+        total_view = None if total is None else views.to_write(total, order, vector=vector)
         parameters = [
             views.flat_parameter(given, x, axes, order, vector=vector) for given in (weight, bias)
         ]
         tile = launch_config.row_tile(cols, itemsize, strided=strided)
+        given = (source, target, parameters, statistics, order, definition)
         if tile is None:
-            long_rows.forward(source, target, parameters, statistics, order, definition)
+            long_rows.forward(*given, addend=added, total=total_view)
         else:
-            _launch(source, target, parameters, statistics, order, definition, tile)
+            _launch(*given, tile, addend=added, total=total_view)
         views.copy_back(target, y, order)
+        if total is not None and total_view is not None:
+            views.copy_back(total_view, total, order)
     shaped = [
         None if each is None else views.shaped_statistic(each, x, axes, order)
         for each in statistics
     ]
-    return Results(y, *shaped)
+    return *([y] if total is None else [y, total]), *shaped
 
 
 def _empty_statistics(
@@ -90,13 +90,18 @@ def _launch(
     order: AxisOrder,
     definition: Definition,
     tile: launch_config.Tile,
+    *,
+    addend: View | None,
+    total: View | None,
 ) -> None:
     launch(
         forward_kernel,
         order.tiles_of(tile.rows),
         (
             *(x.tensor, *parameters, y.tensor, *statistics),
+            *(tensor_of(addend), tensor_of(total)),
             *(*order.index_arguments, *x.strides, *y.strides),
+            *(*strides_of(addend), *strides_of(total)),
         ),
         tile.warps,
         COLS=order.layout.cols,
@@ -106,6 +111,7 @@ def _launch(
         HAS_BIAS=parameters[1] is not None,
         ZERO_CENTERED=definition.zero_centered_weight,
         SAVE=statistics[1] is not None,
+        ADDEND=addend is not None,
         STRIDED=order.is_strided,
         OUTER_AXES=order.outer_axes,
         VECTOR=tile.vector,

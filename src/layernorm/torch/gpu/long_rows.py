@@ -10,7 +10,7 @@ from layernorm.torch import arguments
 from layernorm.torch.arguments import Definition
 from layernorm.torch.gpu.axis_order import AxisOrder
 from layernorm.torch.gpu.launch import launch
-from layernorm.torch.gpu.views import View
+from layernorm.torch.gpu.views import View, strides_of, tensor_of
 from layernorm.triton import launch_config
 from layernorm.triton.long_row_backward import (
     long_row_dx,
@@ -69,19 +69,35 @@ class Group(NamedTuple):
             "LOW": self.tile.low,
         }
 
-    def launch_sums(self, rstd: Tensor | None = None) -> None:
-        """Store all partial sums. `rstd`: only for rows whose saved rstd is out of range."""
+    def launch_sums(
+        self,
+        rstd: Tensor | None = None,
+        *,
+        addend: View | None = None,
+        total: View | None = None,
+    ) -> "Group":
+        """Store all partial sums, and total = x + addend if given; return the group of total or x.
+
+        Args: `rstd`: only for rows whose saved rstd is out of range.
+        """
         launch(
             long_row_sums,
             self.programs,
-            (self.x.tensor, rstd, self.partials.largest, self.partials.sum, *self.x_arguments),
+            (
+                *(self.x.tensor, rstd, self.partials.largest, self.partials.sum),
+                *(tensor_of(addend), tensor_of(total)),
+                *(*self.x_arguments, *strides_of(addend), *strides_of(total)),
+            ),
             self.tile.warps,
             COLS=self.order.layout.cols,
             CENTERED=self.definition.centered,
+            ADDEND=addend is not None,
             ONLY_OUT_OF_RANGE=rstd is not None,
             **self.tile_constants,
         )
-        self.launch_squares(rstd=rstd)
+        group = self if total is None else self._replace(x=total)
+        group.launch_squares(rstd=rstd)
+        return group
 
     def launch_squares(self, *, mean: Tensor | None = None, rstd: Tensor | None = None) -> None:
         """Store the partial sums of x - mean and its square. `mean`: the saved mean of the rows."""
@@ -123,15 +139,19 @@ def forward(
     statistics: Sequence[Tensor | None],
     order: AxisOrder,
     definition: Definition,
+    *,
+    addend: View | None,
+    total: View | None,
 ) -> None:
-    """Write y, and the statistics that are not None."""
-    for group in _groups(x, order, definition, arrays_read=1):
-        group.launch_sums()
+    """Write y, the statistics that are not None, and with an addend total, which is normalized."""
+    arrays_read = 1 if addend is None else 2
+    for group_of_x in _groups(x, order, definition, arrays_read=arrays_read):
+        group = group_of_x.launch_sums(addend=addend, total=total)
         launch(
             long_row_forward,
             group.programs,
             (
-                *(x.tensor, *parameters, y.tensor, *statistics),
+                *(group.x.tensor, *parameters, y.tensor, *statistics),
                 *(*group.partials, *group.x_arguments, *y.strides),
             ),
             group.tile.warps,
@@ -157,14 +177,15 @@ def backward(
     eps: float | None,
     statistics: Sequence[Tensor | None],
     dx: View | None,
+    dtotal: View | None,
     normalizer: Tensor | None,
 ) -> None:
-    """Write dx, and the normalizer (4, rows) for dweight and dbias.
+    """Write dx, plus dtotal, and the normalizer (4, rows) for dweight and dbias.
 
     Args:
         eps: None if not known: then nothing is recomputed or corrected.
         statistics: mean, rstd and residual, flat, or None.
-        dx, normalizer: None where not needed.
+        dx, normalizer: None where not needed. dtotal: None if there is none.
     """
     if normalizer is None:
         normalizer = x.tensor.new_empty(
@@ -173,7 +194,7 @@ def backward(
     for group in _groups(x, order, definition, arrays_read=2):
         _launch_normalizer(group, statistics, eps, normalizer)
         if dx is not None:
-            _launch_dx(group, dy, weight, eps, normalizer, dx)
+            _launch_dx(group, dy, weight, eps, normalizer, dx, dtotal)
 
 
 def _launch_normalizer(
@@ -208,6 +229,7 @@ def _launch_dx(
     eps: float | None,
     normalizer: Tensor,
     dx: View,
+    dtotal: View | None,
 ) -> None:
     x, partials = group.x.tensor, group.partials
     exponents = torch.empty_like(partials.largest, dtype=torch.int32)
@@ -232,10 +254,11 @@ def _launch_dx(
         group.programs,
         (
             *(x, dy.tensor, weight, dx.tensor, normalizer),
-            *(*sums, *strides, *dx.strides),
+            *(*sums, tensor_of(dtotal), *strides, *dx.strides, *strides_of(dtotal)),
         ),
         group.tile.warps,
         **constants,
         EPS=eps,
+        DTOTAL=dtotal is not None,
         PADDED_BLOCKS=group.tile.padded_blocks,
     )

@@ -52,10 +52,12 @@ def native_layer_norm(
     definition = Definition(arguments.axes_of(x, normalized_shape, None), eps)
     _check(x, weight, bias, definition, may_vary=False)
     with _on_device_of(x):
-        y, mean, rstd, _ = launch_forward(x, weight, bias, definition, contiguous=True)
-    assert mean is not None
-    assert rstd is not None
-    return y, mean, rstd
+        results = launch_forward(x, weight, bias, definition, contiguous=True)
+    return _without_none(results)[:3]
+
+
+def _without_none(results: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+    return tuple(each for each in results if each is not None)
 
 
 def native_layer_norm_backward(
@@ -135,6 +137,16 @@ def _check_parameters(
         )
 
 
+def _check_like(x: Tensor, **others: Tensor | None) -> None:
+    for name, given in others.items():
+        if given is not None and (given.shape != x.shape or given.dtype != x.dtype):
+            raise RuntimeError(
+                f"layernorm: {name} has shape {list(given.shape)} and type {given.dtype}, expected "
+                f"those of x, {list(x.shape)} and {x.dtype}: pass {name}.to(x.dtype)"
+            )
+    arguments.check_devices(x, **others)
+
+
 def _on_device_of(x: Tensor) -> AbstractContextManager[Any]:
     return torch.cuda.device_of(x) if x.is_cuda else nullcontext()
 
@@ -164,18 +176,21 @@ def forward(
     bias: Tensor | None,
     definition: Definition,
     *,
+    addend: Tensor | None = None,
     save: bool = True,
 ) -> tuple[Tensor, ...]:
-    """Return y and, if `save`, the statistics, as `operators.forward` does.
+    """Return y, with an addend total, and if `save` the statistics, as `operators.forward` does.
 
     The operators' GPU kernel; eager calls that bypass the dispatcher call it directly.
     """
     from layernorm.torch.gpu.forward import forward as launch_forward
 
     _check(x, weight, bias, definition)
+    if addend is not None:
+        _check_like(x, residual=addend)
     with torch._C._AutoDispatchBelowAutograd(), _on_device_of(x):
-        results = launch_forward(x, weight, bias, definition, save=save)
-    return tuple(each for each in results if each is not None)
+        results = launch_forward(x, weight, bias, definition, addend=addend, save=save)
+    return _without_none(results)
 
 
 def backward(
@@ -186,27 +201,24 @@ def backward(
     definition: Definition,
     need: Sequence[bool],
     statistics: Sequence[Tensor],
+    *,
+    dtotal: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """Return the gradients, as `operators.backward` does.
+    """Return the gradients, dtotal added to dx, as `operators.backward` does.
 
     The operators' GPU kernel; eager calls that bypass the dispatcher call it directly.
     """
     from layernorm.torch.gpu.backward import Backward
 
     _check(x, weight, bias, definition)
-    if dy.shape != x.shape or dy.dtype != x.dtype:
-        raise RuntimeError(
-            f"layernorm: dy has shape {list(dy.shape)} and type {dy.dtype}, expected those of x, "
-            f"{list(x.shape)} and {x.dtype}: pass dy.to(x.dtype)"
-        )
-    arguments.check_devices(x, dy=dy)
+    _check_like(x, dy=dy, dtotal=dtotal)
     count = 3 if definition.centered else 2
     saved = statistics if definition.centered else (None, *statistics, None)
     dtype = operators.parameter_type(x, weight, bias)
     shape = next((each.shape for each in (weight, bias) if each is not None), None)
     with torch._C._AutoDispatchBelowAutograd(), _on_device_of(x):
         given = (dy, x, weight, dtype, definition, need[:count], saved)
-        results = Backward(*given, parameter_shape=shape).run()[:count]
+        results = Backward(*given, dtotal=dtotal, parameter_shape=shape).run()[:count]
     return tuple(operators.nothing(x) if each is None else each for each in results)
 
 

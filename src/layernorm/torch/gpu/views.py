@@ -23,6 +23,16 @@ class View:
     strides: Strides
 
 
+def tensor_of(view: View | None) -> Tensor | None:
+    """Return the tensor of a view, if there is one."""
+    return None if view is None else view.tensor
+
+
+def strides_of(view: View | None) -> Strides:
+    """Return the strides of a view; zeros, which a kernel ignores, for None."""
+    return (0, 0, 0, 0) if view is None else view.strides
+
+
 def to_read(tensor: Tensor, order: AxisOrder, *, vector: bool) -> View:
     """View the tensor, or a copy if necessary.
 
