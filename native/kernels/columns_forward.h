@@ -194,26 +194,22 @@ struct ColumnsForward {
   }
 
   // Writes x, of rows that the rest then finds in the cache.
-  template <int V, bool whole>
-  __attribute__((noinline)) void add(Strip<V, whole> strip, int64_t outer, int64_t inner) const {
-    const Stored* from[2];
-    for (int k = 0; k < 2; ++k)
-      from[k] = static_cast<const Stored*>(job.addends[k].data) +
-                offset_of(problem.shape, job.addends[k].strides, outer) + inner;
-    Stored* const sum = const_cast<Stored*>(x(outer, inner));
+  __attribute__((noinline)) void add(int64_t outer, int64_t inner, int64_t count) const {
+    const Array* const arrays[3] = {&job.addends[0], &job.addends[1], &problem.x};
+    Stored* at[3];
+    for (int k = 0; k < 3; ++k)
+      at[k] = static_cast<Stored*>(arrays[k]->data) +
+              offset_of(problem.shape, arrays[k]->strides, outer) + inner;
     for (int64_t col = 0; col < cols; ++col) {
-      for (int v = 0; v < V; ++v)
-        strip.write(sum + col * problem.x.col_stride, v,
-                    strip.read(from[0] + col * job.addends[0].col_stride, v) +
-                        strip.read(from[1] + col * job.addends[1].col_stride, v),
-                    false);
+      add_elements(Sum<Stored>{at[0], at[1], at[2]}, 0, count);
+      for (int k = 0; k < 3; ++k) at[k] += arrays[k]->col_stride;
     }
   }
 
   template <int V, bool whole>
   void strip(Strip<V, whole> strip, int64_t outer, int64_t inner) const {
     const int64_t count = strip.template rows<C>();
-    if (job.adds()) add(strip, outer, inner);
+    if (job.adds()) add(outer, inner, count);
     const Stored* from = x(outer, inner);
     Stored* to = y(outer, inner);
     StripStatistics<Stored, centered, V, whole> rows;

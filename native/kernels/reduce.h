@@ -88,7 +88,7 @@ struct SummedColumns {
     return all;
   }
 
-  void add_all_rows() {
+  __attribute__((noinline)) void add_all_rows() {
     const int64_t cols = problem.shape.cols;
     if (of_dweight && any_xhat_is_nan()) {
       for (DoubleVector& each : sum) each = broadcast(std::numeric_limits<double>::quiet_NaN());

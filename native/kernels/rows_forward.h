@@ -105,7 +105,8 @@ struct RowsForward {
   const C* const bias = static_cast<const C*>(task.bias);
   const Parts parts = {cols, task.threads};
   const int64_t run = problem.shape.outer / problem.shape.runs();
-  int64_t rows_ahead = 0;  // from each row to that to prefetch; 0: do not
+  // Distances in elements from each row to that to prefetch; 0: do not. Of x, or of the addends.
+  int64_t x_ahead = 0, addends_ahead[2] = {};
   // From where row 0 would be if the rows of this run went on to both sides.
   Stored* x_of_run = static_cast<Stored*>(problem.x.data);
   const Stored* addends_of_run[2] = {static_cast<const Stored*>(job.addends[0].data),
@@ -134,13 +135,26 @@ struct RowsForward {
     statistics_of_run = offset(problem.statistics.strides);
   }
 
+  // `rows`: from each row to that to prefetch.
+  void look_ahead(int64_t first, int64_t rows) {
+    const auto distance = [&](const Strides& strides) {
+      return offset_of(problem.shape, strides, first + rows) -
+             offset_of(problem.shape, strides, first);
+    };
+    if (!job.adds()) {
+      x_ahead = distance(problem.x.strides);
+    } else {
+      for (int k = 0; k < 2; ++k) addends_ahead[k] = distance(job.addends[k].strides);
+    }
+  }
+
   template <int64_t R>
   LAYERNORM_INLINE void normalize(const Batch<C, kBatchRows>& batch, int64_t at, int64_t row,
                                   int64_t begin, int64_t end) const {
     NormalizeRows<Stored, centered, A, R> rows;
     rows.weight = weight;
     rows.bias = bias;
-    rows.ahead = job.adds() ? 0 : rows_ahead * problem.x.strides.outer;
+    rows.ahead = x_ahead;
     for (int64_t r = 0; r < R; ++r) {
       rows.normalizer[r] = Normalizer<C>(batch[at + r]);
       rows.x[r] = x(row + r);
@@ -165,32 +179,15 @@ struct RowsForward {
 
   // Writes x, of rows that the rest then finds in the cache.
   __attribute__((noinline)) void add(int64_t first, int64_t count) const {
+    const int64_t x_stride = problem.x.strides.outer;
     const int64_t a_stride = job.addends[0].strides.outer, b_stride = job.addends[1].strides.outer;
     for (int64_t row = first; row < first + count; ++row) {
-      Stored* const sum = x_of_run + row * problem.x.strides.outer;
-      const Stored* const a = addends_of_run[0] + row * a_stride;
-      const Stored* const b = addends_of_run[1] + row * b_stride;
+      const Sum<Stored> sum = {addends_of_run[0] + row * a_stride,
+                               addends_of_run[1] + row * b_stride, x_of_run + row * x_stride};
       parts.each([&](int64_t, int64_t begin, int64_t end) {
-        constexpr int64_t W = lanes<C>;
-        int64_t col = begin;
-        if (rows_ahead != 0) {
-          const int64_t line = kLine / static_cast<int64_t>(sizeof(Stored));
-          for (int64_t at = begin; at < end; at += line) {
-            __builtin_prefetch(a + rows_ahead * a_stride + at, 0, 2);
-            __builtin_prefetch(b + rows_ahead * b_stride + at, 0, 2);
-          }
-        }
-        for (; col + 4 * W <= end; col += 4 * W) {
-          Vector<C> sums[4];
-          LAYERNORM_UNROLL
-          for (int v = 0; v < 4; ++v) sums[v] = load(a + col + v * W) + load(b + col + v * W);
-          LAYERNORM_UNROLL
-          for (int v = 0; v < 4; ++v) store(sum + col + v * W, sums[v]);
-        }
-        for (; col < end; col += W) {
-          const int64_t rest = std::min(W, end - col);
-          store_first(sum + col, load_first(a + col, rest) + load_first(b + col, rest), rest);
-        }
+        if (addends_ahead[0] != 0)
+          prefetch(sum.a + addends_ahead[0], sum.b + addends_ahead[1], begin, end);
+        add_elements(sum, begin, end);
       });
     }
   }
@@ -238,8 +235,7 @@ void forward_rows(const ForwardTask& task, int64_t begin, int64_t end) {
       rows.move_to_run_of(first);
       count = std::min(count, rows.run - first % rows.run);
     }
-    const bool prefetch = task.prefetch && end - first >= 2 * batch_rows;
-    rows.rows_ahead = prefetch ? batch_rows : 0;
+    rows.look_ahead(first, task.prefetch && end - first >= 2 * batch_rows ? batch_rows : 0);
     rows.batch(first, count);
     first += count;
   }

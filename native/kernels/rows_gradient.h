@@ -140,13 +140,13 @@ struct RowGradient {
     if (dtotal) return add_and_store<streamed>(col, values);
     store_pack<streamed>(dx + col, values);
   }
-  // dtotal may hold a NaN, and store_pack() takes one kind of them only.
+  // A NaN of a 16-bit dtotal has no digits that rounding, done as a number's, would carry.
   template <bool streamed>
   LAYERNORM_INLINE void add_and_store(int64_t col, Pack<Stored> values) const {
     if (dtotal_ahead != 0) prefetch_pack(dtotal + dtotal_ahead + col);
     const Pack<Stored> addend = load_pack(dtotal + col);
     for (int64_t part = 0; part < vectors_in_pack<Stored>; ++part)
-      values.part[part] = with_canonical_nan(values.part[part] + addend.part[part]);
+      values.part[part] += addend.part[part];
     store_pack<streamed>(dx + col, values);
   }
   void tail(int64_t col, int64_t count) const {

@@ -348,8 +348,8 @@ inline bool is_ordinary_rstd(double rstd) { return rstd > 0x1p-500 && rstd < 0x1
 template <class Stored>
 ScaledStatistics<Stored> without_scale(const RowStatistics<Compute<Stored>>& saved) {
   ScaledStatistics<Stored> result;
-  for (int64_t lane = 0; lane < lanes<double>; ++lane) result.take(saved, lane);
-  return result;
+  result.take(saved, 0);
+  return result.in_all_lanes(0);
 }
 
 // Of `count` rows. What the forward has saved is used where it is ordinary.

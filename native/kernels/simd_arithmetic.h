@@ -262,12 +262,6 @@ inline bool all_finite_from(DoubleVector v, double least) {
   return all;
 }
 
-template <class V>
-inline V with_canonical_nan(V value) {
-  using C = std::remove_reference_t<decltype(V{}[0])>;
-  return value == value ? value : broadcast(std::numeric_limits<C>::quiet_NaN());
-}
-
 // Zeroes the lanes from `count` on: padding would hold -mean and inflate the variance.
 template <class V>
 inline V keep_first(V v, int64_t count) {

@@ -42,7 +42,7 @@ class RowOffsets {
   bool are_neighbors() const { return has_one_stride_ && strides_.outer == 1; }
 
   // To rows [first, first + count).
-  void move(int64_t first, int64_t count, int64_t rows_ahead) {
+  __attribute__((noinline)) void move(int64_t first, int64_t count, int64_t rows_ahead) {
     first_ = first;
     if (!has_one_stride_) return move_among_runs(first, count, rows_ahead);
     int64_t offset = first * strides_.outer;
@@ -52,7 +52,7 @@ class RowOffsets {
 
  private:
   // Runs may follow each other as their rows do, in this array.
-  bool has_one_stride() const {
+  __attribute__((noinline)) bool has_one_stride() const {
     int64_t expected = shape_.outer / shape_.runs() * strides_.outer;
     for (int axis = kAround - 1; axis >= 0; --axis) {
       if (shape_.around[axis] != 1 && strides_.around[axis] != expected) return false;
@@ -60,7 +60,7 @@ class RowOffsets {
     }
     return true;
   }
-  __attribute__((noinline)) void move_among_runs(int64_t first, int64_t count, int64_t rows_ahead) {
+  void move_among_runs(int64_t first, int64_t count, int64_t rows_ahead) {
     const int64_t run = shape_.outer / shape_.runs();
     for (int64_t at = 0; at < count;) {
       const Place place = place_of(shape_, run, first + at);
