@@ -82,11 +82,15 @@ def test_any_strides_give_the_right_answer_and_leave_the_inputs(
 
     y, stats = front.rms_norm_forward(x, weight, **options)
     assert_close(y, reference.rms_norm(*dense[:2], **options))
-    assert_close(stats.rstd * np.ones(shape), reference_rstd(dense[0], axis))
+    rstd = reference_rstd(dense[0], axis)
+    assert_close(stats.rstd * np.ones(shape), rstd)
     gradients = front.rms_norm_backward(dy, x, stats, weight)
     expected = reference.rms_norm_backward(dense[3], *dense[:2], **options)
-    for got, right in zip(gradients, expected, strict=True):
-        assert_close(got, right)
+    scale = float((np.abs(rstd).max() * np.abs(dense[3]).max()) * np.abs(dense[1]).max())
+    for got, right in zip(
+        gradients, expected, strict=True
+    ):  # of one column, nearly nothing is left
+        assert_close(got, right, scale=scale)
 
     for given, original in zip((x, weight, bias, dy), dense, strict=True):
         np.testing.assert_array_equal(given, original)

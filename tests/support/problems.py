@@ -14,10 +14,13 @@ def a_problem(shape=(6, 13), axis=-1, dtype=np.float64):
     return tuple(each.astype(dtype) for each in arrays)
 
 
-def assert_close(got, expected, dtype=np.float64):
-    """Accuracy has its own tests; here a wrong element or stride is to be seen."""
+def assert_close(got, expected, dtype=np.float64, *, scale=1.0):
+    """Accuracy has its own tests; here a wrong element or stride is to be seen.
+
+    `scale`: of what expected is a difference of, if that is larger than itself.
+    """
     tolerance = 8 * float(ml_dtypes.finfo(dtype).eps)
-    scale = max(1.0, float(np.abs(expected).max(initial=0)))
+    scale = max(scale, float(np.abs(expected).max(initial=0)))
     np.testing.assert_allclose(
         np.asarray(got, np.float64), expected, rtol=tolerance, atol=tolerance * scale
     )
