@@ -38,5 +38,11 @@ def test_peak_extra_memory_is_under_one_percent_of_x(call, layout) -> None:
     assert extra < 0.01, f"{extra:.2%} of x beyond the arrays and the statistics"
 
 
+@pytest.mark.parametrize("layout", ["rows", "channels_first"])
+@pytest.mark.parametrize("call", ["forward with a residual", "backward with dtotal"])
+def test_a_residual_takes_no_memory(call, layout) -> None:
+    assert extra_part_of_x(call, layout) < 0.01
+
+
 def test_the_measure_of_memory_sees_a_copy() -> None:
     assert 0.98 < extra_part_of_x("copy", "rows") < 1.02

@@ -58,6 +58,14 @@ def measure(call: str, shape: list[int], axis: int, dtype: str) -> float:
             statistics,
         ),
         "backward": (lambda: ours.layer_norm_backward(out, x, stats, weight), gradients),
+        "forward with a residual": (
+            lambda: ours.layer_norm(x, weight, residual=out, total=out, axis=axis, out=x),
+            0,
+        ),
+        "backward with dtotal": (
+            lambda: ours.layer_norm_backward(out, x, stats, weight, dtotal=x),
+            gradients,
+        ),
         "copy": (lambda: x.copy(), 0),  # what a needless copy would look like
     }
     return peak_beyond(*calls[call]) / x.nbytes

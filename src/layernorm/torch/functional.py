@@ -283,19 +283,10 @@ def norm_of_sum(
         and fallback.serves(residual, sizes, None, None, eps, centered=centered)
     ):
         total = x + residual
-        if centered:
-            y = layer_norm(
-                *(total, normalized_shape, weight, bias, 1e-5 if eps is None else eps),
-                axis=axis,
-                zero_centered_weight=zero_centered_weight,
-            )
-        else:
-            y = rms_norm(
-                *(total, normalized_shape, weight, eps),
-                axis=axis,
-                zero_centered_weight=zero_centered_weight,
-            )
-        return y, total
+        function: Any = layer_norm if centered else rms_norm
+        parameters = (weight, bias) if centered else (weight,)
+        options = {"axis": axis, "zero_centered_weight": zero_centered_weight}
+        return function(total, normalized_shape, *parameters, eps, **options), total
     results = _run(x, residual, sizes, weight, bias, eps, axis, centered, zero_centered_weight)
     return results[0], results[1]
 

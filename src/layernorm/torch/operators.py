@@ -141,8 +141,9 @@ for _name, _fake in (forward_operators(_fake_forward) | backward_operators(_fake
 
 def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *tensors, axis, eps, zero_centered_weight = inputs
+    # y, with a residual total, and the statistics: mean, rstd, residual; for RMS norm rstd alone.
     adds, centered = len(output) in (3, 5), len(output) > 3
-    statistics = output[2:] if adds else output[1:]  # mean, rstd, residual; rstd for RMS norm
+    statistics = output[2:] if adds else output[1:]
     ctx.mark_non_differentiable(*statistics)
     x = output[1] if adds else tensors[0]
     parameters = tensors[2:] if adds else tensors[1:]
@@ -184,7 +185,7 @@ def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     centered = len(need) == 3
     ctx.statistics = 3 if centered else 1
     parameters = 2 if centered else 1
-    ctx.adds = len(tensors) == 3 + ctx.statistics + parameters
+    ctx.adds = len(tensors) > 2 + ctx.statistics + parameters  # dy, x: and dtotal
     dy, x, weight = tensors[0], tensors[2 if ctx.adds else 1], tensors[-parameters]
     ctx.save_for_backward(dy, x, weight)
     ctx.definition = Definition(normalize_axes(axis, x.dim()), eps, centered, zero_centered_weight)
