@@ -56,7 +56,7 @@ bool has_contiguous_rows(const Axes& axes, const int64_t* sizes, const int64_t* 
   Section row;
   for (int64_t axis = 0; axis < axes.count; ++axis)
     if (axes.normalized[axis] && sizes[axis] != 1) row.append(sizes[axis], strides[axis]);
-  return row.merges && row.stride == 1;
+  return row.merges && (row.size == 1 || row.stride == 1);
 }
 
 Order normalized_last(const Axes& axes) {
@@ -157,10 +157,10 @@ bool Order::is_contiguous(const int64_t* strides) const {
   return layernorm::is_contiguous(count, sizes, strides);
 }
 
-bool Order::fits(const int64_t* strides) const {
+bool Order::fits(const int64_t* strides, bool with_outer) const {
   Section sections[3];
   for (int64_t at = 0; at < count; ++at) {
-    if (part[at] == none) continue;
+    if (part[at] == none || (part[at] == outer && !with_outer)) continue;
     if (strides[at] <= 0) return false;
     sections[part[at]].append(sizes[at], strides[at]);
   }
@@ -265,7 +265,7 @@ Order choose_order(const Axes& axes, const int64_t* sizes, const int64_t* stride
   last.apply(strides, ordered);
   if (own.fits(strides)) return own;
   if (last.fits(ordered)) return last;
-  return has_contiguous_rows(axes, sizes, strides) ? last : own;
+  return has_contiguous_rows(axes, sizes, strides) && !own.fits(strides, false) ? last : own;
 }
 
 }  // namespace layernorm

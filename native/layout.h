@@ -78,8 +78,9 @@ struct Order {
   bool moves_axes = false;  // false: the axes are in the tensor's own order
 
   bool is_contiguous(const int64_t* strides) const;
-  // False where a tensor of these strides must be copied, however its outer axes merge.
-  bool fits(const int64_t* strides) const;
+  // False where a tensor of these strides must be copied, however its outer axes merge;
+  // `with_outer` false: where each part of it with one outer must be.
+  bool fits(const int64_t* strides, bool with_outer = true) const;
   // Strides, or other values, of the tensor's axes in this order.
   void apply(const int64_t* values, int64_t* ordered) const;
 

@@ -54,13 +54,16 @@ def test_channels_first_takes_no_copy(memory_format) -> None:
 
 @pytest.mark.parametrize("channels", [1, 67])
 @pytest.mark.parametrize("order", ["channels first", "channels last"])
-def test_a_sample_alone_gives_its_bits_in_a_batch_that_takes_a_copy(order, channels) -> None:
-    """The gaps leave one sample as the kernels can read it, and not the samples together."""
+@pytest.mark.parametrize("is_repeated", [False, True])
+def test_a_sample_alone_gives_its_bits_in_a_batch(is_repeated, order, channels) -> None:
+    """The kernels can read one sample, and not a batch that repeats it with a stride of zero."""
+    samples = 1 if is_repeated else 4
     if order == "channels last":
-        x = torch.randn(4, 9, 70)[:, :7, :channels].transpose(1, 2)
+        x = torch.randn(samples, 9, 70)[:, :7, :channels].transpose(1, 2)
     else:
-        x = torch.randn(4, 5, channels, 14)[:, :3]
-    dy, weight = torch.randn(x.shape), torch.randn(channels)
+        x = torch.randn(samples, 5, channels, 14)[:, :3]
+    x = x.expand(4, *x.shape[1:])
+    dy, weight = torch.randn(x.shape), -torch.rand(channels)  # of one channel, y is 0 or -0
 
     def results(rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
         leaf = x[rows].requires_grad_()
