@@ -98,7 +98,8 @@ struct Order {
 bool keep_order(const Axes& axes, const int64_t* sizes, Order* order);
 
 // The order in which the kernels read x: one that takes no copy, if there is one; else the tensor's
-// own, or the normalized axes last: where a kept axis separates them, or they are contiguous.
+// own, or the normalized axes last: where a kept axis separates them, or where they are contiguous
+// and the tensor's own order would need a copy of each part too.
 Order choose_order(const Axes& axes, const int64_t* sizes, const int64_t* strides);
 
 }  // namespace layernorm

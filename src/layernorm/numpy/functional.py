@@ -78,15 +78,9 @@ def layer_norm(
     Source: Ba, Kiros and Hinton 2016, arXiv:1607.06450.
     """
     if residual is not None or total is not None:
-        pair = try_forward(
-            *(x, weight, bias, axis, eps, out, True, zero_centered_weight, residual, total)
+        return norm_of_sum(
+            x, residual, weight, bias, axis, eps, out, total, True, zero_centered_weight
         )
-        if pair is None:
-            pair = forward_of_sum(
-                *(x, residual, weight, bias, axis, eps, out, total, True, zero_centered_weight),
-                save=False,
-            )[:2]
-        return pair
     y = try_forward(x, weight, bias, axis, eps, out, True, zero_centered_weight)
     if y is None:
         y = forward(x, weight, bias, axis, eps, out, True, zero_centered_weight)
@@ -140,15 +134,9 @@ def rms_norm(
     Source: Zhang and Sennrich 2019, arXiv:1910.07467.
     """
     if residual is not None or total is not None:
-        pair = try_forward(
-            *(x, weight, None, axis, eps, out, False, zero_centered_weight, residual, total)
+        return norm_of_sum(
+            x, residual, weight, None, axis, eps, out, total, False, zero_centered_weight
         )
-        if pair is None:
-            pair = forward_of_sum(
-                *(x, residual, weight, None, axis, eps, out, total, False, zero_centered_weight),
-                save=False,
-            )[:2]
-        return pair
     y = try_forward(x, weight, None, axis, eps, out, False, zero_centered_weight)
     if y is None:
         y = forward(x, weight, None, axis, eps, out, False, zero_centered_weight)
@@ -348,6 +336,30 @@ def norm_forward(
             x, weight, bias, axis, eps, out, centered, zero_centered_weight
         )
     return results
+
+
+def norm_of_sum(
+    x: npt.ArrayLike,
+    residual: npt.ArrayLike | None,
+    weight: npt.ArrayLike | None,
+    bias: npt.ArrayLike | None,
+    axis: spec.Axis,
+    eps: SupportsFloat,
+    out: Array | None,
+    total: Array | None,
+    centered: bool,
+    zero_centered_weight: bool,
+) -> tuple[Array, Array]:
+    """Return y and total = x + residual, of which it is the norm."""
+    pair = try_forward(
+        x, weight, bias, axis, eps, out, centered, zero_centered_weight, residual, total
+    )
+    if pair is None:
+        pair = forward_of_sum(
+            *(x, residual, weight, bias, axis, eps, out, total, centered, zero_centered_weight),
+            save=False,
+        )[:2]
+    return pair
 
 
 def norm_of_sum_forward(

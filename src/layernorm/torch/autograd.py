@@ -1,5 +1,6 @@
 """Autograd's nodes: one for the fast path, and one that all of PyTorch's transforms accept."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -216,7 +217,7 @@ class Norm(torch.autograd.Function):
         x_tangent, of_weight, of_bias, _, of_addend = tangents
         if ctx.adds:
             given = [each for each in (x_tangent, of_addend) if each is not None]
-            x_tangent = sum(given) if given else torch.zeros_like(x)
+            x_tangent = functools.reduce(torch.add, given or [torch.zeros_like(x)])
         of_y = derivatives.forward_tangent(rows, x_tangent, of_weight, of_bias).to(x.dtype)
         without = (None,) * (3 if ctx.definition.centered else 1)
         return (of_y, x_tangent, *without) if ctx.adds else (of_y, *without)
