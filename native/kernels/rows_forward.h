@@ -93,6 +93,39 @@ inline int64_t rows_per_batch(int64_t cols, Cache cache) {
   return std::max(int64_t{1}, std::min(kBatchRows, bytes / row_bytes));
 }
 
+// Elements to add: to[k] = a[k] + b[k], rounded. `to` may be a or b itself.
+template <class Stored>
+struct Sum {
+  const Stored *a, *b;
+  Stored* to;
+};
+
+// Prefetches both, in turns: one after the other is 10% slower.
+template <class Stored>
+__attribute__((noinline)) void prefetch(const Stored* a, const Stored* b, int64_t begin,
+                                        int64_t end) {
+  constexpr int64_t step = kLine / static_cast<int64_t>(sizeof(Stored));
+  for (int64_t at = begin; at < end; at += step) {
+    __builtin_prefetch(a + at, 0, 2);
+    __builtin_prefetch(b + at, 0, 2);
+  }
+}
+
+template <class Stored>
+__attribute__((noinline)) void add_elements(const Sum<Stored>& sum, int64_t begin, int64_t end) {
+  constexpr int64_t W = lanes<Compute<Stored>>;
+  int64_t at = begin;
+  for (; at + 4 * W <= end; at += 4 * W) {
+    Vector<Compute<Stored>> sums[4];
+    for (int v = 0; v < 4; ++v) sums[v] = load(sum.a + at + v * W) + load(sum.b + at + v * W);
+    for (int v = 0; v < 4; ++v) store(sum.to + at + v * W, sums[v]);
+  }
+  for (; at < end; at += W) {
+    const int64_t rest = std::min(W, end - at);
+    store_first(sum.to + at, load_first(sum.a + at, rest) + load_first(sum.b + at, rest), rest);
+  }
+}
+
 template <class Stored, bool centered, class A>
 struct RowsForward {
   using C = Compute<Stored>;
