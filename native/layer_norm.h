@@ -121,6 +121,14 @@ struct Problem {
   Members members;
 };
 
+// y = norm(x) * act(values), or norm(x * act(values)). Data null: there is no gate.
+enum class Activation : int32_t { silu, sigmoid };  // silu(z) = z * sigmoid(z)
+struct Gate {
+  Array values;
+  Activation activation;
+  bool norm_first;
+};
+
 struct Forward {
   Problem problem;   // statistics: written where not null
   const void* bias;  // or null
@@ -128,6 +136,7 @@ struct Forward {
   // x is first written: their sum, rounded to the type. Either may be x itself. Data null: x is
   // given.
   Array addends[2] = {};
+  Gate gate = {};  // beside it, no addends; y does not overlap it
 
   bool adds() const { return addends[0].data != nullptr; }
 };
@@ -141,6 +150,10 @@ struct Backward {
   void* dbias;    // or null: not wanted
   // The gradient of x by other ways than y, added to dx; data null: there is none.
   Array dtotal = {};
+  // With a gate, which rules out dtotal: eps is known, and bias is as in the forward.
+  Gate gate = {};
+  Array dgate = {};  // data null: not wanted; else memory that overlaps nothing
+  const void* bias = nullptr;
 };
 
 // A framework's threads. run() calls body(context, begin, end) on disjoint ranges that cover

@@ -99,6 +99,13 @@ class Parameter {
   char* copy_ = nullptr;
 };
 
+// The problem of the norm alone: with a gate, it is computed in the compute type.
+Problem norm_of(const Problem& problem, const Gate& gate) {
+  Problem norm = problem;
+  if (gate.values.data) norm.type = compute_type(problem.type);
+  return norm;
+}
+
 // A framework's threads, which may flush subnormal numbers to zero, but not in these calls.
 struct ThreadsWithSubnormals {
   const Threads& given;
@@ -226,6 +233,7 @@ class Member {
     one.members = {};
     return one;
   }
+  Gate gate(const Gate& all) const { return {array(all.values), all.activation, all.norm_first}; }
 
  private:
   int64_t offset(const Strides& strides) const {
@@ -244,7 +252,8 @@ Forward of_member(const Forward& job, int64_t index) {
   return {member.problem(),
           member.parameter(job.bias),
           member.array(job.y),
-          {member.array(job.addends[0]), member.array(job.addends[1])}};
+          {member.array(job.addends[0]), member.array(job.addends[1])},
+          member.gate(job.gate)};
 }
 
 Backward of_member(const Backward& job, int64_t index) {
@@ -254,7 +263,10 @@ Backward of_member(const Backward& job, int64_t index) {
           member.array(job.dx),
           member.parameter(job.dweight),
           member.parameter(job.dbias),
-          member.array(job.dtotal)};
+          member.array(job.dtotal),
+          member.gate(job.gate),
+          member.array(job.dgate),
+          member.parameter(job.bias)};
 }
 
 // Calls one() for each member: with the threads where members are few, else each on one of them.
@@ -297,8 +309,9 @@ Status forward_of_one(const Forward& job, const Threads& threads, int64_t member
   const Problem& problem = job.problem;
   if (problem.shape.rows() == 0 || problem.shape.cols == 0) return Status::ok;
   const Kernels& kernels = chosen_kernels();
-  Parameter weight(problem, problem.weight, problem.zero_centered_weight);
-  Parameter bias(problem, job.bias, false);
+  const Problem norm = norm_of(problem, job.gate);
+  Parameter weight(norm, problem.weight, problem.zero_centered_weight);
+  Parameter bias(norm, job.bias, false);
   Workspace workspace(weight.extra_bytes() + bias.extra_bytes());
   if (!workspace) return Status::out_of_memory;
   weight.take_memory(workspace);
@@ -306,10 +319,10 @@ Status forward_of_one(const Forward& job, const Threads& threads, int64_t member
   // An output that overwrites its input is in the cache already.
   const int64_t bytes = bytes_of(problem, members), units = units_of(problem.shape);
   const auto overwritten = [&](const Array& input) { return job.y.data == input.data; };
-  const int64_t arrays = job.adds() ? 4 : 2;
+  const int64_t arrays = job.adds() ? 4 : job.gate.values.data ? 3 : 2;
   const bool stream = arrays * bytes >= kStreamBytes && begin_with_lines(job.y, problem) &&
                       !overwritten(problem.x) && !overwritten(job.addends[0]) &&
-                      !overwritten(job.addends[1]);
+                      !overwritten(job.addends[1]) && !overwritten(job.gate.values);
   const ThreadsWithSubnormals with_subnormals = {threads};
   const Threads* const use = worthwhile(with_subnormals.threads, 2 * bytes_of(problem, 1));
   const bool shared = use && share_rows(problem.shape, units, threads);
@@ -318,12 +331,13 @@ Status forward_of_one(const Forward& job, const Threads& threads, int64_t member
       weight.copy(begin, end);
       bias.copy(begin, end);
     });
+  std::atomic<Status> status{Status::ok};
   const ForwardTask task = {
       &job,   weight.values(),        bias.values(), cache_for(bytes), bytes >= kPrefetchBytes,
-      stream, shared ? use : nullptr,
+      stream, shared ? use : nullptr, &status,
   };
   run(shared ? nullptr : use, units, task, kernels.forward);
-  return Status::ok;
+  return status;
 }
 
 Status backward_of_one(const Backward& job, const Threads& threads, int64_t members) {
@@ -335,7 +349,7 @@ Status backward_of_one(const Backward& job, const Threads& threads, int64_t memb
     // The parameters' gradients first: a sum that overflows reads x and dy again, before dx
     // overwrites one of them.
     Backward parameters = job, rest = job;
-    parameters.dx.data = nullptr;
+    parameters.dx.data = parameters.dgate.data = nullptr;
     rest.dweight = rest.dbias = nullptr;
     const Status status = backward_of_one(parameters, threads, members);
     return status == Status::ok ? backward_of_one(rest, threads, members) : status;
@@ -345,7 +359,8 @@ Status backward_of_one(const Backward& job, const Threads& threads, int64_t memb
   const int64_t units = units_of(problem.shape);
   const int64_t rows_per_unit =
       problem.shape.inner == 1 ? 1 : std::min(problem.shape.inner, kTileRows);
-  const int64_t units_per_block = divide_up(rows_per_block(rows, problem.type), rows_per_unit);
+  const Problem norm = norm_of(problem, job.gate);
+  const int64_t units_per_block = divide_up(rows_per_block(rows, norm.type), rows_per_unit);
   // With no rows there is still one block, of zeros.
   const int64_t blocks =
       std::max(int64_t{1}, divide_up(units, std::max(int64_t{1}, units_per_block)));
@@ -354,13 +369,16 @@ Status backward_of_one(const Backward& job, const Threads& threads, int64_t memb
                                      ? blocks * (has_low(problem.shape, units_per_block) ? 4 : 2) *
                                            cols * size_of(compute_type(problem.type))
                                      : 0;
-  Parameter weight(problem, problem.weight, problem.zero_centered_weight);
-  Workspace workspace(weight.extra_bytes() + Workspace::needed_for(partials_bytes));
+  Parameter weight(norm, problem.weight, problem.zero_centered_weight);
+  Parameter bias(norm, job.bias, false);
+  Workspace workspace(weight.extra_bytes() + bias.extra_bytes() +
+                      Workspace::needed_for(partials_bytes));
   if (!workspace) return Status::out_of_memory;
   void* const partials = parameters ? workspace.take(partials_bytes) : nullptr;
   weight.take_memory(workspace);
+  bias.take_memory(workspace);
   const int64_t bytes = bytes_of(problem, members);
-  const int64_t arrays = job.dtotal.data ? 4 : 3;
+  const int64_t arrays = job.gate.values.data ? 5 : job.dtotal.data ? 4 : 3;
   const bool stream = arrays * bytes >= kStreamBytes && job.dx.data != job.dy.data &&
                       job.dx.data != problem.x.data && job.dx.data != job.dtotal.data &&
                       (problem.shape.inner == 1 || begin_with_lines(job.dx, problem));
@@ -368,18 +386,23 @@ Status backward_of_one(const Backward& job, const Threads& threads, int64_t memb
   const ThreadsWithSubnormals with_subnormals = {threads};
   const Threads* const use = worthwhile(with_subnormals.threads, 3 * bytes_of(problem, 1));
   const bool shared = use && share_rows(problem.shape, blocks, threads);
-  if (weight.is_copied())
-    over_columns(use, cols, [&](int64_t begin, int64_t end) { weight.copy(begin, end); });
+  if (weight.is_copied() || bias.is_copied())
+    over_columns(use, cols, [&](int64_t begin, int64_t end) {
+      weight.copy(begin, end);
+      bias.copy(begin, end);
+    });
+  std::atomic<Status> status{Status::ok};
   const BackwardTask task = {
-      &job,  weight.values(), prefetch, stream,   shared ? use : nullptr,
-      units, units_per_block, blocks,   partials,
+      &job,    weight.values(), prefetch, stream,   shared ? use : nullptr,
+      units,   units_per_block, blocks,   partials, bias.values(),
+      &status,
   };
   if (cols > 0) run(shared ? nullptr : use, blocks, task, kernels.backward);
   if (parameters) {
     const bool few = blocks * cols < (1 << 17);
     run(few ? nullptr : use, divide_up(cols, kReduceCols), task, kernels.reduce);
   }
-  return Status::ok;
+  return status;
 }
 
 }  // namespace

@@ -296,12 +296,16 @@ void backward_columns(const BackwardTask& task, Wanted wanted, int64_t begin, in
     const PartialSums<C> sums(task, block);
     if (wanted != Wanted::nothing) sums.clear(0, columns.cols);
     const int64_t last = std::min(task.units, (block + 1) * task.units_per_block);
-    for_each_tile(task.job->problem.shape, block * task.units_per_block, last,
-                  [&](int64_t outer, int64_t inner, int64_t rows) {
-                    for_each_strip<C>(rows, [&](auto strip, int64_t row) {
-                      columns.strip(strip, outer, inner + row, sums);
+    for (int64_t unit = block * task.units_per_block; unit < last; ++unit) {
+      if (task.around) task.around->before(unit, 1);
+      for_each_tile(task.job->problem.shape, unit, unit + 1,
+                    [&](int64_t outer, int64_t inner, int64_t rows) {
+                      for_each_strip<C>(rows, [&](auto strip, int64_t row) {
+                        columns.strip(strip, outer, inner + row, sums);
+                      });
                     });
-                  });
+      if (task.around) task.around->after();
+    }
   }
   if (task.stream) finish_streaming();
 }

@@ -4,6 +4,7 @@
 #include "kernels.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cfloat>
 #include <cmath>
 #include <cstdint>
@@ -12,6 +13,8 @@
 #include <limits>
 #include <type_traits>
 #include <utility>
+
+#include "../workspace.h"
 
 #if defined(__x86_64__) || defined(_M_X64)
 #include <immintrin.h>
@@ -23,6 +26,8 @@ namespace layernorm {
 namespace {
 
 #include "simd.h"
+//
+#include "activation.h"
 //
 #include "sums.h"
 //
@@ -49,6 +54,8 @@ namespace {
 #include "columns_backward.h"
 //
 #include "reduce.h"
+//
+#include "gated.h"
 
 // Calls f with a value of the stored type.
 template <class F>
@@ -72,6 +79,7 @@ void with_flag(bool flag, F f) {
 void forward_units(const ForwardTask& task, int64_t begin, int64_t end) {
   const Problem& problem = task.job->problem;
   with_stored_type(problem.type, [&](auto stored) {
+    if (task.job->gate.values.data) return forward_gated<decltype(stored)>(task, begin, end);
     with_flag(problem.centered, [&](auto centered) {
       with_flag(task.weight != nullptr, [&](auto weight) {
         with_flag(task.bias != nullptr, [&](auto bias) {
@@ -90,6 +98,7 @@ void backward_blocks(const BackwardTask& task, int64_t begin, int64_t end) {
   const Backward& job = *task.job;
   const Wanted wanted = job.dbias ? Wanted::both : job.dweight ? Wanted::dweight : Wanted::nothing;
   with_stored_type(job.problem.type, [&](auto stored) {
+    if (job.gate.values.data) return backward_gated<decltype(stored)>(task, begin, end);
     with_flag(job.problem.centered, [&](auto centered) {
       using Stored = decltype(stored);
       constexpr bool c = decltype(centered)::value;
@@ -111,6 +120,7 @@ void backward_blocks(const BackwardTask& task, int64_t begin, int64_t end) {
 void reduce_strips(const BackwardTask& task, int64_t begin, int64_t end) {
   const Problem& problem = task.job->problem;
   with_stored_type(problem.type, [&](auto stored) {
+    if (task.job->gate.values.data) return reduce_gated<decltype(stored)>(task, begin, end);
     with_stored_type(problem.parameter_type, [&](auto parameter) {
       using Stored = decltype(stored);
       using Parameter = decltype(parameter);

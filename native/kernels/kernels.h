@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 
 #include "../layer_norm.h"
 
@@ -29,7 +30,7 @@ constexpr int64_t part_cols(int64_t cols) {
 enum class Cache { second_level, third_level, none };
 
 // A parameter is null, or (cols,) of the compute type, with the 1 of a zero-centered weight added.
-// For contiguous rows it is in pack order (simd_packs.h).
+// For contiguous rows without a gate it is in pack order (simd_packs.h).
 struct ForwardTask {
   const Forward* job;
   const void* weight;
@@ -37,7 +38,21 @@ struct ForwardTask {
   Cache cache;
   bool prefetch;  // of x
   bool stream;    // write y past the cache; its rows begin with cache lines, or its columns do
-  const Threads* threads;  // share each row; null: do not
+  const Threads* threads;       // share each row; null: do not
+  std::atomic<Status>* status;  // written where memory is lacking
+};
+
+// What a backward does before and after the norm of a batch of rows, or of a tile: see gated.h.
+class Around {
+ public:
+  // Of units [first, first + count).
+  virtual void before(int64_t first, int64_t count) = 0;
+  virtual void after() = 0;
+  // Columns [begin, end) of x and dy alone.
+  virtual void prepare(int64_t first, int64_t count, int64_t begin, int64_t end) = 0;
+
+ protected:
+  ~Around() = default;
 };
 
 constexpr int64_t kFoldRows = 16;  // the most rows added to one partial sum
@@ -59,6 +74,9 @@ struct BackwardTask {
   int64_t blocks;
   // (blocks, 4 or 2, cols), ordered as weight is; null where neither dweight nor dbias is wanted.
   void* partials;
+  const void* bias;  // with a gate
+  std::atomic<Status>* status;
+  Around* around = nullptr;
 };
 
 struct Kernels {

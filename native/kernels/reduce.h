@@ -14,6 +14,14 @@ inline RowOf<const Stored> row_of(const Problem& problem, const Array& array, in
           array.col_stride};
 }
 
+// Rows come one after the other; a tile of strided ones is prepared with the first.
+inline void prepare_row(const BackwardTask& task, int64_t row, int64_t begin, int64_t end) {
+  if (!task.around) return;
+  const int64_t inner = task.job->problem.shape.inner, tiles = (inner + kTileRows - 1) / kTileRows;
+  if (row % inner % kTileRows != 0) return;
+  task.around->prepare(row / inner * tiles + row % inner / kTileRows, 1, begin, end);
+}
+
 // A row's statistics as the forward saved them, or computed again.
 template <class Stored, bool centered, class Rows>
 ScaledStatistics<Stored> saved_statistics(const Problem& problem, const Rows& rows, int64_t row) {
@@ -96,6 +104,7 @@ struct SummedColumns {
     }
     for (int64_t row = 0; row < problem.shape.rows(); ++row) {
       if (row % 16 == 0 && all_are_nan()) return;
+      prepare_row(task, row, 0, cols);
       if (problem.shape.inner == 1)
         add_row(AlongRow{cols}, row);
       else
@@ -150,6 +159,7 @@ struct ReduceStrip {
   void find_largest() {
     has_largest = true;
     for (int64_t row = 0; row < problem.shape.rows(); ++row) {
+      prepare_row(task, row, begin, end);
       const RowOf<const Stored> dy = row_of<Stored>(problem, task.job->dy, row);
       int64_t col = begin;
       if (dy.stride == 1) {

@@ -223,7 +223,10 @@ struct RowsBackward {
     const int64_t begin = index * task.units_per_block, batch_rows = gradients.batch_rows;
     const int64_t end = std::min(task.units, begin + task.units_per_block);
     for (int64_t row = begin; row < end; row += batch_rows) {
-      rows(row, std::min(batch_rows, end - row), end, sums);
+      const int64_t count = std::min(batch_rows, end - row);
+      if (task.around) task.around->before(row, count);
+      rows(row, count, end, sums);
+      if (task.around) task.around->after();
       const bool full = (row - begin) % kFoldRows == kFoldRows - batch_rows;
       if (!sums.have_low() || (!full && row + batch_rows < end)) continue;
       if constexpr (wanted != Wanted::nothing)

@@ -2,7 +2,6 @@
 // not have: a small buffer gathers those and writes whole cache lines.
 #pragma once
 
-constexpr int64_t kLine = 64;
 static_assert(kVectorBytes <= kLine, "a vector never spans more than two lines");
 
 // Prefetches a pack into the second-level cache.

@@ -124,9 +124,14 @@ def forward(
     residual: _Array | None,
     addend: _Array | None,
     total: _Array | None,
+    gate: _Array | None,
+    is_silu: bool,
+    norm_before_gate: bool,
     /,
 ) -> bool:
     """Write y, and the statistics that are not None; with an addend those of total, the sum.
+
+    With a gate, no addend.
 
     weight and bias have the `varying` axes of x and then the normalized ones; they and the
     statistics are contiguous. False, with nothing done, where another array must be copied first.
@@ -148,9 +153,17 @@ def backward(
     dweight: _Array | None,
     dbias: _Array | None,
     dtotal: _Array | None,
+    bias: _Array | None,
+    gate: _Array | None,
+    dgate: _Array | None,
+    is_silu: bool,
+    norm_before_gate: bool,
     /,
 ) -> bool:
-    """Write those of dx, dweight and dbias that are not None; False as `forward` returns it."""
+    """Write those of dx, dweight, dbias and dgate that are not None; False as `forward` does.
+
+    The bias is needed for dgate alone. With a gate, no dtotal.
+    """
 
 def empty(shape: tuple[int, ...], dtype: np.dtype[Any], /) -> _Array:
     """Return an uninitialized array; a large one in memory from the buffer cache."""

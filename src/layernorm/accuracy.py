@@ -11,10 +11,25 @@ type's smallest subnormal. The scale, in each element, is
     dweight           sum over rows of |dy| * max(1, |xhat|)
     dbias             sum over rows of |dy|
 
-For 16-bit y the ulp is that of the 16-bit type. For 16-bit dx, and for dweight and dbias of any
-type, it is that of the compute type (float32; float64 for float64), and the last rounding, to the
-result's own type, is forgiven: the error is that of the number nearest to `exact` that rounds to
-the result. BOUNDS has the largest errors that the contract allows.
+With a gate, act stands for act(gate) and slope for the magnitudes of the terms of its derivative.
+Where the norm comes first, dy * act stands for dy above, and the scales of y and dgate are
+
+    y                 (y's scale above) * |act|
+    dgate             |dy| * (y's scale above) * slope
+
+Where the gate comes first, u = x * act stands for x, and what rounding u costs is forgiven: kappa =
+max(1, rstd * root mean square of u) multiplies every scale but dbias's. du is then dx above:
+
+    dx                (du's scale) * |act|
+    dgate             (du's scale) * |x| * slope
+
+Where act or slope are subnormal, and so known to few digits, the ulp is theirs times the rest.
+
+For 16-bit y the ulp is that of the 16-bit type. For 16-bit dx and dgate, and for dweight and dbias
+of any type, it is that of the compute type (float32; float64 for float64), and the last rounding,
+to the result's own type, is forgiven: the error is that of the number nearest to `exact` that
+rounds to the result. BOUNDS has the largest errors that the contract allows, GATED_BOUND those with
+a gate.
 
 Each function returns the largest error of all elements as a float, 0.0 if there are none. It is inf
 where the result is NaN and the reference is not, or the reverse. A result of inf is right where the
@@ -52,6 +67,9 @@ BOUNDS = {
     "float16": Bounds(y=0.51, dx=5, parameter=4),
     "bfloat16": Bounds(y=0.51, dx=5, parameter=4),
 }
+
+# Of y (but 16-bit y, whose bound is that without a gate) and of every gradient.
+GATED_BOUND = 10
 
 
 class _Format(NamedTuple):
@@ -217,6 +235,91 @@ def parameter_error(
         scale = sum_of_rows(np.abs(terms) if scales is None else np.asarray(scales))
     distance = _distance(gradient, expected, forgive_rounding=True)
     return _worst(distance, ulp(scale, compute_type(name)))
+
+
+def gated_errors(
+    results: dict[str, npt.NDArray[Any] | None],
+    x: npt.ArrayLike,
+    gate: npt.ArrayLike,
+    weight: npt.ArrayLike | None = None,
+    bias: npt.ArrayLike | None = None,
+    dy: npt.ArrayLike | None = None,
+    *,
+    activation: str = "silu",
+    norm_before_gate: bool = True,
+    axis: Axis = -1,
+    eps: float = 1e-5,
+    kind: Kind = "layer_norm",
+    zero_centered_weight: bool = False,
+) -> dict[str, float]:
+    """Return the worst error of each result of a gated norm, by name.
+
+    Args:
+        results: those of "y", "dx", "dweight", "dbias" and "dgate" to judge; dy is needed for all
+            but y. Rows whose rstd is infinite are not judged.
+        x, gate, weight, bias, dy, and the keywords: of the call.
+    """
+    given = {name: np.asarray(each) for name, each in results.items() if each is not None}
+    name = _type_name(np.asarray(x))
+    exact, compute, centered = name == "float64", compute_type(name), _is_centered(kind)
+    wide = np.longdouble if exact else np.float64
+    affine: dict[str, Any] = {
+        "axis": axis,
+        "zero_centered_weight": zero_centered_weight,
+        "exact": exact,
+    }
+    gating: dict[str, Any] = {"activation": activation, "norm_before_gate": norm_before_gate}
+    values, dy = (
+        np.asarray(0 if e is None else e).astype(np.float64).astype(wide) for e in (x, dy)
+    )
+    act, _, slope = reference.activate(gate, activation, exact=exact)
+    with np.errstate(all="ignore"):
+        u = values if norm_before_gate else values * act
+        dn = np.broadcast_to(dy * act if norm_before_gate else dy, u.shape)
+        xhat = reference.normalize(u, axis=axis, eps=eps, centered=centered, exact=exact)
+        mean, _, rstd = reference.statistics(u, axis, eps, centered=centered, exact=exact)
+        axes = normalize_axes(axis, u.ndim)
+        size = np.maximum(1, np.abs(xhat))
+        kappa = np.ones_like(rstd)
+        if not norm_before_gate:
+            kappa = np.sqrt(1 + np.square(mean * rstd))
+        of_y = np.abs(reference.scale_and_shift(size, weight, **affine))
+        shift = np.abs(reference.scale_and_shift(np.zeros_like(xhat), None, bias, **affine))
+        n = reference.scale_and_shift(xhat, weight, bias, **affine)
+        of_y = np.maximum(np.maximum(of_y, shift), np.abs(n)) * kappa
+        g = reference.scale_and_shift(dn, weight, **affine)
+        of_du = rstd * size * np.abs(g).max(axis=axes, keepdims=True, initial=0) * kappa
+        scales = {
+            "y": (of_y, np.abs(act) if norm_before_gate else np.ones_like(act)),
+            "dx": (of_du, np.ones_like(act) if norm_before_gate else np.abs(act)),
+            "dgate": (np.abs(dy) * of_y if norm_before_gate else of_du * np.abs(values), slope),
+        }
+        terms = {
+            "dweight": (dn * xhat, np.abs(dn) * size * kappa),
+            "dbias": (dn, np.abs(dn)),
+        }
+    expected = {"y": reference.gated_norm(kind, x, gate, weight, bias, eps=eps, **affine, **gating)}
+    gradients = reference.gated_norm_backward(
+        kind, dy, x, gate, weight, bias, eps=eps, **affine, **gating
+    )
+    expected |= {"dx": gradients[0], "dgate": gradients[3]}
+    judged = np.broadcast_to(~np.isposinf(rstd), u.shape)
+    errors = {}
+    for each, result in given.items():
+        if each in terms:
+            errors[each] = parameter_error(result, *terms[each], axis=axis)
+            continue
+        _require_shape(each, result, u.shape)
+        scale, factor = scales[each]
+        forgive = each != "y" and name in ("float16", "bfloat16")
+        distance = _distance(result, expected[each], forgive_rounding=forgive)
+        own = name if each == "y" else compute
+        with np.errstate(all="ignore"):
+            unit = np.maximum(ulp(scale * factor, own), scale * ulp(factor, compute))
+        if own != compute:
+            unit = ulp(scale * factor, own)
+        errors[each] = _worst(distance[judged], unit[judged])
+    return errors
 
 
 def ulp(scale: Array, name: str) -> Array:

@@ -23,6 +23,13 @@ With a residual, x is first replaced by total = x + residual, rounded to the typ
 stored. Where the loss depends on total in another way too, with gradient dtotal, dx is the sum of
 both, and is the gradient of x and of the residual.
 
+With a gate, y = n * act(gate) for the norm n of x, or y is the norm of u = x * act(gate). The
+activation is silu(z) = z * sigmoid(z) or sigmoid(z) = 1 / (1 + exp(-z)). The gradients are those of
+the product:
+
+    norm first     n's, with dy * act(gate) for dy;  dgate = dy * n * act'(gate)
+    gate first     dx = du * act(gate),  dgate = du * x * act'(gate)
+
 docs/derivation.md derives them. The code below is these lines, with three precautions that make
 them right for every finite float64:
 
@@ -163,6 +170,94 @@ def rms_norm_backward(
         centered=False,
     )
     return dx, dweight
+
+
+def activate(
+    gate: npt.ArrayLike, activation: str = "silu", *, exact: bool = False
+) -> tuple[Array, Array, Array]:
+    """Return act(gate), its derivative, and the sum of the magnitudes of the derivative's terms.
+
+    silu(z) = z * sigmoid(z), with derivative sigmoid(z) + z * sigmoid(z) * sigmoid(-z);
+    sigmoid(z) = 1 / (1 + exp(-z)), with derivative sigmoid(z) * sigmoid(-z). At -infinity silu and
+    its derivative are 0, their limits.
+    """
+    z = _real(gate, exact)
+    with np.errstate(all="ignore"):
+        e = np.exp(-np.abs(z))
+        of_z, of_minus_z = (np.where(z < 0, a, b) / (1 + e) for a, b in ((e, 1), (1, e)))
+        of_z, of_minus_z = (np.where(np.isnan(z), np.nan, each) for each in (of_z, of_minus_z))
+        if activation == "sigmoid":
+            return of_z, of_z * of_minus_z, of_z * of_minus_z
+        bounded = np.clip(z, -20_000, 20_000)  # exp(-20_000) is 0 in every type
+        term = bounded * of_z * of_minus_z
+        return np.where(z == -np.inf, -0.0, z * of_z), of_z + term, of_z + np.abs(term)
+
+
+def gated_norm(
+    kind: str,
+    x: npt.ArrayLike,
+    gate: npt.ArrayLike,
+    weight: npt.ArrayLike | None = None,
+    bias: npt.ArrayLike | None = None,
+    *,
+    activation: str = "silu",
+    norm_before_gate: bool = True,
+    axis: Axis = -1,
+    eps: float = 1e-5,
+    zero_centered_weight: bool = False,
+    exact: bool = False,
+) -> Array:
+    """Return norm(x) * act(gate); if not `norm_before_gate`, norm(x * act(gate)).
+
+    `kind` is "layer_norm" or "rms_norm"; the other arguments are as for `layer_norm`.
+    """
+    act, _, _ = activate(gate, activation, exact=exact)
+    values = _real(x, exact)
+    with np.errstate(all="ignore"):
+        u = values if norm_before_gate else values * act
+        xhat = normalize(u, axis=axis, eps=eps, centered=kind == "layer_norm", exact=exact)
+        n = scale_and_shift(
+            xhat, weight, bias, axis=axis, zero_centered_weight=zero_centered_weight, exact=exact
+        )
+        return n * act if norm_before_gate else n
+
+
+def gated_norm_backward(
+    kind: str,
+    dy: npt.ArrayLike,
+    x: npt.ArrayLike,
+    gate: npt.ArrayLike,
+    weight: npt.ArrayLike | None = None,
+    bias: npt.ArrayLike | None = None,
+    *,
+    activation: str = "silu",
+    norm_before_gate: bool = True,
+    axis: Axis = -1,
+    eps: float = 1e-5,
+    zero_centered_weight: bool = False,
+    parameter_shape: tuple[int, ...] | None = None,
+    exact: bool = False,
+) -> tuple[Array, Array, Array, Array]:
+    """Return the gradients (dx, dweight, dbias, dgate) of sum(dy * gated_norm(...)).
+
+    dx and dgate have x's shape; dweight and dbias are as for `layer_norm_backward`.
+    """
+    act, slope, _ = activate(gate, activation, exact=exact)
+    values, dy = _real(x, exact), _real(dy, exact)
+    with np.errstate(all="ignore"):
+        u = values if norm_before_gate else values * act
+        dn = dy * act if norm_before_gate else dy
+        du, dweight, dbias = _backward(
+            *(dn, u, weight, None, axis, eps, zero_centered_weight, parameter_shape, exact),
+            centered=kind == "layer_norm",
+        )
+        if not norm_before_gate:
+            return du * act, dweight, dbias, du * values * slope
+        xhat = normalize(u, axis=axis, eps=eps, centered=kind == "layer_norm", exact=exact)
+        n = scale_and_shift(
+            xhat, weight, bias, axis=axis, zero_centered_weight=zero_centered_weight, exact=exact
+        )
+        return du, dweight, dbias, dy * n * slope
 
 
 def layer_norm_jvp(

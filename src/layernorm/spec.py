@@ -310,6 +310,19 @@ def check_total(is_given: bool, has_residual: bool) -> None:
         )
 
 
+ACTIVATIONS = ("silu", "sigmoid")
+
+
+def check_activation(activation: object) -> str:
+    """Return the name of a gate's activation. Raises: ValueError for any other."""
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
+        raise ValueError(
+            f"activation is {activation!r}, expected 'silu' (also called swish) or 'sigmoid': "
+            "pass one of these, or multiply y by the activated gate yourself"
+        )
+    return activation
+
+
 def check_normalized_shape(normalized_shape: Axis) -> Shape:
     """Return a layer's `normalized_shape`, an int or ints, as a tuple.
 

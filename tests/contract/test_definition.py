@@ -226,7 +226,8 @@ def test_signatures() -> None:
     layer_norm = inspect.signature(ours.layer_norm)
     assert list(layer_norm.parameters) == [
         *("x", "weight", "bias"),
-        *("residual", "axis", "eps", "out", "total", "zero_centered_weight"),
+        *("residual", "gate", "activation", "norm_before_gate"),
+        *("axis", "eps", "out", "total", "zero_centered_weight"),
     ]
     assert layer_norm.parameters["eps"].default == 1e-5
     assert layer_norm.parameters["axis"].kind is inspect.Parameter.KEYWORD_ONLY

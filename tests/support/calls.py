@@ -22,12 +22,13 @@ def forward(impl: Any, case: Case, x: Array, weight: Array | None, bias: Array |
 def backward(
     impl: Any, case: Case, dy: Array, x: Array, stats: Any, weight: Array | None, **options
 ) -> Gradients:
-    """Call the case's backward: dx, dweight and dbias, which is None for RMS norm."""
+    """Call the case's backward: dx, dweight, dbias, which is None for RMS norm; and dgate."""
     options.setdefault("need_dweight", True)
     options["zero_centered_weight"] = case.zero_centered_weight
     dirty_freed_memory(x.nbytes)
     if case.kind == "rms_norm":
-        return *impl.rms_norm_backward(dy, x, stats, weight, **options), None
+        dx, dweight, *dgate = impl.rms_norm_backward(dy, x, stats, weight, **options)
+        return dx, dweight, None, *dgate
     return impl.layer_norm_backward(dy, x, stats, weight, **options)
 
 

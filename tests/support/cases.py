@@ -148,6 +148,12 @@ class Case:
         dtotal = VALUES["off_zero"](rng, rows, cols, LIMITS[self.dtype])
         return self._laid_out(residual), self._laid_out(dtotal)
 
+    def gate(self) -> Array:
+        """Make a gate, the same on every call, of the layout of x."""
+        rng = np.random.default_rng([self.seed, self.cols, 2])
+        rows, cols = math.prod(self.statistics_shape), math.prod(self.normalized_shape)
+        return self._laid_out(2 * rng.standard_normal((rows, cols)))
+
     def _laid_out(self, rows: Array) -> Array:
         largest = LIMITS[self.dtype].largest
         rounded = rows.clip(-largest, largest).astype(dtype_of(self.dtype))
@@ -290,6 +296,25 @@ def residual_cases(kind: str) -> list[Case]:
             ("mixed", 40, "heads_of_a_projection", "weight bias", None),
             ("mixed", 24, "channels_first_67", "weight bias", None),
             ("mixed", 24, "channels_last_in_memory", "weight", None),
+            ("ordinary", 48, "axes_apart", "weight bias", None),
+        )
+    ]
+
+
+def gated_cases(kind: str) -> list[Case]:
+    """Calls with a gate, for each path through the kernels; `Case.gate` makes it."""
+    return [
+        base.but(values=values, cols=cols, layout=layout, parameters=parameters, along=along)
+        for base in each_type(kind)
+        for values, cols, layout, parameters, along in (
+            *(("ordinary", cols, "contiguous", "weight bias", None) for cols in (1, 3, 17, 257)),
+            ("mean_1e4", 769, "contiguous", "weight bias", None),
+            ("off_zero", 4097, "contiguous", "", None),
+            ("ordinary", 65, "contiguous", "weight bias zero_centered", (0,)),
+            ("ordinary", 40, "rows_reversed", "bias", None),
+            ("ordinary", 40, "heads_of_a_projection", "weight bias", None),
+            ("ordinary", 24, "channels_first_67", "weight bias", None),
+            ("ordinary", 24, "channels_last_in_memory", "weight", None),
             ("ordinary", 48, "axes_apart", "weight bias", None),
         )
     ]

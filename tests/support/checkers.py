@@ -118,6 +118,34 @@ def check_dtotal(impl: Any, case: Case) -> None:
             assert_same_bits(got, right, "dweight or dbias")
 
 
+# How a gate is applied.
+GATINGS = [
+    {"activation": activation, "norm_before_gate": norm_before_gate}
+    for activation in ("silu", "sigmoid")
+    for norm_before_gate in (True, False)
+]
+
+
+def check_gate(impl: Any, case: Case, gating: dict[str, Any]) -> None:
+    """y and all gradients of the gated norm are within their bounds; the inputs are unchanged."""
+    x, dy, weight, bias = case.arrays()
+    gate = case.gate()
+    with unchanged(x=x, gate=gate, weight=weight, bias=bias, dy=dy):
+        y, stats = forward(impl, case, x, weight, bias, gate=gate, **gating)
+        dx, dweight, *dbias, dgate = backward(impl, case, dy, x, stats, weight, gate=gate)
+    results = {"y": y, "dx": dx, "dgate": dgate, "dweight": dweight, "dbias": dbias[0]}
+    for name in ("y", "dx", "dgate"):
+        assert results[name].shape == x.shape, f"{name} has shape {results[name].shape}"
+        assert results[name].dtype == dtype_of(case.dtype), f"{name} has another type"
+    errors = accuracy.gated_errors(
+        results, x, gate, weight, bias, dy, kind=case.kind, **case.definition, **gating
+    )
+    for name, error in errors.items():
+        is_16_bit_y = name == "y" and case.dtype in ("float16", "bfloat16")
+        bound = accuracy.BOUNDS[case.dtype].y if is_16_bit_y else accuracy.GATED_BOUND
+        assert error <= bound, f"{name} is {error:.3g} ulp off, allowed {bound}: {case} {gating}"
+
+
 def check_statistics(impl: Any, case: Case) -> None:
     """Stats have a mean and an rstd for each row, in the statistics' type, as exact as dx."""
     x, _, weight, bias = case.arrays()

@@ -78,6 +78,11 @@ class Arguments {
     std::copy_n(PyArray_DIMS(x), axes.count, sizes);
     return keep_order(axes, sizes, order);
   }
+  // is_silu, norm_before_gate
+  void activation(Gate* gate) {
+    gate->activation = flag() ? Activation::silu : Activation::sigmoid;
+    gate->norm_first = flag();
+  }
   // mean, rstd, residual
   Statistics statistics(DataType type) {
     const DataType compute = compute_type(type);
@@ -131,9 +136,10 @@ class Arguments {
 }  // namespace
 
 // forward(centered, zero_centered_weight, eps, axes, varying, x, weight, bias, y, mean, rstd,
-//         residual, addend, total) -> False if x, y, addend or total must be copied first
+//         residual, addend, total, gate, is_silu, norm_before_gate)
+// -> False if x, y, addend, total or gate must be copied first
 PyObject* general_forward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  Arguments take("forward", arguments, count, 14);
+  Arguments take("forward", arguments, count, 17);
   Forward job = {};
   Order order;
   bool fits = take.problem(&job.problem, &order);
@@ -146,21 +152,25 @@ PyObject* general_forward(PyObject*, PyObject* const* arguments, Py_ssize_t coun
   problem.statistics = take.statistics(problem.type);
   const Ordered addend = take.ordered(order, problem.type, &fits);
   const Ordered total = take.ordered(order, problem.type, &fits);
+  const Ordered gate = take.ordered(order, problem.type, &fits);
+  take.activation(&job.gate);
   if (!take.ok()) return nullptr;
   const bool adds = addend.data != nullptr;
-  const Order::Placed placed[] = {{&x, adds ? &job.addends[0] : &problem.x},
-                                  {&y, &job.y},
-                                  {&addend, &job.addends[1]},
-                                  {&total, &problem.x}};
-  if (!fits || !order.place(placed, adds ? 4 : 2, problem)) Py_RETURN_FALSE;
+  Order::Placed placed[kMostTensors] = {{&x, adds ? &job.addends[0] : &problem.x}, {&y, &job.y}};
+  int tensors = 2;
+  if (adds) placed[tensors++] = {&addend, &job.addends[1]};
+  if (adds) placed[tensors++] = {&total, &problem.x};
+  if (gate.data) placed[tensors++] = {&gate, &job.gate.values};
+  if (!fits || !order.place(placed, tensors, problem)) Py_RETURN_FALSE;
   if (!python::run(layernorm::forward, job, pool_threads())) return nullptr;
   Py_RETURN_TRUE;
 }
 
 // backward(centered, zero_centered_weight, eps, axes, varying, x, dy, weight, mean, rstd, residual,
-//          dx, dweight, dbias, dtotal) -> False if x, dy, dx or dtotal must be copied first
+//          dx, dweight, dbias, dtotal, bias, gate, dgate, is_silu, norm_before_gate)
+// -> False if x, dy, dx, dtotal, gate or dgate must be copied first
 PyObject* general_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  Arguments take("backward", arguments, count, 15);
+  Arguments take("backward", arguments, count, 20);
   Backward job = {};
   Order order;
   bool fits = take.problem(&job.problem, &order);
@@ -174,11 +184,17 @@ PyObject* general_backward(PyObject*, PyObject* const* arguments, Py_ssize_t cou
   job.dweight = take.array(problem.parameter_type);
   job.dbias = take.array(problem.parameter_type);
   const Ordered dtotal = take.ordered(order, problem.type, &fits);
+  job.bias = take.array(problem.parameter_type);
+  const Ordered gate = take.ordered(order, problem.type, &fits);
+  const Ordered dgate = take.ordered(order, problem.type, &fits);
+  take.activation(&job.gate);
   if (!take.ok()) return nullptr;
   Order::Placed placed[kMostTensors] = {{&x, &problem.x}, {&dy, &job.dy}};
   int tensors = 2;
   if (dx.data) placed[tensors++] = {&dx, &job.dx};
   if (dx.data && dtotal.data) placed[tensors++] = {&dtotal, &job.dtotal};
+  if (gate.data) placed[tensors++] = {&gate, &job.gate.values};
+  if (gate.data && dgate.data) placed[tensors++] = {&dgate, &job.dgate};
   if (!fits || !order.place(placed, tensors, problem)) Py_RETURN_FALSE;
   if (!python::run(layernorm::backward, job, pool_threads())) return nullptr;
   Py_RETURN_TRUE;

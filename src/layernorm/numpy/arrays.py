@@ -140,7 +140,7 @@ def spread(
 def check_output(name: str, output: Array, x: Array, **others: Array | None) -> None:
     """Check that `out` or `total` can take its result: x's shape and type, and no overlap.
 
-    It may be x itself, or `others["residual"]`. Raises: TypeError and ValueError.
+    It may be x or the residual itself, and `out` the gate. Raises: TypeError and ValueError.
     """
     if not isinstance(output, np.ndarray) or _holds_a_mask(output):
         result = "y" if name == "out" else "the sum"
@@ -149,12 +149,13 @@ def check_output(name: str, output: Array, x: Array, **others: Array | None) -> 
             f"to write {result} into: pass one, or omit {name}"
         )
     output = np.asarray(output)
+    may_be = ("x", "residual", "gate") if name == "out" else ("x", "residual")
     overlaps = "itself" if _overlaps_itself(output) else None
     for other_name, other in {"x": x, **others}.items():
         if (
             other is not None
             and _overlap(output, other)
-            and not (other_name in ("x", "residual") and _is_same_memory(output, other))
+            and not (other_name in may_be and _is_same_memory(output, other))
         ):
             overlaps = other_name
     spec.check_output(

@@ -11,9 +11,11 @@ from layernorm import _native, spec
 from layernorm.numpy import arrays
 from layernorm.numpy.arrays import Array
 from layernorm.numpy.blocks import TOO_MANY_AXES_APART, order_of
-from layernorm.numpy.statistics import Stats
+from layernorm.numpy.forward import gate_flags
+from layernorm.numpy.statistics import Gating, Stats
 
 Gradients = tuple[Array | None, Array | None, Array | None]
+GatedGradients = tuple[Array | None, Array | None, Array | None, Array | None]
 
 
 def backward(
@@ -32,6 +34,56 @@ def backward(
 
     Raises: as `layer_norm_backward` does.
     """
+    return _backward(
+        *(dy, x, stats, weight, need_dx, need_dweight, need_dbias, centered),
+        *(zero_centered_weight, dtotal, None, False),
+    )[:3]
+
+
+def backward_gated(
+    dy: npt.ArrayLike,
+    x: npt.ArrayLike,
+    stats: Stats,
+    weight: npt.ArrayLike | None,
+    gate: npt.ArrayLike,
+    need_dx: bool,
+    need_dweight: bool | None,
+    need_dbias: bool,
+    need_dgate: bool,
+    centered: bool,
+    zero_centered_weight: bool,
+    dtotal: npt.ArrayLike | None = None,
+) -> GatedGradients:
+    """Return (dx, dweight, dbias, dgate), None for those not needed.
+
+    Raises: as `layer_norm_backward` does.
+    """
+    gate = arrays.as_array("gate", gate)
+    dx, *others = _backward(
+        *(dy, x, stats, weight, need_dx, need_dweight, need_dbias, centered),
+        *(zero_centered_weight, dtotal, gate, need_dgate),
+    )
+    if dx is not None and dtotal is not None:
+        with np.errstate(all="ignore"):
+            np.add(dx, dtotal, out=dx)
+    return dx, others[0], others[1], others[2]
+
+
+def _backward(
+    dy: npt.ArrayLike,
+    x: npt.ArrayLike,
+    stats: Stats,
+    weight: npt.ArrayLike | None,
+    need_dx: bool,
+    need_dweight: bool | None,
+    need_dbias: bool,
+    centered: bool,
+    zero_centered_weight: bool,
+    dtotal: npt.ArrayLike | None,
+    gate: Array | None,
+    need_dgate: bool,
+) -> GatedGradients:
+    """Return the gradients; with a gate, dtotal is checked and not added to dx."""
     dy = arrays.as_array("dy", dy)
     x = arrays.as_array("x", x)
     dtotal = None if dtotal is None else arrays.as_array("dtotal", dtotal)
@@ -48,18 +100,28 @@ def backward(
     )
     if dtotal is not None:
         _check_gradient("dtotal", arrays.describe(dtotal), arrays.describe(x))
+    _check_gate(gate, x, stats.gating)
     if need_dweight is None:
         need_dweight = weight is not None
 
     shapes = _parameter_shapes(weight, stats, arrays.normalized_shape(x.shape, axes))
     of_weight, of_bias = (spec.varying_axes(each, x.shape, axes) or () for each in shapes)
-    call = _Call(dy, dtotal, x, stats, centered, bool(zero_centered_weight), parameter_type)
-    if of_weight == of_bias or not need_dbias:
-        dx, dweight, dbias = call.run(weight, of_weight, need_dx, need_dweight, need_dbias)
+    flags = centered, bool(zero_centered_weight), parameter_type
+    call = _Call(dy, dtotal if gate is None else None, x, stats, *flags, gate)
+    dgate = None
+    if of_weight == of_bias or not (need_dbias or need_dgate):
+        dx, dweight, dbias, dgate = call.run(
+            weight, of_weight, need_dx, need_dweight, need_dbias, need_dgate
+        )
     # Each by a call that sums over the rows that share it.
+    elif need_dgate:
+        both = tuple(sorted({*of_weight, *of_bias}))
+        dx, _, _, dgate = call.run(weight, both, need_dx, False, False, True)
+        dweight = call.run(weight, of_weight, False, need_dweight, False)[1]
+        dbias = call.run(None, of_bias, False, False, need_dbias)[2]
     elif weight is None:
         dweight = call.run(None, of_weight, False, need_dweight, False)[1]
-        dx, _, dbias = call.run(None, of_bias, need_dx, False, True)
+        dx, _, dbias, _ = call.run(None, of_bias, need_dx, False, True)
     else:  # dbias needs no weight
         dbias = call.run(None, of_bias, False, False, True)[2]
         dx, dweight = call.run(weight, of_weight, need_dx, need_dweight, False)[:2]
@@ -67,7 +129,7 @@ def backward(
         None if gradient is None else gradient.reshape(shape)
         for gradient, shape in zip((dweight, dbias), shapes, strict=True)
     )
-    return dx, dweight, dbias
+    return dx, dweight, dbias, dgate
 
 
 def _parameter_shapes(
@@ -92,6 +154,7 @@ class _Call(NamedTuple):
     centered: bool
     zero_centered_weight: bool
     parameter_type: np.dtype[Any]
+    gate: Array | None
 
     def run(
         self,
@@ -100,8 +163,9 @@ class _Call(NamedTuple):
         need_dx: bool,
         need_dweight: bool,
         need_dbias: bool,
-    ) -> Gradients:
-        """Return dx, dweight and dbias, where parameters vary along these axes of x."""
+        need_dgate: bool = False,
+    ) -> GatedGradients:
+        """Return all gradients, where parameters vary along these axes of x."""
         x, axes, statistics = self.x, self.stats.axis, self.stats
         shape = arrays.normalized_shape(x.shape, axes)
         if varying:
@@ -111,18 +175,27 @@ class _Call(NamedTuple):
         back = tuple(map(order.index, range(x.ndim)))
         ordered = tuple(shape[axis] for axis in order) if varying else shape
         fill = np.empty if x.size else np.zeros
-        dx = dweight = dbias = None
+        dx = dweight = dbias = dgate = None
+        sizes = tuple(x.shape[axis] for axis in order)
         if need_dx:
-            sizes = tuple(x.shape[axis] for axis in order)
             dx = _native.empty(sizes, arrays.native_type(x.dtype))
+        if need_dgate:
+            dgate = _native.empty(sizes, arrays.native_type(x.dtype))
         if need_dweight:
             dweight = fill(ordered, self.parameter_type)
         if need_dbias:
             dbias = fill(ordered, self.parameter_type)
-        if x.size and (need_dx or need_dweight or need_dbias):
-            spread = arrays.spread(weight, x.shape, axes, varying)
-            if spread is not None and varying:
-                spread = arrays.contiguous(spread.transpose(order))
+        gating = statistics.gating
+        bias = gating.bias if gating and need_dgate else None
+        if x.size and (need_dx or need_dweight or need_dbias or need_dgate):
+            spread, spread_bias = (
+                arrays.spread(each, x.shape, axes, varying) for each in (weight, bias)
+            )
+            if varying:
+                spread, spread_bias = (
+                    None if each is None else arrays.contiguous(each.transpose(order))
+                    for each in (spread, spread_bias)
+                )
             _run_kernel(
                 *(self.centered, self.zero_centered_weight, statistics.eps),
                 *(tuple(map(order.index, each)) for each in (axes, varying)),
@@ -130,36 +203,57 @@ class _Call(NamedTuple):
                 *map(arrays.contiguous, (statistics.mean, statistics.rstd, statistics.residual)),
                 *(dx, dweight, dbias),
                 None if self.dtotal is None else self.dtotal.transpose(order),
+                spread_bias,
+                None if self.gate is None else self.gate.transpose(order),
+                dgate,
+                *gate_flags(gating),
             )
-        if dx is not None:
-            dx = np.ascontiguousarray(dx.transpose(back))
+        dx, dgate = (
+            None if each is None else np.ascontiguousarray(each.transpose(back))
+            for each in (dx, dgate)
+        )
         if varying:
             dweight, dbias = (
                 None if each is None else np.ascontiguousarray(each.transpose(back))
                 for each in (dweight, dbias)
             )
-        return dx, dweight, dbias
+        return dx, dweight, dbias, dgate
 
 
 def _run_kernel(*arguments: Any) -> None:
-    """Call the kernel, on copies of x, dy and dtotal where it cannot read them in place.
+    """Call the kernel, on copies of x, dy, dtotal and the gate where it cannot read them in place.
 
     Unlike the forward, not in blocks of rows: they would change the order of the sums over rows,
     dweight and dbias. So an array that the kernel cannot read in place is copied whole.
     """
-    before, (x, dy), rest, dtotal = arguments[:5], arguments[5:7], arguments[7:-1], arguments[-1]
+    before, (x, dy), rest = arguments[:5], arguments[5:7], arguments[7:14]
+    dtotal, bias, gate, *last = arguments[14:]
     kernel: Any = _native.backward
-    if kernel(*before, x, dy, *rest, dtotal):
+    if kernel(*before, x, dy, *rest, dtotal, bias, gate, *last):
         return
-    dy, dtotal = _copied(dy), None if dtotal is None else _copied(dtotal)
-    if not (
-        kernel(*before, x, dy, *rest, dtotal) or kernel(*before, _copied(x), dy, *rest, dtotal)
-    ):
-        raise ValueError(TOO_MANY_AXES_APART)
+    dy, dtotal, gate = map(_copied, (dy, dtotal, gate))
+    for each in (x, _copied(x)):
+        if kernel(*before, each, dy, *rest, dtotal, bias, gate, *last):
+            return
+    raise ValueError(TOO_MANY_AXES_APART)
 
 
-def _copied(array: Array) -> Array:
+def _copied(array: Array | None) -> Array | None:
+    if array is None:
+        return None
     return np.array(array, dtype=arrays.native_type(array.dtype), order="C")
+
+
+def _check_gate(gate: Array | None, x: Array, gating: Gating | None) -> None:
+    if (gate is None) != (gating is None):
+        came, expected = ("with", "without") if gate is None else ("without", "with")
+        raise ValueError(
+            f"stats came from a forward {came} a gate, expected one {expected}: pass "
+            f"gate={'the gate of the forward' if gate is None else None}, or the stats of another "
+            "forward"
+        )
+    if gate is not None:
+        _check_gradient("gate", arrays.describe(gate), arrays.describe(x))
 
 
 def _check_kind(stats: Stats, centered: bool) -> None:

@@ -11,7 +11,7 @@ from layernorm import _native, spec
 from layernorm.numpy import arrays
 from layernorm.numpy.arrays import Array
 from layernorm.numpy.blocks import TOO_MANY_AXES_APART, Block, Blocks, order_of
-from layernorm.numpy.statistics import ParameterShapes, StatsFields
+from layernorm.numpy.statistics import Gating, ParameterShapes, StatsFields
 
 _Statistics = Sequence[Array | None]  # mean, rstd, residual; None for those not wanted
 _NO_STATISTICS: _Statistics = (None, None, None)
@@ -48,6 +48,14 @@ def forward_with_statistics(
     return call.run(out, fields[:3]), fields
 
 
+class Gate(NamedTuple):
+    """The gate of a call, as its caller gave it."""
+
+    values: npt.ArrayLike
+    activation: str
+    norm_before_gate: bool
+
+
 def forward_of_sum(
     x: npt.ArrayLike,
     residual: npt.ArrayLike | None,
@@ -63,16 +71,65 @@ def forward_of_sum(
     save: bool,
 ) -> tuple[Array, Array, StatsFields]:
     """Return y of x + residual, that sum, and if `save` the fields of the Stats of its rows."""
+    call, total = _checked_sum(
+        x, residual, None, weight, bias, axis, eps, out, total, centered, zero_centered_weight
+    )
+    fields = call.new_stats_fields() if save else ()
+    y = call.run(out, fields[:3] if save else _NO_STATISTICS, np.asarray(total))
+    return y, total, fields
+
+
+def forward_gated(
+    x: npt.ArrayLike,
+    residual: npt.ArrayLike | None,
+    gate: Gate,
+    weight: npt.ArrayLike | None,
+    bias: npt.ArrayLike | None,
+    axis: spec.Axis,
+    eps: SupportsFloat,
+    out: Array | None,
+    total: Array | None,
+    centered: bool,
+    zero_centered_weight: bool,
+    *,
+    save: bool,
+) -> tuple[Array, Array | None, StatsFields]:
+    """Return y, total or None without a residual, and if `save` the fields of the Stats."""
+    if residual is None and total is None:
+        call = _checked(x, weight, bias, axis, eps, out, centered, zero_centered_weight, gate=gate)
+    else:
+        call, total = _checked_sum(
+            x, residual, gate, weight, bias, axis, eps, out, total, centered, zero_centered_weight
+        )
+        call = call.of_sum(np.asarray(total))
+    fields = call.new_stats_fields() if save else ()
+    return call.run(out, fields[:3] if save else _NO_STATISTICS), total, fields
+
+
+def _checked_sum(
+    x: npt.ArrayLike,
+    residual: npt.ArrayLike | None,
+    gate: Gate | None,
+    weight: npt.ArrayLike | None,
+    bias: npt.ArrayLike | None,
+    axis: spec.Axis,
+    eps: SupportsFloat,
+    out: Array | None,
+    total: Array | None,
+    centered: bool,
+    zero_centered_weight: bool,
+) -> tuple["_Call", Array]:
+    """Return the call, and the array for the sum: `total` if given."""
     spec.check_total(total is not None, residual is not None)
     assert residual is not None
     x = arrays.as_array("x", x)
     addend = arrays.as_array("residual", residual)
-    call = _checked(x, weight, bias, axis, eps, out, centered, zero_centered_weight, addend, total)
-    fields = call.new_stats_fields() if save else ()
+    call = _checked(
+        x, weight, bias, axis, eps, out, centered, zero_centered_weight, addend, total, gate
+    )
     if total is None:
         total = _native.empty(x.shape, arrays.native_type(x.dtype))
-    y = call.run(out, fields[:3] if save else _NO_STATISTICS, np.asarray(total))
-    return y, total, fields
+    return call, total
 
 
 def _checked(
@@ -86,6 +143,7 @@ def _checked(
     zero_centered_weight: bool,
     addend: Array | None = None,
     total: Array | None = None,
+    gate: Gate | None = None,
 ) -> "_Call":
     x = arrays.as_array("x", x)
     weight = None if weight is None else arrays.as_array("weight", weight)
@@ -93,12 +151,18 @@ def _checked(
     parameters = (weight, bias)
     _check_types(x.dtype, *[None if each is None else each.dtype for each in parameters])
     if addend is not None:
-        _check_residual(arrays.describe(addend), arrays.describe(x))
+        _check_same("residual", arrays.describe(addend), arrays.describe(x))
+    gate_values, gating = None, None
+    if gate is not None:
+        gate_values = arrays.as_array("gate", gate.values)
+        _check_same("gate", arrays.describe(gate_values), arrays.describe(x))
+        activation = spec.check_activation(gate.activation)
+        gating = Gating(activation, bool(gate.norm_before_gate), bias)
     axes = spec.normalize_axes(axis, x.ndim)
     eps = spec.check_eps(eps)
     shapes = [None if each is None else each.shape for each in parameters]
     varying = _check_shapes(x.shape, axes, *shapes)
-    others = {"residual": addend, "weight": weight, "bias": bias}
+    others = {"residual": addend, "gate": gate_values, "weight": weight, "bias": bias}
     if total is not None:
         arrays.check_output("total", total, x, **others)
     if out is not None:
@@ -116,15 +180,17 @@ def _checked(
         centered,
         bool(zero_centered_weight),
         (shapes[0], shapes[1]) if has_kept_axes else None,
+        gate_values,
+        gating,
     )
 
 
 @functools.lru_cache(maxsize=1024)
-def _check_residual(residual: arrays.Description, x: arrays.Description) -> None:
-    """Check type and shape. Success is cached, an error is not."""
-    types = (arrays.type_name(each[0]) for each in (residual, x))
-    spec.check_same_type("residual", *types, convert=arrays.convert)
-    spec.check_shape("residual", residual[1], x[1], of=f"x of shape {x[1]}")
+def _check_same(name: str, given: arrays.Description, x: arrays.Description) -> None:
+    """Check that type and shape are x's. Success is cached, an error is not."""
+    types = (arrays.type_name(each[0]) for each in (given, x))
+    spec.check_same_type(name, *types, convert=arrays.convert)
+    spec.check_shape(name, given[1], x[1], of=f"x of shape {x[1]}")
 
 
 @functools.lru_cache(maxsize=64)
@@ -165,6 +231,8 @@ class _Call(NamedTuple):
     centered: bool
     zero_centered_weight: bool
     parameter_shapes: ParameterShapes | None  # as in Stats
+    gate: Array | None
+    gating: Gating | None
 
     def new_stats_fields(self) -> StatsFields:
         """Allocate the statistics; those of empty rows are NaN."""
@@ -178,6 +246,8 @@ class _Call(NamedTuple):
         residual = new(shape, dtype=dtype) if centered else None
         parameter_type = None if parameter is None else parameter.dtype
         fields = mean, rstd, residual, self.axes, self.eps, parameter_type
+        if self.gating is not None:
+            return *fields, self.parameter_shapes, self.gating
         return fields if self.parameter_shapes is None else (*fields, self.parameter_shapes)
 
     def run(self, out: Array | None, statistics: _Statistics, total: Array | None = None) -> Array:
@@ -185,11 +255,12 @@ class _Call(NamedTuple):
         x = self.x
         y = _native.empty(x.shape, arrays.native_type(x.dtype)) if out is None else out
         if x.size and not self._run_kernel(x, np.asarray(y), statistics, total):
-            call = self if total is None else self._of_sum(total)
+            call = self if total is None else self.of_sum(total)
             call._write_in_blocks(np.asarray(y), statistics)
         return y
 
-    def _of_sum(self, total: Array) -> "_Call":
+    def of_sum(self, total: Array) -> "_Call":
+        """Write x + addend, and return the call on it."""
         assert self.addend is not None
         with np.errstate(all="ignore"):
             np.add(self.x, self.addend, out=total)
@@ -207,11 +278,13 @@ class _Call(NamedTuple):
 
     def _in_order(self, order: tuple[int, ...]) -> "_Call":
         axes, varying = (tuple(map(order.index, each)) for each in (self.axes, self.varying))
-        call = self._replace(x=self.x.transpose(order), axes=axes, varying=varying)
+        gate = None if self.gate is None else self.gate.transpose(order)
+        call = self._replace(x=self.x.transpose(order), gate=gate, axes=axes, varying=varying)
         return call._with_parameters(lambda each: each.transpose(order)) if varying else call
 
     def _of_block(self, block: Block) -> "_Call":
-        call = self._replace(x=self.x[block])
+        gate = None if self.gate is None else arrays.contiguous(self.gate[block])
+        call = self._replace(x=self.x[block], gate=gate)
         if not self.varying:
             return call
         cuts = enumerate(block)
@@ -253,4 +326,13 @@ class _Call(NamedTuple):
             residual,
             self.addend,
             total,
+            self.gate,
+            *gate_flags(self.gating),
         )
+
+
+def gate_flags(gating: Gating | None) -> tuple[bool, bool]:
+    """Return is_silu and norm_before_gate, as the kernels take them."""
+    if gating is None:
+        return False, False
+    return gating.activation == "silu", gating.norm_before_gate

@@ -12,8 +12,14 @@ import numpy.typing as npt
 from layernorm import spec
 from layernorm._native import try_backward, try_forward, try_forward_with_statistics
 from layernorm.numpy.arrays import Array
-from layernorm.numpy.backward import Gradients, backward
-from layernorm.numpy.forward import forward, forward_of_sum, forward_with_statistics
+from layernorm.numpy.backward import GatedGradients, Gradients, backward, backward_gated
+from layernorm.numpy.forward import (
+    Gate,
+    forward,
+    forward_gated,
+    forward_of_sum,
+    forward_with_statistics,
+)
 from layernorm.numpy.statistics import Stats, StatsFields
 
 
@@ -24,6 +30,9 @@ def layer_norm(
     bias: npt.ArrayLike | None = None,
     *,
     residual: None = None,
+    gate: npt.ArrayLike | None = None,
+    activation: str = "silu",
+    norm_before_gate: bool = True,
     axis: spec.Axis = -1,
     eps: SupportsFloat = 1e-5,
     out: Array | None = None,
@@ -37,6 +46,9 @@ def layer_norm(
     bias: npt.ArrayLike | None = None,
     *,
     residual: npt.ArrayLike,
+    gate: npt.ArrayLike | None = None,
+    activation: str = "silu",
+    norm_before_gate: bool = True,
     axis: spec.Axis = -1,
     eps: SupportsFloat = 1e-5,
     out: Array | None = None,
@@ -49,6 +61,9 @@ def layer_norm(
     bias: npt.ArrayLike | None = None,
     *,
     residual: npt.ArrayLike | None = None,
+    gate: npt.ArrayLike | None = None,
+    activation: str = "silu",
+    norm_before_gate: bool = True,
     axis: spec.Axis = -1,
     eps: SupportsFloat = 1e-5,
     out: Array | None = None,
@@ -66,9 +81,12 @@ def layer_norm(
             layer norm is `weight=scale[:, None], bias=shift[:, None], zero_centered_weight=True`.
             Of x's type, or both float32 for 16-bit x.
         residual: array of x's shape and type to add first: y is the norm of x + residual.
+        gate: array of x's shape and type to multiply y by, activated.
+        activation: of the gate z: "silu", z * sigmoid(z), or "sigmoid", 1 / (1 + exp(-z)).
+        norm_before_gate: y = norm(x) * activation(gate); if false, norm(x * activation(gate)).
         axis: int or ints; need not be the last, nor adjacent.
         eps: added to the variance, in units of x squared.
-        out: array of x's shape and type to write y to; may be `x` or `residual` itself.
+        out: array of x's shape and type to write y to; may be `x`, `residual` or `gate` itself.
         total: the same for x + residual.
         zero_centered_weight: multiply by 1 + weight; no effect without a weight.
     Returns: y, with x's shape and type: `out` if given, else a new C-contiguous array. With a
@@ -77,6 +95,11 @@ def layer_norm(
         overlaps another array; TypeError for types. Nothing has been written then.
     Source: Ba, Kiros and Hinton 2016, arXiv:1607.06450.
     """
+    if gate is not None:
+        gated = Gate(gate, activation, norm_before_gate)
+        return gated_norm(
+            x, residual, gated, weight, bias, axis, eps, out, total, True, zero_centered_weight
+        )
     if residual is not None or total is not None:
         return norm_of_sum(
             x, residual, weight, bias, axis, eps, out, total, True, zero_centered_weight
@@ -93,6 +116,9 @@ def rms_norm(
     weight: npt.ArrayLike | None = None,
     *,
     residual: None = None,
+    gate: npt.ArrayLike | None = None,
+    activation: str = "silu",
+    norm_before_gate: bool = True,
     axis: spec.Axis = -1,
     eps: SupportsFloat = 1e-6,
     out: Array | None = None,
@@ -105,6 +131,9 @@ def rms_norm(
     weight: npt.ArrayLike | None = None,
     *,
     residual: npt.ArrayLike,
+    gate: npt.ArrayLike | None = None,
+    activation: str = "silu",
+    norm_before_gate: bool = True,
     axis: spec.Axis = -1,
     eps: SupportsFloat = 1e-6,
     out: Array | None = None,
@@ -116,6 +145,9 @@ def rms_norm(
     weight: npt.ArrayLike | None = None,
     *,
     residual: npt.ArrayLike | None = None,
+    gate: npt.ArrayLike | None = None,
+    activation: str = "silu",
+    norm_before_gate: bool = True,
     axis: spec.Axis = -1,
     eps: SupportsFloat = 1e-6,
     out: Array | None = None,
@@ -127,12 +159,18 @@ def rms_norm(
     y = x / sqrt(mean(x**2) + eps) * weight
 
     Args:
-        x, weight, residual, axis, out, total, zero_centered_weight: as in `layer_norm`.
+        x, weight, residual, gate, activation, norm_before_gate, axis, out, total,
+            zero_centered_weight: as in `layer_norm`.
         eps: added to the mean square, in units of x squared.
     Returns: y, or (y, total), as `layer_norm` does.
     Raises: as `layer_norm` does.
     Source: Zhang and Sennrich 2019, arXiv:1910.07467.
     """
+    if gate is not None:
+        gated = Gate(gate, activation, norm_before_gate)
+        return gated_norm(
+            x, residual, gated, weight, None, axis, eps, out, total, False, zero_centered_weight
+        )
     if residual is not None or total is not None:
         return norm_of_sum(
             x, residual, weight, None, axis, eps, out, total, False, zero_centered_weight
@@ -150,6 +188,9 @@ def layer_norm_forward(
     bias: npt.ArrayLike | None = None,
     *,
     residual: None = None,
+    gate: npt.ArrayLike | None = None,
+    activation: str = "silu",
+    norm_before_gate: bool = True,
     axis: spec.Axis = -1,
     eps: SupportsFloat = 1e-5,
     out: Array | None = None,
@@ -163,6 +204,9 @@ def layer_norm_forward(
     bias: npt.ArrayLike | None = None,
     *,
     residual: npt.ArrayLike,
+    gate: npt.ArrayLike | None = None,
+    activation: str = "silu",
+    norm_before_gate: bool = True,
     axis: spec.Axis = -1,
     eps: SupportsFloat = 1e-5,
     out: Array | None = None,
@@ -175,6 +219,9 @@ def layer_norm_forward(
     bias: npt.ArrayLike | None = None,
     *,
     residual: npt.ArrayLike | None = None,
+    gate: npt.ArrayLike | None = None,
+    activation: str = "silu",
+    norm_before_gate: bool = True,
     axis: spec.Axis = -1,
     eps: SupportsFloat = 1e-5,
     out: Array | None = None,
@@ -188,6 +235,13 @@ def layer_norm_forward(
         returns, stats are those of the rows of x, or of total.
     Raises: as `layer_norm` does.
     """
+    if gate is not None:
+        y, total, fields = forward_gated(
+            *(x, residual, Gate(gate, activation, norm_before_gate), weight, bias, axis, eps),
+            *(out, total, True, zero_centered_weight),
+            save=True,
+        )
+        return (y, Stats(*fields)) if total is None else (y, total, Stats(*fields))
     if residual is not None or total is not None:
         y, total, fields = norm_of_sum_forward(
             x, residual, weight, bias, axis, eps, out, total, True, zero_centered_weight
@@ -203,6 +257,9 @@ def rms_norm_forward(
     weight: npt.ArrayLike | None = None,
     *,
     residual: None = None,
+    gate: npt.ArrayLike | None = None,
+    activation: str = "silu",
+    norm_before_gate: bool = True,
     axis: spec.Axis = -1,
     eps: SupportsFloat = 1e-6,
     out: Array | None = None,
@@ -215,6 +272,9 @@ def rms_norm_forward(
     weight: npt.ArrayLike | None = None,
     *,
     residual: npt.ArrayLike,
+    gate: npt.ArrayLike | None = None,
+    activation: str = "silu",
+    norm_before_gate: bool = True,
     axis: spec.Axis = -1,
     eps: SupportsFloat = 1e-6,
     out: Array | None = None,
@@ -226,6 +286,9 @@ def rms_norm_forward(
     weight: npt.ArrayLike | None = None,
     *,
     residual: npt.ArrayLike | None = None,
+    gate: npt.ArrayLike | None = None,
+    activation: str = "silu",
+    norm_before_gate: bool = True,
     axis: spec.Axis = -1,
     eps: SupportsFloat = 1e-6,
     out: Array | None = None,
@@ -238,6 +301,13 @@ def rms_norm_forward(
     Returns: as `layer_norm_forward` does; stats.mean is None.
     Raises: as `rms_norm` does.
     """
+    if gate is not None:
+        y, total, fields = forward_gated(
+            *(x, residual, Gate(gate, activation, norm_before_gate), weight, None, axis, eps),
+            *(out, total, False, zero_centered_weight),
+            save=True,
+        )
+        return (y, Stats(*fields)) if total is None else (y, total, Stats(*fields))
     if residual is not None or total is not None:
         y, total, fields = norm_of_sum_forward(
             x, residual, weight, None, axis, eps, out, total, False, zero_centered_weight
@@ -247,70 +317,150 @@ def rms_norm_forward(
     return y, Stats(*fields)
 
 
+@overload
 def layer_norm_backward(
     dy: npt.ArrayLike,
     x: npt.ArrayLike,
     stats: Stats,
     weight: npt.ArrayLike | None = None,
     *,
+    gate: None = None,
     dtotal: npt.ArrayLike | None = None,
     need_dx: bool = True,
     need_dweight: bool | None = None,
     need_dbias: bool = True,
+    need_dgate: bool = True,
     zero_centered_weight: bool = False,
-) -> tuple[Array | None, Array | None, Array | None]:
+) -> Gradients: ...
+@overload
+def layer_norm_backward(
+    dy: npt.ArrayLike,
+    x: npt.ArrayLike,
+    stats: Stats,
+    weight: npt.ArrayLike | None = None,
+    *,
+    gate: npt.ArrayLike,
+    dtotal: npt.ArrayLike | None = None,
+    need_dx: bool = True,
+    need_dweight: bool | None = None,
+    need_dbias: bool = True,
+    need_dgate: bool = True,
+    zero_centered_weight: bool = False,
+) -> GatedGradients: ...
+def layer_norm_backward(
+    dy: npt.ArrayLike,
+    x: npt.ArrayLike,
+    stats: Stats,
+    weight: npt.ArrayLike | None = None,
+    *,
+    gate: npt.ArrayLike | None = None,
+    dtotal: npt.ArrayLike | None = None,
+    need_dx: bool = True,
+    need_dweight: bool | None = None,
+    need_dbias: bool = True,
+    need_dgate: bool = True,
+    zero_centered_weight: bool = False,
+) -> Gradients | GatedGradients:
     """Return the gradients of a loss with respect to x, weight and bias, given that for y.
 
     With g = dy * weight, and means over the normalized axes:
     dx = rstd * (g - mean(g) - xhat * mean(g * xhat)), where xhat = (x - mean) * rstd;
     dweight = sum over the rows of dy * xhat;  dbias = sum over the rows of dy.
 
+    With a gate the same on n = norm(x), where y = n * act(gate): with dy * act(gate) for dy, and
+    dgate = dy * n * act'(gate). Or on u = x * act(gate), where y = norm(u): with du for dx,
+    dx = du * act(gate) and dgate = du * x * act'(gate).
+
     Args:
         dy: gradient with respect to y, of x's shape and type.
         x, weight, zero_centered_weight: as given to `layer_norm_forward`; if that had a residual,
             total instead of x.
         stats: the last result of `layer_norm_forward`.
+        gate: as given to `layer_norm_forward`.
         dtotal: gradient with respect to total, of x's shape and type, which is added to dx before
             dx is rounded; dx is then the gradient of both x and the residual. None means zero.
-        need_dx, need_dweight, need_dbias: which gradients to compute; need_dweight=None means
-            only if there is a weight.
-    Returns: (dx, dweight, dbias), None for those not needed: dx has x's shape and type, dweight
-        and dbias have the parameters' shapes and type (the normalized shape and x's type where
-        there were none).
+            With a gate in 16 bits, dx is rounded before and after.
+        need_dx, need_dweight, need_dbias, need_dgate: which gradients to compute;
+            need_dweight=None means only if there is a weight.
+    Returns: (dx, dweight, dbias), and with a gate (dx, dweight, dbias, dgate), None for those not
+        needed: dx and dgate have x's shape and type, dweight and dbias have the parameters' shapes
+        and type (the normalized shape and x's type where there were none).
     Raises: ValueError for shapes, TypeError for types, also if stats do not fit x.
     """
+    if gate is not None:
+        return backward_gated(
+            *(dy, x, stats, weight, gate, need_dx, need_dweight, need_dbias, need_dgate),
+            *(True, zero_centered_weight, dtotal),
+        )
     return norm_backward(
         dy, x, stats, weight, need_dx, need_dweight, need_dbias, True, zero_centered_weight, dtotal
     )
 
 
+@overload
 def rms_norm_backward(
     dy: npt.ArrayLike,
     x: npt.ArrayLike,
     stats: Stats,
     weight: npt.ArrayLike | None = None,
     *,
+    gate: None = None,
     dtotal: npt.ArrayLike | None = None,
     need_dx: bool = True,
     need_dweight: bool | None = None,
+    need_dgate: bool = True,
     zero_centered_weight: bool = False,
-) -> tuple[Array | None, Array | None]:
+) -> tuple[Array | None, Array | None]: ...
+@overload
+def rms_norm_backward(
+    dy: npt.ArrayLike,
+    x: npt.ArrayLike,
+    stats: Stats,
+    weight: npt.ArrayLike | None = None,
+    *,
+    gate: npt.ArrayLike,
+    dtotal: npt.ArrayLike | None = None,
+    need_dx: bool = True,
+    need_dweight: bool | None = None,
+    need_dgate: bool = True,
+    zero_centered_weight: bool = False,
+) -> Gradients: ...
+def rms_norm_backward(
+    dy: npt.ArrayLike,
+    x: npt.ArrayLike,
+    stats: Stats,
+    weight: npt.ArrayLike | None = None,
+    *,
+    gate: npt.ArrayLike | None = None,
+    dtotal: npt.ArrayLike | None = None,
+    need_dx: bool = True,
+    need_dweight: bool | None = None,
+    need_dgate: bool = True,
+    zero_centered_weight: bool = False,
+) -> tuple[Array | None, Array | None] | Gradients:
     """Return the gradients of a loss with respect to x and weight, given that for y.
 
     With g = dy * weight, xhat = x * rstd, and means over the normalized axes:
     dx = rstd * (g - xhat * mean(g * xhat));  dweight = sum over the rows of dy * xhat.
+    With a gate as in `layer_norm_backward`.
 
     Args:
-        dy, dtotal: as in `layer_norm_backward`.
+        dy, gate, dtotal: as in `layer_norm_backward`.
         x, weight, zero_centered_weight: as given to `rms_norm_forward`; if that had a residual,
             total instead of x.
         stats: the last result of `rms_norm_forward`.
-        need_dx, need_dweight: which gradients to compute; need_dweight=None means only if there is
-            a weight.
-    Returns: (dx, dweight), None for those not needed; shapes and types as in
-        `layer_norm_backward`.
+        need_dx, need_dweight, need_dgate: which gradients to compute; need_dweight=None means only
+            if there is a weight.
+    Returns: (dx, dweight), and with a gate (dx, dweight, dgate), None for those not needed; shapes
+        and types as in `layer_norm_backward`.
     Raises: ValueError for shapes, TypeError for types, also if stats do not fit x.
     """
+    if gate is not None:
+        dx, dweight, _, dgate = backward_gated(
+            *(dy, x, stats, weight, gate, need_dx, need_dweight, False, need_dgate),
+            *(False, zero_centered_weight, dtotal),
+        )
+        return dx, dweight, dgate
     dx, dweight, _ = norm_backward(
         dy, x, stats, weight, need_dx, need_dweight, False, False, zero_centered_weight, dtotal
     )
@@ -386,6 +536,27 @@ def norm_of_sum_forward(
     return results
 
 
+def gated_norm(
+    x: npt.ArrayLike,
+    residual: npt.ArrayLike | None,
+    gate: Gate,
+    weight: npt.ArrayLike | None,
+    bias: npt.ArrayLike | None,
+    axis: spec.Axis,
+    eps: SupportsFloat,
+    out: Array | None,
+    total: Array | None,
+    centered: bool,
+    zero_centered_weight: bool,
+) -> Array | tuple[Array, Array]:
+    """Return y of the gated norm, or (y, total) with a residual."""
+    y, total, _ = forward_gated(
+        *(x, residual, gate, weight, bias, axis, eps, out, total, centered, zero_centered_weight),
+        save=False,
+    )
+    return y if total is None else (y, total)
+
+
 def norm_backward(
     dy: npt.ArrayLike,
     x: npt.ArrayLike,
@@ -400,7 +571,7 @@ def norm_backward(
 ) -> Gradients:
     """Return (dx, dweight, dbias), of layer norm if `centered`, else of RMS norm."""
     gradients = None
-    if type(stats) is Stats and stats.parameter_shapes is None:
+    if type(stats) is Stats and stats.parameter_shapes is None and stats.gating is None:
         gradients = try_backward(
             dy,
             x,

@@ -10,7 +10,8 @@ from layernorm import spec
 from layernorm._native import try_layer_forward
 from layernorm.numpy import arrays
 from layernorm.numpy.arrays import Array
-from layernorm.numpy.forward import forward_with_statistics
+from layernorm.numpy.backward import backward_gated
+from layernorm.numpy.forward import Gate, forward_gated, forward_with_statistics
 from layernorm.numpy.functional import norm_backward, norm_of_sum_forward
 from layernorm.numpy.statistics import Stats, StatsFields
 
@@ -71,24 +72,60 @@ class _Norm:
         )
         has_bias = elementwise_affine and bias
         self.bias = Parameter(np.zeros(self.normalized_shape, dtype)) if has_bias else None
-        self._saved: tuple[npt.ArrayLike, StatsFields] | None = None
+        self._saved: tuple[npt.ArrayLike, npt.ArrayLike | None, StatsFields] | None = None
 
     @overload
-    def __call__(self, x: npt.ArrayLike, residual: None = None) -> Array: ...
-    @overload
-    def __call__(self, x: npt.ArrayLike, residual: npt.ArrayLike) -> tuple[Array, Array]: ...
     def __call__(
-        self, x: npt.ArrayLike, residual: npt.ArrayLike | None = None
+        self,
+        x: npt.ArrayLike,
+        residual: None = None,
+        gate: npt.ArrayLike | None = None,
+        *,
+        activation: str = "silu",
+        norm_before_gate: bool = True,
+    ) -> Array: ...
+    @overload
+    def __call__(
+        self,
+        x: npt.ArrayLike,
+        residual: npt.ArrayLike,
+        gate: npt.ArrayLike | None = None,
+        *,
+        activation: str = "silu",
+        norm_before_gate: bool = True,
+    ) -> tuple[Array, Array]: ...
+    def __call__(
+        self,
+        x: npt.ArrayLike,
+        residual: npt.ArrayLike | None = None,
+        gate: npt.ArrayLike | None = None,
+        *,
+        activation: str = "silu",
+        norm_before_gate: bool = True,
     ) -> Array | tuple[Array, Array]:
         """Return y, or with a residual (y, total): total is x + residual and y the norm of that.
 
-        The layer keeps what it normalized, x or total (not a copy), and its statistics for
-        `backward`.
+        The layer keeps what it normalized, x or total, and the gate (not copies), and its
+        statistics for `backward`.
+
+        Args:
+            x: array whose last sizes are the normalized shape.
+            residual, gate, activation, norm_before_gate: as in `layer_norm`.
         Raises: ValueError for shapes, TypeError for types.
         """
         weight = None if self.weight is None else self.weight.data
         bias = None if self.bias is None else self.bias.data
         shape, eps, centered = self.normalized_shape, self.eps, self._centered
+        if gate is not None:
+            x = arrays.as_array("x", x)
+            spec.check_trailing(repr(self), shape, x.shape)
+            gated = Gate(gate, activation, norm_before_gate)
+            axes = tuple(range(-len(shape), 0))
+            y, sum_of_x, fields = forward_gated(
+                x, residual, gated, weight, bias, axes, eps, None, None, centered, False, save=True
+            )
+            self._saved = (x if sum_of_x is None else sum_of_x), gate, fields
+            return y if sum_of_x is None else (y, sum_of_x)
         call = (weight, bias, shape, eps, None, centered, False)
         results = try_layer_forward(x, *call, residual, None)
         if results is None:
@@ -103,7 +140,7 @@ class _Norm:
                 )
             )
         y, *total, fields = results
-        self._saved = (total[0] if total else x), fields
+        self._saved = (total[0] if total else x), None, fields
         return (y, total[0]) if total else y
 
     def backward(self, dy: npt.ArrayLike, dtotal: npt.ArrayLike | None = None) -> Array:
@@ -113,33 +150,59 @@ class _Norm:
             dy: gradient with respect to y.
             dtotal: gradient with respect to total, if the call had a residual; dx is then the
                 gradient of both x and the residual.
-        Raises: ValueError before any call and for shapes, TypeError for types.
+        Raises: ValueError before any call, after one with a gate, and for shapes; TypeError for
+            types.
         """
+        x, gate, stats = self._last_call()
+        if gate is not None:
+            raise ValueError(
+                f"backward was called after a call of {self!r} with a gate, which has a gradient "
+                "too: call gated_backward"
+            )
+        given = (dy, x, stats, None if self.weight is None else self.weight.data)
+        needs = (True, self.weight is not None, self.bias is not None)
+        dx, dweight, dbias = norm_backward(*given, *needs, self._centered, False, dtotal)
+        self._accumulate(dweight, dbias)
+        assert dx is not None
+        return dx
+
+    def gated_backward(
+        self, dy: npt.ArrayLike, dtotal: npt.ArrayLike | None = None
+    ) -> tuple[Array, Array]:
+        """Return dx and dgate for the last call, and add to the parameters' gradients.
+
+        Args: as in `backward`.
+        Raises: as `backward` does, and ValueError after a call without a gate.
+        """
+        x, gate, stats = self._last_call()
+        if gate is None:
+            raise ValueError(
+                f"gated_backward was called after a call of {self!r} without a gate, expected one "
+                "with a gate: call backward"
+            )
+        given = (dy, x, stats, None if self.weight is None else self.weight.data, gate)
+        needs = (True, self.weight is not None, self.bias is not None, True)
+        gradients = backward_gated(*given, *needs, self._centered, False, dtotal)
+        dx, dweight, dbias, dgate = gradients
+        self._accumulate(dweight, dbias)
+        assert dx is not None
+        assert dgate is not None
+        return dx, dgate
+
+    def _last_call(self) -> tuple[npt.ArrayLike, npt.ArrayLike | None, Stats]:
         if self._saved is None:
             raise ValueError(
                 f"backward was called before any forward of {self!r}, expected a forward first "
                 "(a copied or unpickled layer has none): call the layer on x"
             )
-        x, fields = self._saved
-        weight, bias = self.weight, self.bias
-        dx, dweight, dbias = norm_backward(
-            dy,
-            x,
-            Stats(*fields),
-            None if weight is None else weight.data,
-            True,
-            weight is not None,
-            bias is not None,
-            self._centered,
-            False,
-            dtotal,
-        )
-        assert dx is not None
-        if weight is not None and dweight is not None:
-            weight.accumulate(dweight)
-        if bias is not None and dbias is not None:
-            bias.accumulate(dbias)
-        return dx
+        x, gate, fields = self._saved
+        return x, gate, Stats(*fields)
+
+    def _accumulate(self, dweight: Array | None, dbias: Array | None) -> None:
+        if self.weight is not None and dweight is not None:
+            self.weight.accumulate(dweight)
+        if self.bias is not None and dbias is not None:
+            self.bias.accumulate(dbias)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what pickle and copy keep: all but the last call, as large as its x."""

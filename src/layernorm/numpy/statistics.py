@@ -1,7 +1,7 @@
 """The statistics that a forward returns for its backward."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,7 +11,16 @@ from layernorm.numpy.arrays import Array
 # The shapes of weight and bias, None for one that is absent.
 ParameterShapes = tuple[spec.Shape | None, spec.Shape | None]
 
-# The arguments of Stats, in order; the last may be left out.
+
+class Gating(NamedTuple):
+    """How a gate was applied, for the backward: see `layer_norm`."""
+
+    activation: str
+    norm_before_gate: bool
+    bias: Array | None  # as given to the forward
+
+
+# The arguments of Stats, in order; the last two may be left out.
 StatsFields = tuple[Any, ...]
 
 
@@ -32,6 +41,7 @@ class Stats:
         eps: as given to the forward.
         parameter_type: the type of weight and bias; None if there was neither.
         parameter_shapes: the shapes of weight and bias, if one of them has kept axes too.
+        gating: how the gate was applied, if there was one.
     """
 
     mean: Array | None
@@ -41,3 +51,4 @@ class Stats:
     eps: float
     parameter_type: np.dtype[Any] | None = None
     parameter_shapes: ParameterShapes | None = None
+    gating: Gating | None = None

@@ -1,0 +1,360 @@
+// Norms with a gate: the usual kernels in the compute type, on a batch of rows at a time that stays
+// in the cache, and passes over its elements before and after. So x, the gate and the results are
+// read and written once, and rounded once.
+#pragma once
+
+void forward_units(const ForwardTask& task, int64_t begin, int64_t end);
+void backward_blocks(const BackwardTask& task, int64_t begin, int64_t end);
+void reduce_strips(const BackwardTask& task, int64_t begin, int64_t end);
+
+template <class From, class To>
+__attribute__((noinline)) void convert(const From* from, To* to, int64_t count, bool streamed) {
+  using C = Compute<From>;
+  constexpr int64_t W = lanes<C>;
+  int64_t at = 0;
+  for (; at + W <= count; at += W) {
+    if (streamed)
+      stream(to + at, load(from + at));
+    else
+      store(to + at, load(from + at));
+  }
+  if (at < count) store_first(to + at, load_first(from + at, count - at), count - at);
+}
+
+// Where neighboring elements are, and to[k] = from[k] * act(gate[k]).
+template <class From, class Stored, class To>
+struct TimesActivation {
+  using C = Compute<Stored>;
+
+  const From* from;
+  const Stored* gate;
+  To* to;
+  bool streamed;
+
+  template <bool silu, class Elements>
+  LAYERNORM_INLINE void step(const Elements& elements, int64_t at) const {
+    const Vector<C> act = activate<silu, C>(elements.read(gate + at)).value;
+    elements.write(to + at, elements.read(from + at) * act, streamed);
+  }
+};
+
+// The same of a product's gradient: with v the other factor, d_v[k] = d[k] * act(gate[k]) and
+// d_gate[k] = d[k] * v[k] * act'(gate[k]). A null d_v or d_gate is not wanted.
+template <class D, class V, class Stored, class ToV>
+struct ProductGradient {
+  using C = Compute<Stored>;
+
+  const D* d;
+  const V* v;
+  const Stored* gate;
+  ToV* d_v;
+  Stored* d_gate;
+  bool streamed_v, streamed_gate;
+
+  template <bool silu, class Elements>
+  LAYERNORM_INLINE void step(const Elements& elements, int64_t at) const {
+    const Activated<C> act = activate<silu, C>(elements.read(gate + at));
+    const Vector<C> d_here = elements.read(d + at), v_here = elements.read(v + at);
+    if (d_v) elements.write(d_v + at, d_here * act.value, streamed_v);
+    if (d_gate) elements.write(d_gate + at, d_here * v_here * act.derivative, streamed_gate);
+  }
+};
+
+// How a pass reads and writes: vectors, or the first elements of one.
+struct Whole {
+  template <class T>
+  Vector<Compute<T>> read(const T* from) const {
+    return load(from);
+  }
+  template <class T>
+  void write(T* to, Vector<Compute<T>> v, bool streamed) const {
+    if (streamed)
+      stream(to, v);
+    else
+      store(to, v);
+  }
+};
+struct First {
+  int64_t count;
+  template <class T>
+  Vector<Compute<T>> read(const T* from) const {
+    return load_first(from, count);
+  }
+  template <class T>
+  void write(T* to, Vector<Compute<T>> v, bool) const {
+    store_first(to, v, count);
+  }
+};
+
+template <bool silu, class Pass>
+__attribute__((noinline)) void apply_as(const Pass& pass, int64_t count) {
+  constexpr int64_t W = lanes<typename Pass::C>;
+  int64_t at = 0;
+  for (; at + W <= count; at += W) pass.template step<silu>(Whole{}, at);
+  if (at < count) pass.template step<silu>(First{count - at}, at);
+}
+template <class Pass>
+inline void apply(const Pass& pass, Activation activation, int64_t count) {
+  if (activation == Activation::silu)
+    apply_as<true>(pass, count);
+  else
+    apply_as<false>(pass, count);
+}
+
+// The rows of a batch, or of a tile, whose norm is computed in a buffer.
+template <class Stored>
+class GatedRows {
+ public:
+  using C = Compute<Stored>;
+
+  GatedRows(const Problem& problem, const Threads* threads)
+      : problem_(problem), parts_{problem.shape.cols, threads} {}
+
+  bool are_contiguous() const { return problem_.shape.inner == 1; }
+  int64_t elements(int64_t rows) const {
+    return problem_.shape.cols * (are_contiguous() ? rows : kTileRows);
+  }
+
+  // To units [first, first + count); of tiles, to one.
+  void move_to(int64_t first, int64_t count) {
+    first_ = first;
+    count_ = count;
+    if (are_contiguous()) return;
+    const int64_t inner = problem_.shape.inner, tiles = (inner + kTileRows - 1) / kTileRows;
+    outer_ = first / tiles;
+    inner_ = first % tiles * kTileRows;
+    rows_ = std::min(kTileRows, inner - inner_);
+  }
+
+  // The buffer as an array of the problem's shape, of which these rows alone are there.
+  Array in_buffer(C* buffer) const {
+    if (!are_contiguous()) return {moved(buffer, -inner_), {}, kTileRows};
+    const Shape& shape = problem_.shape;
+    Array array = {moved(buffer, -first_ * shape.cols), {shape.cols}, 1};
+    int64_t stride = shape.outer / shape.runs() * shape.cols;
+    for (int axis = kAround - 1; axis >= 0; --axis) {
+      array.strides.around[axis] = stride;
+      stride *= shape.around[axis];
+    }
+    return array;
+  }
+
+  // Neighboring elements: of a row, or of a column of a tile.
+  struct Run {
+    const Shape& shape;
+    int64_t outer, inner, col;
+    int64_t at;  // in a buffer
+    int64_t count;
+
+    template <class T = Stored>
+    T* of(const Array& array) const {
+      if (!array.data) return nullptr;
+      return static_cast<T*>(array.data) + offset_of(shape, array.strides, outer) + inner +
+             col * array.col_stride;
+    }
+  };
+  // Calls f(run) for all runs of columns [begin, end).
+  template <class F>
+  void each_run(int64_t begin, int64_t end, const F& f) const {
+    const Shape& shape = problem_.shape;
+    if (are_contiguous()) {
+      for (int64_t k = 0; k < count_; ++k)
+        f(Run{shape, first_ + k, 0, begin, k * shape.cols + begin, end - begin});
+    } else {
+      for (int64_t col = begin; col < end; ++col)
+        f(Run{shape, outer_, inner_, col, col * kTileRows, rows_});
+    }
+  }
+  template <class F>
+  void each_run(const F& f) const {
+    parts_.each([&](int64_t, int64_t begin, int64_t end) { each_run(begin, end, f); });
+  }
+
+ private:
+  // As an integer: the array's first element may lie far outside the buffer.
+  static void* moved(C* buffer, int64_t elements) {
+    return reinterpret_cast<void*>(reinterpret_cast<uintptr_t>(buffer) +
+                                   static_cast<uintptr_t>(elements * int64_t{sizeof(C)}));
+  }
+
+  const Problem& problem_;
+  const Parts parts_;
+  int64_t first_ = 0, count_ = 0;
+  int64_t outer_ = 0, inner_ = 0, rows_ = 0;
+};
+
+template <class T>
+inline bool can_stream(bool wanted, const T* to) {
+  return wanted && is_aligned_for_streaming(to);
+}
+
+// y = norm(x) * act(gate), or norm(x * act(gate)).
+template <class Stored>
+void forward_gated(const ForwardTask& task, int64_t begin, int64_t end) {
+  using C = Compute<Stored>;
+  using Run = typename GatedRows<Stored>::Run;
+  const Forward& job = *task.job;
+  const Gate& gate = job.gate;
+  GatedRows<Stored> rows(job.problem, task.threads);
+  const int64_t batch_rows =
+      rows.are_contiguous() ? rows_per_batch<C>(job.problem.shape.cols, Cache::third_level) : 1;
+  const int64_t bytes = rows.elements(batch_rows) * int64_t{sizeof(C)};
+  Workspace workspace(Workspace::needed_for(bytes));
+  if (!workspace) return task.status->store(Status::out_of_memory);
+  C* const buffer = static_cast<C*>(workspace.take(bytes));
+  Forward norm = job;
+  norm.problem.type = compute_type(job.problem.type);
+  norm.gate = {};
+  ForwardTask of_norm = task;
+  of_norm.job = &norm;
+  of_norm.cache = Cache::second_level;
+  of_norm.prefetch = of_norm.stream = false;
+  for (int64_t first = begin; first < end; first += batch_rows) {
+    const int64_t count = std::min(batch_rows, end - first);
+    rows.move_to(first, count);
+    rows.each_run([&](const Run& run) {
+      const Stored* const x = run.of(job.problem.x);
+      if (gate.norm_first)
+        convert(x, buffer + run.at, run.count, false);
+      else
+        apply(TimesActivation<Stored, Stored, C>{x, run.of(gate.values), buffer + run.at, false},
+              gate.activation, run.count);
+    });
+    norm.problem.x = norm.y = rows.in_buffer(buffer);
+    forward_units(of_norm, first, first + count);
+    rows.each_run([&](const Run& run) {
+      Stored* const y = run.of(job.y);
+      const bool streamed = can_stream(task.stream, y);
+      if (gate.norm_first)
+        apply(TimesActivation<C, Stored, Stored>{buffer + run.at, run.of(gate.values), y, streamed},
+              gate.activation, run.count);
+      else
+        convert(buffer + run.at, y, run.count, streamed);
+    });
+  }
+  if (task.stream) finish_streaming();
+}
+
+// The backward of these. The norm's input u is x, or x * act(gate), and its gradient
+// dn is dy * act(gate), or dy.
+template <class Stored>
+class GatedBackward : public Around {
+ public:
+  using C = Compute<Stored>;
+  using Run = typename GatedRows<Stored>::Run;
+
+  explicit GatedBackward(const BackwardTask& task)
+      : task_(task),
+        job_(*task.job),
+        rows_(job_.problem, task.threads),
+        batch_rows_(rows_.are_contiguous() ? rows_per_backward_batch<C>(job_.problem.shape.cols)
+                                           : 1),
+        bytes_(rows_.elements(batch_rows_) * int64_t{sizeof(C)}),
+        workspace_(2 * Workspace::needed_for(bytes_)) {
+    if (!workspace_) {
+      *task.status = Status::out_of_memory;
+      return;
+    }
+    u_ = static_cast<C*>(workspace_.take(bytes_));
+    dn_ = static_cast<C*>(workspace_.take(bytes_));
+    norm_.problem.type = compute_type(job_.problem.type);
+    norm_.gate = {};
+    norm_.dgate = {};
+    norm_.dtotal = {};
+    of_norm_.job = &norm_;
+    of_norm_.prefetch = of_norm_.stream = false;
+    of_norm_.around = this;
+    move_to(0, 0);
+  }
+  explicit operator bool() const { return static_cast<bool>(workspace_); }
+
+  // The task of the norm alone.
+  const BackwardTask& of_norm() const { return of_norm_; }
+
+  void prepare(int64_t first, int64_t count, int64_t begin, int64_t end) override {
+    move_to(first, count);
+    rows_.each_run(begin, end, [&](const Run& run) { prepare(run); });
+  }
+
+  void before(int64_t first, int64_t count) override {
+    move_to(first, count);
+    if (!job_.gate.norm_first || !job_.dgate.data)
+      return rows_.each_run([&](const Run& run) { prepare(run); });
+    rows_.each_run(
+        [&](const Run& run) { convert(run.of(job_.problem.x), u_ + run.at, run.count, false); });
+    normalize(first, count);
+    rows_.each_run([&](const Run& run) {
+      Stored* const dgate = run.of(job_.dgate);
+      C* const n = dn_ + run.at;
+      apply(ProductGradient<Stored, C, Stored, C>{run.of(job_.dy), n, run.of(job_.gate.values), n,
+                                                  dgate, false, can_stream(task_.stream, dgate)},
+            job_.gate.activation, run.count);
+    });
+  }
+
+  void after() override {
+    rows_.each_run([&](const Run& run) {
+      Stored *const dx = run.of(job_.dx), *const dgate = run.of(job_.dgate);
+      const C* const du = u_ + run.at;
+      const bool streamed = can_stream(task_.stream, dx);
+      if (!job_.gate.norm_first)
+        apply(ProductGradient<C, Stored, Stored, Stored>{du, run.of(job_.problem.x),
+                                                         run.of(job_.gate.values), dx, dgate,
+                                                         streamed, can_stream(task_.stream, dgate)},
+              job_.gate.activation, run.count);
+      else if (dx)
+        convert(du, dx, run.count, streamed);
+    });
+  }
+
+ private:
+  void move_to(int64_t first, int64_t count) {
+    rows_.move_to(first, count);
+    norm_.problem.x = rows_.in_buffer(u_);
+    norm_.dy = rows_.in_buffer(dn_);
+    const bool wants_du = job_.dx.data || (job_.dgate.data && !job_.gate.norm_first);
+    norm_.dx = wants_du ? norm_.problem.x : Array{};
+  }
+
+  void prepare(const Run& run) const {
+    const Stored *const x = run.of(job_.problem.x), *const dy = run.of(job_.dy);
+    C *const u = u_ + run.at, *const dn = dn_ + run.at;
+    const Stored* const gate = run.of(job_.gate.values);
+    const bool norm_first = job_.gate.norm_first;
+    apply(TimesActivation<Stored, Stored, C>{norm_first ? dy : x, gate, norm_first ? dn : u, false},
+          job_.gate.activation, run.count);
+    convert(norm_first ? x : dy, norm_first ? u : dn, run.count, false);
+  }
+
+  // Writes the norm of u, which dgate needs, where dn will be.
+  void normalize(int64_t first, int64_t count) const {
+    Forward norm = {norm_.problem, job_.bias, norm_.dy};
+    norm.problem.statistics.mean = norm.problem.statistics.rstd = nullptr;
+    norm.problem.statistics.residual = nullptr;
+    forward_units({&norm, task_.weight, task_.bias, Cache::second_level, false, false,
+                   task_.threads, task_.status},
+                  first, first + count);
+  }
+
+  const BackwardTask& task_;
+  const Backward& job_;
+  GatedRows<Stored> rows_;
+  const int64_t batch_rows_, bytes_;
+  Workspace workspace_;
+  C *u_ = nullptr, *dn_ = nullptr;
+  Backward norm_ = job_;
+  BackwardTask of_norm_ = task_;
+};
+
+template <class Stored>
+void backward_gated(const BackwardTask& task, int64_t begin, int64_t end) {
+  const GatedBackward<Stored> gated(task);
+  if (gated) backward_blocks(gated.of_norm(), begin, end);
+  if (task.stream) finish_streaming();
+}
+
+template <class Stored>
+void reduce_gated(const BackwardTask& task, int64_t begin, int64_t end) {
+  const GatedBackward<Stored> gated(task);
+  if (gated) reduce_strips(gated.of_norm(), begin, end);
+}
