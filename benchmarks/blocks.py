@@ -40,6 +40,18 @@ class Attention(nn.Module):
         return self.output(attended.transpose(1, 2).flatten(2))
 
 
+class Convolution(nn.Module):
+    """Mixes each channel over four tokens, and not with later ones."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv1d(width, width, 4, groups=width, padding=3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what the norm is given."""
+        return self.convolution(x.mT)[..., : x.shape[1]].mT.contiguous()
+
+
 def perceptron(width: int) -> nn.Module:
     """Return the usual two layers."""
     return nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
@@ -105,7 +117,45 @@ class FusedAdaptive(Adaptive):
         return (x + gate2 * self.perceptron(y),)
 
 
-BLOCKS = {"pre-norm": (PreNorm, FusedPreNorm), "DiT": (Adaptive, FusedAdaptive)}
+class Mixer(nn.Module):
+    """The end of Mamba2's mixer: a norm of the gated result of the scan, and the output."""
+
+    def __init__(self, width: int, branches: Branches) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(width, eps=1e-5)
+        self.scan, self.output = branches
+
+    def forward(self, x: Tensor, gate: Tensor) -> tuple[Tensor]:
+        """Return the mixer's result; in 16 bits the norm is taken in float32, as in Mamba2."""
+        y = self.scan(x).float() * nn.functional.silu(gate.float())
+        y = nn.functional.rms_norm(y, self.norm.normalized_shape, None, self.norm.eps)
+        return (self.output(self.norm.weight * y.to(x.dtype)),)
+
+
+class FusedMixer(Mixer):
+    """The same: gate and norm are one call."""
+
+    def __init__(self, width: int, branches: Branches) -> None:
+        super().__init__(width, branches)
+        self.norm = ln.RMSNorm(width, eps=1e-5)
+
+    def forward(self, x: Tensor, gate: Tensor) -> tuple[Tensor]:
+        """Return the mixer's result."""
+        return (self.output(self.norm(self.scan(x), gate=gate, norm_before_gate=False)),)
+
+
+BLOCKS = {
+    "pre-norm": (PreNorm, FusedPreNorm),
+    "DiT": (Adaptive, FusedAdaptive),
+    "Mamba2": (Mixer, FusedMixer),
+}
+
+
+def branches_of(name: str, width: int) -> Branches:
+    """Return what comes between the norms; for Mamba2's scan a causal convolution stands in."""
+    if name == "Mamba2":
+        return Convolution(width), nn.Linear(width, width // 2)
+    return Attention(width), perceptron(width)
 
 
 def main() -> None:
@@ -120,7 +170,7 @@ def main() -> None:
     print("|---|---|---|--:|--:|--:|")
     for name, kinds in BLOCKS.items():
         for part, branches in (
-            ("whole", (Attention(width), perceptron(width))),
+            ("whole", branches_of(name, width)),
             ("norms", (nn.Identity(), nn.Identity())),
         ):
             for type_name, dtype in TYPES.items():
@@ -136,7 +186,7 @@ def measure(
     name: str, blocks: list[nn.Module], shape: tuple[int, ...], dtype: torch.dtype
 ) -> dict[str, Any]:
     """Return the times of both blocks, after a check that their results are the same."""
-    second = shape if name == "pre-norm" else (shape[0], 6, shape[2])
+    second = (shape[0], 6, shape[2]) if name == "DiT" else shape
     inputs = [torch.randn(each).to(dtype).requires_grad_() for each in (shape, second)]
     results = [block(*inputs) for block in blocks]
     tolerance = 1e-4 if dtype == torch.float32 else 0.25

@@ -10,6 +10,8 @@ one call of ours.
     adaptive   layer_norm(x) * (1 + scale) + shift, eight samples, a scale and a shift for each
     heads      RMS norm of the queries in a projection that holds keys and values too, 128 columns
     each head  the same with a weight for each head
+    gate       rms_norm(x) * silu(gate)
+    gate first rms_norm(x * silu(gate)), as in Mamba2
 """
 
 import argparse
@@ -162,7 +164,44 @@ def _queries(rows: int, cols: int, dtype: torch.dtype, weight: Tensor) -> Kind:
     return Kind((query, weight), composition, unfused, fused)
 
 
-KINDS = {"residual": residual, "adaptive": adaptive, "heads": heads, "each head": each_head}
+def gate(rows: int, cols: int, dtype: torch.dtype) -> Kind:
+    """RMS norm times an activated gate."""
+    return _gated(rows, cols, dtype, norm_before_gate=True)
+
+
+def gate_first(rows: int, cols: int, dtype: torch.dtype) -> Kind:
+    """RMS norm of a product with an activated gate."""
+    return _gated(rows, cols, dtype, norm_before_gate=False)
+
+
+def _gated(rows: int, cols: int, dtype: torch.dtype, *, norm_before_gate: bool) -> Kind:
+    x, gate = (torch.randn(rows, cols).to(dtype) for _ in range(2))
+    weight = torch.randn(cols).to(dtype)
+
+    def with_product(norm: Function) -> Function:
+        def way(x: Tensor, gate: Tensor, weight: Tensor) -> Tensor:
+            act = torch.nn.functional.silu(gate)
+            if norm_before_gate:
+                return norm(x, (cols,), weight, 1e-6) * act
+            return norm(x * act, (cols,), weight, 1e-6)
+
+        return way
+
+    def fused(x: Tensor, gate: Tensor, weight: Tensor) -> Tensor:
+        return ln.rms_norm(x, (cols,), weight, 1e-6, gate=gate, norm_before_gate=norm_before_gate)
+
+    norms = torch.nn.functional.rms_norm, ln.rms_norm
+    return Kind((x, gate, weight), *map(with_product, norms), fused)
+
+
+KINDS = {
+    "residual": residual,
+    "adaptive": adaptive,
+    "heads": heads,
+    "each head": each_head,
+    "gate": gate,
+    "gate first": gate_first,
+}
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ minutes do not suffice for are omitted.
 Providers: ours, PyTorch's own (ATen), torch.compile, and Liger and quack where they are installed.
 Two timings: `device`, a CUDA graph of calls on inputs rotated through three times the second-level
 cache; `eager`, wall time a call. Medians over rounds in which the providers take turns. Useful
-bytes: 2 rows cols itemsize forward, 3 backward; with a residual 4 each. A provider whose result is
-wrong is timed and marked. --dry-run does the checks on small problems in Triton's interpreter and
-times nothing.
+bytes: 2 rows cols itemsize forward, 3 backward; with a residual 4 each, with a gate 3 and 5. A
+provider whose result is wrong is timed and marked. --dry-run does the checks on small problems in
+Triton's interpreter and times nothing.
 Where there is no git, LAYERNORM_COMMIT says what was measured.
 """
 
@@ -121,14 +121,19 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def with_each(cells: list[Cell]) -> list[Cell]:
+    """Return these cells with a residual, and with a gate."""
+    return [cell._replace(**{each: True}) for each in ("residual", "gate") for cell in cells]
+
+
 def cells_in_order(*, dry_run: bool) -> list[Cell]:
     """List the cells, the most important ones first."""
     works = ("forward", "backward", "both")
     if dry_run:
         sizes = itertools.product(("check", *works), DTYPES, (1, 5), (64, 769))
         cells = [Cell(*cell) for cell in sizes if cell[0] != "check" or cell[2] == 5]
-        of_sums = itertools.product(works[:2], DTYPES, (5,), (64, 769))
-        return cells + [Cell(*cell, residual=True) for cell in of_sums]
+        fused = [Cell(*cell) for cell in itertools.product(works[:2], DTYPES, (5,), (64, 769))]
+        return cells + with_each(fused)
     # a check for each kind of tile
     checks = [
         Cell("check", dtype, 37, cols)
@@ -139,8 +144,8 @@ def cells_in_order(*, dry_run: bool) -> list[Cell]:
         for dtype, rows, cols, work in itertools.product(DTYPES, ROWS, COLS, works)
         if rows * cols <= MOST_ELEMENTS
     ]
-    of_sums = itertools.product(works[:2], DTYPES, ROWS[:2], COLS[:3])
-    cells += [Cell(*cell, _is_compiled(*cell), residual=True) for cell in of_sums]
+    sizes = itertools.product(works[:2], DTYPES, ROWS[:2], COLS[:3])
+    cells += with_each([Cell(*cell, _is_compiled(*cell)) for cell in sizes])
 
     def wanted(cell: Cell) -> tuple[bool, int]:
         small = cell.rows <= 8192 and cell.cols <= 4096
@@ -209,7 +214,7 @@ def _alone(function: Callable[..., Any], *arguments: Any) -> Any:
 def compile_ahead(cells: list[Cell], deadline: float) -> str:
     """Compile kernels on all processors, so that the one process that times finds them cached."""
     wanted = dict.fromkeys(
-        Cell("both", cell.dtype, 2, cell.cols, residual=cell.residual) for cell in cells
+        cell._replace(work="both", rows=2, with_compiler=False) for cell in cells
     )
     processes = max(1, min(12, (os.cpu_count() or 2) - 2))
     pool = concurrent.futures.ProcessPoolExecutor(processes, mp_context=SPAWN)
@@ -236,7 +241,7 @@ def tests(seconds: float) -> dict[str, Any]:
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-v", "--tb=short", "--maxfail=30"]
     command += ["-p", "no:cacheprovider", "-o", "filterwarnings=", *jobs]
     # the tests of what the interpreter cannot show come first
-    names = ("gpu", "same_bits", "members", "residual", "torch", "contract")
+    names = ("gpu", "same_bits", "members", "residual", "gate", "torch", "contract")
     command += [f"tests/triton/test_triton_{name}.py" for name in names]
     process = subprocess.Popen(
         command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT

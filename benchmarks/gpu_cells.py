@@ -18,7 +18,8 @@ from torch import Tensor
 # Largest error that counts as right, in units in the last place of the type at the result's size.
 RIGHT = {"float32": 32, "bfloat16": 2, "float16": 2}
 
-_OF_SUMS = ("layernorm", "aten", "torch.compile")  # providers that are measured with a residual
+# Providers that are measured with a residual or a gate.
+_FUSING = ("layernorm", "aten", "torch.compile")
 
 
 def work(answers: Connection, cells: list[Cell], dry_run: bool, rounds: int) -> None:
@@ -62,14 +63,22 @@ def providers(*, dry_run: bool) -> Iterator[dict[str, Norm]]:
     import layernorm.torch as ours
     from layernorm.torch.gpu import operators as gpu
 
-    def aten(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None = None) -> Any:
+    def aten(
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        residual: Tensor | None = None,
+        gate: Tensor | None = None,
+    ) -> Any:
+        if gate is not None:
+            return F.layer_norm(x, weight.shape, weight, bias) * F.silu(gate)
         if residual is None:
             return F.layer_norm(x, weight.shape, weight, bias)
         total = x + residual
         return F.layer_norm(total, weight.shape, weight, bias), total
 
-    def our_own(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None = None) -> Any:
-        return ours.layer_norm(x, weight.shape, weight, bias, residual=residual, axis=-1)
+    def our_own(x: Tensor, weight: Tensor, bias: Tensor, **beside: Tensor) -> Any:
+        return ours.layer_norm(x, weight.shape, weight, bias, axis=-1, **beside)
 
     norms: dict[str, Norm] = {"layernorm": our_own, "aten": aten}
     if dry_run:  # our GPU kernels, interpreted, in place of those for the CPU
@@ -93,7 +102,8 @@ def _measure(cell: Cell, norms: dict[str, Norm], dry_run: bool, rounds: int) -> 
     device = "cpu" if dry_run else "cuda"
     if cell.work == "check":
         return checks(cell, norms["layernorm"], device)
-    norms = {name: norm for name, norm in norms.items() if not cell.residual or name in _OF_SUMS}
+    if cell.residual or cell.gate:
+        norms = {name: norm for name, norm in norms.items() if name in _FUSING}
     if not cell.with_compiler:
         norms.pop("torch.compile", None)
     else:
@@ -129,7 +139,7 @@ def _time(
         runs: dict[str, list[Callable[[], Any]]] = {}
         for name, norm in norms.items():
             if "cannot" not in found[name]:
-                ys = [norm(*each.inputs) if cell.work == "backward" else None for each in sets]
+                ys = [each.forward(norm) if cell.work == "backward" else None for each in sets]
                 pairs = zip(sets, ys, strict=True)
                 runs[name] = [functools.partial(call, cell, norm, each, y) for each, y in pairs]
         halves = [

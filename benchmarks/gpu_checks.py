@@ -34,9 +34,18 @@ def error(cell: Cell, got: Any, given: Problem) -> float:
         x = x - x.mean(-1, keepdim=True)
         rstd = (x.square().mean(-1, keepdim=True) + 1e-5).rsqrt()
         xhat = x * rstd
+        n = xhat * weight + bias
+        act = torch.ones((), device=x.device)
+        if given.gate is not None:
+            gate = given.gate[rows].detach().double()
+            sigmoid = gate.sigmoid()
+            act = gate * sigmoid
         if cell.work == "forward":
-            compare(0, results[0][rows], xhat * weight + bias)
+            compare(0, results[0][rows], n * act)
             continue
+        if given.gate is not None:
+            compare(3, results[3][rows], dy * n * sigmoid * (1 + gate * (1 - sigmoid)))
+        dy = dy * act
         g = dy * weight
         means = g.mean(-1, keepdim=True), (g * xhat).mean(-1, keepdim=True)
         dx = rstd * (g - means[0] - xhat * means[1])

@@ -35,7 +35,7 @@ def _lines(
 ) -> dict[str, list[tuple[int, float]]]:
     lines: dict[str, list[tuple[int, float]]] = {}
     for cell in cells:
-        key = cell["work"], cell["dtype"], cell["rows"], cell["residual"]
+        key = cell["work"], cell["dtype"], cell["rows"], cell["residual"] or cell["gate"]
         if key != (kind, dtype, rows, False):
             continue
         for name, each in cell["providers"].items():

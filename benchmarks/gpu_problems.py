@@ -9,7 +9,7 @@ from torch import Tensor
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-# (x, weight, bias) -> y; (x, weight, bias, residual) -> y, total
+# (x, weight, bias) -> y; with residual= y and total; with gate= y times silu(gate)
 Norm = Callable[..., Any]
 
 
@@ -20,16 +20,22 @@ class Cell(NamedTuple):
     cols: int
     with_compiler: bool = False  # torch.compile takes seconds a cell
     residual: bool = False
+    gate: bool = False
 
     @property
     def name(self) -> str:
-        of_sum = " residual" if self.residual else ""
-        return f"{self.work}{of_sum} {self.dtype} {self.rows}x{self.cols}"
+        beside = " residual" if self.residual else " gate" if self.gate else ""
+        return f"{self.work}{beside} {self.dtype} {self.rows}x{self.cols}"
 
     @property
     def useful_bytes(self) -> int:
-        passes = {"forward": (2, 4), "backward": (3, 4), "both": (5, 8)}[self.work]
-        return passes[self.residual] * self.rows * self.cols * DTYPES[self.dtype].itemsize
+        plain, residual, gate = {
+            "forward": (2, 4, 3),
+            "backward": (3, 4, 5),
+            "both": (5, 8, 8),
+        }[self.work]
+        passes = residual if self.residual else gate if self.gate else plain
+        return passes * self.rows * self.cols * DTYPES[self.dtype].itemsize
 
 
 class Problem(NamedTuple):
@@ -39,10 +45,19 @@ class Problem(NamedTuple):
     dy: Tensor
     residual: Tensor | None = None
     dtotal: Tensor | None = None
+    gate: Tensor | None = None
+
+    @property
+    def beside(self) -> dict[str, Tensor]:
+        given = {"residual": self.residual, "gate": self.gate}
+        return {name: each for name, each in given.items() if each is not None}
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
-        return self[:3] if self.residual is None else (*self[:3], self.residual)
+        return (*self[:3], *self.beside.values())
+
+    def forward(self, norm: Norm) -> Any:
+        return norm(*self[:3], **self.beside)
 
 
 def make(cell: Cell, device: str, seed: int) -> Problem:
@@ -54,6 +69,9 @@ def make(cell: Cell, device: str, seed: int) -> Problem:
     arrays = ordinary_arrays(normal, (cell.rows, cell.cols), mean=0.5)
     *leaves, dy = (each.to(DTYPES[cell.dtype]) for each in arrays)
     given = (*(each.requires_grad_() for each in leaves), dy)
+    if cell.gate:
+        gate = normal((cell.rows, cell.cols)).to(dy.dtype)
+        return Problem(*given, gate=gate.requires_grad_())
     if not cell.residual:
         return Problem(*given)
     residual, dtotal = (normal((cell.rows, cell.cols)).to(dy.dtype) for _ in range(2))
@@ -62,10 +80,9 @@ def make(cell: Cell, device: str, seed: int) -> Problem:
 
 def call(cell: Cell, norm: Norm, given: Problem, y: Any = None) -> Any:
     """Do the work; a backward takes the results of an earlier forward."""
-    inputs = given.inputs
     if cell.work == "forward":
         with torch.no_grad():
-            return norm(*inputs)
-    y = norm(*inputs) if y is None else y
+            return given.forward(norm)
+    y = given.forward(norm) if y is None else y
     gradients = given.dy if given.dtotal is None else (given.dy, given.dtotal)
-    return torch.autograd.grad(y, inputs, gradients, retain_graph=cell.work == "backward")
+    return torch.autograd.grad(y, given.inputs, gradients, retain_graph=cell.work == "backward")

@@ -136,7 +136,7 @@ struct Forward {
   // x is first written: their sum, rounded to the type. Either may be x itself. Data null: x is
   // given.
   Array addends[2] = {};
-  Gate gate = {};  // beside it, no addends; y does not overlap it
+  Gate gate = {};  // beside it, no addends; y may be it, or does not overlap it
 
   bool adds() const { return addends[0].data != nullptr; }
 };

@@ -57,7 +57,7 @@ struct Axes {
 };
 
 // The most tensors of x's sizes that one call has.
-constexpr int kMostTensors = 5;
+constexpr int kMostTensors = 6;
 
 // A tensor that the kernels read or write, its strides in the order of an Order.
 struct Ordered {

@@ -101,12 +101,28 @@ inline void apply(const Pass& pass, Activation activation, int64_t count) {
     apply_as<false>(pass, count);
 }
 
-// The rows of a batch, or of a tile, whose norm is computed in a buffer.
-template <class Stored>
+// Neighboring elements: of a row, or of a column of a tile.
+struct Span {
+  const Shape& shape;
+  int64_t outer, inner, col;
+  int64_t at;  // in a buffer
+  int64_t count;
+
+  template <class T>
+  T* of(const Array& array) const {
+    return array.data ? static_cast<T*>(array.data) + offset_in(array) : nullptr;
+  }
+
+ private:
+  __attribute__((noinline)) int64_t offset_in(const Array& array) const {
+    return offset_of(shape, array.strides, outer) + inner + col * array.col_stride;
+  }
+};
+
+// The rows of a batch, or of a tile, whose norm is computed in a buffer of C.
+template <class C>
 class GatedRows {
  public:
-  using C = Compute<Stored>;
-
   GatedRows(const Problem& problem, const Threads* threads)
       : problem_(problem), parts_{problem.shape.cols, threads} {}
 
@@ -139,38 +155,44 @@ class GatedRows {
     return array;
   }
 
-  // Neighboring elements: of a row, or of a column of a tile.
-  struct Run {
-    const Shape& shape;
-    int64_t outer, inner, col;
-    int64_t at;  // in a buffer
-    int64_t count;
-
-    template <class T = Stored>
-    T* of(const Array& array) const {
-      if (!array.data) return nullptr;
-      return static_cast<T*>(array.data) + offset_of(shape, array.strides, outer) + inner +
-             col * array.col_stride;
-    }
-  };
-  // Calls f(run) for all runs of columns [begin, end).
+  // Calls f(span) for all spans of columns [begin, end), or of all columns, on the threads.
   template <class F>
-  void each_run(int64_t begin, int64_t end, const F& f) const {
-    const Shape& shape = problem_.shape;
-    if (are_contiguous()) {
-      for (int64_t k = 0; k < count_; ++k)
-        f(Run{shape, first_ + k, 0, begin, k * shape.cols + begin, end - begin});
-    } else {
-      for (int64_t col = begin; col < end; ++col)
-        f(Run{shape, outer_, inner_, col, col * kTileRows, rows_});
-    }
+  void each_span(int64_t begin, int64_t end, const F& f) const {
+    each_span(begin, end, Call::of(f));
   }
   template <class F>
-  void each_run(const F& f) const {
-    parts_.each([&](int64_t, int64_t begin, int64_t end) { each_run(begin, end, f); });
+  void each_span(const F& f) const {
+    each_span_of_parts(Call::of(f));
   }
 
  private:
+  // A function of a span. Not a template argument of what calls it, of which there is one copy so.
+  struct Call {
+    void (*function)(const void* context, const Span& span);
+    const void* context;
+
+    template <class F>
+    static Call of(const F& f) {
+      return {
+          [](const void* context, const Span& span) { (*static_cast<const F*>(context))(span); },
+          &f};
+    }
+  };
+  __attribute__((noinline)) void each_span(int64_t begin, int64_t end, const Call& call) const {
+    const Shape& shape = problem_.shape;
+    if (are_contiguous()) {
+      for (int64_t k = 0; k < count_; ++k)
+        call.function(call.context,
+                      {shape, first_ + k, 0, begin, k * shape.cols + begin, end - begin});
+    } else {
+      for (int64_t col = begin; col < end; ++col)
+        call.function(call.context, {shape, outer_, inner_, col, col * kTileRows, rows_});
+    }
+  }
+  __attribute__((noinline)) void each_span_of_parts(const Call& call) const {
+    parts_.each([&](int64_t, int64_t begin, int64_t end) { each_span(begin, end, call); });
+  }
+
   // As an integer: the array's first element may lie far outside the buffer.
   static void* moved(C* buffer, int64_t elements) {
     return reinterpret_cast<void*>(reinterpret_cast<uintptr_t>(buffer) +
@@ -192,10 +214,9 @@ inline bool can_stream(bool wanted, const T* to) {
 template <class Stored>
 void forward_gated(const ForwardTask& task, int64_t begin, int64_t end) {
   using C = Compute<Stored>;
-  using Run = typename GatedRows<Stored>::Run;
   const Forward& job = *task.job;
   const Gate& gate = job.gate;
-  GatedRows<Stored> rows(job.problem, task.threads);
+  GatedRows<C> rows(job.problem, task.threads);
   const int64_t batch_rows =
       rows.are_contiguous() ? rows_per_batch<C>(job.problem.shape.cols, Cache::third_level) : 1;
   const int64_t bytes = rows.elements(batch_rows) * int64_t{sizeof(C)};
@@ -212,24 +233,26 @@ void forward_gated(const ForwardTask& task, int64_t begin, int64_t end) {
   for (int64_t first = begin; first < end; first += batch_rows) {
     const int64_t count = std::min(batch_rows, end - first);
     rows.move_to(first, count);
-    rows.each_run([&](const Run& run) {
-      const Stored* const x = run.of(job.problem.x);
+    rows.each_span([&](const Span& span) {
+      const Stored* const x = span.of<Stored>(job.problem.x);
       if (gate.norm_first)
-        convert(x, buffer + run.at, run.count, false);
+        convert(x, buffer + span.at, span.count, false);
       else
-        apply(TimesActivation<Stored, Stored, C>{x, run.of(gate.values), buffer + run.at, false},
-              gate.activation, run.count);
+        apply(TimesActivation<Stored, Stored, C>{x, span.of<Stored>(gate.values), buffer + span.at,
+                                                 false},
+              gate.activation, span.count);
     });
     norm.problem.x = norm.y = rows.in_buffer(buffer);
     forward_units(of_norm, first, first + count);
-    rows.each_run([&](const Run& run) {
-      Stored* const y = run.of(job.y);
+    rows.each_span([&](const Span& span) {
+      Stored* const y = span.of<Stored>(job.y);
       const bool streamed = can_stream(task.stream, y);
       if (gate.norm_first)
-        apply(TimesActivation<C, Stored, Stored>{buffer + run.at, run.of(gate.values), y, streamed},
-              gate.activation, run.count);
+        apply(TimesActivation<C, Stored, Stored>{buffer + span.at, span.of<Stored>(gate.values), y,
+                                                 streamed},
+              gate.activation, span.count);
       else
-        convert(buffer + run.at, y, run.count, streamed);
+        convert(buffer + span.at, y, span.count, streamed);
     });
   }
   if (task.stream) finish_streaming();
@@ -241,7 +264,6 @@ template <class Stored>
 class GatedBackward : public Around {
  public:
   using C = Compute<Stored>;
-  using Run = typename GatedRows<Stored>::Run;
 
   explicit GatedBackward(const BackwardTask& task)
       : task_(task),
@@ -273,37 +295,40 @@ class GatedBackward : public Around {
 
   void prepare(int64_t first, int64_t count, int64_t begin, int64_t end) override {
     move_to(first, count);
-    rows_.each_run(begin, end, [&](const Run& run) { prepare(run); });
+    rows_.each_span(begin, end, [&](const Span& span) { prepare(span); });
   }
 
   void before(int64_t first, int64_t count) override {
     move_to(first, count);
     if (!job_.gate.norm_first || !job_.dgate.data)
-      return rows_.each_run([&](const Run& run) { prepare(run); });
-    rows_.each_run(
-        [&](const Run& run) { convert(run.of(job_.problem.x), u_ + run.at, run.count, false); });
+      return rows_.each_span([&](const Span& span) { prepare(span); });
+    rows_.each_span([&](const Span& span) {
+      convert(span.of<Stored>(job_.problem.x), u_ + span.at, span.count, false);
+    });
     normalize(first, count);
-    rows_.each_run([&](const Run& run) {
-      Stored* const dgate = run.of(job_.dgate);
-      C* const n = dn_ + run.at;
-      apply(ProductGradient<Stored, C, Stored, C>{run.of(job_.dy), n, run.of(job_.gate.values), n,
-                                                  dgate, false, can_stream(task_.stream, dgate)},
-            job_.gate.activation, run.count);
+    rows_.each_span([&](const Span& span) {
+      Stored* const dgate = span.of<Stored>(job_.dgate);
+      C* const n = dn_ + span.at;
+      apply(ProductGradient<Stored, C, Stored, C>{span.of<Stored>(job_.dy), n,
+                                                  span.of<Stored>(job_.gate.values), n, dgate,
+                                                  false, can_stream(task_.stream, dgate)},
+            job_.gate.activation, span.count);
     });
   }
 
   void after() override {
-    rows_.each_run([&](const Run& run) {
-      Stored *const dx = run.of(job_.dx), *const dgate = run.of(job_.dgate);
-      const C* const du = u_ + run.at;
+    rows_.each_span([&](const Span& span) {
+      Stored *const dx = span.of<Stored>(job_.dx), *const dgate = span.of<Stored>(job_.dgate);
+      const C* const du = u_ + span.at;
       const bool streamed = can_stream(task_.stream, dx);
       if (!job_.gate.norm_first)
-        apply(ProductGradient<C, Stored, Stored, Stored>{du, run.of(job_.problem.x),
-                                                         run.of(job_.gate.values), dx, dgate,
-                                                         streamed, can_stream(task_.stream, dgate)},
-              job_.gate.activation, run.count);
+        apply(
+            ProductGradient<C, Stored, Stored, Stored>{du, span.of<Stored>(job_.problem.x),
+                                                       span.of<Stored>(job_.gate.values), dx, dgate,
+                                                       streamed, can_stream(task_.stream, dgate)},
+            job_.gate.activation, span.count);
       else if (dx)
-        convert(du, dx, run.count, streamed);
+        convert(du, dx, span.count, streamed);
     });
   }
 
@@ -316,14 +341,14 @@ class GatedBackward : public Around {
     norm_.dx = wants_du ? norm_.problem.x : Array{};
   }
 
-  void prepare(const Run& run) const {
-    const Stored *const x = run.of(job_.problem.x), *const dy = run.of(job_.dy);
-    C *const u = u_ + run.at, *const dn = dn_ + run.at;
-    const Stored* const gate = run.of(job_.gate.values);
+  void prepare(const Span& span) const {
+    const Stored *const x = span.of<Stored>(job_.problem.x), *const dy = span.of<Stored>(job_.dy);
+    C *const u = u_ + span.at, *const dn = dn_ + span.at;
+    const Stored* const gate = span.of<Stored>(job_.gate.values);
     const bool norm_first = job_.gate.norm_first;
     apply(TimesActivation<Stored, Stored, C>{norm_first ? dy : x, gate, norm_first ? dn : u, false},
-          job_.gate.activation, run.count);
-    convert(norm_first ? x : dy, norm_first ? u : dn, run.count, false);
+          job_.gate.activation, span.count);
+    convert(norm_first ? x : dy, norm_first ? u : dn, span.count, false);
   }
 
   // Writes the norm of u, which dgate needs, where dn will be.
@@ -338,7 +363,7 @@ class GatedBackward : public Around {
 
   const BackwardTask& task_;
   const Backward& job_;
-  GatedRows<Stored> rows_;
+  GatedRows<C> rows_;
   const int64_t batch_rows_, bytes_;
   Workspace workspace_;
   C *u_ = nullptr, *dn_ = nullptr;

@@ -85,10 +85,12 @@ void* create(FakeNode* node) {
 }
 
 void test_a_kernel_is_made() {
-  FakeNode node;
-  void* kernel = create(&node);
-  CHECK(kernel && node.failure == tf::kOk, "no kernel, failure %d", node.failure);
-  tf::delete_kernel(kernel);
+  for (const auto create_kernel : {tf::create_kernel, tf::create_gated_kernel}) {
+    FakeNode node;
+    void* kernel = create_kernel(reinterpret_cast<tf::KernelConstruction*>(&node));
+    CHECK(kernel && node.failure == tf::kOk, "no kernel, failure %d", node.failure);
+    tf::delete_kernel(kernel);
+  }
 }
 
 void test_a_kernel_without_memory_is_a_failure() {

@@ -204,11 +204,15 @@ def torch_try_forward(
     centered: bool,
     zero_centered_weight: bool,
     residual: object = None,
+    gate: object = None,
+    is_silu: bool = ...,
+    norm_before_gate: bool = ...,
     /,
 ) -> Any:
     """Return y for contiguous tensors on the CPU, normalized over their last axes.
 
     (y, rest) where a gradient is wanted; with a residual (y, total, rest), rest None where none is.
+    The last three arguments go together, beside a residual of None.
     None, with nothing done, for anything else. eps is a float, or for RMS normalization None.
     """
 
@@ -221,6 +225,9 @@ def torch_try_forward_over_axes(
     centered: bool,
     zero_centered_weight: bool,
     residual: object = None,
+    gate: object = None,
+    is_silu: bool = ...,
+    norm_before_gate: bool = ...,
     /,
 ) -> Any:
     """Do what `torch_try_forward` does, with `axis` and `eps` as `try_forward` takes them."""
@@ -251,11 +258,15 @@ def torch_try_backward(
     dy: object,
     need: tuple[bool, ...],
     dtotal: object = None,
+    gate: object = None,
+    is_silu: bool = ...,
+    norm_before_gate: bool = ...,
     /,
 ) -> Any:
     """Return (dx, dweight, dbias, None) for contiguous tensors; None for anything else.
 
-    `rest` is what the forward returned beside y; `need` says which are wanted.
+    `rest` is what the forward returned beside y; `need` says which are wanted. With the last three
+    arguments, dgate is a fifth result, and dtotal None.
     """
 
 def xla_handlers() -> dict[str, object]:

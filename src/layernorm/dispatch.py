@@ -33,6 +33,9 @@ def layer_norm(
     bias: Any = None,
     *,
     residual: Any = None,
+    gate: Any = None,
+    activation: str = "silu",
+    norm_before_gate: bool = True,
     axis: spec.Axis = -1,
     eps: SupportsFloat = 1e-5,
     out: Any = None,
@@ -48,6 +51,8 @@ def layer_norm(
             converted to a NumPy array.
         weight, bias: of x's kind, with the normalized shape, or None.
         residual: an array of x's kind, shape and type to add first.
+        gate: an array of x's kind, shape and type to multiply y by, activated.
+        activation, norm_before_gate: of the gate, as in `layernorm.numpy.layer_norm`.
         axis, eps, zero_centered_weight: as in `layernorm.numpy.layer_norm`.
         out: likewise, for arrays that can be written to: NumPy's and PyTorch's.
         total: likewise, for NumPy's.
@@ -58,8 +63,10 @@ def layer_norm(
     """
     front_end = _known.get(type(x)) or _front_end_of(type(x))
     function = front_end.layer_norm
-    if residual is not None or out is not None or total is not None:
-        function = _with(front_end, "layer_norm", residual=residual, out=out, total=total)
+    if residual is not None or gate is not None or out is not None or total is not None:
+        gating = {"activation": activation, "norm_before_gate": norm_before_gate}
+        given = {"residual": residual, "gate": gate, "out": out, "total": total}
+        function = _with(front_end, "layer_norm", **given, **gating)
     return function(x, weight, bias, axis=axis, eps=eps, zero_centered_weight=zero_centered_weight)
 
 
@@ -68,6 +75,9 @@ def rms_norm(
     weight: Any = None,
     *,
     residual: Any = None,
+    gate: Any = None,
+    activation: str = "silu",
+    norm_before_gate: bool = True,
     axis: spec.Axis = -1,
     eps: SupportsFloat = 1e-6,
     out: Any = None,
@@ -83,15 +93,17 @@ def rms_norm(
             converted to a NumPy array.
         weight: of x's kind, with the normalized shape, or None.
         axis, eps, zero_centered_weight: as in `layernorm.numpy.rms_norm`.
-        residual, out, total: as in `layer_norm`.
+        residual, gate, activation, norm_before_gate, out, total: as in `layer_norm`.
     Returns: y, or (y, total), as `layer_norm` does.
     Raises: TypeError if x is of another kind, else what the front end raises.
     Source: Zhang and Sennrich 2019, arXiv:1910.07467.
     """
     front_end = _known.get(type(x)) or _front_end_of(type(x))
     function = front_end.rms_norm
-    if residual is not None or out is not None or total is not None:
-        function = _with(front_end, "rms_norm", residual=residual, out=out, total=total)
+    if residual is not None or gate is not None or out is not None or total is not None:
+        gating = {"activation": activation, "norm_before_gate": norm_before_gate}
+        given = {"residual": residual, "gate": gate, "out": out, "total": total}
+        function = _with(front_end, "rms_norm", **given, **gating)
     return function(x, weight, axis=axis, eps=eps, zero_centered_weight=zero_centered_weight)
 
 

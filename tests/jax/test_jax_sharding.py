@@ -10,7 +10,14 @@ from own_process import run_script
 pytest.importorskip("jax")
 
 from calls import assert_same_bits
-from sharded_calls import CALLS, RESIDUAL_CALLS, arrays_for, with_residual
+from sharded_calls import (
+    CALLS,
+    GATED_CALLS,
+    RESIDUAL_CALLS,
+    arrays_for,
+    with_gate,
+    with_residual,
+)
 
 from layernorm import accuracy, reference
 
@@ -74,12 +81,30 @@ def judge_with_residual(found: dict) -> None:
         assert accuracy.dbias_error(gradient, dy, axis=-1) <= bounds.parameter
 
 
+def judge_with_gate(found: dict) -> None:
+    """Check that all results are within their bounds."""
+    arrays = with_gate(found["what"], found["dtype"])
+    x, gate, weight, bias, dy = map(np.asarray, arrays)
+    names = ("y", "dx", "dgate", "dweight", "dbias")
+    results = [np.array(each).astype(x.dtype) for each in found["results"]]
+    kind = found["kind"]
+    errors = accuracy.gated_errors(
+        dict(zip(names, results, strict=False)),
+        *(x, gate, weight, bias if kind == "layer_norm" else None, dy),
+        kind=kind,
+        eps=1e-5 if kind == "layer_norm" else 1e-6,
+        **found["gating"],
+    )
+    assert max(errors.values()) <= accuracy.GATED_BOUND, errors
+
+
 def test_sharded_calls_are_right_and_communicate_no_more_than_needed() -> None:
     every = reports()
     calls, every = every[: len(CALLS)], every[len(CALLS) :]
     of_sums, others = every[: len(RESIDUAL_CALLS)], every[len(RESIDUAL_CALLS) :]
+    of_gates, others = others[: len(GATED_CALLS)], others[len(GATED_CALLS) :]
     uneven, within_shard_map, explicit, parameters, pmap, batched, *others = others
-    residual, explicit_residual, exported = others
+    residual, explicit_residual, gate, exported = others
     assert {each["what"] for each in calls} == set(COLLECTIVES)
     for each in calls:
         what = (each["what"], each["kind"], each["dtype"])
@@ -93,6 +118,12 @@ def test_sharded_calls_are_right_and_communicate_no_more_than_needed() -> None:
         assert (each["forward"], each["backward"]) == COLLECTIVES[each["what"]], what
         assert each["kept"] == [True] * 3, f"{what}: y, total and dx are not sharded as x"
         judge_with_residual(each)
+    for each in of_gates:
+        what = (each["what"], each["kind"], each["dtype"])
+        assert (each["forward"], each["backward"]) == COLLECTIVES[each["what"]], what
+        assert each["kept"] == [True] * 3, f"{what}: y, dx and dgate are not sharded as x"
+        judge_with_gate(each)
+    assert gate["difference"] < 1e-5
     assert residual["difference"] < 1e-5
     assert explicit_residual["difference"] < 2e-6
     assert uneven["difference"] < 1e-5

@@ -14,6 +14,7 @@ import numpy as np
 import provider_results
 import pytest
 from calls import assert_same_bits, forward_and_backward
+from checkers import GATINGS
 from keras import ops
 from keras_gradients import BACKEND, Call, to_array, to_tensor, with_gradients
 from layouts import dense
@@ -41,6 +42,9 @@ PROVIDERS = {"Keras": "keras_layers", "OursKeras": "keras_layers"}
 if BACKEND == "tensorflow":
     PROVIDERS |= {"TensorFlow": "tensorflow_graph", "OursTensorFlow": "tensorflow_graph"}
 each_kind = pytest.mark.parametrize("kind", PAIRS)
+each_gating = pytest.mark.parametrize(
+    "gating", GATINGS, ids=lambda each: "-".join(map(str, each.values()))
+)
 
 
 def normal(*shape: int) -> np.ndarray:
@@ -466,6 +470,198 @@ def test_training_with_a_residual() -> None:
         losses.append(history.history["loss"])
     assert losses[0][-1] < losses[0][0]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+
+
+@each_kind
+def test_the_bits_with_a_gate_are_those_of_the_numpy_front_end(kind) -> None:
+    forward, backward = (getattr(numpy_front_end, f"{kind}_{e}") for e in ("forward", "backward"))
+    for at, case in enumerate(cases.gated_cases(kind)[::5]):
+        gating = GATINGS[at % 4]
+        x, dy, weight, bias = (dense(each) for each in case.arrays())
+        gate = dense(case.gate())
+        parameters = {"weight": weight, "bias": bias}
+        parameters = {name: each for name, each in parameters.items() if each is not None}
+        y, stats = forward(x, **parameters, gate=gate, **case.definition, **gating)
+        dx, dweight, *dbias, dgate = backward(
+            *(dy, x, stats, weight),
+            gate=gate,
+            need_dweight=True,
+            zero_centered_weight=case.zero_centered_weight,
+        )
+        expected = {"y": y, "dx": dx, "dgate": dgate, "dweight": dweight}
+        expected |= {"dbias": dbias[0]} if dbias else {}
+        given = {"x": x, "gate": gate} | parameters
+        given = {name: to_tensor(each) for name, each in given.items()}
+        call = Call(getattr(ours, kind), tuple((case.definition | gating).items()))
+        y, gradients = with_gradients(call, given, to_tensor(dy))
+        results = {"y": y} | {f"d{name}": each for name, each in gradients.items()}
+        assert set(results) >= {f"d{name}" for name in given if gradients}
+        for name, result in results.items():
+            assert_same_bits(to_array(result), expected[name], f"{name} of {case.id}")
+
+
+@each_gating
+@each_kind
+def test_layers_take_a_gate(kind, gating) -> None:
+    mine, theirs, eps = PAIRS[kind]
+    layer, converted = mine(), theirs()
+    x, residual, gate = (normal(6, 5) for _ in range(3))
+    weights = [normal(5) for _ in range(2 if kind == "layer_norm" else 1)]
+    for each in (layer, converted):
+        each.build(x.shape)
+        each.set_weights(weights)
+    ours.convert(converted)
+    front = getattr(numpy_front_end, kind)
+    expected = front(x, *weights, gate=gate, eps=eps, **gating)
+    pair = front(x, *weights, residual=residual, gate=gate, eps=eps, **gating)
+    for each in (layer, converted):
+        assert_same_bits(to_array(each(x, gate=gate, **gating)), expected, "y")
+        assert_same_bits(to_array(each(x, None, gate, **gating)), expected, "y")
+        results = each(x, residual, gate, **gating)
+        for got, right, name in zip(results, pair, ("y", "total"), strict=True):
+            assert_same_bits(to_array(got), right, name)
+    ours.convert(converted, undo=True)
+    with pytest.raises(TypeError):
+        converted(x, gate=gate)
+
+
+@each_kind
+def test_a_gate_in_a_functional_model(kind, tmp_path) -> None:
+    """A layer and a function, of symbolic tensors, with shapes that are partly unknown."""
+    inputs = [keras.Input((None, 8)) for _ in range(3)]
+    x, residual, gate = inputs
+    gating = {"activation": "sigmoid", "norm_before_gate": False}
+    y, total = PAIRS[kind][0]()(x, residual, gate, **gating)
+    y = PAIRS[kind][0]()(y, gate=total)
+    y = getattr(ours, kind)(y, gate=gate, **gating)
+    results = getattr(ours, kind)(y, residual=total, gate=gate)
+    for each in results:
+        assert (each.shape, each.dtype) == ((None, None, 8), "float32")
+    model = keras.Model(inputs, results)
+    x, residual, gate = arrays = [normal(2, 3, 8) for _ in range(3)]
+    front, eps = getattr(numpy_front_end, kind), PAIRS[kind][2]
+    y, total = front(x, residual=residual, gate=gate, eps=eps, **gating)
+    y = front(front(y, gate=total, eps=eps), gate=gate, **gating)
+    expected = front(y, residual=total, gate=gate)
+    model.save(tmp_path / "model.keras")
+    for each in (model, keras.models.load_model(tmp_path / "model.keras")):
+        results = each([to_tensor(array) for array in arrays])
+        for got, right, name in zip(results, expected, ("y", "total"), strict=True):
+            assert_same_bits(to_array(got), right, name)
+
+
+@each_kind
+def test_the_configuration_without_a_gate_has_none(kind) -> None:
+    inputs = keras.Input((8,))
+    model = keras.Model(inputs, getattr(ours, kind)(inputs))
+    assert not {"activation", "norm_before_gate"} & set(model.layers[-1].get_config())
+    layer = PAIRS[kind][0]()
+    layer(normal(2, 8), gate=normal(2, 8))
+    assert set(layer.get_config()) == set(PAIRS[kind][1]().get_config())
+
+
+@each_kind
+def test_shapes_and_types_with_a_gate(kind) -> None:
+    for policy in POLICIES:
+        layer = PAIRS[kind][0](dtype=policy)
+        for dtype in ("float32", "bfloat16", "int32"):
+            x = ops.cast(np.ones((2, 3)), dtype)
+            symbolic = keras.KerasTensor((2, 3), dtype)
+            y, symbol = layer(x, gate=x), layer(symbolic, gate=symbolic)
+            assert tuple(y.shape) == tuple(symbol.shape) == (2, 3)
+            types = {keras.backend.standardize_dtype(each.dtype) for each in (y, symbol)}
+            assert types == {layer.compute_dtype}
+    assert layer.compute_output_shape((2, 3), gate_shape=(2, 3)) == (2, 3)
+    assert layer.compute_output_shape((2, 3), (2, 3), (2, 3)) == ((2, 3), (2, 3))
+
+
+@each_gating
+@each_kind
+def test_kerass_own_code_with_a_gate(kind, gating) -> None:
+    """It runs where ours cannot, and the gate is applied in the compute type."""
+    x, residual, gate = (normal(3, 4) for _ in range(3))
+    given = {"gate": gate, **gating}
+    expected = PAIRS[kind][0](epsilon=0.0)(x, residual, **given)
+    results = PAIRS[kind][0](epsilon=-1e-9)(x, residual, **given)
+    for got, right in zip(results, expected, strict=True):
+        np.testing.assert_allclose(to_array(got), to_array(right), rtol=1e-4, atol=1e-5)
+    y = PAIRS[kind][0](epsilon=-1e-9, dtype="bfloat16")(x, **given)
+    assert keras.backend.standardize_dtype(y.dtype) == "bfloat16"
+
+
+@each_kind
+def test_a_bad_gate_is_an_error(kind) -> None:
+    x = ops.convert_to_tensor(normal(2, 3))
+    bad = {
+        name: (ops.convert_to_tensor(each), *rest) for name, (each, *rest) in BAD_RESIDUALS.items()
+    }
+    for gate, error, words in bad.values():
+        error = (error, RuntimeError) if BACKEND == "torch" else error  # as PyTorch's own
+        words = words.replace("residual", "gate")
+        layer = PAIRS[kind][0](autocast=False)
+        symbolic = [keras.KerasTensor(each.shape, each.dtype) for each in (x, gate)]
+        for given in ((x, gate), symbolic):
+            with pytest.raises(error, match=words):
+                getattr(ours, kind)(given[0], gate=given[1])
+            with pytest.raises(error, match=words):
+                layer(given[0], gate=given[1])
+        with pytest.raises(error, match=words):
+            getattr(formula, kind)(x, gate=gate)
+    for given in (x, keras.KerasTensor((2, 3))):
+        for call in (getattr(ours, kind), PAIRS[kind][0](), PAIRS[kind][0](epsilon=-1e-9)):
+            with pytest.raises(ValueError, match="activation is 'relu', expected 'silu'"):
+                call(given, gate=given, activation="relu")
+
+
+@pytest.mark.skipif(BACKEND == "numpy", reason="NumPy arrays carry no mask")
+@each_kind
+def test_the_mask_of_x_goes_to_y_beside_a_gate(kind) -> None:
+    x = ops.convert_to_tensor(normal(2, 3, 4))
+    layer = PAIRS[kind][0]()
+    assert layer(keras.layers.Masking()(x), gate=x)._keras_mask is not None
+    assert getattr(layer(x, gate=x * 1), "_keras_mask", None) is None
+
+
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")  # of Keras's sigmoid in NumPy
+@each_gating
+@each_kind
+def test_the_formula_with_a_gate(kind, gating) -> None:
+    x, residual, gate = (normal(3, 5) for _ in range(3))
+    gate[0, :2] = -np.inf
+    options = {"gate": gate, "residual": residual, **gating}
+    got = getattr(formula, kind)(ops.convert_to_tensor(x), **options)
+    expected = getattr(numpy_front_end, kind)(x, **options)
+    for one, other in zip(got, expected, strict=True):
+        np.testing.assert_allclose(to_array(one), other, rtol=1e-5, atol=1e-5)
+
+
+class GatedBlock(keras.layers.Layer):
+    """A norm of one dense layer's results, gated by another's, with or without the fused call."""
+
+    def __init__(self, norm, fused) -> None:
+        super().__init__()
+        self.one, self.other = keras.layers.Dense(32), keras.layers.Dense(32)
+        self.norm, self.fused = norm, fused
+
+    def call(self, x):
+        y, gate = self.one(x), self.other(x)
+        if self.fused:
+            return self.norm(y, gate=gate, norm_before_gate=False)
+        return self.norm(y * ops.silu(gate))
+
+
+@trains
+def test_training_with_a_gate() -> None:
+    losses = []
+    for fused in (True, False):
+        keras.utils.set_random_seed(0)
+        model = small_model(GatedBlock(ours.RMSNormalization(), fused))
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile("adam", loss, jit_compile=BACKEND == "jax")
+        history = model.fit(*digits(), epochs=2, batch_size=64, verbose=0)
+        losses.append(history.history["loss"])
+    assert losses[0][-1] < losses[0][0]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
 
 
 # x's shape, the axis, and the shapes of weight and bias.

@@ -57,9 +57,9 @@ def everything(dy, x, weight, bias, own, *, kind: str, options: tuple[tuple[str,
     return forward(x, weight, bias, **call), gradients(dy, x, *own, **call)
 
 
-def formula_forward(x, weight, bias, addend=None, *, definition: Definition):
+def formula_forward(x, weight, bias, addend=None, gate=None, *, definition: Definition):
     return formulas.forward(
-        *primitives.present(x, addend, weight, bias),
+        *primitives.present(x, addend, gate, weight, bias),
         definition=definition,
         has_addend=addend is not None,
         has_weight=weight is not None,
@@ -68,13 +68,27 @@ def formula_forward(x, weight, bias, addend=None, *, definition: Definition):
     )
 
 
-def formula_backward(dy, x, statistics, weight, dtotal=None, *, definition, need, parameter_type):
+def formula_backward(
+    dy,
+    x,
+    statistics,
+    weight,
+    dtotal=None,
+    gate=None,
+    bias=None,
+    *,
+    definition,
+    need,
+    parameter_type,
+):
+    """Return the gradients needed: of x, weight, bias and, with a gate, the gate."""
     return formulas.backward(
-        *primitives.present(dy, dtotal, x, *statistics, weight),
+        *primitives.present(dy, dtotal, x, gate, *statistics, weight, bias),
         definition=definition,
         has_dtotal=dtotal is not None,
-        need=need,
+        need=(*need, gate is not None),
         has_weight=weight is not None,
+        has_bias=bias is not None,
         parameter_type=parameter_type,
     )
 

@@ -75,6 +75,7 @@ class Stats:
     definition: Definition
     parameter_type: torch.dtype
     parameter_shape: tuple[int, ...] | None  # None: there was no parameter
+    bias: torch.Tensor | None
 
 
 class Kernels:
@@ -101,7 +102,8 @@ class Kernels:
         return self._backward(dy, x, stats, weight, **options)
 
     def rms_norm_backward(self, dy: Array, x: Array, stats: Stats, weight=None, **options: Any):
-        return self._backward(dy, x, stats, weight, **options)[:2]
+        dx, dweight, _, *dgate = self._backward(dy, x, stats, weight, **options)
+        return dx, dweight, *dgate
 
     def layer_norm(self, x: Array, weight=None, bias=None, **options: Any):
         return self.layer_norm_forward(x, weight, bias, **options)[0]
@@ -121,21 +123,26 @@ class Kernels:
         zero_centered_weight=False,
         out=None,
         residual=None,
+        gate=None,
+        activation="silu",
+        norm_before_gate=True,
     ):
         axes = axes_of(axis, x.ndim)
         definition = Definition(
-            tuple(each - x.ndim for each in axes), eps, centered, zero_centered_weight
+            *(tuple(each - x.ndim for each in axes), eps, centered, zero_centered_weight),
+            *(activation == "silu", norm_before_gate),
         )
         shape = next((each.shape for each in (weight, bias) if each is not None), None)
         spread = [_spread(each, x, axes) for each in (weight, bias)]
         given = [to_tensor(each) for each in (x, *spread)]
-        results = gpu_forward.forward(*given, definition, addend=to_tensor(residual))
+        added, gating = to_tensor(residual), to_tensor(gate)
+        results = gpu_forward.forward(*given, definition, addend=added, gate=gating)
         y, *total, mean, rstd, mean_residual = (to_array(each) for each in results)
         if out is not None:
             out[...] = y
             y = out
         types = [each.dtype for each in given[1:] if each is not None] + [given[0].dtype]
-        stats = Stats(mean, rstd, mean_residual, axes, eps, definition, types[0], shape)
+        stats = Stats(mean, rstd, mean_residual, axes, eps, definition, types[0], shape, given[2])
         return y, *total, stats
 
     def _backward(self, dy, x, stats, weight, **options):
@@ -144,6 +151,9 @@ class Kernels:
             self.parameter_gradients and options.get("need_dweight", True),
             self.parameter_gradients and options.get("need_dbias", stats.definition.centered),
         )
+        gate = to_tensor(options.get("gate"))
+        if gate is not None:
+            need = (*need, options.get("need_dgate", True))
         residual = stats.residual if self.residual else None
         saved = [to_tensor(each) for each in (stats.mean, stats.rstd, residual)]
         shape = stats.parameter_shape
@@ -153,7 +163,11 @@ class Kernels:
             *(to_tensor(dy), to_tensor(x), to_tensor(spread[0]), stats.parameter_type),
             *(stats.definition, need, saved),
             dtotal=to_tensor(options.get("dtotal")),
+            gate=gate,
+            bias=stats.bias,
             parameter_shape=None if shape is None else spread[1].shape,
         )
         dx, *gradients = (to_array(each) for each in call.run())
-        return dx, *(g if g is None or shape is None else g.reshape(shape) for g in gradients)
+        of_parameters, dgate = gradients[:2], gradients[2:]
+        shaped = (g if g is None or shape is None else g.reshape(shape) for g in of_parameters)
+        return dx, *shaped, *dgate

@@ -146,6 +146,12 @@ def check_gate(impl: Any, case: Case, gating: dict[str, Any]) -> None:
         assert error <= bound, f"{name} is {error:.3g} ulp off, allowed {bound}: {case} {gating}"
 
 
+def check_every_gating(impl: Any, case: Case) -> None:
+    """The gated norm of the case is right for each activation, before and after the norm."""
+    for gating in GATINGS:
+        check_gate(impl, case, gating)
+
+
 def check_statistics(impl: Any, case: Case) -> None:
     """Stats have a mean and an rstd for each row, in the statistics' type, as exact as dx."""
     x, _, weight, bias = case.arrays()

@@ -265,6 +265,29 @@ class SumNormalizedBeforeRounding(Model):
         return exact
 
 
+class GateOnTheOtherSide(Model):
+    def gated_forward(self, gate, *arguments, norm_before_gate, **options):
+        options["norm_before_gate"] = not norm_before_gate
+        return super().gated_forward(gate, *arguments, **options)
+
+
+class NormRoundedBeforeTheGate(Model):
+    def gated(self, n, dtype, gate, activation):
+        return super().gated(n.astype(native(dtype)).astype(n.dtype), dtype, gate, activation)
+
+
+class DerivativeOfTheOtherActivation(Model):
+    def activated(self, gate, activation):
+        act, _ = super().activated(gate, activation)
+        other = {"silu": "sigmoid", "sigmoid": "silu"}[activation]
+        return act, super().activated(gate, other)[1]
+
+
+class DgateWithoutBias(Model):
+    def bias_of_dgate(self, bias):
+        return None
+
+
 class DtotalDropped(Model):
     def with_dtotal(self, dx, dtotal, dtype):
         return dx

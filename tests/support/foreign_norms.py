@@ -373,6 +373,54 @@ class GatedNorm(LlamaNorm):
         return y if gate is None else y * F.silu(gate)
 
 
+class GateFirstNorm(WeightedNorm):
+    """Mamba2's in transformers: normalizes groups of x * silu(gate)."""
+
+    def __init__(self, cols, group_size, axis=-1) -> None:
+        super().__init__(cols)
+        self.group_size, self.axis = group_size, axis
+
+    def forward(self, hidden_states, gate=None):
+        u = hidden_states.float()
+        if gate is not None:
+            u = u * F.silu(gate.float())
+        groups = u.view(*u.shape[:-1], -1, self.group_size)
+        xhat = groups * torch.rsqrt(groups.pow(2).mean(self.axis, keepdim=True) + self.eps)
+        return self.weight * xhat.view(u.shape).to(hidden_states.dtype)
+
+
+class ActivationNorm(WeightedNorm):
+    """Normalizes x first, and requires a gate, with an activation that is looked up."""
+
+    def __init__(self, cols, activation) -> None:
+        super().__init__(cols)
+        self.activation = activation
+
+    def forward(self, x, z):
+        u = x.float()
+        xhat = u * torch.rsqrt(u.pow(2).mean(-1, keepdim=True) + self.eps)
+        activate = {"silu": F.silu, "sigmoid": torch.sigmoid, "gelu": F.gelu}[self.activation]
+        return (self.weight.float() * xhat * activate(z.float())).to(x.dtype)
+
+
+class GatedLayerNorm(nn.LayerNorm):
+    """With a bias, and the gate as the first operand, so that y has its layout."""
+
+    def forward(self, x, z):
+        return torch.sigmoid(z) * super().forward(x)
+
+
+class NearlyGatedNorm(LlamaNorm):
+    """Returns what a function makes of its norm, x and the gate."""
+
+    def __init__(self, cols, function) -> None:
+        super().__init__(cols)
+        self.function = function
+
+    def forward(self, hidden_states, gate):
+        return self.function(super().forward, hidden_states, gate)
+
+
 class ResidualNorm(LlamaNorm):
     def forward(self, x, *residual):
         return super().forward(sum(residual, x))
@@ -450,6 +498,13 @@ class L2Norm(nn.Module):
 
     def forward(self, x):
         return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
+
+
+class GatedL2Norm(L2Norm):
+    """Without parameters."""
+
+    def forward(self, x, gate):
+        return super().forward(x * F.silu(gate))
 
 
 class WeightlessNorm(L2Norm):

@@ -5,11 +5,14 @@ of faults.py breaks one of its steps, which the checkers must see.
 """
 
 import math
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from layouts import Array, axes_of, from_rows, rows_of
+
+from layernorm import reference
 
 
 def native(dtype: np.dtype) -> np.dtype:
@@ -30,17 +33,64 @@ class Model:
     def rms_norm(self, *args: Any, **options: Any) -> Array:
         return self.rms_norm_forward(*args, **options)[0]
 
-    def layer_norm_forward(self, x, weight=None, bias=None, *, eps=1e-5, **options):
-        return self.forward(np.asarray(x), weight, bias, eps=eps, centered=True, **options)
+    def layer_norm_forward(self, x, weight=None, bias=None, *, eps=1e-5, gate=None, **options):
+        forward = self.forward if gate is None else partial(self.gated_forward, gate)
+        return forward(np.asarray(x), weight, bias, eps=eps, centered=True, **options)
 
-    def rms_norm_forward(self, x, weight=None, *, eps=1e-6, **options):
-        return self.forward(np.asarray(x), weight, None, eps=eps, centered=False, **options)
+    def rms_norm_forward(self, x, weight=None, *, eps=1e-6, gate=None, **options):
+        forward = self.forward if gate is None else partial(self.gated_forward, gate)
+        return forward(np.asarray(x), weight, None, eps=eps, centered=False, **options)
 
-    def layer_norm_backward(self, dy, x, stats, weight=None, **options):
-        return self.backward(dy, x, stats, weight, centered=True, **options)
+    def layer_norm_backward(self, dy, x, stats, weight=None, *, gate=None, **options):
+        backward = self.backward if gate is None else partial(self.gated_backward, gate)
+        return backward(dy, x, stats, weight, centered=True, **options)
 
-    def rms_norm_backward(self, dy, x, stats, weight=None, **options):
-        return self.backward(dy, x, stats, weight, centered=False, need_dbias=False, **options)[:2]
+    def rms_norm_backward(self, dy, x, stats, weight=None, *, gate=None, **options):
+        backward = self.backward if gate is None else partial(self.gated_backward, gate)
+        results = backward(dy, x, stats, weight, centered=False, need_dbias=False, **options)
+        return *results[:2], *results[3:]
+
+    def gated_forward(self, gate, x, weight, bias, *, activation, norm_before_gate, **options):
+        """Return y and the statistics of x of at most float32."""
+        u = self.input_of_norm(x, gate, activation, norm_before_gate)
+        n, stats = self.forward(u, weight, bias, **options)
+        stats.gating = activation, norm_before_gate, bias
+        if weight is None and bias is None:
+            stats.parameter_dtype = native(x.dtype)
+        with np.errstate(all="ignore"):
+            y = self.gated(n, x.dtype, gate, activation) if norm_before_gate else n
+        return y.astype(native(x.dtype)), stats
+
+    def gated_backward(self, gate, dy, x, stats, weight, **options):
+        activation, norm_before_gate, bias = stats.gating
+        act, slope = self.activated(gate, activation)
+        u = self.input_of_norm(x, gate, activation, norm_before_gate)
+        wide_x, wide_dy = (each.astype(np.float64) for each in (x, dy))
+        with np.errstate(all="ignore"):
+            dn = wide_dy * act if norm_before_gate else wide_dy
+            du, *of_parameters = self.backward(dn, u, stats, weight, **options)
+            of_norm = {"axis": stats.axis, "eps": stats.eps, "centered": options["centered"]}
+            of_norm["zero_centered_weight"] = options["zero_centered_weight"]
+            n, _ = self.forward(u, weight, self.bias_of_dgate(bias), **of_norm)
+            dx = du if norm_before_gate else du * act
+            dgate = (wide_dy * n if norm_before_gate else du * wide_x) * slope
+        dx, dgate = (each.astype(native(x.dtype)) for each in (dx, dgate))
+        return dx, *of_parameters, dgate
+
+    def activated(self, gate, activation):
+        """Return act(gate) and its derivative."""
+        return reference.activate(gate, activation)[:2]
+
+    def input_of_norm(self, x, gate, activation, norm_before_gate):
+        with np.errstate(all="ignore"):
+            wide_x = x.astype(np.float64)
+            return wide_x if norm_before_gate else wide_x * self.activated(gate, activation)[0]
+
+    def gated(self, n, dtype, gate, activation):
+        return n * self.activated(gate, activation)[0]
+
+    def bias_of_dgate(self, bias):
+        return bias
 
     def forward(
         self,

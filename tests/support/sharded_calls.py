@@ -168,6 +168,54 @@ def call_with_residual(kind: str, dtype: str, name: str, residual_is_whole: bool
     )
 
 
+def gated(kind, gating, x, gate, *parameters):
+    return getattr(ours, kind)(x, *parameters, gate=gate, **dict(gating))
+
+
+def gradients_of_gated(kind, gating, dy, *arrays):
+    return jax.vjp(functools.partial(gated, kind, gating), *arrays)[1](dy)
+
+
+def with_gate(name: str, dtype: str) -> list[jax.Array]:
+    """Return x, gate, weight, bias and dy of a call with this sharding."""
+    x, weight, bias, dy = arrays_for(name, dtype)
+    return [x, 2 * jnp.roll(dy, 1, 1).clip(-4, 4), weight, bias, dy]
+
+
+AFTER, BEFORE = (
+    {"activation": activation, "norm_before_gate": norm_before_gate}
+    for activation, norm_before_gate in (("silu", True), ("sigmoid", False))
+)
+GATED_CALLS = [
+    ("layer_norm", "bfloat16", "rows", BEFORE),
+    ("layer_norm", "float32", "normalized axis", BEFORE),
+    ("layer_norm", "bfloat16", "rows and normalized axis", AFTER),
+    ("rms_norm", "float32", "adaptive, varying and normalized axis", AFTER),
+]
+
+
+def call_with_gate(kind: str, dtype: str, name: str, gating: dict) -> None:
+    spec, parameter_spec = SHARDINGS[name]
+    specs = (spec, () if name == "rows" else spec, parameter_spec, parameter_spec, spec)
+    *given, dy = [placed(*each) for each in zip(with_gate(name, dtype), specs, strict=True)]
+    arrays = given[: 4 if kind == "layer_norm" else 3]
+    static = (kind, tuple(gating.items()))
+    forward = jax.jit(gated, static_argnums=(0, 1)).lower(*static, *arrays).compile()
+    backward = jax.jit(gradients_of_gated, static_argnums=(0, 1))
+    backward = backward.lower(*static, dy, *arrays).compile()
+    results = [forward(*arrays), *backward(dy, *arrays)]
+    report(
+        name,
+        kind=kind,
+        dtype=dtype,
+        gating=gating,
+        forward=collectives(forward),
+        backward=collectives(backward),
+        kept=[each.sharding.is_equivalent_to(arrays[0].sharding, 3) for each in results[:3]],
+        results=[np.asarray(each, np.float64).tolist() for each in results],
+    )
+
+
 def rows_that_do_not_divide() -> None:
     """An intermediate array whose rows do not divide evenly among the devices."""
     x, weight, bias, _ = arrays_of(7, 64)
@@ -313,6 +361,42 @@ def residual_with_explicit_axes() -> None:
     report("residual, explicit", difference=max(differences))
 
 
+def loss_of_gated(x, gate, weight, bias):
+    return jnp.sum(jnp.sin(ours.layer_norm(x, weight, bias, gate=gate)) * jnp.cos(x))
+
+
+def gate_within_shard_map_and_with_explicit_axes() -> None:
+    """A gate that all devices share: its gradient is the sum over the devices."""
+    x, weight, bias, gate = arrays_of(8, 64)
+    rows, whole = PartitionSpec("rows"), PartitionSpec()
+
+    def summed(*arrays):
+        return jax.lax.psum(loss_of_gated(*arrays), "rows")
+
+    def tiled(x, gate, *parameters):
+        return loss_of_gated(x, jnp.tile(gate, (4, 1)), *parameters)
+
+    derivatives = functools.partial(jax.grad, argnums=(0, 1, 2, 3))
+    mapped = jax.shard_map(
+        summed, mesh=mesh(), in_specs=(rows, whole, whole, whole), out_specs=whole
+    )
+    given = (x, gate[:2], weight, bias)
+    differences = [
+        relative_difference(jax.jit(derivatives(mapped))(*given), derivatives(tiled)(*given))
+    ]
+    kinds = (jax.sharding.AxisType.Explicit,) * 2
+    # See explicit_axes.
+    arguments = (0, 1, 2, 3) if jax.__version_info__ >= (0, 9, 2) else (0, 1)
+    gradients = jax.grad(loss_of_gated, argnums=arguments)
+    expected = gradients(x, gate, weight, bias)
+    with set_mesh(jax.make_mesh((4, 2), ("rows", "cols"), axis_types=kinds)):
+        given = jax.device_put(x, rows), jax.device_put(gate, whole)
+        found = jax.jit(gradients)(*given, weight, bias)
+        assert [each.sharding.spec[0] for each in found[:2]] == ["rows", None]
+        differences.append(relative_difference(found, expected))
+    report("gate in shard_map, explicit", difference=max(differences))
+
+
 def largest_difference(found, expected) -> float:
     pairs = zip(*map(jax.tree.leaves, (found, expected)), strict=True)
     return max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in pairs)
@@ -406,6 +490,8 @@ if __name__ == "__main__":
         call(*each)
     for each in RESIDUAL_CALLS:
         call_with_residual(*each, residual_is_whole=each[2] == "rows")
+    for each in GATED_CALLS:
+        call_with_gate(*each)
     rows_that_do_not_divide()
     within_shard_map()
     explicit_axes()
@@ -414,4 +500,5 @@ if __name__ == "__main__":
     batched_parameters_within_shard_map()
     residual_within_shard_map()
     residual_with_explicit_axes()
+    gate_within_shard_map_and_with_explicit_axes()
     exported()

@@ -1,5 +1,6 @@
 """Data-parallel training and DTensor, on two processes over gloo."""
 
+import os
 import socket
 from functools import partial
 
@@ -62,6 +63,36 @@ def check_dtensor() -> None:
                 assert y.placements == (placement,), (axis, placement, y.placements)
             for got, whole in zip(results, reference, strict=True):
                 torch.testing.assert_close(got.full_tensor(), whole)
+
+
+def check_dtensor_with_a_gate() -> None:
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor, init_device_mesh
+
+    mesh = init_device_mesh("cpu", (WORLD,))
+    x, weight, bias, dy = a_problem()
+    gate = torch.roll(x, 1, 1)
+    for norm, parameters in ((ours.layer_norm, (weight, bias)), (ours.rms_norm, (weight,))):
+        for norm_before_gate in (True, False):
+            inputs = [each.detach().requires_grad_() for each in (x, gate, *parameters)]
+            options = {"norm_before_gate": norm_before_gate}
+            y = norm(inputs[0], (6,), *inputs[2:], gate=inputs[1], **options)
+            reference = [y, *torch.autograd.grad(y, inputs, dy)]
+            for of_x, of_gate in (
+                *((each, each) for each in (Shard(0), Shard(1), Shard(2), Replicate())),
+                *((Shard(0), Replicate()), (Replicate(), Shard(1))),
+            ):
+                placements = (of_x, of_gate, *[Replicate()] * len(parameters))
+                own = [
+                    distribute_tensor(each.detach(), mesh, [placement]).requires_grad_()
+                    for each, placement in zip(inputs, placements, strict=True)
+                ]
+                got = norm(own[0], (6,), *own[2:], gate=own[1], **options)
+                if of_x == of_gate and of_x in (Shard(0), Shard(1)):
+                    assert got.placements == (of_x,)
+                gradient = distribute_tensor(dy, mesh, [of_gate])
+                everything = [got, *torch.autograd.grad(got, own, gradient)]
+                for mine, whole in zip(everything, reference, strict=True):
+                    torch.testing.assert_close(mine.full_tensor(), whole)
 
 
 def check_dtensor_with_a_residual() -> None:
@@ -139,8 +170,11 @@ def work(rank: int, port: int) -> None:
         check_dtensor()
         check_dtensor_with_parameters_over_kept_axes()
         check_dtensor_with_a_residual()
+        check_dtensor_with_a_gate()
     finally:
         dist.destroy_process_group()
+    # At a usual exit PyTorch's own threads sometimes abort the process.
+    os._exit(0)
 
 
 def test_two_processes_have_the_results_of_one() -> None:

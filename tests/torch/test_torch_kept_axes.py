@@ -184,3 +184,15 @@ def test_a_weight_of_another_type_is_an_error() -> None:
     x, weight = torch.randn(2, 5, 8), torch.randn(2, 1, 8).double()
     with pytest.raises(RuntimeError, match="mixed dtype"):
         ours.layer_norm(x, (8,), weight)
+
+
+@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
+def test_a_batch_shares_a_weight_of_each_group(norm) -> None:
+    x, weight = torch.randn(5, 2, 3, 8), torch.randn(3, 8)
+
+    def function(x: Tensor) -> Tensor:
+        return getattr(ours, norm)(x, 8, weight)
+
+    batch = torch.vmap(function)(x)
+    for member, got in zip(x, batch, strict=True):
+        assert torch.equal(got, function(member))

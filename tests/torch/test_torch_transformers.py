@@ -35,7 +35,7 @@ MODELS = {
     "Olmo": (SIZES, 3, None),
     "Nemotron": (SIZES | {"head_dim": 8, "num_key_value_heads": 4}, 3, None),
     "Cohere": (SIZES | {"use_qk_norm": True}, 2, "weight of shape (4, 8)"),
-    "Mamba2": (SIZES | MAMBA2, 2, "gate"),
+    "Mamba2": (SIZES | MAMBA2, 3, None),
     "FalconMamba": (SIZES | STATES, 5, None),
     "SqueezeBert": (SIZES | GROUPS | {"embedding_size": 32}, 3, None),
     "T5": (SIZES | T5, 3, None),

@@ -110,6 +110,36 @@ def test_registers_suffice_with_a_residual_too(monkeypatch, dtype, cols, axis) -
         assert_nothing_is_fused_or_flushed_that_the_source_does_not_say(name, code)
 
 
+# Each kernel that reads a gate, for tiles whose registers are nearly all in use, and how many bytes
+# a thread may spill: with the gate before the norm, and behind it.
+GATES = [
+    *((torch.bfloat16, cols, -1, (8, 0)) for cols in (64, 4096)),
+    (torch.float32, 65536, -1, (0, 0)),
+    *((torch.float32, 128, 1, (48, 0)), (torch.bfloat16, 2048, 1, (32, 64))),
+]
+
+
+@pytest.mark.parametrize("norm_before_gate", [False, True])
+@pytest.mark.parametrize(("dtype", "cols", "axis", "spilled"), GATES)
+def test_registers_suffice_with_a_gate_too(
+    monkeypatch, dtype, cols, axis, spilled, norm_before_gate
+) -> None:
+    launches = Launches(monkeypatch)
+    x = torch.empty((3, cols) if axis == -1 else (3, cols, 5), dtype=dtype)
+    parameter = x.new_empty(cols)
+    definition = Definition((axis,), 1e-5, norm_before_gate=norm_before_gate)
+    y, *statistics = gpu_forward.forward(x, parameter, parameter, definition, gate=x)
+    given = (y, x, parameter, dtype, definition, [True] * 4, statistics)
+    gpu_backward.Backward(*given, gate=x, bias=parameter).run()
+    names = ("forward", "backward", "long_row_forward", "long_row_dx", "column_sums")
+    for name, code in compiled(launches, names):
+        assert_no_spills(name, code, dtype, allowed=spilled[norm_before_gate])
+        assert_no_tile_goes_through_shared_memory(name, code)
+        if axis == -1 and cols * dtype.itemsize % 16 == 0:
+            assert_16_bytes_are_loaded_and_stored_at_a_time(name, code)
+        assert_nothing_is_fused_or_flushed_that_the_source_does_not_say(name, code, gated=True)
+
+
 def assert_no_spills(name: str, code: Code, dtype: torch.dtype, *, allowed: int = 0) -> None:
     # the division of float64 calls a subroutine, which takes 8 bytes of stack
     allowed += 8 if dtype == torch.float64 else 0
@@ -132,9 +162,11 @@ def assert_16_bytes_are_loaded_and_stored_at_a_time(name: str, code: Code) -> No
         assert re.search(r"STG\S*\.128", code.sass), name
 
 
-def assert_nothing_is_fused_or_flushed_that_the_source_does_not_say(name: str, code: Code) -> None:
+def assert_nothing_is_fused_or_flushed_that_the_source_does_not_say(
+    name: str, code: Code, *, gated: bool = False
+) -> None:
     assert ".ftz" not in code.ptx, name
     assert ".approx" not in code.ptx, name
     # no fused operation of float32 belongs into the sums of squares
-    if name in ("long_row_sums", "long_row_squares"):
+    if name in ("long_row_sums", "long_row_squares") and not gated:
         assert "fma.rn.f32" not in code.ptx, name

@@ -59,6 +59,26 @@ def test_with_a_residual_compiled_gives_the_bits_of_eager_and_of_an_addition(col
     assert torch.equal(eager[0], layer(eager[1]))
 
 
+@pytest.mark.parametrize("norm_before_gate", [True, False])
+@pytest.mark.parametrize("cols", [769, 4096, 20000])
+def test_with_a_gate_compiled_gives_the_bits_of_eager(cols, norm_before_gate) -> None:
+    layer = a_layer(cols)
+    leaves = torch.randn(2, 37, cols, device="cuda", dtype=torch.bfloat16).requires_grad_().unbind()
+    dy = torch.randn(37, cols, device="cuda", dtype=torch.bfloat16)
+
+    def norm(x, gate):
+        options = {"gate": gate, "norm_before_gate": norm_before_gate}
+        return ours.layer_norm(x, (cols,), layer.weight, layer.bias, **options)
+
+    def results(function):
+        y = function(*leaves)
+        return [y, *torch.autograd.grad(y, (*leaves, *layer.parameters()), dy)]
+
+    compiled = results(torch.compile(norm, fullgraph=True))
+    for got, expected in zip(compiled, results(norm), strict=True):
+        assert torch.equal(got, expected)
+
+
 def test_a_cuda_graph_replays() -> None:
     layer = a_layer()
     x = torch.randn(37, 769, device="cuda", dtype=torch.bfloat16)
@@ -194,6 +214,9 @@ def test_the_sanitizer_finds_nothing() -> None:
     code += "    w = torch.ones(shape[1], device='cuda', requires_grad=True)\n"
     code += "    ours.layer_norm(x, shape[1:2], w, w, axis=1).sum().backward()\n"
     code += "    sum(ours.layer_norm(x, shape[1:2], w, w, residual=x, axis=1)).sum().backward()\n"
+    code += "    for first in (True, False):\n"
+    code += "        options = {'axis': 1, 'gate': x, 'norm_before_gate': first}\n"
+    code += "        ours.layer_norm(x, shape[1:2], w, w, **options).sum().backward()\n"
     command = [tool, "--error-exitcode=9", sys.executable, "-c", code]
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

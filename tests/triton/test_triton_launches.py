@@ -82,7 +82,7 @@ def test_fifty_batch_sizes_compile_each_kernel_once(
 
 
 READ_OR_WRITTEN = {"x_ptr", "dy_ptr", "y_ptr", "dx_ptr", "weight_ptr", "bias_ptr"}
-READ_OR_WRITTEN |= {"addend_ptr", "total_ptr", "dtotal_ptr"}
+READ_OR_WRITTEN |= {"addend_ptr", "total_ptr", "dtotal_ptr", "gate_ptr", "dgate_ptr"}
 
 
 # A GPU loads 16 bytes from a multiple of 16 only. The interpreter does not show it.
@@ -99,6 +99,7 @@ def test_rows_read_16_bytes_at_a_time_start_at_a_multiple_of_16_bytes(
         run(torch.empty(given.shape, dtype=dtype), given)
         run_members(given[:4].unflatten(0, (2, 2)), (1, 2, cols))
         run_sum(torch.empty(given.shape, dtype=dtype), given, given)
+        run_gated(torch.empty(given.shape, dtype=dtype), given)
     vectorized = [launch for launch in launches.launched if launch[2].get("VECTOR")]
     assert vectorized
     for kernel, arguments, _ in vectorized:
@@ -163,6 +164,42 @@ def test_a_residual_takes_no_further_launch_and_no_copy(monkeypatch, shape, axis
                 sources.add((argument.data_ptr(), bool(constants.get("ADDEND"))))
     assert seen == set(tensors)
     assert sources == {(x.data_ptr(), True), (total.data_ptr(), False)}
+
+
+def run_gated(x, gate, axis=-1, *, norm_before_gate=True) -> tuple[torch.Tensor, ...]:
+    """Launch a forward and a backward with a gate; return y, dx and dgate."""
+    definition = Definition((axis,), 1e-5, norm_before_gate=norm_before_gate)
+    y, *statistics = gpu_forward.forward(x, None, None, definition, gate=gate)
+    given = (torch.empty_like(x), x, None, x.dtype, definition, [True] * 4, statistics)
+    dx, _, _, dgate = gpu_backward.Backward(*given, gate=gate).run()
+    return y, dx, dgate
+
+
+@pytest.mark.parametrize("norm_before_gate", [True, False])
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((4, 64), -1), ((4, 6000), -1), ((4, 20000), -1), ((3, 48, 12), 1)]
+)
+def test_a_gate_takes_no_further_launch_and_no_copy(
+    monkeypatch, shape, axis, norm_before_gate
+) -> None:
+    launches = Launches(monkeypatch)
+    x, gate = (torch.empty(shape) for _ in range(2))
+    definition = Definition((axis,), 1e-5)
+    y, *statistics = gpu_forward.forward(x, None, None, definition)
+    gpu_backward.Backward(y, x, None, x.dtype, definition, [True] * 3, statistics).run()
+    plain = [kernel.__name__ for kernel, _, _ in launches.launched]
+    launches.launched.clear()
+    y, dx, dgate = run_gated(x, gate, axis, norm_before_gate=norm_before_gate)
+    assert [kernel.__name__ for kernel, _, _ in launches.launched] == plain
+    tensors = {"x_ptr": x, "gate_ptr": gate, "y_ptr": y, "dx_ptr": dx, "dgate_ptr": dgate}
+    seen = set()
+    for kernel, arguments, constants in launches.launched:
+        is_gated = constants.get("GATE_X") or constants.get("GATE_Y")
+        for name, argument in zip(kernel.arg_names, arguments, strict=False):
+            if name in tensors and (name != "gate_ptr" or is_gated):
+                assert argument.data_ptr() == tensors[name].data_ptr(), (kernel.__name__, name)
+                seen.add(name)
+    assert seen == set(tensors)
 
 
 def run_members(x, parameter_shape, axis=-1) -> tuple[torch.Tensor, ...]:

@@ -130,8 +130,9 @@ bool Call::place(const Placed* tensors, int count) {
 
 OwnedTensor Call::output_as_x(int index, int input) {
   int forwarded = -1;
-  Tensor* tensor = c_api.TF_ForwardInputOrAllocateOutput(context_, &input, 1, index, sizes().size,
-                                                         sizes().count, &forwarded, status_);
+  Tensor* tensor =
+      c_api.TF_ForwardInputOrAllocateOutput(context_, &input, input == kNoInput ? 0 : 1, index,
+                                            sizes().size, sizes().count, &forwarded, status_);
   check(tensor);
   OwnedTensor result(tensor);
   if (result && forwarded < 0)

@@ -16,6 +16,9 @@ struct Definition {
   bool has_weight;
   bool has_bias;
   DataType parameter_type;  // where there is a parameter
+  // Of an operation with a gate.
+  Activation activation;
+  bool norm_first;
 };
 
 // weight or bias, or without a tensor an absent one.
@@ -67,7 +70,9 @@ class Call {
   };
   bool place(const Placed* tensors, int count);
 
-  // Of x's sizes, in the memory of the input if nothing else reads that after this node.
+  // Of x's sizes, in the memory of the input if one is named and nothing else reads that after this
+  // node.
+  static constexpr int kNoInput = -1;
   OwnedTensor output_as_x(int index, int input);
   OwnedTensor output(int index, DataType type, const Sizes& sizes);
 

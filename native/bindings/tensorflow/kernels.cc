@@ -16,7 +16,11 @@ std::atomic<int> most_threads{kMostThreads};
 
 Threads threads() { return pool_threads(most_threads.load(std::memory_order_relaxed)); }
 
-void norm(void* kernel, KernelContext* context, bool adds) {
+// What comes beside x.
+enum class Beside { nothing, residual, gate };
+
+void norm(void* kernel, KernelContext* context, Beside beside) {
+  const bool adds = beside == Beside::residual, gated = beside == Beside::gate;
   Call call(kernel, context);
   const Definition& definition = call.definition();
   Parameter weight, bias;
@@ -26,8 +30,9 @@ void norm(void* kernel, KernelContext* context, bool adds) {
     const OwnedTensor x = call.input(0);
     if (!call.take_x(x)) return;
     if (adds && !call.check_as_x("residual", call.input(1))) return;
+    if (gated && !call.check_as_x("gate", call.input(1))) return;
   }
-  int next = adds ? 2 : 1;
+  int next = adds || gated ? 2 : 1;
   if (definition.has_weight && !call.take_parameter("weight", next++, &weight)) return;
   if (definition.has_bias && !call.take_parameter("bias", next++, &bias)) return;
   if (!call.settle()) return;
@@ -35,11 +40,9 @@ void norm(void* kernel, KernelContext* context, bool adds) {
   const OwnedTensor y = call.output_as_x(0, 0);
   const OwnedTensor statistics =
       call.output(1, compute_type(problem.type), call.statistics_sizes());
-  OwnedTensor residual, total;
-  if (adds) {
-    total = call.output_as_x(2, 1);
-    residual = call.input(1);
-  }
+  OwnedTensor other, total;  // the other is the residual or the gate
+  if (adds) total = call.output_as_x(2, 1);
+  if (adds || gated) other = call.input(1);
   const OwnedTensor x = call.input(0);
   if (call.failed()) return;
   problem.statistics = call.statistics_at(statistics);
@@ -50,21 +53,22 @@ void norm(void* kernel, KernelContext* context, bool adds) {
     return;
   }
   const Layout& layout = call.layout();
-  const Collapsed collapsed_x = call.to_read(x), collapsed_residual = call.to_read(residual),
+  const Collapsed collapsed_x = call.to_read(x), collapsed_other = call.to_read(other),
                   collapsed_y = call.to_write(y), collapsed_total = call.to_write(total),
                   collapsed_weight = call.to_read(weight), collapsed_bias = call.to_read(bias);
-  for (const Collapsed* each : {&collapsed_x, &collapsed_residual, &collapsed_y, &collapsed_total,
+  for (const Collapsed* each : {&collapsed_x, &collapsed_other, &collapsed_y, &collapsed_total,
                                 &collapsed_weight, &collapsed_bias})
     if (each->failed()) {
       call.fail_for_memory();
       return;
     }
   Forward job = {};
+  job.gate = {{}, definition.activation, definition.norm_first};
   const Call::Placed placed[] = {{collapsed_x, adds ? job.addends[0] : problem.x},
                                  {collapsed_y, job.y},
-                                 {collapsed_residual, job.addends[1]},
+                                 {collapsed_other, adds ? job.addends[1] : job.gate.values},
                                  {collapsed_total, problem.x}};
-  if (!call.place(placed, adds ? 4 : 2)) return;
+  if (!call.place(placed, adds ? 4 : gated ? 3 : 2)) return;
   problem.weight = collapsed_weight.data();
   job.problem = problem;
   job.bias = collapsed_bias.data();
@@ -76,7 +80,8 @@ void norm(void* kernel, KernelContext* context, bool adds) {
   collapsed_total.flush(layout);
 }
 
-void backward_of_norm(void* kernel, KernelContext* context, bool adds) {
+void backward_of_norm(void* kernel, KernelContext* context, Beside beside) {
+  const bool adds = beside == Beside::residual, gated = beside == Beside::gate;
   Call call(kernel, context);
   const Definition& definition = call.definition();
   const OwnedTensor x = call.input(1);
@@ -92,62 +97,73 @@ void backward_of_norm(void* kernel, KernelContext* context, bool adds) {
     call.fail("the statistics are not those of this x");
     return;
   }
-  OwnedTensor dtotal;
-  if (adds) {
-    dtotal = call.input(3);
-    if (!call.check_as_x("dtotal", dtotal)) return;
+  OwnedTensor other;  // dtotal or the gate
+  if (adds || gated) {
+    other = call.input(3);
+    if (!call.check_as_x(adds ? "dtotal" : "gate", other)) return;
   }
-  Parameter weight;
-  if (definition.has_weight && !call.take_parameter("weight", adds ? 4 : 3, &weight)) return;
+  Parameter weight, bias;
+  int next = adds || gated ? 4 : 3;
+  if (definition.has_weight && !call.take_parameter("weight", next++, &weight)) return;
+  if (gated && definition.has_bias && !call.take_parameter("bias", next, &bias)) return;
+  const Parameter& like_dbias = bias.tensor ? bias : weight;
   if (!call.settle()) return;
   const OwnedTensor dx = call.output_as_x(0, 0);
-  OwnedTensor dweight, dbias;
-  int next = 1;
+  OwnedTensor dgate, dweight, dbias;
+  next = 1;
+  if (gated) dgate = call.output_as_x(next++, Call::kNoInput);
   if (definition.has_weight) dweight = call.output_as(next++, weight);
-  if (definition.has_bias) dbias = call.output_as(next++, weight);
+  if (definition.has_bias) dbias = call.output_as(next++, like_dbias);
   const OwnedTensor dy = call.input(0);
   if (call.failed()) return;
   if (call.is_empty()) {
-    const int64_t bytes = call.sizes_as(weight).elements() * size_of(problem.parameter_type);
-    for (const OwnedTensor* each : {&dweight, &dbias})
-      if (*each && bytes > 0) std::memset(each->data(), 0, static_cast<size_t>(bytes));
+    const auto clear = [&](const OwnedTensor& gradient, const Parameter& parameter) {
+      const int64_t bytes = call.sizes_as(parameter).elements() * size_of(problem.parameter_type);
+      if (gradient && bytes > 0) std::memset(gradient.data(), 0, static_cast<size_t>(bytes));
+    };
+    clear(dweight, weight);
+    clear(dbias, like_dbias);
     return;
   }
   problem.statistics = call.statistics_at(statistics);
   const Layout& layout = call.layout();
   const Collapsed collapsed_x = call.to_read(x), collapsed_dy = call.to_read(dy),
-                  collapsed_dtotal = call.to_read(dtotal), collapsed_dx = call.to_write(dx),
-                  collapsed_weight = call.to_read(weight),
+                  collapsed_other = call.to_read(other), collapsed_dx = call.to_write(dx),
+                  collapsed_dgate = call.to_write(dgate), collapsed_weight = call.to_read(weight),
+                  collapsed_bias = call.to_read(bias),
                   collapsed_dweight = call.to_write(dweight, weight),
-                  collapsed_dbias = call.to_write(dbias, weight);
-  for (const Collapsed* each : {&collapsed_x, &collapsed_dy, &collapsed_dtotal, &collapsed_dx,
-                                &collapsed_weight, &collapsed_dweight, &collapsed_dbias})
+                  collapsed_dbias = call.to_write(dbias, like_dbias);
+  for (const Collapsed* each :
+       {&collapsed_x, &collapsed_dy, &collapsed_other, &collapsed_dx, &collapsed_dgate,
+        &collapsed_weight, &collapsed_bias, &collapsed_dweight, &collapsed_dbias})
     if (each->failed()) {
       call.fail_for_memory();
       return;
     }
   Backward job = {};
+  job.gate = {{}, definition.activation, definition.norm_first};
   const Call::Placed placed[] = {{collapsed_x, problem.x},
                                  {collapsed_dy, job.dy},
                                  {collapsed_dx, job.dx},
-                                 {collapsed_dtotal, job.dtotal}};
-  if (!call.place(placed, adds ? 4 : 3)) return;
+                                 {collapsed_other, adds ? job.dtotal : job.gate.values},
+                                 {collapsed_dgate, job.dgate}};
+  if (!call.place(placed, gated ? 5 : adds ? 4 : 3)) return;
   problem.weight = collapsed_weight.data();
   job.problem = problem;
   job.dweight = collapsed_dweight.data();
   job.dbias = collapsed_dbias.data();
+  job.bias = collapsed_bias.data();
   if (backward(job, threads()) != layernorm::Status::ok) {
     call.fail_for_memory();
     return;
   }
   collapsed_dx.flush(layout);
+  collapsed_dgate.flush(layout);
   call.flush(collapsed_dweight, weight);
-  call.flush(collapsed_dbias, weight);
+  call.flush(collapsed_dbias, like_dbias);
 }
 
-}  // namespace
-
-void* create_kernel(KernelConstruction* construction) {
+void* create(KernelConstruction* construction, bool gated) {
   const OwnedStatus status;
   const auto integer = [&](const char* name) {
     int64_t value = 0;
@@ -178,6 +194,10 @@ void* create_kernel(KernelConstruction* construction) {
   std::memcpy(&definition->eps, &eps_bits, sizeof(definition->eps));
   definition->centered = flag("centered");
   definition->zero_centered_weight = flag("zero_centered_weight");
+  if (gated) {
+    definition->activation = flag("silu") ? Activation::silu : Activation::sigmoid;
+    definition->norm_first = flag("norm_before_gate");
+  }
   definition->has_weight = integer("weights") == 1;
   definition->has_bias = integer("biases") == 1;
   int32_t code = 0;
@@ -189,18 +209,34 @@ void* create_kernel(KernelConstruction* construction) {
   return nullptr;
 }
 
+}  // namespace
+
+void* create_kernel(KernelConstruction* construction) { return create(construction, false); }
+
+void* create_gated_kernel(KernelConstruction* construction) { return create(construction, true); }
+
 void delete_kernel(void* kernel) { delete static_cast<Definition*>(kernel); }
 
-void compute_norm(void* kernel, KernelContext* context) { norm(kernel, context, false); }
+void compute_norm(void* kernel, KernelContext* context) { norm(kernel, context, Beside::nothing); }
 
-void compute_norm_of_sum(void* kernel, KernelContext* context) { norm(kernel, context, true); }
+void compute_norm_of_sum(void* kernel, KernelContext* context) {
+  norm(kernel, context, Beside::residual);
+}
+
+void compute_gated_norm(void* kernel, KernelContext* context) {
+  norm(kernel, context, Beside::gate);
+}
 
 void compute_backward(void* kernel, KernelContext* context) {
-  backward_of_norm(kernel, context, false);
+  backward_of_norm(kernel, context, Beside::nothing);
 }
 
 void compute_backward_of_sum(void* kernel, KernelContext* context) {
-  backward_of_norm(kernel, context, true);
+  backward_of_norm(kernel, context, Beside::residual);
+}
+
+void compute_gated_backward(void* kernel, KernelContext* context) {
+  backward_of_norm(kernel, context, Beside::gate);
 }
 
 void bound_threads(int most) {

@@ -30,6 +30,15 @@ void infer_norm_of_sum(ShapeContext* context, Status* status) {
   copy_shape(context, 0, 2, status);
 }
 
+// dgate has x's shape, and dweight and dbias those of weight and bias, inputs of as many.
+void infer_gated_backward(ShapeContext* context, Status* status) {
+  infer_norm(context, status);
+  copy_shape(context, 0, 1, status);
+  const auto inputs = static_cast<int>(c_api.TF_ShapeInferenceContextNumInputs(context));
+  for (int parameter = 4; parameter < inputs; ++parameter)
+    copy_shape(context, parameter, parameter - 2, status);
+}
+
 template <int weight>  // the input that it is, if it is given
 void infer_backward(ShapeContext* context, Status* status) {
   infer_norm(context, status);
@@ -42,6 +51,7 @@ struct Operation {
   ShapeFunction infer;
   Compute compute;
   std::initializer_list<const char*> inputs, outputs;
+  bool gated = false;
 };
 
 constexpr const char* kAttributes[] = {
@@ -55,6 +65,7 @@ constexpr const char* kAttributes[] = {
     "centered: bool",
     "zero_centered_weight: bool",
 };
+constexpr const char* kAttributesOfGate[] = {"silu: bool", "norm_before_gate: bool"};
 
 bool define(const Operation& operation, const OwnedStatus& status) {
   OpDefinition* definition = c_api.TF_NewOpDefinitionBuilder(operation.name);
@@ -62,11 +73,15 @@ bool define(const Operation& operation, const OwnedStatus& status) {
   for (const char* each : operation.outputs)
     c_api.TF_OpDefinitionBuilderAddOutput(definition, each);
   for (const char* each : kAttributes) c_api.TF_OpDefinitionBuilderAddAttr(definition, each);
+  if (operation.gated)
+    for (const char* each : kAttributesOfGate)
+      c_api.TF_OpDefinitionBuilderAddAttr(definition, each);
   c_api.TF_OpDefinitionBuilderSetShapeInferenceFunction(definition, operation.infer);
   c_api.TF_RegisterOpDefinition(definition, status);
   if (!status.ok()) return false;
-  KernelBuilder* kernel = c_api.TF_NewKernelBuilder(operation.name, "CPU", create_kernel,
-                                                    operation.compute, delete_kernel);
+  KernelBuilder* kernel = c_api.TF_NewKernelBuilder(
+      operation.name, "CPU", operation.gated ? create_gated_kernel : create_kernel,
+      operation.compute, delete_kernel);
   c_api.TF_RegisterKernelBuilder(operation.name, kernel, status);
   return status.ok();
 }
@@ -98,6 +113,18 @@ const char* define_operators() {
        compute_backward_of_sum,
        {"dy: T", "total: T", "statistics: S", "dtotal: T", "weight: weights * P"},
        {"dx: T", "dweight: weights * P", "dbias: biases * P"}},
+      {"GatedLayerNorm__import_layernorm_tensorflow",
+       infer_norm,
+       compute_gated_norm,
+       {"x: T", "gate: T", "weight: weights * P", "bias: biases * P"},
+       {"y: T", "statistics: S"},
+       true},
+      {"GatedLayerNormBackward__import_layernorm_tensorflow",
+       infer_gated_backward,
+       compute_gated_backward,
+       {"dy: T", "x: T", "statistics: S", "gate: T", "weight: weights * P", "bias: biases * P"},
+       {"dx: T", "dgate: T", "dweight: weights * P", "dbias: biases * P"},
+       true},
   };
   for (const Operation& each : operations) {
     const OwnedStatus status;

@@ -1,4 +1,5 @@
-// The operations registered with TensorFlow: a norm and its backward, of x and of x + residual.
+// The operations registered with TensorFlow: a norm and its backward, of x, of x + residual, and
+// with a gate.
 #pragma once
 
 namespace layernorm::tensorflow {

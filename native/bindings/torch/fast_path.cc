@@ -39,8 +39,10 @@ Statistics statistics_in(PyObject* bytes, const Problem& problem, int64_t rows) 
 }
 
 // Writes y, and with a residual total. False, with Python's error set, if memory runs out.
-bool run_forward(const FastCall& call, const Problem& problem, void* y, void* total = nullptr) {
+bool run_forward(const FastCall& call, const Problem& problem, const Gate& gate, void* y,
+                 void* total = nullptr) {
   Forward job = {problem, call.bias.data, contiguous_array(y, problem.shape)};
+  job.gate = gate;
   if (total) {
     job.addends[0] = problem.x;
     job.addends[1] = contiguous_array(call.residual.data, problem.shape);
@@ -50,12 +52,12 @@ bool run_forward(const FastCall& call, const Problem& problem, void* y, void* to
 }
 
 // y, and with a residual total; null, with Python's error set, if memory runs out.
-Owned run_forward(const FastCall& call, const Problem& problem, Owned* total) {
+Owned run_forward(const FastCall& call, const Problem& problem, const Gate& gate, Owned* total) {
   void *data = nullptr, *sum = nullptr;
   Owned y = empty_like(call.x, &data);
   if (!y) return y;
   if (call.residual.data && !(*total = empty_like(call.x, &sum))) return Owned();
-  return run_forward(call, problem, data, sum) ? std::move(y) : Owned();
+  return run_forward(call, problem, gate, data, sum) ? std::move(y) : Owned();
 }
 
 // What torch_try_backward needs besides x and weight: the arguments after them, and the statistics.
@@ -73,16 +75,20 @@ bool is_gradient_of(const View& x, PyObject* object, View* gradient) {
 }
 
 PyObject* try_forward(const char* name, PyObject* const* arguments, Py_ssize_t count, Over over) {
-  if (!has_count(name, count, kFastPathArguments, 1)) return nullptr;
-  const bool adds = count > kFastPathArguments;
+  PyObject* const* beside = arguments + kFastPathArguments;
+  const bool is_gated = count == kFastPathArguments + 1 + kGateArguments;
+  if (!is_gated && !has_count(name, count, kFastPathArguments, 1)) return nullptr;
+  const bool adds = count > kFastPathArguments && !is_gated;
   FastCall call;
   Problem problem = {};
+  Gate gate = {};
   if (!exchange || !is_unwatched() || !call.take(arguments, over, problem) ||
-      (adds && !call.take_residual(arguments[kFastPathArguments])) || call.has_negated())
+      (adds && !call.take_residual(*beside)) ||
+      (is_gated && !call.take_gate(beside + 1, problem, gate)) || call.has_negated())
     Py_RETURN_NONE;
   Owned total;
   if (!call.wants_gradient()) {
-    Owned y = run_forward(call, problem, &total);
+    Owned y = run_forward(call, problem, gate, &total);
     if (!y || !adds) return y.release();
     return tuple_of({y.release(), total.release(), Py_NewRef(Py_None)});
   }
@@ -91,7 +97,7 @@ PyObject* try_forward(const char* name, PyObject* const* arguments, Py_ssize_t c
   Owned sizes(normalized_shape(call));
   if (!statistics || !sizes) return nullptr;
   problem.statistics = statistics_in(statistics.get(), problem, call.rows());
-  Owned y = run_forward(call, problem, &total);
+  Owned y = run_forward(call, problem, gate, &total);
   if (!y) return nullptr;
   PyObject* const rest =
       tuple_of({Py_NewRef(call.bias_object), sizes.release(), PyFloat_FromDouble(problem.eps),
@@ -104,7 +110,7 @@ PyObject* try_forward(const char* name, PyObject* const* arguments, Py_ssize_t c
 // (x, weight, bias, normalized_shape, eps, centered, zero_centered_weight) -> y; (y, rest) where
 // the call asks for a gradient; None where the fast path cannot serve it, with nothing touched.
 // `rest` is for torch_try_backward. With (residual) after them -> (y, total, rest), rest None where
-// no gradient is asked for.
+// no gradient is asked for. With (None, gate, is_silu, norm_before_gate) the gated y, as without.
 PyObject* try_forward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   return try_forward("torch_try_forward", arguments, count, Over::normalized_shape);
 }
@@ -129,7 +135,7 @@ PyObject* try_forward_into(PyObject*, PyObject* const* arguments, Py_ssize_t cou
       out.overlaps(call.bias) || call.has_negated() || is_negated(out_object) ||
       call.wants_gradient() || wants_gradient(out_object))
     Py_RETURN_FALSE;
-  if (!run_forward(call, problem, out.data)) return nullptr;
+  if (!run_forward(call, problem, Gate{}, out.data)) return nullptr;
   Py_RETURN_TRUE;
 }
 
@@ -137,12 +143,14 @@ PyObject* is_unwatched(PyObject*, PyObject*) { return PyBool_FromLong(is_unwatch
 
 // (x, weight, rest, dy, need), or these and dtotal -> (dx, dweight, dbias, None), the gradients of x,
 // weight and bias that `need` asks for; None alone where the fast path cannot serve the call. The
-// forward has checked that x, weight and bias are not negated.
+// forward has checked that x, weight and bias are not negated. With (None, gate, is_silu,
+// norm_before_gate) after them, dgate is last, if the fifth of `need` asks for it.
 PyObject* try_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  if (!has_count("torch_try_backward", count, 5, 1)) return nullptr;
+  const bool is_gated = count == 5 + 1 + kGateArguments;
+  if (!is_gated && !has_count("torch_try_backward", count, 5, 1)) return nullptr;
   PyObject *rest = arguments[2], *need = arguments[4];
   if (!PyTuple_Check(rest) || PyTuple_GET_SIZE(rest) != kRest || !PyTuple_Check(need) ||
-      PyTuple_GET_SIZE(need) < 3)
+      PyTuple_GET_SIZE(need) < (is_gated ? 5 : 3))
     return PyErr_Format(PyExc_TypeError,
                         "torch_try_backward takes what torch_try_forward returned");
   PyObject* given[kFastPathArguments] = {arguments[0], arguments[1]};
@@ -156,6 +164,7 @@ PyObject* try_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count) 
   if (!exchange || !is_unwatched() || !call.take(given, Over::normalized_shape, problem) ||
       !is_gradient_of(call.x, arguments[3], &dy) ||
       (dtotal_object != Py_None && !is_gradient_of(call.x, dtotal_object, &dtotal)) ||
+      (is_gated && !call.take_gate(arguments + 6, problem, job.gate)) ||
       !PyBytes_Check(statistics) ||
       PyBytes_GET_SIZE(statistics) != statistics_bytes(problem, call.rows()) ||
       c_api.aoti_torch_grad_mode_is_enabled())
@@ -164,13 +173,17 @@ PyObject* try_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count) 
   job.dy = contiguous_array(dy.data, problem.shape);
   job.dx = contiguous_array(nullptr, problem.shape);
   job.dtotal = contiguous_array(dtotal.data, problem.shape);
-  Owned gradients(PyTuple_New(4));
+  job.dgate = contiguous_array(nullptr, problem.shape);
+  job.bias = call.bias.data;
+  // Of x, weight, bias, the forward's result, which has none, and the gate.
+  const Py_ssize_t wanted = is_gated ? 5 : 4;
+  Owned gradients(PyTuple_New(wanted));
   if (!gradients) return nullptr;
-  const View* of[3] = {&call.x, &call.weight, &call.bias};
-  void** data[3] = {&job.dx.data, &job.dweight, &job.dbias};
-  for (Py_ssize_t at = 0; at < 4; ++at) {
+  const View none, *of[5] = {&call.x, &call.weight, &call.bias, &none, &call.gate};
+  void** data[5] = {&job.dx.data, &job.dweight, &job.dbias, nullptr, &job.dgate.data};
+  for (Py_ssize_t at = 0; at < wanted; ++at) {
     Owned gradient(Py_NewRef(Py_None));
-    if (at < 3 && of[at]->data && PyTuple_GET_ITEM(need, at) == Py_True)
+    if (of[at]->data && PyTuple_GET_ITEM(need, at) == Py_True)
       gradient = empty_like(*of[at], data[at]);
     if (!gradient) return nullptr;
     PyTuple_SET_ITEM(gradients.get(), at, gradient.release());

@@ -118,10 +118,22 @@ bool FastCall::take(PyObject* const* arguments, Over over, Problem& problem) {
   return true;
 }
 
+bool FastCall::take_like_x(PyObject* object, View* view) const {
+  return view_of(object, view) && view->type == x.type && view->has_sizes_of(x);
+}
+
 bool FastCall::take_residual(PyObject* object) {
   residual_object = object;
-  return object == Py_None ||
-         (view_of(object, &residual) && residual.type == x.type && residual.has_sizes_of(x));
+  return object == Py_None || take_like_x(object, &residual);
+}
+
+bool FastCall::take_gate(PyObject* const* arguments, const Problem& problem, Gate& of_job) {
+  gate_object = arguments[0];
+  if (!take_like_x(gate_object, &gate)) return false;
+  of_job = {contiguous_array(gate.data, problem.shape),
+            arguments[1] == Py_True ? Activation::silu : Activation::sigmoid,
+            arguments[2] == Py_True};
+  return true;
 }
 
 bool FastCall::take_parameter(PyObject* object, View* parameter) const {
@@ -132,12 +144,12 @@ bool FastCall::take_parameter(PyObject* object, View* parameter) const {
 bool FastCall::wants_gradient() const {
   return c_api.aoti_torch_grad_mode_is_enabled() &&
          (requires_grad(x_object) || requires_grad(weight_object) || requires_grad(bias_object) ||
-          requires_grad(residual_object));
+          requires_grad(residual_object) || requires_grad(gate_object));
 }
 
 bool FastCall::has_negated() const {
   return is_negated(x_object) || is_negated(weight_object) || is_negated(bias_object) ||
-         is_negated(residual_object);
+         is_negated(residual_object) || is_negated(gate_object);
 }
 
 bool is_negated(PyObject* tensor) {

@@ -31,21 +31,25 @@ bool is_negated(PyObject* tensor);
 bool wants_gradient(PyObject* tensor);
 
 // The arguments of every call: x, weight, bias, normalized_shape or axis, eps, centered,
-// zero_centered_weight; and of a forward that adds first, residual.
+// zero_centered_weight. A forward may have a residual (or None) after them, and then a gate.
 constexpr Py_ssize_t kFastPathArguments = 7;
+constexpr Py_ssize_t kGateArguments = 3;  // gate, is_silu, norm_before_gate
 
 // Over normalized_shape, as in PyTorch, eps is a float, or None for RMS normalization; over axes, as in
 // layernorm's own functions, what python::take_eps() takes.
 using python::Over;
 
 struct FastCall {
-  View x, weight, bias, residual;  // those but x: without data where absent
-  PyObject *x_object, *weight_object, *bias_object, *residual_object = Py_None;
+  View x, weight, bias, residual, gate;  // those but x: without data where absent
+  PyObject *x_object, *weight_object, *bias_object;
+  PyObject *residual_object = Py_None, *gate_object = Py_None;
   int64_t axes = 0;  // how many of the last are normalized
   int64_t cols = 1;
 
   bool take(PyObject* const* arguments, Over over, Problem& problem);
   bool take_residual(PyObject* object);
+  // Takes kGateArguments.
+  bool take_gate(PyObject* const* arguments, const Problem& problem, Gate& of_job);
   const int64_t* normalized_shape() const { return x.sizes + x.axes - axes; }
   int64_t rows() const { return x.elements() / cols; }
   bool wants_gradient() const;
@@ -53,6 +57,7 @@ struct FastCall {
 
  private:
   bool take_parameter(PyObject* object, View* parameter) const;
+  bool take_like_x(PyObject* object, View* view) const;
 };
 
 }  // namespace layernorm::torch

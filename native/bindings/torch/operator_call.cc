@@ -26,20 +26,38 @@ void fill_zero(const Tensor& tensor) {
 }
 
 struct Placed {
-  InOrder& tensor;
+  InOrder* tensor;
   Array& array;
 };
 
 // Fills in the arrays, and the problem's shape; copies tensors whose rows are on too many axes.
+// Those whose tensor is null are not there.
 void place(Call& call, std::initializer_list<Placed> tensors) {
   Order::Placed placed[kMostTensors];
   int count = 0;
-  for (const Placed& each : tensors) placed[count++] = {&each.tensor.ordered(), &each.array};
+  for (const Placed& each : tensors)
+    if (each.tensor) placed[count++] = {&each.tensor->ordered(), &each.array};
   if (call.order.place(placed, count, call.problem)) return;
-  for (const Placed& each : tensors) each.tensor.make_contiguous();
+  for (const Placed& each : tensors)
+    if (each.tensor) each.tensor->make_contiguous();
   check(call.order.place(placed, count, call.problem),
         "layernorm: weight and bias vary along too many axes of x apart: move the axes");
 }
+
+// A tensor of x's sizes, which may be absent.
+class Optional {
+ public:
+  Optional(const Tensor& given, const Order& order, InOrder::Use use) {
+    if (given) tensor_.emplace(given, order, use);
+  }
+  InOrder* get() { return tensor_ ? &*tensor_ : nullptr; }
+  void flush() const {
+    if (tensor_) tensor_->flush();
+  }
+
+ private:
+  std::optional<InOrder> tensor_;
+};
 
 // A parameter or its gradient, which may be absent, contiguous in this order.
 class Parameter {
@@ -81,6 +99,7 @@ void Call::check_tensors() {
   check(!weight || !bias || weight.view().has_sizes_of(bias.view()),
         "layernorm: weight and bias have different sizes: expand one to the other's");
   if (addend) check_like_x(addend, "layernorm: residual needs x's sizes and type");
+  if (gate) check_like_x(gate, "layernorm: gate needs x's sizes and type");
   order = choose_order(axes, view.sizes, view.strides);
   for (int64_t axis = 0; axis < axes.count; ++axis)
     statistics_sizes_[axis] = axes.normalized[axis] ? 1 : view.sizes[axis];
@@ -191,20 +210,19 @@ ForwardResults run_forward(Call& call, bool for_aten) {
       bias(call.bias, parameter_order, InOrder::read);
   problem.weight = weight.data();
   InOrder x(call.x, call.order, InOrder::read), y(results.y, call.order, InOrder::write);
+  Optional addend(call.addend, call.order, InOrder::read),
+      total(results.total, call.order, InOrder::write), gate(call.gate, call.order, InOrder::read);
   Forward job = {};
   job.bias = bias.data();
-  if (call.addend) {
-    InOrder addend(call.addend, call.order, InOrder::read),
-        total(results.total, call.order, InOrder::write);
-    place(call, {{total, problem.x}, {y, job.y}, {x, job.addends[0]}, {addend, job.addends[1]}});
-    job.problem = problem;
-    check_memory(forward(job, parallel_for()));
-    total.flush();
-  } else {
-    place(call, {{x, problem.x}, {y, job.y}});
-    job.problem = problem;
-    check_memory(forward(job, parallel_for()));
-  }
+  job.gate = {{}, call.activation, call.norm_before_gate};
+  place(call, {{&x, addend.get() ? job.addends[0] : problem.x},
+               {&y, job.y},
+               {addend.get(), job.addends[1]},
+               {total.get(), problem.x},
+               {gate.get(), job.gate.values}});
+  job.problem = problem;
+  check_memory(forward(job, parallel_for()));
+  total.flush();
   y.flush();
   if (for_aten) {
     show(saved, problem.statistics.mean, results.mean);
@@ -214,7 +232,7 @@ ForwardResults run_forward(Call& call, bool for_aten) {
 }
 
 BackwardResults run_backward(Call& call, const Tensor& dy, const Tensor& dtotal, Tensor (&saved)[3],
-                             const bool (&need)[3], bool for_aten) {
+                             const bool (&need)[4], bool for_aten) {
   call.check_tensors();
   Problem& problem = call.problem;
   call.check_like_x(dy, "layernorm: dy needs x's sizes and type");
@@ -223,6 +241,7 @@ BackwardResults run_backward(Call& call, const Tensor& dy, const Tensor& dtotal,
   if (need[0]) results.dx = call.empty_as_x(for_aten);
   if (need[1]) results.dweight = call.empty_parameter();
   if (need[2]) results.dbias = call.empty_parameter();
+  if (need[3]) results.dgate = call.empty_as_x(false);
   if (call.is_empty()) {
     if (need[1]) fill_zero(results.dweight);
     if (need[2]) fill_zero(results.dbias);
@@ -235,28 +254,32 @@ BackwardResults run_backward(Call& call, const Tensor& dy, const Tensor& dtotal,
     const auto data = [](const Tensor& given) { return given ? given.view().data : nullptr; };
     problem.statistics = {data(saved[0]), data(saved[1]), data(saved[2]), {}};
   }
+  const Tensor absent;
   const Order parameter_order = call.parameter_order();
   const Parameter weight(call.weight, parameter_order, InOrder::read),
+      bias(call.gate ? call.bias : absent, parameter_order, InOrder::read),
       dweight(results.dweight, parameter_order, InOrder::write),
       dbias(results.dbias, parameter_order, InOrder::write);
   problem.weight = weight.data();
   InOrder x(call.x, call.order, InOrder::read), in_dy(dy, call.order, InOrder::read);
+  Optional dx(results.dx, call.order, InOrder::write),
+      in_dtotal(need[0] ? dtotal : absent, call.order, InOrder::read),
+      gate(call.gate, call.order, InOrder::read), dgate(results.dgate, call.order, InOrder::write);
   Backward job = {};
-  std::optional<InOrder> dx, in_dtotal;
-  if (need[0]) dx.emplace(results.dx, call.order, InOrder::write);
-  if (need[0] && dtotal) in_dtotal.emplace(dtotal, call.order, InOrder::read);
-  if (in_dtotal) {
-    place(call, {{x, problem.x}, {in_dy, job.dy}, {*dx, job.dx}, {*in_dtotal, job.dtotal}});
-  } else if (dx) {
-    place(call, {{x, problem.x}, {in_dy, job.dy}, {*dx, job.dx}});
-  } else {
-    place(call, {{x, problem.x}, {in_dy, job.dy}});
-  }
+  job.bias = bias.data();
+  job.gate = {{}, call.activation, call.norm_before_gate};
+  place(call, {{&x, problem.x},
+               {&in_dy, job.dy},
+               {dx.get(), job.dx},
+               {in_dtotal.get(), job.dtotal},
+               {gate.get(), job.gate.values},
+               {dgate.get(), job.dgate}});
   job.problem = problem;
   job.dweight = dweight.data();
   job.dbias = dbias.data();
   check_memory(backward(job, parallel_for()));
-  if (dx) dx->flush();
+  dx.flush();
+  dgate.flush();
   dweight.flush();
   dbias.flush();
   return results;

@@ -12,7 +12,10 @@ namespace layernorm::torch {
 struct Call {
   Tensor x, weight, bias;
   Tensor addend;  // of a forward: x + addend is normalized; or absent
-  View view;      // of x
+  Tensor gate;    // or absent, as is then the rest
+  Activation activation = Activation::silu;
+  bool norm_before_gate = true;
+  View view;  // of x
   Axes axes;
   Problem problem = {};
   Order order;
@@ -51,12 +54,12 @@ struct ForwardResults {
 ForwardResults run_forward(Call& call, bool for_aten);
 
 struct BackwardResults {
-  Tensor dx, dweight, dbias;  // absent: not wanted
+  Tensor dx, dweight, dbias, dgate;  // absent: not wanted
 };
 
 // `saved` are mean, rstd and residual; an absent residual is recomputed. dtotal, which may be
-// absent, is added to dx.
+// absent, is added to dx; not beside a gate. `need`: dx, dweight, dbias, dgate.
 BackwardResults run_backward(Call& call, const Tensor& dy, const Tensor& dtotal, Tensor (&saved)[3],
-                             const bool (&need)[3], bool for_aten);
+                             const bool (&need)[4], bool for_aten);
 
 }  // namespace layernorm::torch

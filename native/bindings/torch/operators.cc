@@ -18,7 +18,7 @@ Tensor or_nothing(Tensor given) {
   return given ? std::move(given) : empty_contiguous(1, &none, DataType::float32);
 }
 
-// axis, eps, zero_centered_weight, and for a backward the flags `need`. Checked after all have been
+// axis, eps, zero_centered_weight, with a gate is_silu and norm_before_gate, and for a backward the flags `need`. Checked after all have been
 // taken, so that an error leaks none.
 void take_definition(Arguments& take, bool centered, Call& call, bool* need = nullptr,
                      int64_t needs = 0) {
@@ -27,10 +27,17 @@ void take_definition(Arguments& take, bool centered, Call& call, bool* need = nu
   call.problem.centered = centered;
   call.problem.eps = take.number();
   call.problem.zero_centered_weight = take.flag();
+  if (call.gate) {
+    call.activation = take.flag() ? Activation::silu : Activation::sigmoid;
+    call.norm_before_gate = take.flag();
+  }
   if (need) take.flags(need, needs);
   call.view = call.x.view();
   call.axes = axes_of(given, count, call.view.axes);
 }
+
+// What an operator takes after x.
+enum class Beside { nothing, residual, gate };
 
 constexpr char kLayerNorm[] =
     "layer_norm(Tensor x, Tensor? weight, Tensor? bias, int[] axis, float eps, "
@@ -41,18 +48,24 @@ constexpr char kAddLayerNorm[] =
     "float eps, bool zero_centered_weight=False) "
     "-> (Tensor y, Tensor total, Tensor mean, Tensor rstd, Tensor mean_residual)";
 
-template <bool adds>
+constexpr char kGatedLayerNorm[] =
+    "gated_layer_norm(Tensor x, Tensor gate, Tensor? weight, Tensor? bias, int[] axis, float eps, "
+    "bool zero_centered_weight, bool silu, bool norm_before_gate) "
+    "-> (Tensor y, Tensor mean, Tensor rstd, Tensor residual)";
+
+template <Beside beside>
 void layer_norm(Value* stack, uint64_t, uint64_t) {
   Arguments take(stack);
   Call call;
   call.x = take.tensor();
-  if (adds) call.addend = take.tensor();
+  if (beside == Beside::residual) call.addend = take.tensor();
+  if (beside == Beside::gate) call.gate = take.tensor();
   call.weight = take.optional_tensor();
   call.bias = take.optional_tensor();
   take_definition(take, true, call);
   ForwardResults results = run_forward(call, false);
   *stack++ = result(std::move(results.y));
-  if (adds) *stack++ = result(std::move(results.total));
+  if (beside == Beside::residual) *stack++ = result(std::move(results.total));
   *stack++ = result(std::move(results.mean));
   *stack++ = result(std::move(results.rstd));
   *stack++ = result(std::move(results.residual));
@@ -66,17 +79,22 @@ constexpr char kAddRmsNorm[] =
     "add_rms_norm(Tensor x, Tensor residual, Tensor? weight, int[] axis, float eps, "
     "bool zero_centered_weight=False) -> (Tensor y, Tensor total, Tensor rstd)";
 
-template <bool adds>
+constexpr char kGatedRmsNorm[] =
+    "gated_rms_norm(Tensor x, Tensor gate, Tensor? weight, int[] axis, float eps, "
+    "bool zero_centered_weight, bool silu, bool norm_before_gate) -> (Tensor y, Tensor rstd)";
+
+template <Beside beside>
 void rms_norm(Value* stack, uint64_t, uint64_t) {
   Arguments take(stack);
   Call call;
   call.x = take.tensor();
-  if (adds) call.addend = take.tensor();
+  if (beside == Beside::residual) call.addend = take.tensor();
+  if (beside == Beside::gate) call.gate = take.tensor();
   call.weight = take.optional_tensor();
   take_definition(take, false, call);
   ForwardResults results = run_forward(call, false);
   *stack++ = result(std::move(results.y));
-  if (adds) *stack++ = result(std::move(results.total));
+  if (beside == Beside::residual) *stack++ = result(std::move(results.total));
   *stack++ = result(std::move(results.rstd));
 }
 
@@ -90,22 +108,30 @@ constexpr char kAddLayerNormBackward[] =
     "Tensor mean_residual, Tensor? weight, Tensor? bias, int[] axis, float eps, "
     "bool zero_centered_weight, bool[3] need) -> (Tensor dx, Tensor dweight, Tensor dbias)";
 
-template <bool adds>
+constexpr char kGatedLayerNormBackward[] =
+    "gated_layer_norm_backward(Tensor dy, Tensor x, Tensor gate, Tensor mean, Tensor rstd, "
+    "Tensor residual, Tensor? weight, Tensor? bias, int[] axis, float eps, "
+    "bool zero_centered_weight, bool silu, bool norm_before_gate, bool[4] need) "
+    "-> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dgate)";
+
+template <Beside beside>
 void layer_norm_backward(Value* stack, uint64_t, uint64_t) {
   Arguments take(stack);
   Call call;
-  const Tensor dy = take.tensor(), dtotal = adds ? take.tensor() : Tensor();
+  const Tensor dy = take.tensor(), dtotal = beside == Beside::residual ? take.tensor() : Tensor();
   call.x = take.tensor();
+  if (beside == Beside::gate) call.gate = take.tensor();
   Tensor mean = take.tensor(), rstd = take.tensor(), residual = take.tensor();
   Tensor saved[3] = {std::move(mean), std::move(rstd), std::move(residual)};
   call.weight = take.optional_tensor();
   call.bias = take.optional_tensor();
-  bool need[3];
-  take_definition(take, true, call, need, 3);
+  bool need[4] = {};
+  take_definition(take, true, call, need, beside == Beside::gate ? 4 : 3);
   BackwardResults results = run_backward(call, dy, dtotal, saved, need, false);
   stack[0] = result(or_nothing(std::move(results.dx)));
   stack[1] = result(or_nothing(std::move(results.dweight)));
   stack[2] = result(or_nothing(std::move(results.dbias)));
+  if (beside == Beside::gate) stack[3] = result(or_nothing(std::move(results.dgate)));
 }
 
 constexpr char kRmsNormBackward[] =
@@ -117,21 +143,28 @@ constexpr char kAddRmsNormBackward[] =
     "int[] axis, float eps, bool zero_centered_weight, bool[2] need) "
     "-> (Tensor dx, Tensor dweight)";
 
-template <bool adds>
+constexpr char kGatedRmsNormBackward[] =
+    "gated_rms_norm_backward(Tensor dy, Tensor x, Tensor gate, Tensor rstd, Tensor? weight, "
+    "int[] axis, float eps, bool zero_centered_weight, bool silu, bool norm_before_gate, "
+    "bool[3] need) -> (Tensor dx, Tensor dweight, Tensor dgate)";
+
+template <Beside beside>
 void rms_norm_backward(Value* stack, uint64_t, uint64_t) {
   Arguments take(stack);
   Call call;
-  const Tensor dy = take.tensor(), dtotal = adds ? take.tensor() : Tensor();
+  const Tensor dy = take.tensor(), dtotal = beside == Beside::residual ? take.tensor() : Tensor();
   call.x = take.tensor();
+  if (beside == Beside::gate) call.gate = take.tensor();
   Tensor rstd = take.tensor();
   Tensor saved[3] = {Tensor(), std::move(rstd), Tensor()};
   call.weight = take.optional_tensor();
-  bool wanted[2];
-  take_definition(take, false, call, wanted, 2);
+  bool wanted[3] = {};
+  take_definition(take, false, call, wanted, beside == Beside::gate ? 3 : 2);
   BackwardResults results =
-      run_backward(call, dy, dtotal, saved, {wanted[0], wanted[1], false}, false);
+      run_backward(call, dy, dtotal, saved, {wanted[0], wanted[1], false, wanted[2]}, false);
   stack[0] = result(or_nothing(std::move(results.dx)));
   stack[1] = result(or_nothing(std::move(results.dweight)));
+  if (beside == Beside::gate) stack[2] = result(or_nothing(std::move(results.dgate)));
 }
 
 // aten::native_layer_norm(Tensor input, SymInt[] normalized_shape, Tensor? weight, Tensor? bias,
@@ -168,7 +201,7 @@ void native_layer_norm_backward(Value* stack, uint64_t, uint64_t) {
   Tensor saved[3] = {std::move(mean), std::move(rstd), Tensor()};
   call.weight = take.optional_tensor();
   call.bias = take.optional_tensor();
-  bool need[3];
+  bool need[4] = {};
   take.flags(need, 3);
   call.view = call.x.view();
   call.axes = trailing_axes(normalized_shape, count, call.view);
@@ -212,14 +245,19 @@ bool define_operators() {
     return false;
   Library definitions(fragment), kernels = kernels_of("layernorm");
   if (!kernels) return false;
-  for (const auto& [schema, kernel] : {std::pair{kLayerNorm, layer_norm<false>},
-                                       {kLayerNormBackward, layer_norm_backward<false>},
-                                       {kRmsNorm, rms_norm<false>},
-                                       {kRmsNormBackward, rms_norm_backward<false>},
-                                       {kAddLayerNorm, layer_norm<true>},
-                                       {kAddLayerNormBackward, layer_norm_backward<true>},
-                                       {kAddRmsNorm, rms_norm<true>},
-                                       {kAddRmsNormBackward, rms_norm_backward<true>}}) {
+  for (const auto& [schema, kernel] :
+       {std::pair{kLayerNorm, layer_norm<Beside::nothing>},
+        {kLayerNormBackward, layer_norm_backward<Beside::nothing>},
+        {kAddLayerNorm, layer_norm<Beside::residual>},
+        {kAddLayerNormBackward, layer_norm_backward<Beside::residual>},
+        {kGatedLayerNorm, layer_norm<Beside::gate>},
+        {kGatedLayerNormBackward, layer_norm_backward<Beside::gate>},
+        {kRmsNorm, rms_norm<Beside::nothing>},
+        {kRmsNormBackward, rms_norm_backward<Beside::nothing>},
+        {kAddRmsNorm, rms_norm<Beside::residual>},
+        {kAddRmsNormBackward, rms_norm_backward<Beside::residual>},
+        {kGatedRmsNorm, rms_norm<Beside::gate>},
+        {kGatedRmsNormBackward, rms_norm_backward<Beside::gate>}}) {
     const std::string name(schema, std::strchr(schema, '('));
     if (c_api.aoti_torch_library_def(definitions.get(), schema) != 0 ||
         !implement(kernels.get(), name.c_str(), kernel))

@@ -45,20 +45,21 @@ Error* error_of(const Frame& frame, Status status) {
 
 // The buffers of both calls; null where one is not part of the call.
 struct CallBuffers {
-  const Buffer *x, *weight, *mean, *rstd, *residual;
+  const Buffer *x, *gate, *weight, *bias, *mean, *rstd, *residual;
   const Buffer* parameter;  // any: they have one type
   const Buffer* large[2];   // the results of x's size
 };
 
-// x, addend, weight, bias -> y, total, mean, rstd, residual
+// x, addend, gate, weight, bias -> y, total, mean, rstd, residual
 struct ForwardCall : CallBuffers {
-  const Buffer *addend, *bias;
+  const Buffer* addend;
   Forward job = {};
 
   void take(Reader& reader, bool centered) {
     const bool has_addend = reader.flag("has_addend");
     x = reader.argument();
     addend = reader.argument(has_addend);
+    gate = reader.argument(reader.flag("has_gate"));
     weight = reader.argument(reader.flag("has_weight"));
     bias = reader.argument(reader.flag("has_bias"));
     large[0] = reader.result();
@@ -72,13 +73,15 @@ struct ForwardCall : CallBuffers {
 
   bool place(const Order& order, Problem& problem) {
     const Ordered in_x = ordered(x, order), in_addend = ordered(addend, order),
-                  in_y = ordered(large[0], order), in_total = ordered(large[1], order);
+                  in_gate = ordered(gate, order), in_y = ordered(large[0], order),
+                  in_total = ordered(large[1], order);
     const Order::Placed placed[] = {{&in_x, addend ? &job.addends[0] : &problem.x},
                                     {&in_y, &job.y},
+                                    {&in_gate, &job.gate.values},
                                     {&in_addend, &job.addends[1]},
                                     {&in_total, &problem.x}};
     job.bias = data_of(bias);
-    return order.place(placed, addend ? 4 : 2, problem);
+    return order.place(placed, addend ? 5 : 3, problem);
   }
   Status run(const Problem& problem, const Threads& threads) {
     job.problem = problem;
@@ -86,34 +89,42 @@ struct ForwardCall : CallBuffers {
   }
 };
 
-// dy, dtotal, x, mean, rstd, residual, weight -> dx, dweight, dbias
+// dy, dtotal, x, gate, mean, rstd, residual, weight, bias -> dx, dweight, dbias, dgate
 struct BackwardCall : CallBuffers {
-  const Buffer *dy, *dtotal, *dweight, *dbias;
+  const Buffer *dy, *dtotal, *dweight, *dbias, *dgate;
   Backward job = {};
 
   void take(Reader& reader, bool centered) {
     dy = reader.argument();
     dtotal = reader.argument(reader.flag("has_dtotal"));
     x = reader.argument();
+    gate = reader.argument(reader.flag("has_gate"));
     mean = reader.argument(centered);
     rstd = reader.argument();
     residual = reader.argument(centered);
     weight = reader.argument(reader.flag("has_weight"));
+    bias = reader.argument(reader.flag("has_bias"));
     large[0] = reader.result(reader.flag("need_dx"));
-    large[1] = nullptr;
     dweight = reader.result(reader.flag("need_dweight"));
     dbias = reader.result(reader.flag("need_dbias"));
-    parameter = weight ? weight : dweight ? dweight : dbias;
+    dgate = large[1] = reader.result(reader.flag("need_dgate"));
+    parameter = weight ? weight : bias ? bias : dweight ? dweight : dbias;
   }
 
   bool place(const Order& order, Problem& problem) {
     const Ordered in_x = ordered(x, order), in_dy = ordered(dy, order),
-                  in_dtotal = ordered(dtotal, order), in_dx = ordered(large[0], order);
+                  in_dtotal = ordered(dtotal, order), in_gate = ordered(gate, order),
+                  in_dx = ordered(large[0], order), in_dgate = ordered(dgate, order);
     const Order::Placed placed[] = {
-        {&in_x, &problem.x}, {&in_dy, &job.dy}, {&in_dx, &job.dx}, {&in_dtotal, &job.dtotal}};
+        {&in_x, &problem.x},
+        {&in_dy, &job.dy},
+        {&in_dx, &job.dx},
+        gate ? Order::Placed{&in_gate, &job.gate.values} : Order::Placed{&in_dtotal, &job.dtotal},
+        {&in_dgate, &job.dgate}};
     job.dweight = data_of(dweight);
     job.dbias = data_of(dbias);
-    return order.place(placed, 4, problem);
+    job.bias = data_of(bias);
+    return order.place(placed, 5, problem);
   }
   Status run(const Problem& problem, const Threads& threads) {
     job.problem = problem;
@@ -136,6 +147,8 @@ Error* handle(Frame* frame) {
   problem.eps = reader.number("eps");
   problem.weight = data_of(call.weight);
   problem.statistics = {data_of(call.mean), data_of(call.rstd), data_of(call.residual), {}};
+  call.job.gate.activation = reader.flag("is_silu") ? Activation::silu : Activation::sigmoid;
+  call.job.gate.norm_first = reader.flag("norm_first");
   reader.require(accepts_parameter(problem.type, problem.parameter_type),
                  "the type of a parameter");
   const Order order = order_of(&reader, call.x);

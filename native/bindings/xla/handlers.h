@@ -5,12 +5,12 @@
 
 namespace layernorm::xla {
 
-// x, addend, weight, bias -> y, total, and if there are more results mean, rstd, residual (rstd alone
-// for RMS norm). An addend makes total = x + addend a result, and y the norm of that.
+// x, addend, gate, weight, bias -> y, total, and if there are more results mean, rstd, residual (rstd
+// alone for RMS norm). An addend makes total = x + addend a result, and y the norm of that.
 Error* forward_handler(Frame* frame);
 
-// dy, dtotal, x, mean, rstd, residual, weight -> dx, dweight, dbias, those that are needed. dtotal,
-// where there is one, is added to dx.
+// dy, dtotal, x, gate, mean, rstd, residual, weight, bias -> dx, dweight, dbias, dgate, those that are
+// needed. dtotal, where there is one and no gate, is added to dx. The bias is given beside a gate.
 Error* backward_handler(Frame* frame);
 
 }  // namespace layernorm::xla

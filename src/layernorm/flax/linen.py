@@ -6,7 +6,8 @@ from typing import Any
 from flax import linen
 from jax import Array
 
-from layernorm.flax.normalize import axes_of, is_served, normalize, of_sum, settings_of
+from layernorm.flax.beside import Beside
+from layernorm.flax.normalize import axes_of, is_served, normalize, settings_of
 
 
 class LayerNorm(linen.LayerNorm):
@@ -18,15 +19,27 @@ class LayerNorm(linen.LayerNorm):
     """
 
     @linen.compact
-    def __call__(self, x: Any, *, mask: Any = None, residual: Any = None) -> Any:
+    def __call__(
+        self,
+        x: Any,
+        *,
+        mask: Any = None,
+        residual: Any = None,
+        gate: Any = None,
+        activation: str = "silu",
+        norm_before_gate: bool = True,
+    ) -> Any:
         """Return y; with a residual, of x's shape and type, y of total = x + residual, and total.
 
-        `mask`: which elements the mean and the variance are taken over.
+        Args:
+            mask: which elements the mean and the variance are taken over.
+            gate, activation, norm_before_gate: as in `layernorm.jax.layer_norm`.
         """
+        beside = Beside.checked(x, residual, gate, activation, norm_before_gate)
         settings = settings_of(self, centered=True)
         if not is_served(x, settings):
-            return of_sum(functools.partial(super().__call__, mask=mask), x, residual)
-        return normalize(x, _scale(self, x), _bias(self, x), mask, settings, residual)
+            return beside.around(functools.partial(super().__call__, mask=mask), x)
+        return normalize(x, _scale(self, x), _bias(self, x), mask, settings, beside)
 
 
 class RMSNorm(linen.RMSNorm):
@@ -36,15 +49,27 @@ class RMSNorm(linen.RMSNorm):
     """
 
     @linen.compact
-    def __call__(self, x: Any, *, mask: Any = None, residual: Any = None) -> Any:
+    def __call__(
+        self,
+        x: Any,
+        *,
+        mask: Any = None,
+        residual: Any = None,
+        gate: Any = None,
+        activation: str = "silu",
+        norm_before_gate: bool = True,
+    ) -> Any:
         """Return y; with a residual, of x's shape and type, y of total = x + residual, and total.
 
-        `mask`: which elements the mean of the squares is taken over.
+        Args:
+            mask: which elements the mean of the squares is taken over.
+            gate, activation, norm_before_gate: as in `layernorm.jax.layer_norm`.
         """
+        beside = Beside.checked(x, residual, gate, activation, norm_before_gate)
         settings = settings_of(self, centered=False)
         if not is_served(x, settings):
-            return of_sum(functools.partial(super().__call__, mask=mask), x, residual)
-        return normalize(x, _scale(self, x), None, mask, settings, residual)
+            return beside.around(functools.partial(super().__call__, mask=mask), x)
+        return normalize(x, _scale(self, x), None, mask, settings, beside)
 
 
 def _scale(module: Any, x: Any) -> Array | None:

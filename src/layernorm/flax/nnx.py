@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from layernorm.flax.normalize import is_served, normalize, of_sum, settings_of
+from layernorm.flax.beside import Beside
+from layernorm.flax.normalize import is_served, normalize, settings_of
 
 
 class LayerNorm(nnx.LayerNorm):
@@ -17,19 +18,31 @@ class LayerNorm(nnx.LayerNorm):
     is always that of the centered row: `use_fast_variance` is ignored.
     """
 
-    def __call__(self, x: Any, *, mask: Any = None, residual: Any = None) -> Any:
+    def __call__(
+        self,
+        x: Any,
+        *,
+        mask: Any = None,
+        residual: Any = None,
+        gate: Any = None,
+        activation: str = "silu",
+        norm_before_gate: bool = True,
+    ) -> Any:
         """Return y; with a residual, of x's shape and type, y of total = x + residual, and total.
 
-        `mask`: which elements the mean and the variance are taken over.
+        Args:
+            mask: which elements the mean and the variance are taken over.
+            gate, activation, norm_before_gate: as in `layernorm.jax.layer_norm`.
         """
+        beside = Beside.checked(x, residual, gate, activation, norm_before_gate)
         settings = settings_of(self, centered=True)
         given = (x, _value(self.scale), _value(self.bias))
         promoted, scale, bias = self.promote_dtype(given, dtype=self.dtype)
         if not is_served(promoted, settings):
-            return of_sum(functools.partial(super().__call__, mask=mask), x, residual)
+            return beside.around(functools.partial(super().__call__, mask=mask), x)
         if residual is not None and promoted.dtype != jnp.result_type(x):
-            return of_sum(functools.partial(self, mask=mask), x, residual)
-        return normalize(promoted, scale, bias, mask, settings, residual)
+            return beside.of_sum(lambda total, rest: self(total, mask=mask, **rest._asdict()), x)
+        return normalize(promoted, scale, bias, mask, settings, beside)
 
 
 class RMSNorm(nnx.RMSNorm):
@@ -38,18 +51,30 @@ class RMSNorm(nnx.RMSNorm):
     y = x / sqrt(mean(x**2) + epsilon) * scale, as `layernorm.jax.rms_norm`.
     """
 
-    def __call__(self, x: Any, mask: Any = None, *, residual: Any = None) -> Any:
+    def __call__(
+        self,
+        x: Any,
+        mask: Any = None,
+        *,
+        residual: Any = None,
+        gate: Any = None,
+        activation: str = "silu",
+        norm_before_gate: bool = True,
+    ) -> Any:
         """Return y; with a residual, of x's shape and type, y of total = x + residual, and total.
 
-        `mask`: which elements the mean of the squares is taken over.
+        Args:
+            mask: which elements the mean of the squares is taken over.
+            gate, activation, norm_before_gate: as in `layernorm.jax.layer_norm`.
         """
+        beside = Beside.checked(x, residual, gate, activation, norm_before_gate)
         settings = settings_of(self, centered=False)
         promoted, scale = self.promote_dtype((x, _value(self.scale)), dtype=self.dtype)
         if not is_served(promoted, settings):
-            return of_sum(functools.partial(super().__call__, mask=mask), x, residual)
+            return beside.around(functools.partial(super().__call__, mask=mask), x)
         if residual is not None and promoted.dtype != jnp.result_type(x):
-            return of_sum(functools.partial(self, mask=mask), x, residual)
-        return normalize(promoted, scale, None, mask, settings, residual)
+            return beside.of_sum(lambda total, rest: self(total, mask=mask, **rest._asdict()), x)
+        return normalize(promoted, scale, None, mask, settings, beside)
 
 
 def _value(parameter: Any) -> Array | None:

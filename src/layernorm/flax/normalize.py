@@ -1,6 +1,6 @@
 """The call of all four classes: Flax's types, axes and masks, computed by our functions."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +10,7 @@ from jax import Array
 
 from layernorm import jax as functions
 from layernorm import spec
+from layernorm.flax.beside import Beside
 
 
 class Settings(NamedTuple):
@@ -51,21 +52,13 @@ def _is_complex(dtype: Any) -> bool:
     return bool(jnp.issubdtype(dtype, jnp.complexfloating))
 
 
-def of_sum(norm: Callable[[Any], Any], x: Any, residual: Any) -> Any:
-    """Return norm(x), or with a residual (norm(total), total): where they take several calls."""
-    if residual is None:
-        return norm(x)
-    _, total = functions.rms_norm(x, residual=residual)
-    return norm(total), total
-
-
 def normalize(
     x: Any,
     scale: Array | None,
     bias: Array | None,
     mask: Any,
     settings: Settings,
-    residual: Any = None,
+    beside: Beside,
 ) -> Any:
     """Return y, in the type that Flax's rules give; with a residual (y, total)."""
     x = jnp.asarray(x)
@@ -74,8 +67,12 @@ def normalize(
     features = axes_of(settings.feature_axes, x.ndim)
     moments = mask is not None or settings.axis_name is not None
     alike = (features == axes and not _is_complex(out_type)) or (scale is None and bias is None)
-    if residual is not None and (moments or not alike or x.dtype != out_type):
-        return of_sum(lambda total: normalize(total, scale, bias, mask, settings), x, residual)
+    rounded = beside.residual is not None and x.dtype != out_type
+    if not beside.is_nothing and (moments or not alike or rounded):
+        wide = settings._replace(dtype=jnp.promote_types(out_type, jnp.float32))
+        return beside.around(
+            lambda u: normalize(u, scale, bias, mask, wide, Beside()), x, dtype=out_type
+        )
     if moments:
         xhat = _of_moments(_widened(x), axes, mask, settings)
     elif alike:
@@ -83,11 +80,10 @@ def normalize(
         if x.dtype != out_type or x.dtype.itemsize > 2:
             x = _widened(x)
         scale, bias = (_parameter(each, x, sizes) for each in (scale, bias))
-        if residual is not None:
-            return _norm(x, scale, bias, axes, settings, residual)
-        return _norm(x, scale, bias, axes, settings).astype(out_type)
+        y = _norm(x, scale, bias, axes, settings, beside)
+        return y if beside.residual is not None else y.astype(out_type)
     else:
-        xhat = _norm(_widened(x), None, None, axes, settings)
+        xhat = _norm(_widened(x), None, None, axes, settings, beside)
     sizes = [size if axis in features else 1 for axis, size in enumerate(x.shape)]
     y = xhat if scale is None else xhat * scale.reshape(sizes)
     y = y if bias is None else y + bias.reshape(sizes)
@@ -110,9 +106,11 @@ def _norm(
     bias: Array | None,
     axes: Any,
     settings: Settings,
-    residual: Any = None,
+    beside: Beside,
 ) -> Any:
-    options: dict[str, Any] = {"residual": residual, "axis": axes, "eps": settings.epsilon}
+    if beside.gate is not None:
+        beside = beside._replace(gate=beside.gate.astype(x.dtype))
+    options: dict[str, Any] = {**beside._asdict(), "axis": axes, "eps": settings.epsilon}
     if settings.centered:
         return functions.layer_norm(x, scale, bias, **options)
     return functions.rms_norm(x, scale, **options)

@@ -10,7 +10,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from layernorm import spec
-from layernorm.jax.definition import Definition, compute_type
+from layernorm.jax.definition import Definition, Gating, compute_type
 
 Description = tuple[tuple[int, ...], Any]  # an array's shape and type
 
@@ -43,11 +43,21 @@ def widens(x: Array, residual: Array) -> bool:
     return residual.dtype == jnp.float32 and x.dtype in (jnp.float16, jnp.bfloat16)
 
 
-def checked_residual(residual: Array, x: Array) -> Array:
-    """Check that a residual has x's shape and type. Raises: TypeError and ValueError."""
-    spec.check_same_type("residual", str(residual.dtype), str(x.dtype), convert=convert)
-    spec.check_shape("residual", residual.shape, x.shape, of=f"x of shape {x.shape}")
-    return residual
+def checked_like_x(name: str, array: Array, x: Array) -> Array:
+    """Check that a residual or a gate has x's shape and type. Raises: TypeError and ValueError."""
+    spec.check_same_type(name, str(array.dtype), str(x.dtype), convert=convert)
+    spec.check_shape(name, array.shape, x.shape, of=f"x of shape {x.shape}")
+    return array
+
+
+def checked_gate(
+    x: Array, gate: ArrayLike | None, activation: str, norm_before_gate: bool
+) -> tuple[Array | None, Gating | None]:
+    """Check a gate, if there is one, and how it is applied. Raises: TypeError and ValueError."""
+    if gate is None:
+        return None, None
+    checked = checked_like_x("gate", as_array("gate", gate), x)
+    return checked, Gating(spec.check_activation(activation), bool(norm_before_gate))
 
 
 def define(
@@ -59,9 +69,10 @@ def define(
     eps: SupportsFloat,
     centered: bool,
     zero_centered_weight: bool,
+    gating: Gating | None = None,
 ) -> Definition:
-    """Check all arguments, and define the call. Raises: TypeError and ValueError."""
-    definition: tuple[Any, ...] = (axis, eps, centered, bool(zero_centered_weight))
+    """Check all other arguments, and define the call. Raises: TypeError and ValueError."""
+    definition: tuple[Any, ...] = (axis, eps, centered, bool(zero_centered_weight), gating)
     # Only these types: for a cache, True and 1.0 are the axis 1.
     checked = _checked_once if type(axis) is int and type(eps) is float else _checked
     return checked((x.shape, x.dtype), _described(weight), _described(bias), *definition)
@@ -79,6 +90,7 @@ def _checked(
     eps: SupportsFloat,
     centered: bool,
     zero_centered_weight: bool,
+    gating: Gating | None,
 ) -> Definition:
     shape, dtype = x
     if isinstance(eps, jax.core.Tracer):
@@ -95,7 +107,7 @@ def _checked(
             own = spec.check_parameter(name, parameter[0], shape, axes, reshape=_reshape)
             varying.update(own)
     eps = spec.check_eps(eps)
-    return Definition(axes, eps, centered, zero_centered_weight, tuple(sorted(varying)))
+    return Definition(axes, eps, centered, zero_centered_weight, tuple(sorted(varying)), gating)
 
 
 _checked_once = functools.lru_cache(maxsize=1024)(_checked)

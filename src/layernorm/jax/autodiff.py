@@ -15,12 +15,13 @@ from jax.interpreters import ad
 from layernorm.jax import derivatives
 from layernorm.jax.definition import Definition
 from layernorm.jax.primitives import (
+    Saved,
     backward,
     backward_p,
     forward,
     forward_p,
-    parts,
     present,
+    saved_in,
     spaced,
     tangent,
     tangent_p,
@@ -53,15 +54,16 @@ def _forward_jvp(
     has_bias: bool,
     with_statistics: bool,
 ) -> tuple[list[Any], list[Any]]:
-    given = (True, has_addend, has_weight, has_bias)
-    x, addend, weight, bias = spaced(primals, given)
-    results = forward(x, weight, bias, definition, addend, with_statistics=True)
+    given = (True, has_addend, definition.has_gate, has_weight, has_bias)
+    x, addend, gate, weight, bias = spaced(primals, given)
+    results = forward(x, weight, bias, definition, addend, gate, with_statistics=True)
     outputs, statistics = results[: 1 + has_addend], results[1 + has_addend :]
-    of_x, of_addend, *of_parameters = spaced(tangents, given)
+    of_x, of_addend, of_gate, *of_parameters = spaced(tangents, given)
     if has_addend:
         x, of_x = outputs[1], ad.add_tangents(of_x, of_addend)
-    moving = [_nonzero(each) for each in (of_x, *of_parameters)]
-    found = _tangents(moving, outputs, x, statistics, weight, definition)
+    moving = [_nonzero(each) for each in (of_x, *of_parameters, of_gate)]
+    saved = Saved(x, gate, statistics, weight, None if gate is None else bias)
+    found = _tangents(moving, outputs, saved, definition)
     kept = statistics if with_statistics else []
     return [*outputs, *kept], [*found, *map(_zero, kept)]
 
@@ -69,31 +71,32 @@ def _forward_jvp(
 def _tangents(
     linear: Sequence[Any],
     outputs: Sequence[Any],
-    x: Any,
-    statistics: Sequence[Any],
-    weight: Any,
+    saved: Saved,
     definition: Definition,
 ) -> list[Any]:
     """Return the tangents of the outputs, y or y and total, from those that are not None."""
     found = []
     if any(each is not None for each in linear):
         with_total = len(outputs) == 2 and linear[0] is not None
-        found = tangent(linear, x, statistics, weight, definition, with_total=with_total)
+        found = tangent(linear, saved, definition, with_total=with_total)
     return [*found, *map(_zero, outputs[len(found) :])]
 
 
-def _through(
-    function: Callable[..., Any], x: Any, weight: Any, x_tangent: Any, weight_tangent: Any
-) -> Any:
-    """Differentiate a function of x and weight along the tangents that are not None."""
-    moving = [(each, along) for each, along in ((x, x_tangent), (weight, weight_tangent))]
-    primals = [each for each, along in moving if along is not None]
+def _through(function: Callable[[Saved], Any], saved: Saved, tangents: Saved) -> Any:
+    """Differentiate a function along those tangents of x, gate, weight and bias that are not zero.
+
+    None if all are.
+    """
+    along = {name: _nonzero(getattr(tangents, name)) for name in ("x", "gate", "weight", "bias")}
+    along = {name: each for name, each in along.items() if each is not None}
+    if not along:
+        return None
 
     def of_moving(*values: Any) -> Any:
-        following = iter(values)
-        return function(*(next(following) if a is not None else each for each, a in moving))
+        return function(saved._replace(**dict(zip(along, values, strict=True))))
 
-    return jax.jvp(of_moving, primals, [along for _, along in moving if along is not None])[1]
+    primals = [getattr(saved, name) for name in along]
+    return jax.jvp(of_moving, primals, list(along.values()))[1]
 
 
 def _tangent_jvp(
@@ -103,22 +106,25 @@ def _tangent_jvp(
     definition: Definition,
     given: tuple[bool, ...],
     has_weight: bool,
+    has_bias: bool,
     with_total: bool,
 ) -> tuple[list[Any], list[Any]]:
     count = sum(given)
-    x, statistics, weight = parts(primals[count:], definition, has_weight)
+    saved, along = (
+        saved_in(each[count:], definition, has_weight=has_weight, has_bias=has_bias)
+        for each in (primals, tangents)
+    )
     linear = spaced(primals[:count], given)
-    results = tangent(linear, x, statistics, weight, definition, with_total=with_total)
+    results = tangent(linear, saved, definition, with_total=with_total)
     second = [_nonzero(each) for each in spaced(tangents[:count], given)]
-    of_y, *of_total = _tangents(second, results, x, statistics, weight, definition)
-    along_x, _, along_weight = parts(tangents[count:], definition, has_weight)
-    along_x, along_weight = _nonzero(along_x), _nonzero(along_weight)
-    if along_x is not None or along_weight is not None:
+    of_y, *of_total = _tangents(second, results, saved, definition)
 
-        def function(x: Any, weight: Any) -> Any:
-            return derivatives.forward_tangent(derivatives.rows_of(x, weight, definition), *linear)
+    def function(saved: Saved) -> Any:
+        return derivatives.forward_tangent(derivatives.rows_of(saved, definition), *linear)
 
-        of_y = ad.add_tangents(of_y, _through(function, x, weight, along_x, along_weight))
+    through = _through(function, saved, along)
+    if through is not None:
+        of_y = ad.add_tangents(of_y, through)
     return results, [of_y, *of_total]
 
 
@@ -128,6 +134,7 @@ def _tangent_transpose(
     definition: Definition,
     given: tuple[bool, ...],
     has_weight: bool,
+    has_bias: bool,
     with_total: bool,
 ) -> list[Any]:
     dy, dtotal = cotangents if with_total else (*cotangents, None)
@@ -138,17 +145,15 @@ def _tangent_transpose(
     if _is_zero(dy):
         zeros = [ad.Zero(each) for each in linear]
         return [*(zeros if dtotal is None else [dtotal, *zeros[1:]]), *rest]
-    x, statistics, weight = parts(operands[count:], definition, has_weight)
-    types = [each.dtype for each in spaced(linear, given)[1:] if each is not None]
+    saved = saved_in(operands[count:], definition, has_weight=has_weight, has_bias=has_bias)
+    parameters = (*spaced(linear, given)[1:3], saved.weight, saved.bias, saved.x)
     gradients = backward(
         dy,
-        x,
-        statistics,
-        weight,
+        saved,
         definition,
         dtotal=dtotal,
         need=given,
-        parameter_type=types[0] if types else x.dtype if weight is None else weight.dtype,
+        parameter_type=next(each.dtype for each in parameters if each is not None),
     )
     return [*present(*gradients), *rest]
 
@@ -161,15 +166,19 @@ def _backward_jvp(
     has_dtotal: bool,
     need: tuple[bool, ...],
     has_weight: bool,
+    has_bias: bool,
     parameter_type: Any,
 ) -> tuple[list[Any], list[Any]]:
     count = 1 + has_dtotal
     dy, dtotal = spaced(primals[:count], (True, has_dtotal))
-    x, statistics, weight = parts(primals[count:], definition, has_weight)
+    saved, along = (
+        saved_in(each[count:], definition, has_weight=has_weight, has_bias=has_bias)
+        for each in (primals, tangents)
+    )
 
     def gradients(dy: Any, dtotal: Any) -> list[Any]:
         options: dict[str, Any] = {"need": need, "parameter_type": parameter_type}
-        return present(*backward(dy, x, statistics, weight, definition, dtotal=dtotal, **options))
+        return present(*backward(dy, saved, definition, dtotal=dtotal, **options))
 
     results = gradients(dy, dtotal)
     terms: list[list[Any]] = []
@@ -178,16 +187,15 @@ def _backward_jvp(
         terms.append(gradients(along_dy, along_dtotal))
     elif along_dtotal is not None:
         terms.append([along_dtotal, *map(_zero, results[1:])])
-    along_x, _, along_weight = parts(tangents[count:], definition, has_weight)
-    along_x, along_weight = _nonzero(along_x), _nonzero(along_weight)
-    if along_x is not None or along_weight is not None:
 
-        def function(x: Any, weight: Any) -> Any:
-            rows = derivatives.rows_of(x, weight, definition)
-            every = derivatives.backward(rows, dy, parameter_type)
-            return [each for each, needed in zip(every, need, strict=True) if needed]
+    def function(saved: Saved) -> Any:
+        rows = derivatives.rows_of(saved, definition)
+        every = derivatives.backward(rows, dy, parameter_type)
+        return [each for each, needed in zip(every, need, strict=True) if needed]
 
-        terms.append(_through(function, x, weight, along_x, along_weight))
+    through = _through(function, saved, along)
+    if through is not None:
+        terms.append(through)
     sums = [_sum([term[at] for term in terms], result) for at, result in enumerate(results)]
     return results, sums
 
@@ -200,6 +208,7 @@ def _backward_transpose(
     has_dtotal: bool,
     need: tuple[bool, ...],
     has_weight: bool,
+    has_bias: bool,
     parameter_type: Any,
 ) -> list[Any]:
     of_dtotal = [cotangents[0]] if has_dtotal else []
@@ -207,8 +216,8 @@ def _backward_transpose(
     moving = [_nonzero(each) for each in spaced(cotangents, need)]
     if all(each is None for each in moving):
         return [ad.Zero(dy.aval), *rest]
-    x, statistics, weight = parts(operands[has_dtotal:], definition, has_weight)
-    return [*tangent(moving, x, statistics, weight, definition), *rest]
+    saved = saved_in(operands[has_dtotal:], definition, has_weight=has_weight, has_bias=has_bias)
+    return [*tangent(moving, saved, definition), *rest]
 
 
 ad.primitive_jvps[forward_p] = _forward_jvp

@@ -15,7 +15,7 @@ from jax.interpreters import batching
 
 from layernorm.jax import derivatives
 from layernorm.jax.definition import Definition, compute_type
-from layernorm.jax.primitives import backward_p, forward, forward_p, parts, spaced, tangent_p
+from layernorm.jax.primitives import backward_p, forward, forward_p, saved_in, spaced, tangent_p
 
 Dims = Sequence[Any]  # the batch axis of each operand, or None
 
@@ -65,7 +65,7 @@ def _forward(
     with_statistics: bool,
 ) -> tuple[Any, Any]:
     size = _size(operands, dims)
-    large = 1 + has_addend
+    large = 1 + has_addend + definition.has_gate
     parameters, others = operands[large:], dims[large:]
     shape = _shape_of_one(operands[0], dims[0])
     varies = any(each is not None for each in others)
@@ -80,12 +80,13 @@ def _forward(
             _with_batch_at(at, each, own, size)
             for each, own in zip(parameters, others, strict=True)
         ]
-    x, *addends = (
+    moved = (
         _with_batch_at(index, each, own, size)
         for each, own in zip(operands[:large], dims[:large], strict=True)
     )
+    x, addend, gate = spaced(list(moved), (True, has_addend, definition.has_gate))
     weight, bias = spaced(parameters, (has_weight, has_bias))
-    results = forward(x, weight, bias, batched, *addends, with_statistics=with_statistics)
+    results = forward(x, weight, bias, batched, addend, gate, with_statistics=with_statistics)
     axes = batched.forward_axes(x.ndim, has_addend=has_addend, with_statistics=with_statistics)
     return results, [each.index(index) for each in axes]
 
@@ -98,28 +99,32 @@ def _backward(
     has_dtotal: bool,
     need: tuple[bool, ...],
     has_weight: bool,
+    has_bias: bool,
     parameter_type: Any,
 ) -> tuple[Any, Any]:
     size = _size(operands, dims)
     shape = _shape_of_one(operands[0], dims[0])
-    varies = any(need[1:]) or (has_weight and dims[-1] is not None)
+    parameters = has_weight + has_bias
+    of_them = dims[len(dims) - parameters :]
+    varies = any(need[1:3]) or any(each is not None for each in of_them)
     index, batched = _with_batch_axis(definition, shape, size, varies=varies)
     of_rows = tuple(range(len(shape) + 1))
-    axes = [of_rows] * (1 + has_dtotal)
+    axes = [of_rows] * (1 + has_dtotal + definition.has_gate)
     axes += batched.forward_axes(len(of_rows), with_statistics=True)
-    if has_weight and varies:
-        axes.append(batched.of_parameters)
+    if varies:
+        axes += [batched.of_parameters] * parameters
     moved = [
         _with_batch_at(own_axes.index(index), each, own, size)
         for each, own, own_axes in zip(operands, dims, axes, strict=False)
     ]
     results = backward_p.bind(
         *moved,
-        *operands[len(axes) :],  # a weight that does not vary
+        *operands[len(axes) :],  # parameters that do not vary
         definition=batched,
         has_dtotal=has_dtotal,
         need=need,
         has_weight=has_weight,
+        has_bias=has_bias,
         parameter_type=parameter_type,
     )
     return results, [each.index(index) for each in batched.backward_axes(len(of_rows), need)]
@@ -139,12 +144,13 @@ def tangent(
     definition: Definition,
     given: tuple[bool, ...],
     has_weight: bool,
+    has_bias: bool,
     with_total: bool,
 ) -> list[Array]:
     """Compute tangent_p."""
     count = sum(given)
-    x, statistics, weight = parts(operands[count:], definition, has_weight)
-    rows = derivatives.rows_from(x, statistics, weight, definition)
+    saved = saved_in(operands[count:], definition, has_weight=has_weight, has_bias=has_bias)
+    rows = derivatives.rows_from(saved, definition)
     of_y = derivatives.forward_tangent(rows, *spaced(operands[:count], given))
     return [of_y, operands[0]] if with_total else [of_y]
 

@@ -14,6 +14,13 @@ from layernorm import spec
 _MOST_RUNS = 4
 
 
+class Gating(NamedTuple):
+    """How a gate is applied: y = norm(x) * act(gate) if `norm_first`, else norm(x * act(gate))."""
+
+    activation: str  # "silu" or "sigmoid"
+    norm_first: bool
+
+
 class Definition(NamedTuple):
     """The static part of a call.
 
@@ -25,6 +32,7 @@ class Definition(NamedTuple):
         centered: False for RMS norm.
         zero_centered_weight: multiply by 1 + weight.
         varying: the kept axes of x along which weight and bias vary, sorted.
+        gating: how the gate is applied, if there is one: an operand of x's shape.
     """
 
     axes: tuple[int, ...]
@@ -32,6 +40,12 @@ class Definition(NamedTuple):
     centered: bool = True
     zero_centered_weight: bool = False
     varying: tuple[int, ...] = ()
+    gating: Gating | None = None
+
+    @property
+    def has_gate(self) -> bool:
+        """Tell whether the call has a gate."""
+        return self.gating is not None
 
     @property
     def statistics(self) -> int:
@@ -59,8 +73,8 @@ class Definition(NamedTuple):
         return [*[tuple(range(dims))] * (1 + has_addend), *[self.kept(dims)] * statistics]
 
     def backward_axes(self, dims: int, need: Sequence[bool]) -> list[tuple[int, ...]]:
-        """Return the axes of x that dx, dweight and dbias have, for those that are needed."""
-        every = (tuple(range(dims)), self.of_parameters, self.of_parameters)
+        """Return the axes of x that dx, dweight, dbias and dgate have, for those needed."""
+        every = (tuple(range(dims)), *[self.of_parameters] * 2, tuple(range(dims)))
         return [axes for axes, needed in zip(every, need, strict=True) if needed]
 
     def spread(self, parameter: Array, dims: int) -> Array:

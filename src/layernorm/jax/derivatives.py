@@ -5,10 +5,10 @@ respect to x, a symmetric operator on each row:
 
     J v = rstd * (v - mean(v) - xhat * mean(v * xhat))        RMS norm: without mean(v)
 
-All operations are differentiable, so derivatives of any order follow.
+All operations are differentiable, so derivatives of any order follow. A gate is a factor before or
+after the norm: see gate.py.
 """
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,14 +16,19 @@ import jax.numpy as jnp
 from jax import Array
 
 from layernorm.jax.definition import Definition, compute_type
+from layernorm.jax.gate import Factors, factors_of
+from layernorm.jax.primitives import Saved
 
 
 class Rows(NamedTuple):
-    """x normalized: xhat, rstd and the weight, each of a shape that broadcasts against x."""
+    """x normalized: xhat, rstd and the parameters, each of a shape that broadcasts against x."""
 
-    xhat: Array
+    x: Array  # widened
+    factors: Factors
+    xhat: Array  # of x times the gate, where that is first
     rstd: Array
     weight: Array | None  # None for ones
+    bias: Array | None
     definition: Definition
     dtype: Any  # x's type
 
@@ -45,38 +50,53 @@ class Rows(NamedTuple):
         """Return v * weight."""
         return v if self.weight is None else v * self.weight
 
+    def by_gate(self) -> Array:
+        """Return the derivative of the gate's product with respect to the gate."""
+        n = self.times_weight(self.xhat)
+        return self.factors.by_gate(self.x, n if self.bias is None else n + self.bias)
 
-def rows_of(x: Array, weight: Array | None, definition: Definition) -> Rows:
-    """Normalize x by the definition, differentiably."""
+
+def rows_of(saved: Saved, definition: Definition) -> Rows:
+    """Normalize x by the definition, differentiably, without the statistics."""
     axes = definition.axes
-    d = x.astype(compute_type(x.dtype))
+    x, factors = _widened(saved, definition)
+    d = factors.before(x)
     if definition.centered:
         # Twice: far from 0 the mean is rounded, and the second mean is that rounding error.
         d = d - jax.lax.stop_gradient(d.mean(axes, keepdims=True))
         d = d - d.mean(axes, keepdims=True)
     rstd = jax.lax.rsqrt((d * d).mean(axes, keepdims=True) + definition.eps)
-    return _rows(d * rstd, rstd, x, weight, definition)
+    return _rows(x, factors, d * rstd, rstd, saved, definition)
 
 
-def rows_from(
-    x: Array, statistics: Sequence[Array], weight: Array | None, definition: Definition
-) -> Rows:
+def rows_from(saved: Saved, definition: Definition) -> Rows:
     """Normalize x by the statistics that the forward has saved."""
-    d = x.astype(compute_type(x.dtype))
-    spread = [definition.spread_rows(each) for each in statistics]
+    x, factors = _widened(saved, definition)
+    d = factors.before(x)
+    spread = [definition.spread_rows(each) for each in saved.statistics]
     if definition.centered:
         mean, rstd, residual = spread
         d = (d - mean) - residual
     else:
         (rstd,) = spread
-    return _rows(d * rstd, rstd, x, weight, definition)
+    return _rows(x, factors, d * rstd, rstd, saved, definition)
 
 
-def _rows(xhat: Array, rstd: Array, x: Array, weight: Array | None, definition: Definition) -> Rows:
-    if weight is not None:
-        weight = definition.spread(weight.astype(xhat.dtype), x.ndim)
-        weight = 1 + weight if definition.zero_centered_weight else weight
-    return Rows(xhat, rstd, weight, definition, x.dtype)
+def _widened(saved: Saved, definition: Definition) -> tuple[Array, Factors]:
+    dtype = compute_type(saved.x.dtype)
+    return saved.x.astype(dtype), factors_of(saved.gate, definition.gating, dtype)
+
+
+def _rows(
+    x: Array, factors: Factors, xhat: Array, rstd: Array, saved: Saved, definition: Definition
+) -> Rows:
+    weight, bias = (
+        None if each is None else definition.spread(each.astype(xhat.dtype), x.ndim)
+        for each in (saved.weight, saved.bias)
+    )
+    if weight is not None and definition.zero_centered_weight:
+        weight = 1 + weight
+    return Rows(x, factors, xhat, rstd, weight, bias, definition, saved.x.dtype)
 
 
 def forward_tangent(
@@ -84,25 +104,40 @@ def forward_tangent(
     x_tangent: Array | None,
     weight_tangent: Array | None,
     bias_tangent: Array | None,
+    gate_tangent: Array | None,
 ) -> Array:
     """Return the tangent of y."""
-    tangent = jnp.zeros_like(rows.xhat)
+    before = after = None  # the tangents of the norm's input and, of the gate alone, of its product
     if x_tangent is not None:
-        tangent = rows.times_weight(rows.jacobian(x_tangent.astype(rows.xhat.dtype)))
+        before = rows.factors.before(x_tangent.astype(rows.xhat.dtype))
+    if gate_tangent is not None:
+        along = gate_tangent.astype(rows.xhat.dtype) * rows.by_gate()
+        if rows.factors.norm_first:
+            after = along
+        else:
+            before = along if before is None else before + along
+    tangent = jnp.zeros_like(rows.xhat)
+    if before is not None:
+        tangent = rows.times_weight(rows.jacobian(before))
     if weight_tangent is not None:
         tangent = tangent + rows.xhat * rows.spread(weight_tangent)
     if bias_tangent is not None:
         tangent = tangent + rows.spread(bias_tangent)
-    return tangent.astype(rows.dtype)
+    tangent = rows.factors.after(tangent)
+    return (tangent if after is None else tangent + after).astype(rows.dtype)
 
 
-def backward(rows: Rows, dy: Array, parameter_type: Any) -> tuple[Array, Array, Array]:
-    """Return dx, dweight and dbias."""
-    widened = dy.astype(rows.xhat.dtype)
+def backward(rows: Rows, dy: Array, parameter_type: Any) -> list[Array | None]:
+    """Return dx, dweight, dbias and dgate, None without a gate."""
+    dy = dy.astype(rows.xhat.dtype)
+    dn = rows.factors.after(dy)
     summed = rows.definition.summed(dy.ndim)
-    dx = rows.jacobian(rows.times_weight(widened))
+    du = rows.jacobian(rows.times_weight(dn))
     dweight, dbias = (
         rows.definition.compact(terms.sum(summed, keepdims=True)).astype(parameter_type)
-        for terms in (widened * rows.xhat, widened)
+        for terms in (dn * rows.xhat, dn)
     )
-    return dx.astype(rows.dtype), dweight, dbias
+    dgate = None
+    if rows.definition.has_gate:
+        dgate = ((dy if rows.factors.norm_first else du) * rows.by_gate()).astype(rows.dtype)
+    return [rows.factors.before(du).astype(rows.dtype), dweight, dbias, dgate]

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from layernorm.jax.definition import Definition, compute_type
-from layernorm.jax.primitives import parts, present, spaced
+from layernorm.jax.gate import Factors, factors_of
+from layernorm.jax.primitives import Saved, present, saved_in, spaced
 
 Means = Callable[[Sequence[Array], Definition], list[Array]]
 
@@ -134,17 +135,20 @@ def forward(
 
     Where x holds parts of rows, `merged` turns the results of `centered` into those of whole rows.
     """
-    x, addend, weight, bias = spaced(operands, (True, has_addend, has_weight, has_bias))
+    given = (True, has_addend, definition.has_gate, has_weight, has_bias)
+    x, addend, gate, weight, bias = spaced(operands, given)
     totals = []
     if addend is not None:
         # XLA may drop a rounding that another operation undoes, and y is that of the stored sum.
         x = jax.lax.optimization_barrier(x + addend)
         totals = [x]
-    rest, moments = centered(x.astype(compute_type(x.dtype)), definition)
+    dtype = compute_type(x.dtype)
+    factors = factors_of(gate, definition.gating, dtype)
+    rest, moments = centered(factors.before(x.astype(dtype)), definition)
     if merged is not None:
         rest, moments = merged(rest, moments)
     rstd = rstd_of(moments, definition.eps)
-    y = scaled_and_shifted(rest * rstd, weight, bias, definition).astype(x.dtype)
+    y = factors.after(scaled_and_shifted(rest * rstd, weight, bias, definition)).astype(x.dtype)
     statistics = statistics_of(moments, rstd, definition) if with_statistics else []
     return [y, *totals, *statistics]
 
@@ -163,24 +167,29 @@ def backward(
     has_dtotal: bool,
     need: tuple[bool, ...],
     has_weight: bool,
+    has_bias: bool,
     parameter_type: Any,
 ) -> list[Array]:
-    """Return those of dx, dweight and dbias that are needed.
+    """Return those of dx, dweight, dbias and dgate that are needed.
 
     The statistics are recomputed: the saved ones are unscaled, and may be out of range.
     """
-    dy, dtotal = spaced(operands, (True, has_dtotal))
-    x, _, weight = parts(operands[1 + has_dtotal :], definition, has_weight)
-    scaled, moments = centered(x.astype(compute_type(x.dtype)), definition)
+    count = 1 + has_dtotal
+    dy, dtotal = spaced(operands[:count], (True, has_dtotal))
+    saved = saved_in(operands[count:], definition, has_weight=has_weight, has_bias=has_bias)
+    dtype = compute_type(saved.x.dtype)
+    factors = factors_of(saved.gate, definition.gating, dtype)
+    scaled, moments = centered(factors.before(saved.x.astype(dtype)), definition)
     rstd = rstd_of(moments, definition.eps)
     return gradients(
         dy,
         scaled * rstd,
         rstd,
-        weight,
+        saved,
+        factors,
         definition,
         x_power=moments.power,
-        dy_power=exponent(dy.astype(rstd.dtype), definition.axes),
+        dy_power=exponent(factors.after(dy.astype(dtype)), definition.axes),
         dtotal=dtotal,
         need=need,
         parameter_type=parameter_type,
@@ -215,7 +224,8 @@ def gradients(
     dy: Array,
     xhat: Array,
     rstd: Array,
-    weight: Array | None,
+    saved: Saved,
+    factors: Factors,
     definition: Definition,
     *,
     x_power: Array,
@@ -225,32 +235,40 @@ def gradients(
     parameter_type: Any,
     means: Means = _means,
 ) -> list[Array]:
-    """Return those of dx, dweight and dbias that are needed.
+    """Return those of dx, dweight, dbias and dgate that are needed.
 
-    `rstd` is scaled by 2**x_power. For dx, each row of dy is scaled by 2**-dy_power, and dtotal is
-    added. Each call of `means` is one collective where other devices have parts of the rows.
+    `rstd` is scaled by 2**x_power. For dx, each row of dy, times the gate where that is last, is
+    scaled by 2**-dy_power, and dtotal is added. Each call of `means` is one collective where other
+    devices have parts of the rows.
     """
     widened = dy.astype(xhat.dtype)
-    need_dx, need_dweight, need_dbias = need
-    dx = dweight = dbias = None
-    if need_dx:
-        g = times_power(widened, -dy_power)
-        if weight is not None:
-            g = g * _weight(weight, g, definition)
+    dn = factors.after(widened)
+    need_dx, need_dweight, need_dbias, need_dgate = need
+    du = dx = dweight = dbias = dgate = None
+    if need_dx or (need_dgate and not factors.norm_first):
+        g = times_power(dn, -dy_power)
+        if saved.weight is not None:
+            g = g * _weight(saved.weight, g, definition)
         rest_of_one = _scaled_eps(definition.eps, x_power, rstd.dtype) * rstd * rstd
         v, c = _centered_and_projected(g, xhat, rest_of_one, means, definition)
-        dx = times_power(rstd * (v - c * xhat), dy_power - x_power)
+        du = times_power(rstd * (v - c * xhat), dy_power - x_power)
+    if du is not None and need_dx:
+        dx = factors.before(du)
         dx = (dx if dtotal is None else dx + dtotal.astype(dx.dtype)).astype(dy.dtype)
+    if need_dgate:
+        n = scaled_and_shifted(xhat, saved.weight, saved.bias, definition)
+        by_gate = factors.by_gate(saved.x.astype(n.dtype), n)
+        dgate = ((widened if factors.norm_first else du) * by_gate).astype(dy.dtype)
     summed = definition.summed(dy.ndim)
     finish = functools.partial(_parameter, definition=definition, parameter_type=parameter_type)
     if need_dweight or need_dbias:
-        power = exponent(widened, summed)
-        scaled = times_power(widened, -power)
+        power = exponent(dn, summed)
+        scaled = times_power(dn, -power)
         if need_dweight:
             dweight = finish(times_power(total(scaled * xhat, summed), power))
         if need_dbias:
             dbias = finish(times_power(total(scaled, summed), power))
-    return present(dx, dweight, dbias)
+    return present(dx, dweight, dbias, dgate)
 
 
 def _parameter(gradient: Array, *, definition: Definition, parameter_type: Any) -> Array:

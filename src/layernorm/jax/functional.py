@@ -22,6 +22,9 @@ def layer_norm(
     bias: ArrayLike | None = None,
     *,
     residual: None = None,
+    gate: ArrayLike | None = None,
+    activation: str = "silu",
+    norm_before_gate: bool = True,
     axis: spec.Axis = -1,
     eps: SupportsFloat = 1e-5,
     zero_centered_weight: bool = False,
@@ -33,6 +36,9 @@ def layer_norm(
     bias: ArrayLike | None = None,
     *,
     residual: ArrayLike,
+    gate: ArrayLike | None = None,
+    activation: str = "silu",
+    norm_before_gate: bool = True,
     axis: spec.Axis = -1,
     eps: SupportsFloat = 1e-5,
     zero_centered_weight: bool = False,
@@ -43,6 +49,9 @@ def layer_norm(
     bias: ArrayLike | None = None,
     *,
     residual: ArrayLike | None = None,
+    gate: ArrayLike | None = None,
+    activation: str = "silu",
+    norm_before_gate: bool = True,
     axis: spec.Axis = -1,
     eps: SupportsFloat = 1e-5,
     zero_centered_weight: bool = False,
@@ -59,16 +68,22 @@ def layer_norm(
             Of x's type, or both float32 for 16-bit x.
         residual: array of x's shape and type to add first: y is the norm of x + residual. Or
             float32 for 16-bit x: a stream that is kept in float32, as is total then.
+        gate: array z of x's shape and type: y = n * act(z), with n the norm as above.
+        activation: act: "silu", z * sigmoid(z), or "sigmoid". Ignored without a gate.
+        norm_before_gate: if False, y is the norm of x * act(z). Ignored without a gate.
         axis: int or ints; need not be the last, nor adjacent.
         eps: added to the variance, in units of x squared. A number, not a traced array.
         zero_centered_weight: multiply by 1 + weight; no effect without a weight.
     Returns: y, with x's shape and type. With a residual (y, total): total is x + residual, rounded
-        to the residual's type, and y the norm of that. Both have derivatives.
-    Raises: while the call is traced, ValueError for shapes, axes and eps, TypeError for types.
+        to the residual's type, and y the norm of that. Both have derivatives. With a gate, y is
+        computed in float32 (float64 for float64) and rounded once.
+    Raises: while the call is traced, ValueError for shapes, axes, eps and an unknown activation,
+        TypeError for types.
     Source: Ba, Kiros and Hinton 2016, arXiv:1607.06450.
     """
+    gated = (gate, activation, norm_before_gate)
     options = {"axis": axis, "eps": eps, "zero_centered_weight": zero_centered_weight}
-    return _norm(x, residual, weight, bias, centered=True, **options)
+    return _norm(x, residual, gated, weight, bias, centered=True, **options)
 
 
 @overload
@@ -77,6 +92,9 @@ def rms_norm(
     weight: ArrayLike | None = None,
     *,
     residual: None = None,
+    gate: ArrayLike | None = None,
+    activation: str = "silu",
+    norm_before_gate: bool = True,
     axis: spec.Axis = -1,
     eps: SupportsFloat = 1e-6,
     zero_centered_weight: bool = False,
@@ -87,6 +105,9 @@ def rms_norm(
     weight: ArrayLike | None = None,
     *,
     residual: ArrayLike,
+    gate: ArrayLike | None = None,
+    activation: str = "silu",
+    norm_before_gate: bool = True,
     axis: spec.Axis = -1,
     eps: SupportsFloat = 1e-6,
     zero_centered_weight: bool = False,
@@ -96,6 +117,9 @@ def rms_norm(
     weight: ArrayLike | None = None,
     *,
     residual: ArrayLike | None = None,
+    gate: ArrayLike | None = None,
+    activation: str = "silu",
+    norm_before_gate: bool = True,
     axis: spec.Axis = -1,
     eps: SupportsFloat = 1e-6,
     zero_centered_weight: bool = False,
@@ -105,19 +129,22 @@ def rms_norm(
     y = x / sqrt(mean(x**2) + eps) * weight
 
     Args:
-        x, weight, residual, axis, zero_centered_weight: as in `layer_norm`.
+        x, weight, residual, gate, activation, norm_before_gate, axis, zero_centered_weight: as in
+            `layer_norm`.
         eps: added to the mean square, in units of x squared.
     Returns: y, with x's shape and type; with a residual (y, total), as in `layer_norm`.
     Raises: as `layer_norm` does.
     Source: Zhang and Sennrich 2019, arXiv:1910.07467.
     """
+    gated = (gate, activation, norm_before_gate)
     options = {"axis": axis, "eps": eps, "zero_centered_weight": zero_centered_weight}
-    return _norm(x, residual, weight, None, centered=False, **options)
+    return _norm(x, residual, gated, weight, None, centered=False, **options)
 
 
 def _norm(
     x: ArrayLike,
     residual: ArrayLike | None,
+    gated: tuple[ArrayLike | None, str, bool],
     weight: ArrayLike | None,
     bias: ArrayLike | None,
     **options: Any,
@@ -125,20 +152,23 @@ def _norm(
     x = arguments.as_array("x", x)
     weight = None if weight is None else arguments.as_array("weight", weight)
     bias = None if bias is None else arguments.as_array("bias", bias)
+    gate, gating = arguments.checked_gate(x, *gated)
     if residual is not None:
         residual = arguments.as_array("residual", residual)
         if arguments.widens(x, residual):
+            wide = residual.dtype
             weight, bias = (
-                each.astype(residual.dtype) if each is not None and each.dtype == x.dtype else each
+                each.astype(wide) if each is not None and each.dtype == x.dtype else each
                 for each in (weight, bias)
             )
-            y, total = _norm(x.astype(residual.dtype), residual, weight, bias, **options)
+            gated = (None if gate is None else gate.astype(wide), *gated[1:])
+            y, total = _norm(x.astype(wide), residual, gated, weight, bias, **options)
             return y.astype(x.dtype), total
-    definition = arguments.define(x, weight, bias, **options)
-    addend = None if residual is None else arguments.checked_residual(residual, x)
+    definition = arguments.define(x, weight, bias, gating=gating, **options)
+    addend = None if residual is None else arguments.checked_like_x("residual", residual, x)
     if 0 in x.shape:
         return x if addend is None else (x, x)
-    y, *total = _compiled(x, addend, weight, bias, definition)
+    y, *total = _compiled(x, addend, gate, weight, bias, definition)
     return (y, *total) if total else y
 
 
@@ -146,19 +176,25 @@ def _norm(
 def _compiled(
     x: Array,
     addend: Array | None,
+    gate: Array | None,
     weight: Array | None,
     bias: Array | None,
     definition: Definition,
 ) -> list[Array]:
     """Return y, and with an addend its sum with x, of which y is the norm."""
-    x, addend, weight, bias = arguments.vary_alike((x, addend, weight, bias))
+    x, addend, gate, weight, bias = arguments.vary_alike((x, addend, gate, weight, bias))
     weight, bias = arguments.compact_parameters(x, (weight, bias), definition)
+    totals = []
+    if addend is not None and gate is not None:
+        # An operation of its own, whose rounding XLA would drop where the formulas follow.
+        x, addend = jax.lax.optimization_barrier(x + addend), None
+        totals = [x]
     order = arguments.order_of(x.shape, definition)
-    addend = None if addend is None else addend.transpose(order)
+    addend, gate = (None if each is None else each.transpose(order) for each in (addend, gate))
     results = primitives.forward(
         x.transpose(order),
-        *(weight, bias, definition.moved(order), addend),
+        *(weight, bias, definition.moved(order), addend, gate),
         with_statistics=False,
     )
     back = [order.index(axis) for axis in range(x.ndim)]
-    return [each.transpose(back) for each in results]
+    return [*(each.transpose(back) for each in results), *totals]

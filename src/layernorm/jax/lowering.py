@@ -24,7 +24,11 @@ for _name, _handler in _native.xla_handlers().items():
 
 
 def _attributes(definition: Definition) -> dict[str, Any]:
+    gating = definition.gating
     return {
+        "has_gate": np.bool_(definition.has_gate),
+        "is_silu": np.bool_(gating is not None and gating.activation == "silu"),
+        "norm_first": np.bool_(gating is not None and gating.norm_first),
         "axes": _bits(definition.axes),
         "varying": _bits(definition.varying),
         "eps": np.float64(definition.eps),
@@ -66,6 +70,7 @@ def _call_backward(
     has_dtotal: bool,
     need: tuple[bool, ...],
     has_weight: bool,
+    has_bias: bool,
     parameter_type: Any,
 ) -> Any:
     return jax.ffi.ffi_lowering("layernorm_backward")(
@@ -75,11 +80,12 @@ def _call_backward(
         **_attributes(definition),
         has_dtotal=np.bool_(has_dtotal),
         has_weight=np.bool_(has_weight),
+        has_bias=np.bool_(has_bias),
         **{f"need_{name}": np.bool_(each) for name, each in zip(_GRADIENTS, need, strict=True)},
     )
 
 
-_GRADIENTS = ("dx", "dweight", "dbias")
+_GRADIENTS = ("dx", "dweight", "dbias", "dgate")
 
 
 def _or_formula_in_export(partitioned: Any, formula: Any) -> Any:

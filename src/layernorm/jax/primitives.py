@@ -12,13 +12,19 @@ With a residual, an operand that is called `addend` here, since a statistic has 
 
 So one call of backward_p has the gradients of both results, and rounds dx once.
 
+With a gate, which rules out an addend:
+
+    forward_p    x, gate, weight, bias -> y; and the statistics of the norm's input
+    tangent_p    as at first, and gate_tangent; x, gate, statistics, weight, bias -> y_tangent
+    backward_p   dy; x, gate, statistics, weight, bias -> as at first, and dgate
+
 What a transform makes of them: autodiff.py, batching.py, sharding.py and lowering.py.
 """
 
 import functools
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -61,12 +67,27 @@ tangent_p = _primitive("tangent")
 backward_p = _primitive("backward")
 
 
+class Saved(NamedTuple):
+    """What the derivatives need of a forward: an argument of tangent_p and backward_p."""
+
+    x: Array  # the total, if there is one
+    gate: MaybeArray
+    statistics: Sequence[Array]
+    weight: MaybeArray
+    bias: MaybeArray  # None without a gate, whose gradient alone depends on it
+
+    def operands(self) -> list[Array]:
+        """Return the arrays, for `saved_in` to read."""
+        return present(self.x, self.gate, *self.statistics, self.weight, self.bias)
+
+
 def forward(
     x: Array,
     weight: MaybeArray,
     bias: MaybeArray,
     definition: Definition,
     addend: MaybeArray = None,
+    gate: MaybeArray = None,
     *,
     with_statistics: bool,
 ) -> list[Array]:
@@ -74,10 +95,10 @@ def forward(
 
     With an addend, its sum with x follows y, and the rest is of that sum.
     """
-    addend = _sharded_like(x, addend, range(x.ndim))
+    addend, gate = (_sharded_like(x, each, range(x.ndim)) for each in (addend, gate))
     weight, bias = (_sharded_like(x, each, definition.of_parameters) for each in (weight, bias))
     results: list[Array] = forward_p.bind(
-        *present(x, addend, weight, bias),
+        *present(x, addend, gate, weight, bias),
         definition=definition,
         has_addend=addend is not None,
         has_weight=weight is not None,
@@ -89,22 +110,22 @@ def forward(
 
 def tangent(
     tangents: Sequence[MaybeArray],
-    x: Array,
-    statistics: Sequence[Array],
-    weight: MaybeArray,
+    saved: Saved,
     definition: Definition,
     *,
     with_total: bool = False,
 ) -> list[Array]:
-    """Return [y_tangent], from the tangents of x, weight and bias that are not None.
+    """Return [y_tangent], from the tangents of x, weight, bias and gate that are not None.
 
     With total, which x then is: [y_tangent, x_tangent].
     """
     results: list[Array] = tangent_p.bind(
-        *present(*tangents, x, *statistics, weight),
+        *present(*tangents),
+        *saved.operands(),
         definition=definition,
         given=tuple(each is not None for each in tangents),
-        has_weight=weight is not None,
+        has_weight=saved.weight is not None,
+        has_bias=saved.bias is not None,
         with_total=with_total,
     )
     return results
@@ -112,29 +133,29 @@ def tangent(
 
 def backward(
     dy: Array,
-    x: Array,
-    statistics: Sequence[Array],
-    weight: MaybeArray,
+    saved: Saved,
     definition: Definition,
     *,
     dtotal: MaybeArray = None,
     need: tuple[bool, ...],
     parameter_type: Any,
 ) -> list[MaybeArray]:
-    """Return dx, dweight and dbias; None for those that are not needed. dtotal is added to dx."""
+    """Return dx, dweight, dbias and dgate; None for those not needed. dtotal is added to dx."""
     results = backward_p.bind(
-        *present(dy, dtotal, x, *statistics, weight),
+        *present(dy, dtotal),
+        *saved.operands(),
         definition=definition,
         has_dtotal=dtotal is not None,
         need=need,
-        has_weight=weight is not None,
+        has_weight=saved.weight is not None,
+        has_bias=saved.bias is not None,
         parameter_type=jnp.dtype(parameter_type),
     )
     return spaced(results, need)
 
 
 def _sharded_like(x: Array, parameter: MaybeArray, axes: Sequence[int]) -> MaybeArray:
-    """Shard a parameter, or an addend, like these axes of x, where a mesh has explicit axes.
+    """Shard a parameter, an addend or a gate like these axes of x, where a mesh has explicit axes.
 
     There the sharding is part of a type, and the gradient, sharded like x, has the parameter's.
     """
@@ -158,12 +179,13 @@ def spaced(results: Sequence[Any], given: Sequence[bool]) -> list[Any]:
     return [next(following) if each else None for each in given]
 
 
-def parts(operands: Sequence[Any], definition: Definition, has_weight: bool) -> tuple[Any, ...]:
-    """Split (x, *statistics, weight) into x, the statistics, and the weight or None."""
-    x, *statistics = operands
-    weight = statistics.pop() if has_weight else None
-    assert len(statistics) == definition.statistics
-    return x, statistics, weight
+def saved_in(
+    operands: Sequence[Any], definition: Definition, *, has_weight: bool, has_bias: bool
+) -> Saved:
+    """Undo `Saved.operands`; also for the tangents of these, or for other things in their place."""
+    given = (True, definition.has_gate, *[True] * definition.statistics, has_weight, has_bias)
+    x, gate, *statistics, weight, bias = spaced(operands, given)
+    return Saved(x, gate, statistics, weight, bias)
 
 
 def _shaped(x: Any, axes: Sequence[int], dtype: Any) -> Any:
@@ -198,18 +220,24 @@ def backward_shapes(
     has_dtotal: bool,
     need: tuple[bool, ...],
     has_weight: bool,
+    has_bias: bool,
     parameter_type: Any,
 ) -> list[Any]:
-    """Describe those of dx, dweight and dbias that are needed."""
+    """Describe those of dx, dweight, dbias and dgate that are needed."""
     x = operands[1 + has_dtotal]
-    types = (x.dtype, parameter_type, parameter_type)
+    types = (x.dtype, parameter_type, parameter_type, x.dtype)
     needed = [dtype for dtype, each in zip(types, need, strict=True) if each]
     every_axes = definition.backward_axes(x.ndim, need)
     return [_shaped(x, axes, dtype) for axes, dtype in zip(every_axes, needed, strict=True)]
 
 
 def _tangent_shapes(
-    *operands: Any, definition: Definition, given: Any, has_weight: bool, with_total: bool
+    *operands: Any,
+    definition: Definition,
+    given: Any,
+    has_weight: bool,
+    has_bias: bool,
+    with_total: bool,
 ) -> Any:
     x = operands[sum(given)]
     return [_shaped(x, range(x.ndim), x.dtype)] * (1 + with_total)

@@ -24,7 +24,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from layernorm.jax import derivatives, formulas
 from layernorm.jax.definition import Definition, compute_type
 from layernorm.jax.formulas import Moments, times_power
-from layernorm.jax.primitives import backward_p, forward_p, parts, present, spaced
+from layernorm.jax.primitives import (
+    Saved,
+    backward_p,
+    forward_p,
+    present,
+    saved_in,
+    spaced,
+)
 
 Names = tuple[str, ...]  # of axes of the mesh
 
@@ -128,7 +135,7 @@ def forward(*operands: Array, **params: Any) -> list[Array]:
     of_results = {name: params[name] for name in ("has_addend", "with_statistics")}
     axes = Axes(
         operands=[
-            *[tuple(range(dims))] * (1 + params["has_addend"]),
+            *[tuple(range(dims))] * (1 + params["has_addend"] + definition.has_gate),
             *[definition.of_parameters] * (params["has_weight"] + params["has_bias"]),
         ],
         results=definition.forward_axes(dims, **of_results),
@@ -198,9 +205,9 @@ def backward(*operands: Array, **params: Any) -> list[Array]:
     gradients = 1 + params["has_dtotal"]
     axes = Axes(
         operands=[
-            *[tuple(range(dims))] * gradients,
+            *[tuple(range(dims))] * (gradients + definition.has_gate),
             *definition.forward_axes(dims, with_statistics=True),
-            *[definition.of_parameters] * params["has_weight"],
+            *[definition.of_parameters] * (params["has_weight"] + params["has_bias"]),
         ],
         results=definition.backward_axes(dims, params["need"]),
         x=gradients,
@@ -212,7 +219,7 @@ def backward(*operands: Array, **params: Any) -> list[Array]:
 
     def on_each(own: MeshAxes) -> Callable[..., Any]:
         across, down = own.over(definition.axes), own.over(definition.summed(dims))
-        if not across and not (down and any(params["need"][1:])):
+        if not across and not (down and any(params["need"][1:3])):
             return lambda *operands: tuple(whole(*operands))
         return lambda *operands: tuple(_backward_of_parts(across, down, *operands, **params))
 
@@ -227,44 +234,49 @@ def _backward_of_parts(
     has_dtotal: bool,
     need: tuple[bool, ...],
     has_weight: bool,
+    has_bias: bool,
     parameter_type: Any,
 ) -> list[Array]:
     """Return the gradients where other devices have parts of the rows, or other rows."""
-    dy, dtotal = spaced(operands, (True, has_dtotal))
-    x, statistics, weight = parts(operands[1 + has_dtotal :], definition, has_weight)
+    count = 1 + has_dtotal
+    dy, dtotal = spaced(operands[:count], (True, has_dtotal))
+    saved = saved_in(operands[count:], definition, has_weight=has_weight, has_bias=has_bias)
     # In the compute type until the devices' sums are added up, so that they are rounded once.
-    sum_type = compute_type(x.dtype)
-    weight = None if weight is None else weight.astype(sum_type)
+    sum_type = compute_type(saved.x.dtype)
+    weight, bias = (
+        None if each is None else each.astype(sum_type) for each in (saved.weight, saved.bias)
+    )
+    saved = saved._replace(weight=weight, bias=bias)
     if across:
-        results = _gradients_of_parts(across, dy, dtotal, x, statistics, weight, definition, need)
+        results = _gradients_of_parts(across, dy, dtotal, saved, definition, need)
     else:
         results = local_backward_p.bind(
-            *present(dy, dtotal, x, *statistics, weight),
+            *present(dy, dtotal),
+            *saved.operands(),
             definition=definition,
             has_dtotal=has_dtotal,
             need=need,
             has_weight=has_weight,
+            has_bias=has_bias,
             parameter_type=sum_type,
         )
-    dx, *sums = spaced(results, need)
-    sums = [each for each in sums if each is not None]
+    dx, *of_parameters, dgate = spaced(results, need)
+    sums = present(*of_parameters)
     if sums and down:
         sums = list(jax.lax.psum(jnp.stack(sums), down))  # one collective for both
-    return [*([] if dx is None else [dx]), *(each.astype(parameter_type) for each in sums)]
+    return [*present(dx), *(each.astype(parameter_type) for each in sums), *present(dgate)]
 
 
 def _gradients_of_parts(
     across: Names,
     dy: Array,
     dtotal: Array | None,
-    x: Array,
-    statistics: Sequence[Array],
-    weight: Array | None,
+    saved: Saved,
     definition: Definition,
     need: tuple[bool, ...],
 ) -> list[Array]:
-    rows = derivatives.rows_from(x, statistics, None, definition)
-    cols = definition.cols(x.shape) * jax.lax.psum(1, across)
+    rows = derivatives.rows_from(saved, definition)
+    cols = definition.cols(saved.x.shape) * jax.lax.psum(1, across)
 
     def means(arrays: Sequence[Array], definition: Definition) -> list[Array]:
         sums = jnp.stack([formulas.total(each, definition.axes) for each in arrays])
@@ -275,7 +287,8 @@ def _gradients_of_parts(
         dy,
         rows.xhat,
         rows.rstd,
-        weight,
+        saved,
+        rows.factors,
         definition,
         x_power=none,
         dy_power=none,

@@ -147,7 +147,7 @@ def _swap_back(layer: Any) -> None:
 
 def _turn_into(kind: type, layer: Any) -> None:
     layer.__class__ = kind
-    # Keras reads it when it creates a layer, and ours takes a residual too.
+    # Keras reads it when it creates a layer, and ours takes a residual and a gate too.
     signature = inspect.signature(layer.call)
     vars(layer)["_call_signature"] = signature
     vars(layer)["call_signature_parameters"] = list(signature.parameters)

@@ -1,12 +1,12 @@
 """The definition in Keras's operations, for backends that no front end serves."""
 
+from collections.abc import Callable
 from typing import Any
 
-import keras
 from keras import ops
 
 from layernorm import spec
-from layernorm.keras import sums
+from layernorm.keras import beside
 
 
 def layer_norm(
@@ -15,21 +15,26 @@ def layer_norm(
     bias: Any = None,
     *,
     residual: Any = None,
+    gate: Any = None,
+    activation: str = "silu",
+    norm_before_gate: bool = True,
     axis: spec.Axis = -1,
     eps: float = 1e-5,
     zero_centered_weight: bool = False,
 ) -> Any:
     """Return y = (x - mean) / sqrt(var + eps) * weight + bias, computed in float32 or float64.
 
-    With a residual return (y, total): y of total = x + residual.
+    With a residual return (y, total): y of total = x + residual. With a gate y * act(gate), or y of
+    x * act(gate).
     """
-    total = x if residual is None else sums.add(x, residual)
     axes = spec.normalize_axes(axis, len(x.shape))
-    d = _widened(total)
-    d = d - ops.mean(d, axes, keepdims=True)
-    d = d - ops.mean(d, axes, keepdims=True)  # the rounding error of the first mean
-    y = _scaled(d, weight, bias, axes, eps, zero_centered_weight, x.dtype)
-    return y if residual is None else (y, total)
+
+    def norm(d: Any) -> Any:
+        d = d - ops.mean(d, axes, keepdims=True)
+        d = d - ops.mean(d, axes, keepdims=True)  # the rounding error of the first mean
+        return _scaled(d, weight, bias, axes, eps, zero_centered_weight)
+
+    return _results(norm, x, residual, gate, activation, norm_before_gate)
 
 
 def rms_norm(
@@ -37,22 +42,41 @@ def rms_norm(
     weight: Any = None,
     *,
     residual: Any = None,
+    gate: Any = None,
+    activation: str = "silu",
+    norm_before_gate: bool = True,
     axis: spec.Axis = -1,
     eps: float = 1e-6,
     zero_centered_weight: bool = False,
 ) -> Any:
     """Return y = x / sqrt(mean(x**2) + eps) * weight, computed in float32 or float64.
 
-    With a residual return (y, total): y of total = x + residual.
+    With a residual and a gate as `layer_norm` does.
     """
-    total = x if residual is None else sums.add(x, residual)
     axes = spec.normalize_axes(axis, len(x.shape))
-    y = _scaled(_widened(total), weight, None, axes, eps, zero_centered_weight, x.dtype)
+
+    def norm(d: Any) -> Any:
+        return _scaled(d, weight, None, axes, eps, zero_centered_weight)
+
+    return _results(norm, x, residual, gate, activation, norm_before_gate)
+
+
+def _results(
+    norm: Callable[[Any], Any],
+    x: Any,
+    residual: Any,
+    gate: Any,
+    activation: str,
+    norm_before_gate: bool,
+) -> Any:
+    """Return y or (y, total); `norm` takes and returns the compute type."""
+    total = x if residual is None else beside.add(x, residual)
+    if gate is None:
+        y = norm(beside.widened(total))
+    else:
+        y = beside.gated(norm, total, gate, activation, norm_before_gate)
+    y = ops.cast(y, x.dtype)
     return y if residual is None else (y, total)
-
-
-def _widened(x: Any) -> Any:
-    return ops.cast(x, spec.compute_type(keras.backend.standardize_dtype(x.dtype)))
 
 
 def _scaled(
@@ -62,7 +86,6 @@ def _scaled(
     axes: tuple[int, ...],
     eps: float,
     zero_centered_weight: bool,
-    dtype: Any,
 ) -> Any:
     y = d * ops.rsqrt(ops.mean(d * d, axes, keepdims=True) + spec.check_eps(eps))
     if weight is not None:
@@ -70,7 +93,7 @@ def _scaled(
         y = y * (1 + weight if zero_centered_weight else weight)
     if bias is not None:
         y = y + _spread("bias", ops.cast(bias, d.dtype), d.shape, axes)
-    return ops.cast(y, dtype)
+    return y
 
 
 def _spread(name: str, parameter: Any, x_shape: spec.Shape, axes: tuple[int, ...]) -> Any:

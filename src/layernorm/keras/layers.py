@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from layernorm import spec
-from layernorm.keras import sums
+from layernorm.keras import beside
 from layernorm.keras.functional import norm
 
 # Types of x that LayerNormalization takes besides ours, and normalizes in float32 or float64.
@@ -19,11 +19,14 @@ _INTEGERS = ("bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 
 _SPARSE = ("SparseTensor", "IndexedSlices", "JAXSparse")
 
 
-class _TakesResidual(keras.layers.Layer):
-    """What a call with a residual, whose results are two, changes in a layer."""
+class _TakesResidualAndGate(keras.layers.Layer):
+    """What a call with a residual, whose results are two, or with a gate changes in a layer."""
 
     def compute_output_shape(
-        self, input_shape: tuple[int | None, ...], residual_shape: Any = None
+        self,
+        input_shape: tuple[int | None, ...],
+        residual_shape: Any = None,
+        gate_shape: Any = None,
     ) -> Any:
         """Return y's shape, or with a residual those of y and total."""
         shape = super().compute_output_shape(input_shape)
@@ -31,11 +34,16 @@ class _TakesResidual(keras.layers.Layer):
 
     def compute_output_spec(self, *given: Any, **named: Any) -> Any:
         """Return the shapes and types of what `call` returns."""
-        x, residual = (*self._call_signature.bind(*given, **named).args, None)[:2]
+        call = self._call_signature.bind(*given, **named)
+        call.apply_defaults()
+        x, residual, gate, activation, _ = call.args
         y = keras.KerasTensor(self.compute_output_shape(x.shape), dtype=self.compute_dtype)
+        if gate is not None:
+            spec.check_activation(activation)
+            beside.check_as_x("gate", gate, x)
         if residual is None:
             return y
-        sums.check_residual(residual, x)
+        beside.check_as_x("residual", residual, x)
         return y, keras.KerasTensor(x.shape, dtype=x.dtype)
 
     def _set_mask_metadata(self, inputs: Any, outputs: Any, previous_mask: Any) -> None:
@@ -44,12 +52,12 @@ class _TakesResidual(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("layernorm")
-class LayerNormalization(_TakesResidual, keras.layers.LayerNormalization):
+class LayerNormalization(_TakesResidualAndGate, keras.layers.LayerNormalization):
     """Layer norm: a `keras.layers.LayerNormalization`, with its arguments, weights and files.
 
     y = (x - mean) / sqrt(var + epsilon) * gamma + beta, as `layernorm.keras.layer_norm`. Called
     with a residual, `layer(x, residual)`, it returns (y, total): total = x + residual, and y is the
-    norm of that.
+    norm of that. `layer(x, gate=z)` returns y * act(z), or the norm of x * act(z).
 
     Args: those of keras.layers.LayerNormalization. gamma and beta have x's sizes along `axis`, in
         x's order.
@@ -66,14 +74,27 @@ class LayerNormalization(_TakesResidual, keras.layers.LayerNormalization):
         finally:
             self.axis = axes
 
-    def call(self, inputs: Any, residual: Any = None) -> Any:
-        """Return y; with a residual (y, total): total = inputs + residual, y is its norm."""
+    def call(
+        self,
+        inputs: Any,
+        residual: Any = None,
+        gate: Any = None,
+        activation: str = "silu",
+        norm_before_gate: bool = True,
+    ) -> Any:
+        """Return y; with a residual (y, total): total = inputs + residual, y is its norm.
+
+        With a gate, y is norm(inputs) * act(gate), or if not norm_before_gate, the norm of
+        inputs * act(gate). act is "silu" or "sigmoid".
+        """
         parameters = (self.gamma, self.beta)
-        types = spec.TYPES if residual is not None else (*spec.TYPES, *_INTEGERS)
+        is_alone = residual is None and gate is None
+        types = (*spec.TYPES, *_INTEGERS) if is_alone else spec.TYPES
+        given = (inputs, residual, gate, activation, norm_before_gate)
         # rms_scaling is not RMS norm: Keras then divides by the standard deviation.
         if self.rms_scaling or not _is_served(self, inputs, parameters, types):
-            return _of_sum(super().call, inputs, residual)
-        results = _call(self, inputs, residual, *parameters, centered=True)
+            return _composed(self, super().call, *given)
+        results = _call(self, *given, *parameters, centered=True)
         y, *total = results if isinstance(results, tuple) else (results,)
         y = y if _type_of(y) == self.compute_dtype else ops.cast(y, self.compute_dtype)
         return (y, *total) if total else y
@@ -84,12 +105,12 @@ class LayerNormalization(_TakesResidual, keras.layers.LayerNormalization):
 
 
 @keras.saving.register_keras_serializable("layernorm")
-class RMSNormalization(_TakesResidual, keras.layers.RMSNormalization):
+class RMSNormalization(_TakesResidualAndGate, keras.layers.RMSNormalization):
     """RMS norm: a `keras.layers.RMSNormalization`, with its arguments, weight and files.
 
     y = x / sqrt(mean(x**2) + epsilon) * scale, as `layernorm.keras.rms_norm`. Called with a
     residual, `layer(x, residual)`, it returns (y, total): total = x + residual, and y is the norm
-    of that.
+    of that. `layer(x, gate=z)` returns y * act(z), or the norm of x * act(z).
 
     Args: those of keras.layers.RMSNormalization; `axis` may be ints. `scale` has x's sizes along
         `axis`, in x's order, and is not rounded to a 16-bit type before it is used.
@@ -112,11 +133,23 @@ class RMSNormalization(_TakesResidual, keras.layers.RMSNormalization):
             autocast=False,
         )
 
-    def call(self, x: Any, residual: Any = None) -> Any:
-        """Return y; with a residual (y, total): total = x + residual, y is its norm."""
+    def call(
+        self,
+        x: Any,
+        residual: Any = None,
+        gate: Any = None,
+        activation: str = "silu",
+        norm_before_gate: bool = True,
+    ) -> Any:
+        """Return y; with a residual (y, total): total = x + residual, y is its norm.
+
+        With a gate, y is norm(x) * act(gate), or if not norm_before_gate, the norm of
+        x * act(gate). act is "silu" or "sigmoid".
+        """
+        given = (x, residual, gate, activation, norm_before_gate)
         if not _is_served(self, x, (self.scale,), spec.TYPES):  # Keras keeps integers integers
-            return _of_sum(super().call, x, residual)
-        return _call(self, x, residual, self.scale, None, centered=False)
+            return _composed(self, super().call, *given)
+        return _call(self, *given, self.scale, None, centered=False)
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments. A converted layer stops masks, as it did; so must its copies."""
@@ -166,23 +199,48 @@ def _has_sizes(parameter: Any, sizes: list[int | None]) -> bool:
     return Counter(getattr(parameter, "shape", ())) == Counter(sizes)
 
 
-def _of_sum(call: Callable[[Any], Any], x: Any, residual: Any) -> Any:
-    """Call Keras's own code, which knows no residual."""
-    if residual is None:
-        return call(x)
-    total = sums.add(x, residual)
-    return call(total), total
+def _composed(
+    layer: Any,
+    call: Callable[[Any], Any],
+    x: Any,
+    residual: Any,
+    gate: Any,
+    activation: str,
+    norm_before_gate: bool,
+) -> Any:
+    """Call Keras's own code, which knows no residual and no gate."""
+    total = x if residual is None else beside.add(x, residual)
+    if gate is None:
+        y = call(total)
+    else:
+        y = beside.gated(
+            lambda d: ops.cast(call(d), d.dtype), total, gate, activation, norm_before_gate
+        )
+        y = ops.cast(y, layer.compute_dtype)
+    return y if residual is None else (y, total)
 
 
-def _call(layer: Any, x: Any, residual: Any, weight: Any, bias: Any, *, centered: bool) -> Any:
+def _call(
+    layer: Any,
+    x: Any,
+    residual: Any,
+    gate: Any,
+    activation: str,
+    norm_before_gate: bool,
+    weight: Any,
+    bias: Any,
+    *,
+    centered: bool,
+) -> Any:
     x_type = _type_of(x)
     if x_type not in spec.TYPES:
         x_type = spec.compute_type(layer.compute_dtype)
         x = ops.cast(x, x_type)
     axes = spec.normalize_axes(layer.axis, len(x.shape))
     weight, bias = _parameters(weight, bias, x_type, [x.shape[each] for each in axes])
-    axis = axes[0] if len(axes) == 1 else axes
-    return norm(x, weight, bias, residual, axis=axis, eps=layer.epsilon, centered=centered)
+    options = {"axis": axes[0] if len(axes) == 1 else axes, "eps": layer.epsilon}
+    options |= {"activation": activation, "norm_before_gate": norm_before_gate}
+    return norm(x, weight, bias, residual, gate, centered=centered, **options)
 
 
 def _parameters(weight: Any, bias: Any, x_type: str, shape: list[int]) -> list[Any]:

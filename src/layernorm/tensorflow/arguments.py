@@ -27,28 +27,43 @@ class Definition:
     eps: float
     centered: bool = True  # False: RMS norm
     zero_centered_weight: bool = False
+    gating: tuple[str, bool] | None = None  # with a gate: activation, norm_before_gate
 
     @functools.cached_property
     def attributes(self) -> tuple[Any, ...]:
         """The attributes of both operations: names and values alternate."""
+        of_gate: tuple[Any, ...] = ()
+        if self.gating is not None:
+            activation, norm_before_gate = self.gating
+            of_gate = ("silu", activation == "silu", "norm_before_gate", norm_before_gate)
         return (
             *("axis", list(self.axes)),
             # A float attribute has 32 bits: too few for eps.
             *("eps_bits", struct.unpack("q", struct.pack("d", self.eps))[0]),
             *("centered", self.centered, "zero_centered_weight", self.zero_centered_weight),
+            *of_gate,
         )
 
 
 @functools.lru_cache(maxsize=1024)
 def define_unchecked(
-    axis: int, eps: float, centered: bool, zero_centered_weight: bool
+    axis: int,
+    eps: float,
+    centered: bool,
+    zero_centered_weight: bool,
+    gating: tuple[str, bool] | None,
 ) -> Definition:
     """Define a call over one axis, without a check that x has it: the kernel checks that."""
-    return Definition((axis,), spec.check_eps(eps), centered, bool(zero_centered_weight))
+    return Definition((axis,), spec.check_eps(eps), centered, bool(zero_centered_weight), gating)
 
 
 def define(
-    x: tf.Tensor, axis: spec.Axis, eps: Any, centered: bool, zero_centered_weight: bool
+    x: tf.Tensor,
+    axis: spec.Axis,
+    eps: Any,
+    centered: bool,
+    zero_centered_weight: bool,
+    gating: tuple[str, bool] | None,
 ) -> Definition:
     """Check axis and eps, and define the call. Raises: ValueError, TypeError."""
     rank = x.shape.rank
@@ -63,7 +78,12 @@ def define(
         axes = tuple(each - 254 if each >= 127 else each for each in given)
     else:
         axes = tuple(each - rank for each in spec.normalize_axes(axis, rank))
-    return Definition(axes, spec.check_eps(eps), centered, bool(zero_centered_weight))
+    return Definition(axes, spec.check_eps(eps), centered, bool(zero_centered_weight), gating)
+
+
+def check_gating(activation: Any, norm_before_gate: Any) -> tuple[str, bool]:
+    """Return how a gate is applied, for `Definition`. Raises: ValueError."""
+    return spec.check_activation(activation), bool(norm_before_gate)
 
 
 def check_types(x: tf.Tensor, weight: tf.Tensor | None, bias: tf.Tensor | None) -> None:
@@ -77,17 +97,16 @@ def widens(x: tf.Tensor, residual: tf.Tensor) -> bool:
     return residual.dtype == tf.float32 and x.dtype in (tf.float16, tf.bfloat16)
 
 
-def check_residual(residual: tf.Tensor, x: tf.Tensor) -> None:
-    """Check that the residual has x's type and shape, as far as they are known.
+def check_as_x(name: str, given: tf.Tensor, x: tf.Tensor) -> None:
+    """Check that a residual or gate has x's type and shape, as far as they are known.
 
     Raises: TypeError, ValueError.
     """
-    types = (each.dtype.name for each in (residual, x))
-    spec.check_same_type("residual", *types, convert=_convert)
-    if residual.shape.rank is None or x.shape.rank is None:
+    spec.check_same_type(name, given.dtype.name, x.dtype.name, convert=_convert)
+    if given.shape.rank is None or x.shape.rank is None:
         return
-    shape, x_shape = (spec.symbolic_shape(each.shape.as_list()) for each in (residual, x))
-    spec.check_shape("residual", shape, x_shape, of=f"x of shape {x_shape}")
+    shape, x_shape = (spec.symbolic_shape(each.shape.as_list()) for each in (given, x))
+    spec.check_shape(name, shape, x_shape, of=f"x of shape {x_shape}")
 
 
 def to_tensor(name: str, given: Any) -> tf.Tensor:
@@ -136,25 +155,25 @@ def axes_of_values(x: tf.RaggedTensor, axis: spec.Axis) -> tuple[int, ...]:
     return axes
 
 
-def values_of_residual(residual: Any, x: tf.RaggedTensor) -> tf.Tensor | None:
-    """Return the values to add to those of x.
+def values_beside(name: str, given: Any, x: tf.RaggedTensor) -> tf.Tensor | None:
+    """Return the values of a residual or gate that go with those of x.
 
-    Raises: TypeError if the residual is not as ragged as x; tf.errors.InvalidArgumentError if its
-        rows have other lengths.
+    Raises: TypeError if it is not as ragged as x; tf.errors.InvalidArgumentError if its rows have
+        other lengths.
     """
-    if residual is None:
+    if given is None:
         return None
-    if not isinstance(residual, tf.RaggedTensor) or residual.ragged_rank != x.ragged_rank:
+    if not isinstance(given, tf.RaggedTensor) or given.ragged_rank != x.ragged_rank:
         raise TypeError(
-            f"residual is of type {type(residual).__name__}, but x is a RaggedTensor with "
-            f"{x.ragged_rank} ragged axes: pass a residual like that, or x.to_tensor()"
+            f"{name} is of type {type(given).__name__}, but x is a RaggedTensor with "
+            f"{x.ragged_rank} ragged axes: pass a {name} like that, or x.to_tensor()"
         )
     checks = [
-        tf.debugging.assert_equal(*splits, "layernorm: residual needs the row lengths of x")
-        for splits in zip(residual.nested_row_splits, x.nested_row_splits, strict=True)
+        tf.debugging.assert_equal(*splits, f"layernorm: {name} needs the row lengths of x")
+        for splits in zip(given.nested_row_splits, x.nested_row_splits, strict=True)
     ]
     with tf.control_dependencies([each for each in checks if each is not None]):
-        return tf.identity(residual.flat_values)
+        return tf.identity(given.flat_values)
 
 
 def _convert(name: str, type_name: str) -> str:

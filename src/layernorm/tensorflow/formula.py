@@ -14,6 +14,7 @@ from layernorm.tensorflow import parameters
 from layernorm.tensorflow.arguments import Definition
 
 _LARGEST_EXPONENT = 1534  # biased, of the scale: 2**511, whose square is finite
+_MOST = 800.0  # the sigmoid of -_MOST is 0
 
 
 def y_of(
@@ -21,12 +22,24 @@ def y_of(
     weight: tf.Tensor | None,
     bias: tf.Tensor | None,
     definition: Definition,
+    gate: tf.Tensor | None = None,
     *,
     portable: bool = False,
 ) -> tf.Tensor:
     """Return y, which TensorFlow can differentiate any number of times."""
     d = tf.cast(x, _wide_type(x, portable))
-    return _normalize(d, x, weight, bias, definition, portable)
+    if definition.gating is None:
+        return tf.cast(_normalize(d, x, weight, bias, definition, portable), x.dtype)
+    activation, norm_before_gate = definition.gating
+    z = tf.cast(gate, d.dtype)
+    if not (x.shape.is_fully_defined() and z.shape.is_fully_defined()):
+        z = tf.add_n([z, tf.zeros_like(d)])  # unlike *, it does not broadcast
+    act = _activate(z, activation)
+    if norm_before_gate:
+        y = _normalize(d, x, weight, bias, definition, portable) * act
+    else:
+        y = _normalize(d * act, x, weight, bias, definition, portable)
+    return tf.cast(y, x.dtype)
 
 
 def y_and_total_of(
@@ -44,7 +57,24 @@ def y_and_total_of(
     total = tf.cast(d, x_type)
     # The value is total's, but the gradients of y and total are added before they are rounded.
     d += tf.stop_gradient(tf.cast(total, wide) - d)
-    return _normalize(d, total, weight, bias, definition, portable), total
+    return tf.cast(_normalize(d, total, weight, bias, definition, portable), x_type), total
+
+
+def _activate(z: tf.Tensor, activation: str) -> tf.Tensor:
+    """Return silu(z) or sigmoid(z), whose derivatives are right at infinity too."""
+    if activation == "sigmoid":
+        return _sigmoid(z)
+    most = tf.constant(_MOST, z.dtype)
+    is_large = z > most
+    bounded = tf.where(is_large, most, tf.where(z < -most, -most, z))
+    return tf.where(is_large, z, bounded * _sigmoid(bounded))
+
+
+def _sigmoid(z: tf.Tensor) -> tf.Tensor:
+    # TensorFlow's derivative, s * (1 - s), loses the digits of a small 1 - s.
+    is_positive = z > 0
+    s = tf.sigmoid(tf.where(is_positive, -z, z))
+    return tf.where(is_positive, 1 - s, s)
 
 
 def _wide_type(x: tf.Tensor, portable: bool) -> tf.DType:
@@ -59,7 +89,7 @@ def _normalize(
     definition: Definition,
     portable: bool,
 ) -> tf.Tensor:
-    """Return y of d, which is x in a wider type."""
+    """Return the norm of d, in its type. d is x in a wider type, or x * act(gate)."""
     if portable and x.dtype != tf.float64:
         y = _portable_xhat(d, definition)
     else:
@@ -73,7 +103,7 @@ def _normalize(
         y *= 1 + weight if definition.zero_centered_weight else weight
     if bias is not None:
         y += parameters.spread(tf.cast(bias, y.dtype), x, definition.axes)
-    return tf.cast(y, x.dtype)
+    return y
 
 
 def _portable_xhat(d: tf.Tensor, definition: Definition) -> tf.Tensor:

@@ -7,7 +7,17 @@ from tensorflow.python.framework import ops
 from tensorflow.python.ops import control_flow_util
 
 from layernorm import spec
-from layernorm.tensorflow import arguments, c_api, formula, operators, parameters, portability
+from layernorm.tensorflow import (
+    arguments,
+    c_api,
+    formula,
+    gradients,
+    operators,
+    parameters,
+    portability,
+)
+
+gradients.register()
 
 
 def layer_norm(
@@ -16,6 +26,9 @@ def layer_norm(
     bias: Any = None,
     *,
     residual: Any = None,
+    gate: Any = None,
+    activation: str = "silu",
+    norm_before_gate: bool = True,
     axis: spec.Axis = -1,
     eps: SupportsFloat = 1e-5,
     zero_centered_weight: bool = False,
@@ -23,6 +36,8 @@ def layer_norm(
     """Normalize `x` over `axis` to zero mean and unit variance, then scale and shift.
 
     y = (x - mean) / sqrt(var + eps) * weight + bias, with the biased variance.
+
+    With a gate that is times act(gate); or if not norm_before_gate, the norm of x * act(gate).
 
     Args:
         x: a tensor of float16, bfloat16, float32 or float64, or what tf.convert_to_tensor takes;
@@ -34,6 +49,10 @@ def layer_norm(
             known, a parameter with as many axes as are normalized has the normalized shape.
         residual: a tensor of x's shape and type to add first: y is the norm of x + residual. Or
             float32 for 16-bit x: a stream that is kept in float32, as is total then.
+        gate: a tensor of x's shape and type.
+        activation: act, "silu" or "sigmoid"; silu(z) = z * sigmoid(z).
+        norm_before_gate: normalize x before the gate is applied. Like `activation` ignored without
+            a gate.
         axis: int or ints; need not be the last, nor adjacent.
         eps: added to the variance, in units of x squared.
         zero_centered_weight: multiply by 1 + weight; no effect without a weight.
@@ -43,7 +62,9 @@ def layer_norm(
         until the graph runs, tf.errors.InvalidArgumentError.
     Source: Ba, Kiros and Hinton 2016, arXiv:1607.06450.
     """
-    return _norm(x, weight, bias, residual, axis, eps, True, zero_centered_weight)
+    gating = None if gate is None else arguments.check_gating(activation, norm_before_gate)
+    options = (axis, eps, True, zero_centered_weight, gating)
+    return _norm(x, weight, bias, residual, gate, *options)
 
 
 def rms_norm(
@@ -51,6 +72,9 @@ def rms_norm(
     weight: Any = None,
     *,
     residual: Any = None,
+    gate: Any = None,
+    activation: str = "silu",
+    norm_before_gate: bool = True,
     axis: spec.Axis = -1,
     eps: SupportsFloat = 1e-6,
     zero_centered_weight: bool = False,
@@ -60,13 +84,16 @@ def rms_norm(
     y = x / sqrt(mean(x**2) + eps) * weight
 
     Args:
-        x, weight, residual, axis, zero_centered_weight: as in `layer_norm`.
+        x, weight, residual, gate, activation, norm_before_gate, axis, zero_centered_weight: as in
+            `layer_norm`.
         eps: added to the mean square, in units of x squared.
     Returns: y, or (y, total), as `layer_norm` does.
     Raises: as `layer_norm` does.
     Source: Zhang and Sennrich 2019, arXiv:1910.07467.
     """
-    return _norm(x, weight, None, residual, axis, eps, False, zero_centered_weight)
+    gating = None if gate is None else arguments.check_gating(activation, norm_before_gate)
+    options = (axis, eps, False, zero_centered_weight, gating)
+    return _norm(x, weight, None, residual, gate, *options)
 
 
 def _norm(
@@ -74,48 +101,66 @@ def _norm(
     weight: Any,
     bias: Any,
     residual: Any,
+    gate: Any,
     axis: Any,
     eps: Any,
     centered: bool,
     zero_centered_weight: bool,
+    gating: tuple[str, bool] | None,
 ) -> Any:
     if not isinstance(x, tf.Tensor):
         if isinstance(x, tf.RaggedTensor):
             axis = arguments.axes_of_values(x, axis)
-            addend = arguments.values_of_residual(residual, x)
-            options = (axis, eps, centered, zero_centered_weight)
-            results = _norm(x.flat_values, weight, bias, addend, *options)
+            addend = arguments.values_beside("residual", residual, x)
+            gate = arguments.values_beside("gate", gate, x)
+            options = (axis, eps, centered, zero_centered_weight, gating)
+            results = _norm(x.flat_values, weight, bias, addend, gate, *options)
             return tf.nest.map_structure(x.with_flat_values, results)
         x = arguments.to_tensor("x", x)
     if residual is not None and not isinstance(residual, tf.Tensor):
         residual = arguments.to_tensor("residual", residual)
-    if tf.executing_eagerly() and type(axis) is int and type(eps) is float and c_api.serves():
-        definition = arguments.define_unchecked(axis, eps, centered, zero_centered_weight)
-        results = operators.try_forward(x, weight, bias, residual, definition)
+    if gate is not None and not isinstance(gate, tf.Tensor):
+        gate = arguments.to_tensor("gate", gate)
+    both = residual is not None and gate is not None
+    if (
+        tf.executing_eagerly()
+        and type(axis) is int
+        and type(eps) is float
+        and c_api.serves()
+        and not both
+    ):
+        definition = arguments.define_unchecked(axis, eps, centered, zero_centered_weight, gating)
+        results = operators.try_forward(x, weight, bias, residual, gate, definition)
         if results is not None:
             return results
-    definition = arguments.define(x, axis, eps, centered, zero_centered_weight)
+    definition = arguments.define(x, axis, eps, centered, zero_centered_weight, gating)
     weight = arguments.to_parameter("weight", weight, x)
     bias = arguments.to_parameter("bias", bias, x)
     arguments.check_types(x, weight, bias)
+    if gate is not None:
+        arguments.check_as_x("gate", gate, x)
+    options = (axis, eps, centered, zero_centered_weight, gating)
     if residual is not None and arguments.widens(x, residual):
-        weight, bias = (
-            None if each is None else tf.cast(each, tf.float32) for each in (weight, bias)
+        wide = (
+            None if each is None else tf.cast(each, tf.float32) for each in (x, weight, bias, gate)
         )
-        options = (axis, eps, centered, zero_centered_weight)
-        y, total = _norm(tf.cast(x, tf.float32), weight, bias, residual, *options)
+        x_wide, weight, bias, gate = wide
+        y, total = _norm(x_wide, weight, bias, residual, gate, *options)
         return tf.cast(y, x.dtype), total
     if residual is not None:
-        arguments.check_residual(residual, x)
+        arguments.check_as_x("residual", residual, x)
+    if both:
+        total = tf.add_n([x, residual])  # unlike +, it does not broadcast
+        return _norm(total, weight, bias, None, gate, *options), total
     if weight is not None:
         weight = parameters.checked("weight", weight, x, definition.axes)
     if bias is not None:
         bias = parameters.checked("bias", bias, x, definition.axes)
     portable = not tf.executing_eagerly() and portability.is_wanted()
     if c_api.serves() and not portable and not _is_for_xla():
-        return operators.forward(x, weight, bias, residual, definition)
+        return operators.forward(x, weight, bias, residual, gate, definition)
     if residual is None:
-        return formula.y_of(x, weight, bias, definition, portable=portable)
+        return formula.y_of(x, weight, bias, definition, gate, portable=portable)
     return formula.y_and_total_of(x, residual, weight, bias, definition, portable=portable)
 
 

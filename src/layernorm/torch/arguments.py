@@ -31,12 +31,16 @@ class Definition:
         eps: as in `layer_norm`.
         centered: True for layer norm, False for RMS norm.
         zero_centered_weight: as in `rms_norm`.
+        silu: the activation of the gate, if there is one: silu, or sigmoid.
+        norm_before_gate: as in `layer_norm`.
     """
 
     axes: Axes
     eps: float
     centered: bool = True
     zero_centered_weight: bool = False
+    silu: bool = True
+    norm_before_gate: bool = True
 
 
 def compute_type(dtype: torch.dtype) -> torch.dtype:
@@ -47,6 +51,11 @@ def compute_type(dtype: torch.dtype) -> torch.dtype:
 def machine_epsilon(dtype: torch.dtype) -> float:
     """Return the value of eps=None for an x of type `dtype`: that of the compute type."""
     return torch.finfo(compute_type(dtype)).eps
+
+
+def type_of(given: Tensor | None) -> torch.dtype | None:
+    """Return a tensor's type; None for None."""
+    return None if given is None else given.dtype
 
 
 def type_name(dtype: torch.dtype) -> str:
@@ -179,29 +188,29 @@ def widens(x: object, residual: object) -> bool:
     )
 
 
-def check_residual(x: Tensor, residual: object) -> None:
-    """Check that the residual has x's shape, type and device.
+def check_like(x: Tensor, name: str, given: object) -> None:
+    """Check that the residual or the gate has x's shape, type and device.
 
     Raises: TypeError for what is not a tensor, RuntimeError.
     """
-    if not isinstance(x, Tensor) or not isinstance(residual, Tensor):
-        kind = type(residual if isinstance(x, Tensor) else x).__name__
+    if not isinstance(x, Tensor) or not isinstance(given, Tensor):
+        kind = type(given if isinstance(x, Tensor) else x).__name__
         raise TypeError(
-            f"the input and residual must be tensors, but one is of type {kind}: pass tensors of "
+            f"the input and {name} must be tensors, but one is of type {kind}: pass tensors of "
             "one shape and type"
         )
-    if residual.dtype != x.dtype:
+    if given.dtype != x.dtype:
         raise RuntimeError(
-            f"residual has type {type_name(residual.dtype)}, but the input has type "
-            f"{type_name(x.dtype)} and both must agree: pass residual.to(input.dtype)"
+            f"{name} has type {type_name(given.dtype)}, but the input has type "
+            f"{type_name(x.dtype)} and both must agree: pass {name}.to(input.dtype)"
         )
     # A tracer's sizes are tensors, which cannot be compared.
-    if not torch.jit.is_tracing() and residual.shape != x.shape:
+    if not torch.jit.is_tracing() and given.shape != x.shape:
         raise RuntimeError(
-            f"residual has shape {list(residual.shape)}, but the input {list(x.shape)} and both "
-            "must agree: pass a residual of that shape"
+            f"{name} has shape {list(given.shape)}, but the input {list(x.shape)} and both "
+            f"must agree: pass a {name} of that shape"
         )
-    check_devices(x, residual=residual)
+    check_devices(x, **{name: given})
 
 
 def take_parameters(

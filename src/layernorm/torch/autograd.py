@@ -101,14 +101,23 @@ def apply(node: type[torch.autograd.Function], *arguments: Any) -> Any:
 def _general_backward(
     ctx: Any, dy: Tensor, x: Tensor, weight: Tensor | None, dtotal: Tensor | None = None
 ) -> tuple[Tensor | None, ...]:
-    bias, normalized_shape, eps, centered, zero_centered_weight, statistics = ctx.rest
+    definition, statistics = definition_of_rest(x, ctx.rest)
+    bias = ctx.rest[0]
+    return *_gradients(ctx, dy, x, weight, bias, definition, statistics, dtotal), None
+
+
+def definition_of_rest(
+    x: Tensor, rest: tuple[Any, ...], gating: tuple[bool, bool] = (True, True)
+) -> tuple[Definition, list[Tensor]]:
+    """Return the definition and the statistics of a fast path's `rest`."""
+    _, normalized_shape, eps, centered, zero_centered_weight, statistics = rest
     count = len(normalized_shape)
     sizes = (*x.shape[:-count], *(1,) * count)
     dtype = arguments.compute_type(x.dtype)
     parts = torch.frombuffer(bytearray(statistics), dtype=dtype).chunk(3 if centered else 1)
-    definition = Definition(tuple(range(-count, 0)), eps, centered, zero_centered_weight)
-    shaped = [each.reshape(sizes) for each in parts]
-    return *_gradients(ctx, dy, x, weight, bias, definition, shaped, dtotal), None
+    axes = tuple(range(-count, 0))
+    definition = Definition(axes, eps, centered, zero_centered_weight, *gating)
+    return definition, [each.reshape(sizes) for each in parts]
 
 
 def _gradients(

@@ -164,3 +164,86 @@ def backward_gradients(
     if q is not None:
         of_dy = of_dy + rows.spread(q)
     return of_dy, of_x, of_weight
+
+
+class Gate(NamedTuple):
+    """An activated gate, act(z), and act'(z), as differentiable functions of z."""
+
+    act: Tensor
+    slope: Tensor
+
+    @classmethod
+    def of(cls, gate: Tensor, definition: Definition) -> "Gate":
+        """Activate a gate, in the type of `Rows`."""
+        z = gate.to(_WIDENED.get(gate.dtype, torch.float32))
+        of_z, of_minus_z = torch.sigmoid(z), torch.sigmoid(-z)
+        if not definition.silu:
+            return cls(of_z, of_z * of_minus_z)
+        # Past these sigmoid is 0 or 1, and an infinity would become NaN.
+        above, bounded = z.clamp(min=-1e4), z.clamp(-1e4, 1e4)
+        return cls(above * of_z, of_z + bounded * of_z * of_minus_z)
+
+
+def _gated_rows(
+    x: Tensor,
+    gate: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    definition: Definition,
+) -> tuple[Gate, Rows, Tensor]:
+    """Return the gate, the rows that are normalized, and their norm."""
+    activated = Gate.of(gate, definition)
+    u = x.to(activated.act.dtype)
+    if not definition.norm_before_gate:
+        u = u * activated.act
+    rows = rows_of(u, weight, definition, bias)
+    n = rows.times_weight(rows.xhat)
+    return activated, rows, n if bias is None else n + rows.spread(bias)
+
+
+def gated_tangent(
+    x: Tensor,
+    gate: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    definition: Definition,
+    tangents: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
+) -> Tensor:
+    """Return the tangent of y of a gated norm, given those of x, gate, weight and bias."""
+    (act, slope), rows, n = _gated_rows(x, gate, weight, bias, definition)
+    of_x, of_gate, of_weight, of_bias = tangents
+    if definition.norm_before_gate:
+        tangent = act * forward_tangent(rows, of_x, of_weight, of_bias)
+        return tangent if of_gate is None else tangent + n * slope * rows.widened(of_gate)
+    of_u = torch.zeros_like(rows.xhat) if of_x is None else rows.widened(of_x) * act
+    if of_gate is not None:
+        of_u = of_u + rows.widened(x) * slope * rows.widened(of_gate)
+    return forward_tangent(rows, of_u, of_weight, of_bias)
+
+
+def gated_gradients(
+    dy: Tensor,
+    x: Tensor,
+    gate: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    definition: Definition,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return dx, dweight, dbias and dgate of a gated norm, to be differentiated again.
+
+    dweight and dbias have their parameters' shapes, or the normalized shape.
+    """
+    (act, slope), rows, n = _gated_rows(x, gate, weight, bias, definition)
+    dy = rows.widened(dy)
+    dn = dy * act if definition.norm_before_gate else dy
+    du = rows.jacobian(rows.times_weight(dn))
+
+    def summed(v: Tensor, parameter: Tensor | None) -> Tensor:
+        own = has_kept_axes(parameter, definition.axes)
+        shape = tuple(parameter.shape) if parameter is not None and own else None
+        return rows._replace(parameter_shape=shape).over_rows(v)
+
+    of_parameters = summed(dn * rows.xhat, weight), summed(dn, bias)
+    if definition.norm_before_gate:
+        return du, *of_parameters, dy * n * slope
+    return du * act, *of_parameters, du * rows.widened(x) * slope

@@ -21,6 +21,7 @@ from layernorm.torch.autograd import (
     requires_gradient,
 )
 from layernorm.torch.fallback import is_overridden
+from layernorm.torch.gate import GatedNorm, composed, record_fast_path_of_gate
 from layernorm.torch.gpu import operators as gpu
 
 _ORDINARY = (Tensor, torch.nn.Parameter, type(None))
@@ -35,6 +36,9 @@ def layer_norm(
     eps: float = 1e-5,
     *,
     residual: None = None,
+    gate: Tensor | None = None,
+    activation: str = "silu",
+    norm_before_gate: bool = True,
     axis: spec.Axis | None = None,
     zero_centered_weight: bool = False,
 ) -> Tensor: ...
@@ -47,6 +51,9 @@ def layer_norm(
     eps: float = 1e-5,
     *,
     residual: Tensor,
+    gate: Tensor | None = None,
+    activation: str = "silu",
+    norm_before_gate: bool = True,
     axis: spec.Axis | None = None,
     zero_centered_weight: bool = False,
 ) -> tuple[Tensor, Tensor]: ...
@@ -58,6 +65,9 @@ def layer_norm(
     eps: float = 1e-5,
     *,
     residual: Tensor | None = None,
+    gate: Tensor | None = None,
+    activation: str = "silu",
+    norm_before_gate: bool = True,
     axis: spec.Axis | None = None,
     zero_centered_weight: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -77,6 +87,9 @@ def layer_norm(
         eps: added to the variance, in units of x squared.
         residual: a tensor of x's shape and type to add first: y is the norm of x + residual. Or
             float32 for a 16-bit x: a stream that is kept in float32, as is total then.
+        gate: a tensor of x's shape and type to multiply y by, activated.
+        activation: of the gate z: "silu", z * sigmoid(z), or "sigmoid", 1 / (1 + exp(-z)).
+        norm_before_gate: y = norm(x) * activation(gate); if false, norm(x * activation(gate)).
         axis: the normalized axes, an int or ints, if they are not the last: axis=1 for channels
             first. Neither that nor channels_last memory requires a copy.
         zero_centered_weight: multiply by 1 + weight.
@@ -87,6 +100,14 @@ def layer_norm(
         TypeError if it is not an int.
     Source: Ba, Kiros and Hinton 2016, arXiv:1607.06450.
     """
+    if gate is not None:
+        return gated_norm(
+            *(input, residual, gate, normalized_shape, weight, bias, eps, axis),
+            centered=True,
+            zero_centered_weight=zero_centered_weight,
+            activation=activation,
+            norm_before_gate=norm_before_gate,
+        )
     if residual is not None:
         return norm_of_sum(
             *(input, residual, normalized_shape, weight, bias, eps, axis),
@@ -134,6 +155,9 @@ def rms_norm(
     eps: float | None = None,
     *,
     residual: None = None,
+    gate: Tensor | None = None,
+    activation: str = "silu",
+    norm_before_gate: bool = True,
     axis: spec.Axis | None = None,
     zero_centered_weight: bool = False,
 ) -> Tensor: ...
@@ -145,6 +169,9 @@ def rms_norm(
     eps: float | None = None,
     *,
     residual: Tensor,
+    gate: Tensor | None = None,
+    activation: str = "silu",
+    norm_before_gate: bool = True,
     axis: spec.Axis | None = None,
     zero_centered_weight: bool = False,
 ) -> tuple[Tensor, Tensor]: ...
@@ -155,6 +182,9 @@ def rms_norm(
     eps: float | None = None,
     *,
     residual: Tensor | None = None,
+    gate: Tensor | None = None,
+    activation: str = "silu",
+    norm_before_gate: bool = True,
     axis: spec.Axis | None = None,
     zero_centered_weight: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -163,7 +193,8 @@ def rms_norm(
     y = x / sqrt(mean(x**2) + eps) * weight. A replacement for `torch.nn.functional.rms_norm`.
 
     Args:
-        input, normalized_shape, weight, residual, axis, zero_centered_weight: as in `layer_norm`.
+        input, normalized_shape, weight, residual, gate, activation, norm_before_gate, axis,
+            zero_centered_weight: as in `layer_norm`.
         eps: added to the mean square, in units of x squared. None means the machine epsilon of
             float32, or of float64 for a float64 x.
     Returns: y, or (y, total), as `layer_norm` does, but of an x in channels_last memory in that
@@ -171,6 +202,14 @@ def rms_norm(
     Raises: as `layer_norm` does.
     Source: Zhang and Sennrich 2019, arXiv:1910.07467.
     """
+    if gate is not None:
+        return gated_norm(
+            *(input, residual, gate, normalized_shape, weight, None, eps, axis),
+            centered=False,
+            zero_centered_weight=zero_centered_weight,
+            activation=activation,
+            norm_before_gate=norm_before_gate,
+        )
     if residual is not None:
         return norm_of_sum(
             *(input, residual, normalized_shape, weight, None, eps, axis),
@@ -273,7 +312,7 @@ def norm_of_sum(
             zero_centered_weight=zero_centered_weight,
         )
         return y.to(x.dtype), total
-    arguments.check_residual(x, residual)
+    arguments.check_like(x, "residual", residual)
     sizes = arguments.sizes_of(normalized_shape)
     if type(x) is not Tensor and not torch.compiler.is_compiling():
         sharding.prepare(x)
@@ -289,6 +328,81 @@ def norm_of_sum(
         return function(total, normalized_shape, *parameters, eps, **options), total
     results = _run(x, residual, sizes, weight, bias, eps, axis, centered, zero_centered_weight)
     return results[0], results[1]
+
+
+def gated_norm(
+    x: Tensor,
+    residual: Tensor | None,
+    gate: Tensor,
+    normalized_shape: int | Sequence[int],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float | None,
+    axis: spec.Axis | None,
+    *,
+    centered: bool,
+    zero_centered_weight: bool = False,
+    activation: str = "silu",
+    norm_before_gate: bool = True,
+) -> Any:
+    """Return y of x, or (y, total) of total = x + residual, gated."""
+    options: dict[str, Any] = {
+        "centered": centered,
+        "zero_centered_weight": zero_centered_weight,
+        "norm_before_gate": norm_before_gate,
+    }
+    silu = spec.check_activation(activation) == "silu"
+    gating = (silu, bool(norm_before_gate))
+    if residual is None and axis is None and not is_dynamo_compiling():
+        y = torch_try_forward(
+            *(x, weight, bias, normalized_shape, eps, centered, zero_centered_weight),
+            *(None, gate, *gating),
+        )
+        if y is not None:
+            return record_gated(x, weight, bias, y, gate, gating)
+    rest = (normalized_shape, weight, bias, eps, axis)
+    if residual is not None and arguments.widens(x, residual):
+        arguments.check_like(x, "gate", gate)
+        wide = residual.dtype
+        weight, bias = (
+            each.to(wide) if each is not None and each.dtype == x.dtype else each
+            for each in (weight, bias)
+        )
+        given = (x.to(wide), residual, gate.to(wide), normalized_shape, weight, bias, eps, axis)
+        y, total = gated_norm(*given, **options, activation=activation)
+        return y.to(x.dtype), total
+    if residual is not None:
+        arguments.check_like(x, "residual", residual)
+        arguments.check_like(x, "gate", gate)
+        total = x + residual
+        return gated_norm(total, None, gate, *rest, **options, activation=activation), total
+    arguments.check_like(x, "gate", gate)
+    sizes = arguments.sizes_of(normalized_shape)
+    if type(x) is not Tensor and not torch.compiler.is_compiling():
+        sharding.prepare(x)
+    if has_torch_function_variadic(x, gate, weight, bias) or not (
+        fallback.serves(x, sizes, weight, bias, eps, centered=centered)
+        and fallback.serves(gate, sizes, None, None, eps, centered=centered)
+    ):
+        return composed(x, gate, sizes, weight, bias, eps, axis, **options, silu=silu)
+    return _run(
+        *(x, None, sizes, weight, bias, eps, axis, centered, zero_centered_weight), gate, gating
+    )[0]
+
+
+def record_gated(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    result: Any,
+    gate: Tensor,
+    gating: tuple[bool, bool],
+) -> Tensor:
+    """Return y of a fast path's y or (y, rest), with a node if there is a rest."""
+    if type(result) is not tuple:
+        return result
+    y: Tensor = record_fast_path_of_gate(x, weight, bias, result, gate, gating)
+    return y
 
 
 def record_sum(
@@ -311,11 +425,15 @@ def _run(
     axis: spec.Axis | None,
     centered: bool,
     zero_centered_weight: bool,
+    gate: Tensor | None = None,
+    gating: tuple[bool, bool] = (True, True),
 ) -> tuple[Tensor, ...]:
-    """Call the operators; return y, with an addend total, and the statistics, if any are saved."""
+    """Call the operators; return y, with an addend total, and the statistics, if any are saved.
+
+    `gating` ends the definition: whether the gate's activation is silu, and `norm_before_gate`.
+    """
     x, weight, bias = gpu.as_under_autocast(x, weight, bias, centered=centered)
-    if addend is not None:
-        addend = addend.to(x.dtype)
+    addend, gate = (None if each is None else each.to(x.dtype) for each in (addend, gate))
     axes = arguments.axes_of(x, sizes, axis)
     weight, bias = arguments.take_parameters(x, axes, weight, bias)
     is_compiled = torch.compiler.is_compiling()
@@ -327,17 +445,22 @@ def _run(
             x = x.contiguous(memory_format=memory)
     if eps is None:
         eps = arguments.machine_epsilon(x.dtype)
-    definition = Definition(axes, float(eps), centered, bool(zero_centered_weight))
+    definition = Definition(axes, float(eps), centered, bool(zero_centered_weight), *gating)
+    beside = {"addend": addend, "gate": gate}
     if is_compiled:  # the compiler must see an operator, which a node of ours would hide
-        return operators.forward(x, weight, bias, definition, addend=addend)
-    if not requires_gradient(x, weight, bias, addend):
-        if gpu.may_bypass_dispatcher(x, weight, bias, addend):
+        return operators.forward(x, weight, bias, definition, **beside)
+    given = (x, weight, bias, addend, gate)
+    if not requires_gradient(*given):
+        if gpu.may_bypass_dispatcher(*given):
             parameters = arguments.repeated(weight, bias)
-            return gpu.forward(x, *parameters, definition, save=False, addend=addend)
-        is_ordinary = all(type(each) in _ORDINARY for each in (x, weight, bias, addend))
+            return gpu.forward(x, *parameters, definition, save=False, **beside)
+        is_ordinary = all(type(each) in _ORDINARY for each in given)
         if is_ordinary and torch_is_unwatched():  # no transform, no forward mode: no node is needed
             with torch._C._AutoDispatchBelowAutograd():
-                return operators.forward(x, weight, bias, definition, addend=addend)
+                return operators.forward(x, weight, bias, definition, **beside)
+    if gate is not None:
+        gated: tuple[Tensor, ...] = apply(GatedNorm, x, gate, weight, bias, definition)
+        return gated
     results: tuple[Tensor, ...] = apply(Norm, x, weight, bias, definition, addend)
     return results
 

@@ -52,13 +52,35 @@ class LayerNorm(torch.nn.LayerNorm):
         _zero_weight_if_centered_there(self)
 
     @overload
-    def forward(self, input: Tensor, residual: None = None) -> Tensor: ...
+    def forward(
+        self,
+        input: Tensor,
+        residual: None = None,
+        gate: Tensor | None = None,
+        activation: str = "silu",
+        norm_before_gate: bool = True,
+    ) -> Tensor: ...
     @overload
-    def forward(self, input: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]: ...
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Return y, or with a residual (y, total), as `layer_norm` does."""
+    def forward(
+        self,
+        input: Tensor,
+        residual: Tensor,
+        gate: Tensor | None = None,
+        activation: str = "silu",
+        norm_before_gate: bool = True,
+    ) -> tuple[Tensor, Tensor]: ...
+    def forward(
+        self,
+        input: Tensor,
+        residual: Tensor | None = None,
+        gate: Tensor | None = None,
+        activation: str = "silu",
+        norm_before_gate: bool = True,
+    ) -> Tensor:
+        """Return y, or with a residual (y, total), as `layer_norm` does; so with a gate."""
         if torch.jit.is_scripting():
             assert residual is None, "a TorchScript knows no residual: pass x + residual"
+            assert gate is None, "a TorchScript knows no gate: multiply y by the activated gate"
             return torch.nn.functional.layer_norm(
                 input, self.normalized_shape, self.weight, self.bias, self.eps
             )
@@ -69,6 +91,9 @@ class LayerNorm(torch.nn.LayerNorm):
             self.bias,
             self.eps,
             residual=residual,
+            gate=gate,
+            activation=activation,
+            norm_before_gate=norm_before_gate,
             axis=self.axis,
             zero_centered_weight=self.zero_centered_weight,
         )
@@ -119,13 +144,35 @@ class RMSNorm(torch.nn.RMSNorm):
         _zero_weight_if_centered_there(self)
 
     @overload
-    def forward(self, x: Tensor, residual: None = None) -> Tensor: ...
+    def forward(
+        self,
+        x: Tensor,
+        residual: None = None,
+        gate: Tensor | None = None,
+        activation: str = "silu",
+        norm_before_gate: bool = True,
+    ) -> Tensor: ...
     @overload
-    def forward(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]: ...
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Return y, or with a residual (y, total), as `rms_norm` does."""
+    def forward(
+        self,
+        x: Tensor,
+        residual: Tensor,
+        gate: Tensor | None = None,
+        activation: str = "silu",
+        norm_before_gate: bool = True,
+    ) -> tuple[Tensor, Tensor]: ...
+    def forward(
+        self,
+        x: Tensor,
+        residual: Tensor | None = None,
+        gate: Tensor | None = None,
+        activation: str = "silu",
+        norm_before_gate: bool = True,
+    ) -> Tensor:
+        """Return y, or with a residual (y, total), as `rms_norm` does; so with a gate."""
         if torch.jit.is_scripting():
             assert residual is None, "a TorchScript knows no residual: pass x + residual"
+            assert gate is None, "a TorchScript knows no gate: multiply y by the activated gate"
             return torch.nn.functional.rms_norm(x, self.normalized_shape, self.weight, self.eps)
         return rms_norm(
             x,
@@ -133,6 +180,9 @@ class RMSNorm(torch.nn.RMSNorm):
             self.weight,
             self.eps,
             residual=residual,
+            gate=gate,
+            activation=activation,
+            norm_before_gate=norm_before_gate,
             axis=self.axis,
             zero_centered_weight=self.zero_centered_weight,
         )

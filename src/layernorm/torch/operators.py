@@ -4,7 +4,8 @@
     layer_norm_backward, rms_norm_backward   -> dx, dweight, dbias; those not needed are empty
 
 The same with `add_` before their names are those of a call with a residual: y is the norm of
-total = x + residual, which the forward returns after y, and dtotal is added to dx.
+total = x + residual, which the forward returns after y, and dtotal is added to dx. With `gated_`
+before them they take a gate after x, and the backward returns dgate last.
 
 The compiled module defines the schemas and the CPU kernels (native/bindings/torch/operators.cc).
 """
@@ -18,7 +19,7 @@ from torch._prims_common import _is_non_overlapping_and_dense_or_false as _is_de
 
 from layernorm import spec
 from layernorm.torch import arguments, c_api, derivatives
-from layernorm.torch.arguments import Axes, Definition, normalize_axes
+from layernorm.torch.arguments import Axes, Definition, has_kept_axes, normalize_axes
 from layernorm.torch.signatures import backward_operators, forward_operators
 
 assert c_api, "importing it defines the operators"
@@ -31,11 +32,16 @@ def forward(
     definition: Definition,
     *,
     addend: Tensor | None = None,
+    gate: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """Return y and the statistics; with an addend y, total = x + addend, and the statistics."""
     weight, bias = arguments.repeated(weight, bias)
-    options = (list(definition.axes), definition.eps, definition.zero_centered_weight)
+    options = _options(definition, gate)
     ops = torch.ops.layernorm
+    if definition.centered and gate is not None:
+        return ops.gated_layer_norm(x, gate, weight, bias, *options)
+    if gate is not None:
+        return ops.gated_rms_norm(x, gate, weight, *options)
     if definition.centered and addend is not None:
         return ops.add_layer_norm(x, addend, weight, bias, *options)
     if definition.centered:
@@ -55,10 +61,20 @@ def backward(
     statistics: Sequence[Tensor],
     *,
     dtotal: Tensor | None = None,
+    gate: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """Return dx plus dtotal, dweight and (layer norm) dbias; those not needed are empty."""
-    options = (list(definition.axes), definition.eps, definition.zero_centered_weight)
+    """Return dx plus dtotal, dweight and (layer norm) dbias; those not needed are empty.
+
+    With a gate `need` has a fourth flag, and dgate is last; of RMS norm too.
+    """
+    options = _options(definition, gate)
     ops = torch.ops.layernorm
+    if gate is not None:
+        rows = (dy, x, gate, *statistics)
+        if definition.centered:
+            return ops.gated_layer_norm_backward(*rows, weight, bias, *options, list(need))
+        of_rms_norm = [*need[:2], need[3]]
+        return ops.gated_rms_norm_backward(*rows, weight, *options, of_rms_norm)
     added = dtotal is not None
     rows = (dy, dtotal, x, *statistics) if added else (dy, x, *statistics)
     if definition.centered:
@@ -66,6 +82,11 @@ def backward(
         return operator(*rows, weight, bias, *options, list(need))
     operator = ops.add_rms_norm_backward if added else ops.rms_norm_backward
     return operator(*rows, weight, *options, list(need[:2]))
+
+
+def _options(definition: Definition, gate: Tensor | None) -> tuple[Any, ...]:
+    options = (list(definition.axes), definition.eps, definition.zero_centered_weight)
+    return options if gate is None else (*options, definition.silu, definition.norm_before_gate)
 
 
 # ---- shapes, types and strides, for tensors without data
@@ -106,8 +127,9 @@ def _fake_forward(
     definition: Definition,
     *,
     addend: Tensor | None = None,
+    gate: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    arguments.check_devices(x, residual=addend, weight=weight, bias=bias)
+    arguments.check_devices(x, residual=addend, gate=gate, weight=weight, bias=bias)
     statistics = 3 if definition.centered else 1
     outputs = [empty_as(x) for _ in range(1 if addend is None else 2)]
     return *outputs, *[_empty_statistics(x, definition.axes) for _ in range(statistics)]
@@ -123,13 +145,18 @@ def _fake_backward(
     statistics: Sequence[Tensor],
     *,
     dtotal: Tensor | None = None,
+    gate: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    arguments.check_devices(x, dy=dy, dtotal=dtotal, weight=weight, bias=bias)
+    arguments.check_devices(x, dy=dy, dtotal=dtotal, gate=gate, weight=weight, bias=bias)
     dx = empty_as(x) if need[0] else nothing(x)
     given = bias if weight is None else weight
     shape = spec.normalized_shape(x.shape, definition.axes) if given is None else given.shape
     dtype = parameter_type(x, weight, bias)
-    return dx, *[x.new_empty(shape, dtype=dtype) if n else nothing(x) for n in need[1:]]
+    *of_parameters, need_dgate = need[1:] if gate is not None else (*need[1:], False)
+    gradients = [x.new_empty(shape, dtype=dtype) if n else nothing(x) for n in of_parameters]
+    if gate is not None:
+        gradients.append(empty_as(x) if need_dgate else nothing(x))
+    return dx, *gradients
 
 
 for _name, _fake in (forward_operators(_fake_forward) | backward_operators(_fake_backward)).items():
@@ -228,6 +255,32 @@ for _name, _gradients in (
     )
 
 
+def _save_gated(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, gate, *parameters, axis, eps, zero_centered_weight, silu, norm_before_gate = inputs
+    centered = len(parameters) == 2
+    statistics = output[1:]
+    ctx.mark_non_differentiable(*statistics)
+    ctx.save_for_backward(x, gate, *parameters, *([] if centered else [None]), *statistics)
+    axes = normalize_axes(axis, x.dim())
+    ctx.definition = Definition(axes, eps, centered, zero_centered_weight, silu, norm_before_gate)
+
+
+def _gated_gradients(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    x, gate, weight, bias, *statistics = ctx.saved_tensors
+    need_x, need_gate, *need_parameters = ctx.needs_input_grad
+    need = (*needed((need_x, *need_parameters), weight, bias), need_gate)
+    gradients = backward(dy, x, weight, bias, ctx.definition, need, statistics, gate=gate)
+    returned = need if ctx.definition.centered else (*need[:2], need_gate)
+    dx, *of_parameters, dgate = [g if n else None for g, n in zip(gradients, returned, strict=True)]
+    return dx, dgate, *of_parameters, *[None] * 5
+
+
+for _name in ("gated_layer_norm", "gated_rms_norm"):
+    torch.library.register_autograd(
+        f"layernorm::{_name}", _gated_gradients, setup_context=_save_gated
+    )
+
+
 # ---- batches of calls (vmap)
 
 
@@ -255,7 +308,7 @@ def _varying_with_batch(
 
 def _vmap_forward(name: str, parameters: int) -> Callable[..., Any]:
     """Make one call of a batch: of more rows, or with parameters that vary along the batch."""
-    count = 2 if name.startswith("add_") else 1
+    count = 2 if name.startswith(("add_", "gated_")) else 1
 
     def rule(info: Any, in_dims: Any, *arguments: Any) -> Any:
         given, (axis, *options) = (
@@ -268,7 +321,8 @@ def _vmap_forward(name: str, parameters: int) -> Callable[..., Any]:
         )
         axes = normalize_axes(axis, x.dim() - 1)
         dims = in_dims[count : count + parameters]
-        if any(dim is not None for dim in dims):
+        has_kept = any(each is not None and has_kept_axes(each, axes) for each in given)
+        if has_kept or any(dim is not None for dim in dims):
             given = _varying_with_batch(given, dims, info.batch_size, x.dim() - 1, axes)
         results = getattr(torch.ops.layernorm, name)(x, *addend, *given, axes, *options)
         return results, (0,) * len(results)
@@ -296,6 +350,8 @@ def _vmap_backward(name: str, parameters: int) -> Callable[..., Any]:
             rows[1].shape if each is None else (size, *_sizes_of_one(each, dim))
             for each, dim in zip((None, *tensors[-parameters:]), (None, *own_dims), strict=True)
         ]
+        if name.startswith("gated_"):
+            shapes.append(rows[1].shape)
         results = tuple(
             result.reshape(shape) if needed else result.expand(size, 0)
             for result, shape, needed in zip(results, shapes, need, strict=True)
@@ -308,6 +364,7 @@ def _vmap_backward(name: str, parameters: int) -> Callable[..., Any]:
 for _name, _count in (
     *(("layer_norm", 2), ("rms_norm", 1)),
     *(("add_layer_norm", 2), ("add_rms_norm", 1)),
+    *(("gated_layer_norm", 2), ("gated_rms_norm", 1)),
 ):
     torch.library.register_vmap(f"layernorm::{_name}", _vmap_forward(_name, _count))
     torch.library.register_vmap(

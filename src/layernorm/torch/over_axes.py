@@ -23,6 +23,9 @@ def layer_norm(
     bias: Tensor | None = None,
     *,
     residual: None = None,
+    gate: Tensor | None = None,
+    activation: str = "silu",
+    norm_before_gate: bool = True,
     axis: spec.Axis = -1,
     eps: SupportsFloat = 1e-5,
     out: Tensor | None = None,
@@ -35,6 +38,9 @@ def layer_norm(
     bias: Tensor | None = None,
     *,
     residual: Tensor,
+    gate: Tensor | None = None,
+    activation: str = "silu",
+    norm_before_gate: bool = True,
     axis: spec.Axis = -1,
     eps: SupportsFloat = 1e-5,
     out: Tensor | None = None,
@@ -46,6 +52,9 @@ def layer_norm(
     bias: Tensor | None = None,
     *,
     residual: Tensor | None = None,
+    gate: Tensor | None = None,
+    activation: str = "silu",
+    norm_before_gate: bool = True,
     axis: spec.Axis = -1,
     eps: SupportsFloat = 1e-5,
     out: Tensor | None = None,
@@ -53,13 +62,19 @@ def layer_norm(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Normalize `x` over `axis`, as `layernorm.layer_norm` does: y = xhat * weight + bias.
 
-    Args: as in `layernorm.layer_norm`: x, weight, bias, residual, axis, eps, out,
-        zero_centered_weight.
+    Args: as in `layernorm.layer_norm`: x, weight, bias, residual, gate, activation,
+        norm_before_gate, axis, eps, out, zero_centered_weight.
     Returns: y, or `out` with y in it; with a residual (y, total).
     Raises: RuntimeError for shapes and types, IndexError if an axis is out of range, TypeError for
         an axis that is not an int, ValueError and TypeError for eps.
     Source: Ba, Kiros and Hinton 2016, arXiv:1607.06450.
     """
+    if gate is not None:
+        return _gated_norm(
+            *(x, residual, gate, weight, bias, axis, eps, out, True, zero_centered_weight),
+            activation,
+            norm_before_gate,
+        )
     if residual is not None:
         return _norm_of_sum(x, residual, weight, bias, axis, eps, out, True, zero_centered_weight)
     if out is None and not is_dynamo_compiling():
@@ -75,6 +90,9 @@ def rms_norm(
     weight: Tensor | None = None,
     *,
     residual: None = None,
+    gate: Tensor | None = None,
+    activation: str = "silu",
+    norm_before_gate: bool = True,
     axis: spec.Axis = -1,
     eps: SupportsFloat = 1e-6,
     out: Tensor | None = None,
@@ -86,6 +104,9 @@ def rms_norm(
     weight: Tensor | None = None,
     *,
     residual: Tensor,
+    gate: Tensor | None = None,
+    activation: str = "silu",
+    norm_before_gate: bool = True,
     axis: spec.Axis = -1,
     eps: SupportsFloat = 1e-6,
     out: Tensor | None = None,
@@ -96,6 +117,9 @@ def rms_norm(
     weight: Tensor | None = None,
     *,
     residual: Tensor | None = None,
+    gate: Tensor | None = None,
+    activation: str = "silu",
+    norm_before_gate: bool = True,
     axis: spec.Axis = -1,
     eps: SupportsFloat = 1e-6,
     out: Tensor | None = None,
@@ -103,12 +127,19 @@ def rms_norm(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Divide `x` by its root mean square, as `layernorm.rms_norm` does: y = xhat * weight.
 
-    Args: as in `layernorm.rms_norm`: x, weight, residual, axis, eps, out, zero_centered_weight.
+    Args: as in `layernorm.rms_norm`: x, weight, residual, gate, activation, norm_before_gate, axis,
+        eps, out, zero_centered_weight.
     Returns: y, or `out` with y in it; with a residual (y, total).
     Raises: RuntimeError for shapes and types, IndexError if an axis is out of range, TypeError for
         an axis that is not an int, ValueError and TypeError for eps.
     Source: Zhang and Sennrich 2019, arXiv:1910.07467.
     """
+    if gate is not None:
+        return _gated_norm(
+            *(x, residual, gate, weight, None, axis, eps, out, False, zero_centered_weight),
+            activation,
+            norm_before_gate,
+        )
     if residual is not None:
         return _norm_of_sum(x, residual, weight, None, axis, eps, out, False, zero_centered_weight)
     if out is None and not is_dynamo_compiling():
@@ -180,6 +211,43 @@ def _norm_of_sum(
         zero_centered_weight=zero_centered_weight,
     )
     return y if out is None else _copied(y, out), total
+
+
+def _gated_norm(
+    x: Tensor,
+    residual: Tensor | None,
+    gate: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    axis: spec.Axis,
+    eps: SupportsFloat,
+    out: Tensor | None,
+    centered: bool,
+    zero_centered_weight: bool,
+    activation: str,
+    norm_before_gate: bool,
+) -> Tensor | tuple[Tensor, Tensor]:
+    if residual is None and out is None and not is_dynamo_compiling():
+        gating = (spec.check_activation(activation) == "silu", bool(norm_before_gate))
+        fast = torch_try_forward_over_axes(
+            *(x, weight, bias, axis, eps, centered, zero_centered_weight),
+            *(None, gate, *gating),
+        )
+        if fast is not None:
+            return functional.record_gated(x, weight, bias, fast, gate, gating)
+    axes = arguments.normalize_axes(axis, x.dim())
+    sizes = spec.normalized_shape(x.shape, axes)
+    result = functional.gated_norm(
+        *(x, residual, gate, sizes, weight, bias, spec.check_eps(eps), axes),
+        centered=centered,
+        zero_centered_weight=zero_centered_weight,
+        activation=activation,
+        norm_before_gate=norm_before_gate,
+    )
+    y, *total = result if residual is not None else (result,)
+    if out is not None:
+        y = _copied(y, out)
+    return (y, total[0]) if total else y
 
 
 def _copied(y: Tensor, out: Tensor) -> Tensor:

@@ -37,8 +37,10 @@ def _register() -> None:
 
     ops = torch.ops.layernorm
     propagator = DTensor._op_dispatcher.sharding_propagator
-    add_forward = partial(_forward_shardings, summands=2)
-    add_backward = partial(_backward_shardings, summands=2)
+    add_forward = partial(_forward_shardings, beside="residual")
+    add_backward = partial(_backward_shardings, beside="residual")
+    gated_forward = partial(_forward_shardings, beside="gate")
+    gated_backward = partial(_backward_shardings, beside="gate")
     for op, shardings, tensors in (
         (ops.layer_norm.default, _forward_shardings, 3),
         (ops.rms_norm.default, _forward_shardings, 2),
@@ -48,6 +50,10 @@ def _register() -> None:
         (ops.add_rms_norm.default, add_forward, 3),
         (ops.add_layer_norm_backward.default, add_backward, 8),
         (ops.add_rms_norm_backward.default, add_backward, 5),
+        (ops.gated_layer_norm.default, gated_forward, 4),
+        (ops.gated_rms_norm.default, gated_forward, 3),
+        (ops.gated_layer_norm_backward.default, gated_backward, 8),
+        (ops.gated_rms_norm_backward.default, gated_backward, 5),
     ):
         register_sharding(op)(shardings)
         # The sharding depends on the axes, so they belong to the key of DTensor's cache.
@@ -65,18 +71,19 @@ def _split(arguments: Sequence[Any]) -> tuple[list[Any], Sequence[int], list[Any
     return list(arguments[:at]), arguments[at], list(arguments[at + 1 :])
 
 
-def _forward_shardings(*arguments: Any, summands: int = 1) -> list[tuple[Placements, Placements]]:
-    """Return the placements of the results and arguments; `summands` is 2 with a residual."""
+def _forward_shardings(*arguments: Any, beside: str = "") -> list[tuple[Placements, Placements]]:
+    """Return the placements of the results and arguments; beside x may be a residual or a gate."""
     from torch.distributed.tensor import Replicate, Shard
 
     tensors, axis, options = _split(arguments)
-    x, parameters = tensors[0], tensors[summands:]
-    results = (3 if len(parameters) == 2 else 1) + summands
+    of_rows_given = 2 if beside else 1
+    x, parameters = tensors[0], tensors[of_rows_given:]
+    results = (3 if len(parameters) == 2 else 1) + (2 if beside == "residual" else 1)
     rest = [None] * (1 + len(options))
 
     def placed(of_rows: Any, kept: int | None = None) -> tuple[Placements, Placements]:
         of_parameters = _of_parameters(parameters, x, kept)
-        return [of_rows] * results, [*[of_rows] * summands, *of_parameters, *rest]
+        return [of_rows] * results, [*[of_rows] * of_rows_given, *of_parameters, *rest]
 
     return [placed(Replicate()), *(placed(Shard(kept), kept) for kept in _kept_axes(x, axis))]
 
@@ -98,13 +105,15 @@ def _of_parameters(parameters: Sequence[Any], x: Any, kept: int | None = None) -
     return [placement(each) for each in parameters]
 
 
-def _backward_shardings(*arguments: Any, summands: int = 1) -> list[tuple[Placements, Placements]]:
+def _backward_shardings(*arguments: Any, beside: str = "") -> list[tuple[Placements, Placements]]:
     from torch.distributed.tensor import Partial, Replicate, Shard
 
     tensors, axis, options = _split(arguments)
     need = options[-1]
-    rows = 1 + summands + (3 if len(need) == 3 else 1)  # dy, x and the statistics; dtotal
-    x, parameters = tensors[summands], tensors[rows:]
+    of_gate = [need[-1]] if beside == "gate" else []
+    of_parameters = need[1 : len(need) - len(of_gate)]
+    rows = 2 + bool(beside) + (3 if len(of_parameters) == 2 else 1)  # dy, x and the statistics
+    x, parameters = tensors[0], tensors[rows:]
     rest = [None] * (1 + len(options))
     shardings: list[tuple[Placements, Placements]] = [
         (
@@ -115,9 +124,9 @@ def _backward_shardings(*arguments: Any, summands: int = 1) -> list[tuple[Placem
     for kept in _kept_axes(x, axis):
         varies = any(each is not None and _varies(each, x, kept) for each in parameters)
         of_parameter = Shard(kept) if varies else Partial()
+        shards = [Shard(kept), *[of_parameter] * len(of_parameters), *[Shard(kept)] * len(of_gate)]
         gradients = [
-            shard if wanted else Replicate()
-            for shard, wanted in zip((Shard(kept), of_parameter, of_parameter), need, strict=False)
+            shard if wanted else Replicate() for shard, wanted in zip(shards, need, strict=True)
         ]
         of_rows = [Shard(kept)] * rows
         shardings.append((gradients, [*of_rows, *_of_parameters(parameters, x, kept), *rest]))

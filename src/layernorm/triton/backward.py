@@ -1,8 +1,10 @@
-"""Backward: dx of tiles of rows, and each program's partial sums of dweight and dbias."""
+"""Backward: dx and dgate of tiles of rows, and partial sums of dweight and dbias."""
 
 import triton
 import triton.language as tl
 
+from layernorm.triton.forward import scale_and_shift
+from layernorm.triton.gates import product_gradients, times_activation
 from layernorm.triton.kernel import kernel
 from layernorm.triton.rows import (
     Normalizer,
@@ -140,6 +142,9 @@ def backward(
     dbias_ptr,
     normalizer_ptr,
     dtotal_ptr,
+    bias_ptr,
+    gate_ptr,
+    dgate_ptr,
     rows: tl.int64,
     inner: tl.int64,
     members: tl.int64,
@@ -162,16 +167,28 @@ def backward(
     dtotal_member_stride: tl.int64,
     dtotal_after_stride: tl.int64,
     dtotal_col_stride: tl.int64,
+    gate_outer_stride: tl.int64,
+    gate_member_stride: tl.int64,
+    gate_after_stride: tl.int64,
+    gate_col_stride: tl.int64,
+    dgate_outer_stride: tl.int64,
+    dgate_member_stride: tl.int64,
+    dgate_after_stride: tl.int64,
+    dgate_col_stride: tl.int64,
     COLS: tl.constexpr,
     EPS: tl.constexpr,
     CENTERED: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
     ZERO_CENTERED: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     NEED_DX: tl.constexpr,
     NEED_DWEIGHT: tl.constexpr,
     NEED_DBIAS: tl.constexpr,
+    NEED_DGATE: tl.constexpr,
     DTOTAL: tl.constexpr,
+    GATE_X: tl.constexpr,
+    GATE_Y: tl.constexpr,
     STORE_NORMALIZER: tl.constexpr,
     STRIDED: tl.constexpr,
     OUTER_AXES: tl.constexpr,
@@ -186,9 +203,10 @@ def backward(
 
     Each member has so many `tiles` and `programs`. The partial sums go to row program_id of an
     array (members * programs, COLS) of float64, or, with one program to a member, to dweight and
-    dbias themselves. DTOTAL: dtotal is added to dx before it is rounded. STORE_NORMALIZER: the
-    normalizer goes to an array (4, rows). EPS None: it is not known, and rows whose rstd is out of
-    range use it as it was saved.
+    dbias themselves. DTOTAL: dtotal is added to dx before it is rounded. GATE_X, GATE_Y: x or y was
+    multiplied by act(gate). For dgate with GATE_Y, bias is needed. STORE_NORMALIZER: the normalizer
+    goes to an array (4, rows). EPS None: it is not known, and rows whose rstd is out of range use
+    it as it was saved.
     """
     dtype: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     LOW_FIRST: tl.constexpr = VECTOR or STRIDED
@@ -203,6 +221,13 @@ def backward(
         dtotal_after_stride,
         dtotal_col_stride,
     )
+    gate_strides = gate_outer_stride, gate_member_stride, gate_after_stride, gate_col_stride
+    dgate_strides = (
+        dgate_outer_stride,
+        dgate_member_stride,
+        dgate_after_stride,
+        dgate_col_stride,
+    )
     member, first = member_of(program, programs, OUTER_AXES)
     cols = cols_of_tile(HIGH, LOW)
     weight = load_parameter(
@@ -214,6 +239,7 @@ def backward(
     for tile in range(first, tiles, programs):
         index = index_of_tile(member, tile, sizes, cols, COLS, ROWS, STRIDED, OUTER_AXES)
         x = load_tile(x_ptr, index, x_strides, STRIDED, VECTOR, dtype)
+        x = times_activation(x, gate_ptr, index, gate_strides, GATE_X, STRIDED, VECTOR, dtype)
         dy = load_tile(dy_ptr, index, dy_strides, STRIDED, VECTOR, dtype)
         normalizer = saved_normalizer(
             *(x, index, mean_ptr, rstd_ptr, residual_ptr),
@@ -231,11 +257,19 @@ def backward(
         xhat = normalized(x, normalizer, CENTERED)
         if COLS != HIGH * LOW:  # padding lanes may have overflowed
             xhat = tl.where(index.mask, xhat, 0.0)
+        if GATE_Y is not None:
+            bias = load_parameter(bias_ptr, member, cols, HAS_BIAS, 0.0, False, COLS, VECTOR, dtype)
+            n = scale_and_shift(xhat, weight, bias, HAS_WEIGHT, HAS_BIAS)
+            dy, dgate = product_gradients(
+                dy, n, gate_ptr, index, gate_strides, GATE_Y, STRIDED, VECTOR, dtype, False
+            )
+            if NEED_DGATE:
+                store_tile(dgate_ptr, dgate, index, dgate_strides, STRIDED, VECTOR)
         if NEED_DWEIGHT:
             dweight = add_products(dweight, dy, xhat, ROWS, SUM_ROWS)
         if NEED_DBIAS:
             dbias = add_values(dbias, dy, ROWS, SUM_ROWS)
-        if NEED_DX:
+        if NEED_DX or (NEED_DGATE and GATE_X is not None):
             dx = gradient_of_rows(
                 dy,
                 weight,
@@ -250,7 +284,15 @@ def backward(
             )
             if DTOTAL:
                 dx += load_tile(dtotal_ptr, index, dtotal_strides, STRIDED, VECTOR, dtype)
-            store_tile(dx_ptr, dx, index, dx_strides, STRIDED, VECTOR)
+            if GATE_X is not None:
+                x = load_tile(x_ptr, index, x_strides, STRIDED, VECTOR, dtype, True)
+                dx, dgate = product_gradients(
+                    dx, x, gate_ptr, index, gate_strides, GATE_X, STRIDED, VECTOR, dtype, True
+                )
+                if NEED_DGATE:
+                    store_tile(dgate_ptr, dgate, index, dgate_strides, STRIDED, VECTOR)
+            if NEED_DX:
+                store_tile(dx_ptr, dx, index, dx_strides, STRIDED, VECTOR)
 
     if NEED_DWEIGHT:
         store_sums(dweight_ptr, dweight, program, cols, COLS, dtype)

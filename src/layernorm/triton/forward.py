@@ -1,8 +1,9 @@
-"""Forward: y and the statistics of a tile of rows of x, or of x + addend, each read once."""
+"""Forward: y and the statistics of a tile of rows of x, each read once."""
 
 import triton
 import triton.language as tl
 
+from layernorm.triton.gates import times_activation
 from layernorm.triton.kernel import kernel
 from layernorm.triton.rows import (
     Normalizer,
@@ -83,6 +84,7 @@ def forward(
     residual_ptr,
     addend_ptr,
     total_ptr,
+    gate_ptr,
     rows: tl.int64,
     inner: tl.int64,
     members: tl.int64,
@@ -103,6 +105,10 @@ def forward(
     total_member_stride: tl.int64,
     total_after_stride: tl.int64,
     total_col_stride: tl.int64,
+    gate_outer_stride: tl.int64,
+    gate_member_stride: tl.int64,
+    gate_after_stride: tl.int64,
+    gate_col_stride: tl.int64,
     COLS: tl.constexpr,
     EPS: tl.constexpr,
     CENTERED: tl.constexpr,
@@ -111,6 +117,8 @@ def forward(
     ZERO_CENTERED: tl.constexpr,
     SAVE: tl.constexpr,
     ADDEND: tl.constexpr,
+    GATE_X: tl.constexpr,
+    GATE_Y: tl.constexpr,
     STRIDED: tl.constexpr,
     OUTER_AXES: tl.constexpr,
     VECTOR: tl.constexpr,
@@ -124,6 +132,7 @@ def forward(
 
     ADDEND: they are those of total = x + addend, which is written too. It has strides of its own,
     though they are y's: the addresses of both would else be computed at once, and spill.
+    GATE_X, GATE_Y: x or y is multiplied by act(gate); not beside an addend.
     """
     dtype: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     LOW_FIRST: tl.constexpr = VECTOR or STRIDED
@@ -139,6 +148,7 @@ def forward(
         addend_col_stride,
     )
     total_strides = total_outer_stride, total_member_stride, total_after_stride, total_col_stride
+    gate_strides = gate_outer_stride, gate_member_stride, gate_after_stride, gate_col_stride
     member, tile = member_of_tile(tile, sizes, ROWS, STRIDED, OUTER_AXES)
     index = index_of_tile(member, tile, sizes, cols, COLS, ROWS, STRIDED, OUTER_AXES)
     if not LATE_PARAMETERS:
@@ -150,6 +160,7 @@ def forward(
         *(x_ptr, addend_ptr, total_ptr, index, x_strides, addend_strides, total_strides),
         *(ADDEND, STRIDED, VECTOR, dtype),
     )
+    x = times_activation(x, gate_ptr, index, gate_strides, GATE_X, STRIDED, VECTOR, dtype)
 
     mean, residual, variance = moments(x, index.mask, COLS, GROUP_X, LOW_FIRST, CENTERED)
     radicand = variance + EPS
@@ -166,6 +177,7 @@ def forward(
         )
     xhat = normalized(x, normalizer, CENTERED)
     y = scale_and_shift(xhat, weight, bias, HAS_WEIGHT, HAS_BIAS)
+    y = times_activation(y, gate_ptr, index, gate_strides, GATE_Y, STRIDED, VECTOR, dtype)
     store_tile(y_ptr, y, index, y_strides, STRIDED, VECTOR)
     if SAVE:
         store_statistics(

@@ -1,9 +1,11 @@
-"""Backward of long rows: the normalizers of the rows, sums of the gradient, and dx."""
+"""Backward of long rows: the normalizers of the rows, sums of the gradient, dx and dgate."""
 
 import triton
 import triton.language as tl
 
 from layernorm.triton.backward import times_power_of_two
+from layernorm.triton.forward import load_parameters, scale_and_shift
+from layernorm.triton.gates import product_gradients, times_activation
 from layernorm.triton.kernel import kernel
 from layernorm.triton.long_row_statistics import (
     load_partials,
@@ -100,15 +102,19 @@ def gradient_block(
     dy_ptr,
     weight_ptr,
     normalizer_ptr,
+    gate_ptr,
     first_tile,
     program,
     sizes,
     x_strides,
     dy_strides,
+    gate_strides,
     COLS: tl.constexpr,
     CENTERED: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
     ZERO_CENTERED: tl.constexpr,
+    GATE_X: tl.constexpr,
+    GATE_Y: tl.constexpr,
     STRIDED: tl.constexpr,
     OUTER_AXES: tl.constexpr,
     VECTOR: tl.constexpr,
@@ -119,7 +125,8 @@ def gradient_block(
 ):
     """Return index, normalizer and xhat of a program's block, g times 2^-exponent, and exponent.
 
-    g is dy * weight, and each row has an exponent.
+    g is dy * weight, and each row has an exponent. GATE_X, GATE_Y: x or dy is multiplied by
+    act(gate).
     """
     dtype: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     index = index_of_block(
@@ -131,7 +138,9 @@ def gradient_block(
         *(COLS, VECTOR, dtype),
     )
     x = load_tile(x_ptr, index, x_strides, STRIDED, VECTOR, dtype)
+    x = times_activation(x, gate_ptr, index, gate_strides, GATE_X, STRIDED, VECTOR, dtype)
     dy = load_tile(dy_ptr, index, dy_strides, STRIDED, VECTOR, dtype)
+    dy = times_activation(dy, gate_ptr, index, gate_strides, GATE_Y, STRIDED, VECTOR, dtype)
     xhat = normalized(x, normalizer, CENTERED)
     xhat = tl.where(index.mask, xhat, 0.0)  # padding lanes may have overflowed
     largest = largest_of_rows(dy)
@@ -153,6 +162,7 @@ def long_row_gradient_sums(
     sum_g_ptr,
     sum_g_xhat_ptr,
     sum_squares_ptr,
+    gate_ptr,
     first_tile: tl.int64,
     rows: tl.int64,
     inner: tl.int64,
@@ -166,10 +176,16 @@ def long_row_gradient_sums(
     dy_member_stride: tl.int64,
     dy_after_stride: tl.int64,
     dy_col_stride: tl.int64,
+    gate_outer_stride: tl.int64,
+    gate_member_stride: tl.int64,
+    gate_after_stride: tl.int64,
+    gate_col_stride: tl.int64,
     COLS: tl.constexpr,
     CENTERED: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
     ZERO_CENTERED: tl.constexpr,
+    GATE_X: tl.constexpr,
+    GATE_Y: tl.constexpr,
     STRIDED: tl.constexpr,
     OUTER_AXES: tl.constexpr,
     VECTOR: tl.constexpr,
@@ -184,10 +200,11 @@ def long_row_gradient_sums(
     sizes = rows, inner, members, after
     x_strides = x_outer_stride, x_member_stride, x_after_stride, x_col_stride
     dy_strides = dy_outer_stride, dy_member_stride, dy_after_stride, dy_col_stride
+    gate_strides = gate_outer_stride, gate_member_stride, gate_after_stride, gate_col_stride
     _, _, xhat, g, exponent = gradient_block(
-        *(x_ptr, dy_ptr, weight_ptr, normalizer_ptr, first_tile, program),
-        *(sizes, x_strides, dy_strides, COLS, CENTERED, HAS_WEIGHT, ZERO_CENTERED),
-        *(STRIDED, OUTER_AXES, VECTOR, BLOCKS, ROWS, HIGH, LOW),
+        *(x_ptr, dy_ptr, weight_ptr, normalizer_ptr, gate_ptr, first_tile, program),
+        *(sizes, x_strides, dy_strides, gate_strides, COLS, CENTERED, HAS_WEIGHT, ZERO_CENTERED),
+        *(GATE_X, GATE_Y, STRIDED, OUTER_AXES, VECTOR, BLOCKS, ROWS, HIGH, LOW),
     )
     tl.store(partial_pointers(exponent_ptr, program, ROWS), exponent)
     tl.store(partial_pointers(sum_g_xhat_ptr, program, ROWS), row_sums(g * xhat, True, LOW_FIRST))
@@ -209,6 +226,9 @@ def long_row_dx(
     sum_g_xhat_ptr,
     sum_squares_ptr,
     dtotal_ptr,
+    bias_ptr,
+    gate_ptr,
+    dgate_ptr,
     first_tile: tl.int64,
     rows: tl.int64,
     inner: tl.int64,
@@ -222,6 +242,10 @@ def long_row_dx(
     dy_member_stride: tl.int64,
     dy_after_stride: tl.int64,
     dy_col_stride: tl.int64,
+    gate_outer_stride: tl.int64,
+    gate_member_stride: tl.int64,
+    gate_after_stride: tl.int64,
+    gate_col_stride: tl.int64,
     dx_outer_stride: tl.int64,
     dx_member_stride: tl.int64,
     dx_after_stride: tl.int64,
@@ -230,10 +254,16 @@ def long_row_dx(
     dtotal_member_stride: tl.int64,
     dtotal_after_stride: tl.int64,
     dtotal_col_stride: tl.int64,
+    dgate_outer_stride: tl.int64,
+    dgate_member_stride: tl.int64,
+    dgate_after_stride: tl.int64,
+    dgate_col_stride: tl.int64,
     COLS: tl.constexpr,
     CENTERED: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
     ZERO_CENTERED: tl.constexpr,
+    GATE_X: tl.constexpr,
+    GATE_Y: tl.constexpr,
     STRIDED: tl.constexpr,
     OUTER_AXES: tl.constexpr,
     VECTOR: tl.constexpr,
@@ -242,15 +272,23 @@ def long_row_dx(
     HIGH: tl.constexpr,
     LOW: tl.constexpr,
     EPS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    NEED_DX: tl.constexpr,
+    NEED_DGATE: tl.constexpr,
     DTOTAL: tl.constexpr,
     PADDED_BLOCKS: tl.constexpr,
 ):
-    """Write dx of a block. DTOTAL: plus dtotal, rounded once. EPS None: it is not known."""
+    """Write dx and dgate of a block.
+
+    DTOTAL: dtotal is added to dx before it is rounded. GATE_X, GATE_Y: x or y was multiplied by
+    act(gate). For dgate with GATE_Y, bias is needed. EPS None: it is not known.
+    """
     most: tl.constexpr = 2.0**-48 if x_ptr.dtype.element_ty == tl.float64 else 2.0**-19
     program = tl.program_id(0).to(tl.int64)
     sizes = rows, inner, members, after
     x_strides = x_outer_stride, x_member_stride, x_after_stride, x_col_stride
     dy_strides = dy_outer_stride, dy_member_stride, dy_after_stride, dy_col_stride
+    gate_strides = gate_outer_stride, gate_member_stride, gate_after_stride, gate_col_stride
     dx_strides = dx_outer_stride, dx_member_stride, dx_after_stride, dx_col_stride
     dtotal_strides = (
         dtotal_outer_stride,
@@ -258,10 +296,16 @@ def long_row_dx(
         dtotal_after_stride,
         dtotal_col_stride,
     )
+    dgate_strides = (
+        dgate_outer_stride,
+        dgate_member_stride,
+        dgate_after_stride,
+        dgate_col_stride,
+    )
     index, normalizer, xhat, g, own_exponent = gradient_block(
-        *(x_ptr, dy_ptr, weight_ptr, normalizer_ptr, first_tile, program),
-        *(sizes, x_strides, dy_strides, COLS, CENTERED, HAS_WEIGHT, ZERO_CENTERED),
-        *(STRIDED, OUTER_AXES, VECTOR, BLOCKS, ROWS, HIGH, LOW),
+        *(x_ptr, dy_ptr, weight_ptr, normalizer_ptr, gate_ptr, first_tile, program),
+        *(sizes, x_strides, dy_strides, gate_strides, COLS, CENTERED, HAS_WEIGHT, ZERO_CENTERED),
+        *(GATE_X, GATE_Y, STRIDED, OUTER_AXES, VECTOR, BLOCKS, ROWS, HIGH, LOW),
     )
     dtype: tl.constexpr = g.dtype
 
@@ -289,4 +333,22 @@ def long_row_dx(
     dx = times_power_of_two(dx, exponent + exponent_of(normalizer.scale))
     if DTOTAL:
         dx += load_tile(dtotal_ptr, index, dtotal_strides, STRIDED, VECTOR, dtype)
-    store_tile(dx_ptr, dx, index, dx_strides, STRIDED, VECTOR)
+    if GATE_X is not None:
+        x = load_tile(x_ptr, index, x_strides, STRIDED, VECTOR, dtype, True)
+        dx, dgate = product_gradients(
+            dx, x, gate_ptr, index, gate_strides, GATE_X, STRIDED, VECTOR, dtype, True
+        )
+    if NEED_DX:
+        store_tile(dx_ptr, dx, index, dx_strides, STRIDED, VECTOR)
+    if NEED_DGATE:
+        if GATE_Y is not None:
+            weight, bias = load_parameters(
+                *(weight_ptr, bias_ptr, index.member, index.cols, HAS_WEIGHT, HAS_BIAS),
+                *(ZERO_CENTERED, COLS, VECTOR, dtype),
+            )
+            n = scale_and_shift(xhat, weight, bias, HAS_WEIGHT, HAS_BIAS)
+            dy = load_tile(dy_ptr, index, dy_strides, STRIDED, VECTOR, dtype, True)
+            _, dgate = product_gradients(
+                dy, n, gate_ptr, index, gate_strides, GATE_Y, STRIDED, VECTOR, dtype, True
+            )
+        store_tile(dgate_ptr, dgate, index, dgate_strides, STRIDED, VECTOR)

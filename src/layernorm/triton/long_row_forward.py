@@ -3,6 +3,7 @@
 import triton.language as tl
 
 from layernorm.triton.forward import load_parameters, scale_and_shift, store_statistics
+from layernorm.triton.gates import times_activation
 from layernorm.triton.kernel import kernel
 from layernorm.triton.long_row_statistics import merged_statistics
 from layernorm.triton.rows import normalized
@@ -22,6 +23,7 @@ def long_row_forward(
     sum_ptr,
     rest_ptr,
     squares_ptr,
+    gate_ptr,
     first_tile: tl.int64,
     rows: tl.int64,
     inner: tl.int64,
@@ -35,6 +37,10 @@ def long_row_forward(
     y_member_stride: tl.int64,
     y_after_stride: tl.int64,
     y_col_stride: tl.int64,
+    gate_outer_stride: tl.int64,
+    gate_member_stride: tl.int64,
+    gate_after_stride: tl.int64,
+    gate_col_stride: tl.int64,
     COLS: tl.constexpr,
     EPS: tl.constexpr,
     CENTERED: tl.constexpr,
@@ -42,6 +48,8 @@ def long_row_forward(
     HAS_BIAS: tl.constexpr,
     ZERO_CENTERED: tl.constexpr,
     SAVE: tl.constexpr,
+    GATE_X: tl.constexpr,
+    GATE_Y: tl.constexpr,
     STRIDED: tl.constexpr,
     OUTER_AXES: tl.constexpr,
     VECTOR: tl.constexpr,
@@ -51,12 +59,16 @@ def long_row_forward(
     LOW: tl.constexpr,
     PADDED_BLOCKS: tl.constexpr,
 ):
-    """Write y of a block and, if SAVE and the block is its row's first, the statistics."""
+    """Write y of a block and, if SAVE and the block is its row's first, the statistics.
+
+    GATE_X, GATE_Y: x or y is multiplied by act(gate).
+    """
     dtype: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     program = tl.program_id(0).to(tl.int64)
     sizes = rows, inner, members, after
     x_strides = x_outer_stride, x_member_stride, x_after_stride, x_col_stride
     y_strides = y_outer_stride, y_member_stride, y_after_stride, y_col_stride
+    gate_strides = gate_outer_stride, gate_member_stride, gate_after_stride, gate_col_stride
     index = index_of_block(
         first_tile, program, sizes, COLS, STRIDED, OUTER_AXES, BLOCKS, ROWS, HIGH, LOW
     )
@@ -69,8 +81,10 @@ def long_row_forward(
         *(COLS, VECTOR, dtype),
     )
     x = load_tile(x_ptr, index, x_strides, STRIDED, VECTOR, dtype)
+    x = times_activation(x, gate_ptr, index, gate_strides, GATE_X, STRIDED, VECTOR, dtype)
     xhat = normalized(x, normalizer, CENTERED)
     y = scale_and_shift(xhat, weight, bias, HAS_WEIGHT, HAS_BIAS)
+    y = times_activation(y, gate_ptr, index, gate_strides, GATE_Y, STRIDED, VECTOR, dtype)
     store_tile(y_ptr, y, index, y_strides, STRIDED, VECTOR)
     if SAVE:
         if program % BLOCKS == 0:

@@ -10,6 +10,7 @@ its range. A tile has one row if rows are contiguous, and neighboring rows if ST
 import triton
 import triton.language as tl
 
+from layernorm.triton.gates import times_activation
 from layernorm.triton.kernel import kernel
 from layernorm.triton.rows import (
     any_row,
@@ -133,6 +134,7 @@ def long_row_sums(
     sum_ptr,
     addend_ptr,
     total_ptr,
+    gate_ptr,
     first_tile: tl.int64,
     rows: tl.int64,
     inner: tl.int64,
@@ -150,9 +152,14 @@ def long_row_sums(
     total_member_stride: tl.int64,
     total_after_stride: tl.int64,
     total_col_stride: tl.int64,
+    gate_outer_stride: tl.int64,
+    gate_member_stride: tl.int64,
+    gate_after_stride: tl.int64,
+    gate_col_stride: tl.int64,
     COLS: tl.constexpr,
     CENTERED: tl.constexpr,
     ADDEND: tl.constexpr,
+    GATE_X: tl.constexpr,
     ONLY_OUT_OF_RANGE: tl.constexpr,
     STRIDED: tl.constexpr,
     OUTER_AXES: tl.constexpr,
@@ -165,12 +172,13 @@ def long_row_sums(
     """Store the largest magnitude of each row in a block, and the sum divided by its power of two.
 
     ADDEND: of total = x + addend, which is written too and which the next launches read.
-    ONLY_OUT_OF_RANGE: only for rows whose saved rstd is out of range.
+    GATE_X: of x * act(gate). ONLY_OUT_OF_RANGE: only for rows whose saved rstd is out of range.
     """
     dtype: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     program = tl.program_id(0).to(tl.int64)
     sizes = rows, inner, members, after
     x_strides = x_outer_stride, x_member_stride, x_after_stride, x_col_stride
+    gate_strides = gate_outer_stride, gate_member_stride, gate_after_stride, gate_col_stride
     addend_strides = (
         addend_outer_stride,
         addend_member_stride,
@@ -189,6 +197,7 @@ def long_row_sums(
             *(x_ptr, addend_ptr, total_ptr, index, x_strides, addend_strides, total_strides),
             *(ADDEND, STRIDED, VECTOR, dtype),
         )
+        x = times_activation(x, gate_ptr, index, gate_strides, GATE_X, STRIDED, VECTOR, dtype)
         largest = largest_of_rows(x)
         tl.store(partial_pointers(largest_ptr, program, ROWS), largest, mask=mask)
         if CENTERED:
@@ -206,6 +215,7 @@ def long_row_squares(
     sum_ptr,
     rest_ptr,
     squares_ptr,
+    gate_ptr,
     first_tile: tl.int64,
     rows: tl.int64,
     inner: tl.int64,
@@ -215,9 +225,14 @@ def long_row_squares(
     x_member_stride: tl.int64,
     x_after_stride: tl.int64,
     x_col_stride: tl.int64,
+    gate_outer_stride: tl.int64,
+    gate_member_stride: tl.int64,
+    gate_after_stride: tl.int64,
+    gate_col_stride: tl.int64,
     COLS: tl.constexpr,
     EPS: tl.constexpr,
     CENTERED: tl.constexpr,
+    GATE_X: tl.constexpr,
     GIVEN_MEAN: tl.constexpr,
     ONLY_OUT_OF_RANGE: tl.constexpr,
     STRIDED: tl.constexpr,
@@ -231,13 +246,14 @@ def long_row_squares(
 ):
     """Store the sums of x - mean and of its square of each row in a block.
 
-    The mean is the rounded one of `long_row_sums`. GIVEN_MEAN: it is the saved one, to recompute
-    its residual.
+    The mean is the rounded one of `long_row_sums`. GATE_X: x * act(gate) stands for x. GIVEN_MEAN:
+    the mean is the saved one, to recompute its residual.
     """
     dtype: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     program = tl.program_id(0).to(tl.int64)
     sizes = rows, inner, members, after
     x_strides = x_outer_stride, x_member_stride, x_after_stride, x_col_stride
+    gate_strides = gate_outer_stride, gate_member_stride, gate_after_stride, gate_col_stride
     index = index_of_block(
         first_tile, program, sizes, COLS, STRIDED, OUTER_AXES, BLOCKS, ROWS, HIGH, LOW
     )
@@ -254,6 +270,7 @@ def long_row_squares(
                 *(COLS, EPS, CENTERED, BLOCKS, ROWS, PADDED_BLOCKS),
             )
         x = load_tile(x_ptr, index, x_strides, STRIDED, VECTOR, dtype)
+        x = times_activation(x, gate_ptr, index, gate_strides, GATE_X, STRIDED, VECTOR, dtype)
         d = tl.where(index.mask, x * scale[:, None, None] - mean[:, None, None], 0.0)
         if CENTERED:
             rest = row_sums(d, True, VECTOR or STRIDED)

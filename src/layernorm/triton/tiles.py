@@ -181,10 +181,20 @@ def load_tile(
     STRIDED: tl.constexpr,
     VECTOR: tl.constexpr,
     dtype: tl.constexpr,
+    AGAIN: tl.constexpr = False,
 ):
-    """Load a tile and convert it to `dtype`, the compute type."""
+    """Load a tile and convert it to `dtype`, the compute type.
+
+    AGAIN: it was loaded before. The compiler merges equal loads and holds the tile in registers in
+    between, which then spill; another eviction policy makes the loads differ. Not if STRIDED: there
+    it holds the addresses, which take more registers.
+    """
     pointers = pointers_to(base, index, strides, STRIDED, VECTOR)
-    return tl.load(pointers, mask=index.mask, other=0.0).to(dtype)
+    if AGAIN and not STRIDED:
+        tile = tl.load(pointers, mask=index.mask, other=0.0, eviction_policy="evict_first")
+    else:
+        tile = tl.load(pointers, mask=index.mask, other=0.0)
+    return tile.to(dtype)
 
 
 @triton.jit

@@ -58,6 +58,9 @@ torch.equal(total, branch + stream), torch.equal(y, norm(total))
 scale, shift = torch.randn(2, 1, 64), torch.randn(2, 1, 64)    # of each sample, as in DiT
 modulated = layernorm.torch.layer_norm(total, (64,), scale, shift, zero_centered_weight=True)
 torch.allclose(modulated, y * (1 + scale) + shift, atol=1e-5)
+gate = torch.randn(2, 3, 64)    # of the scan's result, as in Mamba2
+gated = layernorm.torch.RMSNorm(64)(total, gate=gate, norm_before_gate=False)
+gated.shape
 """,
         "torch",
     ),

@@ -51,9 +51,11 @@ def convert(model: nn.Module, *, undo: bool = False, dry_run: bool = False) -> C
     A module stays the same object, with its parameters, attributes and hooks. Its class becomes a
     subclass of the one that it had. PyTorch's own modules become ours too. A module of another
     class is swapped if trials show that its forward is layer norm or RMS norm, with weight or
-    1 + weight, over the last axes or axis 1: values and gradients, in training and not. A call that
-    no trial has covered (of other types, layouts or kinds of tensors, of an empty x, or after an
-    attribute that the forward reads, or the forward itself, has changed) runs the original forward.
+    1 + weight, over the last axes or axis 1: values and gradients, in training and not. A forward
+    that takes a gate after x may also be norm(x) * act(gate) or norm(x * act(gate)), act silu or
+    sigmoid, over the last axis or equal groups of it. A call that no trial has covered (of other
+    types, layouts or kinds of tensors, of an empty x, without the gate, or after an attribute that
+    the forward reads, or the forward itself, has changed) runs the original forward.
 
     Args:
         model: any module, in training or not; neither it nor its norms are called.

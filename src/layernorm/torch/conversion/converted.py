@@ -18,8 +18,9 @@ from layernorm.torch.fallback import would_save_inference
 from layernorm.torch.functional import layer_norm, rms_norm
 from layernorm.torch.layers import LayerNorm, RMSNorm
 
-# The types of x and of the parameters (None without any), and whether autocast to bfloat16 is on.
-Types = tuple[torch.dtype, torch.dtype | None, bool]
+# The types of x and of the parameters (None without any), whether autocast to bfloat16 is on, and
+# the type of the gate (None without one).
+Types = tuple[torch.dtype, torch.dtype | None, bool, torch.dtype | None]
 
 _OURS: dict[Any, Any] = {nn.LayerNorm: LayerNorm, nn.RMSNorm: RMSNorm}
 
@@ -52,6 +53,20 @@ class PyTorchs:
 
 
 @dataclass(frozen=True)
+class Gating:
+    """How a forward that takes a gate applies it.
+
+    Attributes:
+        activation, norm_before_gate: as in `rms_norm`.
+        groups: the number of groups that the last axis is divided into, each normalized by itself.
+    """
+
+    activation: str
+    norm_before_gate: bool
+    groups: int = 1
+
+
+@dataclass(frozen=True)
 class Recognized:
     """What the forward of another class computes, and the calls for which a trial has shown it.
 
@@ -61,6 +76,7 @@ class Recognized:
         axis: None for the last axes, or 1.
         weight, bias: the names of the parameters, or None.
         eps: the name of the attribute, or the value if the class has no such attribute.
+        gating: None if the forward takes x alone.
         keeps_layout: y has x's memory format. Otherwise it is contiguous, in axis 1 after that axis
             has been moved to the end.
         ranks: of x.
@@ -75,12 +91,13 @@ class Recognized:
     weight: str | None
     bias: str | None
     eps: str | float
+    gating: Gating | None = None
     keeps_layout: bool = True
     ranks: frozenset[int] = frozenset()
     types: frozenset[Types] = frozenset()
     reads: tuple[tuple[str, Any], ...] = ()
 
-    def serves(self, module: nn.Module, x: Tensor) -> bool:
+    def serves(self, module: nn.Module, x: Tensor, gate: Tensor | None = None) -> bool:
         """Tell whether a trial has shown that `norm` does what the original would."""
         if type(x) not in _ORDINARY or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
             return False
@@ -91,7 +108,8 @@ class Recognized:
             and all(_is(value, value_of(module, name)) for name, value in self.reads)
             and not would_save_inference(x, weight, bias)
             and self._sizes_of(x) == self.sizes
-            and _has_types(self.types, x, weight, bias)
+            and (self.gating is None or self._takes_gate(gate, x, weight, bias))
+            and _has_types(self.types, x, weight, bias, gate)
             and (x.device.type == "cpu" or (x.device.type == "cuda" and arguments.has_triton()))
             and all(
                 each is None
@@ -102,6 +120,17 @@ class Recognized:
             )
             and (type(eps) is float or (eps is None and not self.centered))
             and self.has_layout_of(x)
+        )
+
+    def _takes_gate(self, gate: Any, x: Tensor, *parameters: Tensor | None) -> bool:
+        return (
+            type(gate) in _ORDINARY
+            and gate.layout is torch.strided
+            and not gate.is_nested
+            and gate.shape == x.shape
+            and gate.device == x.device
+            and not would_save_inference(gate, *parameters)
+            and self.has_layout_of(gate)
         )
 
     def _sizes_of(self, x: Tensor) -> tuple[int, ...] | None:
@@ -123,8 +152,10 @@ class Recognized:
         bias = None if self.bias is None else getattr(module, self.bias)
         return weight, bias, getattr(module, self.eps) if type(self.eps) is str else self.eps
 
-    def norm(self, module: nn.Module, x: Tensor) -> Tensor:
+    def norm(self, module: nn.Module, x: Tensor, gate: Tensor | None = None) -> Tensor:
         """Return y."""
+        if gate is not None:
+            return self._gated_norm(module, x, gate)
         weight, bias, eps = self.parameters(module)
         axis = self.axis
         is_moved = axis is not None and not self.keeps_layout
@@ -140,11 +171,42 @@ class Recognized:
             y = rms_norm(x, sizes, weight, eps, **form)
         return y.movedim(-1, self.axis) if is_moved else y
 
+    def _gated_norm(self, module: nn.Module, x: Tensor, gate: Tensor) -> Tensor:
+        gating: Any = self.gating
+        *parameters, eps = self.parameters(module)
+        gate, weight, bias = (_widened(each, x) for each in (gate, *parameters))
+        if not self.keeps_layout:
+            x = x.contiguous()
+        sizes = x.shape[-1:] if self.sizes is None else self.sizes
+        if gating.groups > 1:
+            sizes = (x.shape[-1] // gating.groups,)
+            x, gate, weight, bias = (
+                None if each is None else each.unflatten(-1, (gating.groups, -1))
+                for each in (x, gate, weight, bias)
+            )
+        form: dict[str, Any] = {
+            "gate": gate,
+            "activation": gating.activation,
+            "norm_before_gate": gating.norm_before_gate,
+            "zero_centered_weight": self.zero_centered_weight,
+        }
+        if self.centered:
+            y = layer_norm(x, sizes, weight, bias, eps, **form)
+        else:
+            y = rms_norm(x, sizes, weight, eps, **form)
+        return y.flatten(-2) if gating.groups > 1 else y
+
 
 def value_of(module: nn.Module, name: str) -> Any:
     """Return the attribute, of a method its function; ... if there is none."""
     value = getattr(module, name, ...)
     return value.__func__ if isinstance(value, MethodType) else value
+
+
+def _widened(given: Any, x: Tensor) -> Any:
+    """Convert a 16-bit tensor to float32 if x is; what else differs in type stays."""
+    is_narrower = given is not None and x.dtype == torch.float32 and given.element_size() == 2
+    return given.to(x.dtype) if is_narrower else given
 
 
 def _is(value: Any, now: Any) -> bool:
@@ -156,6 +218,7 @@ def _has_types(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
+    gate: Tensor | None = None,
     or_off_the_cpu: bool = False,
 ) -> bool:
     """Tell whether the types and autocast are among those of a trial, which ran on the CPU."""
@@ -169,8 +232,9 @@ def _has_types(
     if has_autocast and torch.get_autocast_dtype("cpu") is not torch.bfloat16:
         return False
     of_parameters = None if parameter is None else parameter.dtype
+    of_gate = None if gate is None else gate.dtype
     is_dense = x.layout is torch.strided and not x.is_nested
-    return is_dense and (x.dtype, of_parameters, has_autocast) in types
+    return is_dense and (x.dtype, of_parameters, has_autocast, of_gate) in types
 
 
 class Converted:
@@ -228,17 +292,18 @@ def converted_class(original: Any, found: PyTorchs | Recognized) -> Any:
 
 def _forward_instead_of(cls: Any, found: PyTorchs | Recognized) -> Callable[..., Any]:
     original = cls.forward
-    keyword = list(inspect.signature(original).parameters)[1]
+    names = tuple(inspect.signature(original).parameters)[1:]
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        given = (*args, *kwargs.values())
+        given = args
+        if kwargs:
+            given = (*args, *(kwargs[each] for each in names[len(args) :] if each in kwargs))
         is_served = (
-            len(given) == 1
-            and (not kwargs or keyword in kwargs)
+            len(given) == len(names) == len(args) + len(kwargs)
             and cls.forward is original  # somebody may give the class another later
-            and found.serves(self, given[0])
+            and found.serves(self, *given)
         )
-        return found.norm(self, given[0]) if is_served else cls.forward(self, *args, **kwargs)
+        return found.norm(self, *given) if is_served else cls.forward(self, *args, **kwargs)
 
     # TorchScript compiles the source of `__wrapped__`, and looks names up in these globals.
     scope = getattr(original, "__globals__", globals())

@@ -1,16 +1,18 @@
 """Finds out by trials what a norm computes, and for which calls ours does the same."""
 
 import copy
-from collections.abc import Iterator
+import inspect
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import product
 from typing import Any
 
+import torch
 from torch import nn
 
 from layernorm.torch.arguments import TYPES
-from layernorm.torch.conversion.converted import PyTorchs, Recognized, Types, value_of
+from layernorm.torch.conversion.converted import Gating, PyTorchs, Recognized, Types, value_of
 from layernorm.torch.conversion.trial import (
     OTHER_RESULTS,
     RAISES,
@@ -51,11 +53,13 @@ def identify(module: nn.Module) -> Recognized | str:
     if shapes & {(), (1,)}:
         return "whose weight has one element, for all of x"
     reasons: list[str] = []
+    more = list(inspect.signature(type(module).forward).parameters)[2:]
     with isolated():
-        trials = Trials(module)
+        trials = Trials(module, takes_gate=bool(more))
+        gatings = _gatings(module, *shapes) if more else [None]
         for eps in _possible_eps(module):
             best: Recognized | None = None
-            for candidate in _candidates(module, eps, *shapes):
+            for candidate in _candidates(module, eps, gatings, *shapes):
                 found = _with_ranks(trials, candidate, module, reasons)
                 if found.ranks and (best is None or len(found.ranks) > len(best.ranks)):
                     best = found
@@ -65,7 +69,13 @@ def identify(module: nn.Module) -> Recognized | str:
     if telling:
         return f"which {telling[0]}"
     if reasons and OTHER_RESULTS not in reasons:
-        return f"which {reasons[0]} when it is tried on the CPU"
+        condition = "".join(f" with {each} of x's shape" for each in more)
+        return f"which {reasons[0]} when it is tried on the CPU{condition}"
+    if more:
+        gate = more[0]
+        return (
+            f"which is neither norm(x) * act({gate}) nor norm(x * act({gate})) of silu or sigmoid"
+        )
     buffers = [name for name, _ in other_tensors(module)]
     if buffers:
         return f"whose results depend on {', '.join(buffers)}, which is not a parameter"
@@ -82,15 +92,18 @@ def _possible_eps(module: nn.Module) -> list[str | float]:
 
 
 def _candidates(
-    module: nn.Module, eps: str | float, shape: tuple[int, ...] | None = None
+    module: nn.Module,
+    eps: str | float,
+    gatings: Sequence[Gating | None],
+    shape: tuple[int, ...] | None = None,
 ) -> Iterator[Recognized]:
     names = [name for name, _ in module.named_parameters(recurse=False)]
     roles: list[Any] = [[(None, None)], [(*names, None)], [tuple(names), tuple(names[::-1])]]
     sizes = getattr(module, "normalized_shape", None) if shape is None else shape
     sizes = tuple(sizes) if isinstance(sizes, tuple | list) else None
     may_be_centered = _value_of(module, eps) is not None
-    for centered, axis, (weight, bias), is_zero_centered, keeps_layout in product(
-        (True, False), (None, 1), roles[len(names)], (False, True), (True, False)
+    for centered, axis, (weight, bias), is_zero_centered, keeps_layout, gating in product(
+        (True, False), (None, 1), roles[len(names)], (False, True), (True, False), gatings
     ):
         if (
             (may_be_centered or not centered)
@@ -98,10 +111,22 @@ def _candidates(
             and (axis is None or len(sizes or (0,)) == 1)
             and (weight or not is_zero_centered)
             and (axis or keeps_layout)
+            and not (axis and gating)
         ):
             yield Recognized(
-                centered, is_zero_centered, sizes, axis, weight, bias, eps, keeps_layout
+                centered, is_zero_centered, sizes, axis, weight, bias, eps, gating, keeps_layout
             )
+
+
+def _gatings(module: nn.Module, shape: tuple[int, ...] = ()) -> list[Gating]:
+    """List the ways to apply a gate; an attribute may be the number of groups, or their size."""
+    groups = {1}
+    if len(shape) == 1:
+        numbers = {each for each in vars(module).values() if type(each) is int}
+        divisors = {each for each in numbers if each > 0 and shape[0] % each == 0}
+        groups |= divisors | {shape[0] // each for each in divisors}
+    ways = product(("silu", "sigmoid"), (True, False), sorted(groups))
+    return [Gating(*each) for each in ways]
 
 
 def _with_ranks(
@@ -162,6 +187,12 @@ def _verify(trials: Trials, found: Recognized, module: nn.Module) -> Recognized 
         )
         if (shape := _shape(found, rank))
     ]
+    if found.gating:
+        calls += [
+            replace(each, gate_scale=gate_scale)
+            for each, gate_scale in product(calls, (0.0, 30.0, 1e6))
+            if each.scale == each.parameter_scale
+        ]
     calls += [
         Call(shape, training=training, has_nan=has_nan)
         for training, has_nan in product((False, True), (False, True))
@@ -198,20 +229,24 @@ def _reads(trials: Trials, found: Recognized, module: nn.Module) -> tuple[tuple[
 def _numbers_of(call: Call) -> str:
     if call.has_nan:
         return ", for rows of NaN"
-    x = "" if call.scale == 1 else f", for x of about {call.scale:.0e}"
-    parameters = call.parameter_scale
-    return x if parameters == 1 else f"{x}, for parameters of about {parameters:.0e}"
+    scales = {"x": call.scale, "parameters": call.parameter_scale, "gates": call.gate_scale}
+    return "".join(
+        f", for {name} of about {scale:.0e}" for name, scale in scales.items() if scale != 1
+    )
 
 
 def _types(trials: Trials, found: Recognized, shape: tuple[int, ...]) -> frozenset[Types]:
     """Return the types that give the original's results, in both modes."""
-    served = set()
+    served: set[Types] = set()
     has_parameters = bool(found.weight or found.bias)
     for x_type, autocast, of_parameters in product(
         TYPES, (False, True), TYPES if has_parameters else (None,)
     ):
         call = Call(shape, 1.0, 1.0, x_type, of_parameters or x_type, autocast)
-        modes = (replace(call, training=each) for each in (False, True))
-        if not any(trials.difference(found.norm, each) for each in modes):
-            served.add((x_type, of_parameters, autocast))
+        narrower = (torch.float16, torch.bfloat16) if x_type is torch.float32 else ()
+        for of_gate in (x_type, *narrower) if found.gating else (None,):
+            call = replace(call, gate_type=of_gate or x_type)
+            modes = (replace(call, training=each) for each in (False, True))
+            if not any(trials.difference(found.norm, each) for each in modes):
+                served.add((x_type, of_parameters, autocast, of_gate))
     return frozenset(served)

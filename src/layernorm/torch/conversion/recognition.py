@@ -20,7 +20,8 @@ from layernorm.torch.conversion.trial import is_arbitrary, is_plain, other_tenso
 
 _OTHER_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LocalResponseNorm)
 
-_STATELESS = ("torch", "numpy", "functools", "typing")  # whose objects are as good as functions
+# Libraries and modules whose objects are as good as functions. The last has a table of them.
+_STATELESS = ("torch", "numpy", "functools", "typing", "transformers.activations")
 
 REPLACED_FORWARD = (
     "whose forward was replaced on the instance, so that one of its class would not run: convert "
@@ -82,9 +83,9 @@ def _unfit_signature(forward: Any) -> str | None:
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     if not parameters or parameters[0].kind not in positional:
         return "whose forward does not name the tensor that it takes"
-    if parameters[1:]:
+    if parameters[2:] or any(each.kind not in positional for each in parameters):
         more = _listed([str(each).split(":")[0].split("=")[0] for each in parameters[1:]])
-        return f"whose forward takes more than x, {more}, which ours does not"
+        return f"whose forward takes more than x and one positional gate, {more}"
     return None
 
 
@@ -192,8 +193,9 @@ def _home_of(value: Any) -> str:
 def _is_fixed(value: Any) -> bool:
     if isinstance(value, list | Tensor):
         return False
-    library = type(value).__module__.partition(".")[0]
-    return is_plain(value) or isinstance(value, ModuleType) or library in _STATELESS
+    home = type(value).__module__
+    is_stateless = home in _STATELESS or home.partition(".")[0] in _STATELESS
+    return is_plain(value) or isinstance(value, ModuleType) or is_stateless
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-Forward = Callable[[nn.Module, Tensor], Any]
+Forward = Callable[..., Any]  # of the module, x and, if it takes one, the gate
 
 OTHER_RESULTS = "gives other results than ours"
 RAISES = "raises"
@@ -51,10 +51,11 @@ class Call:
         parameter_scale: of weight and bias, about.
         x_type, parameter_type, autocast: autocast to bfloat16.
         training: the mode of the module.
-        layout: of x: "contiguous", "permuted" or "sliced".
+        layout: of x and the gate: "contiguous", "permuted" or "sliced".
+        gate_scale, gate_type: of the gate, for a forward that takes one.
         changes: to attributes of the module.
         again: call it a second time, without gradients.
-        has_nan: one row of x, and another of dy, are NaN.
+        has_nan: one row of x, another of dy, and an element of the gate are NaN.
     """
 
     shape: tuple[int, ...]
@@ -65,6 +66,8 @@ class Call:
     autocast: bool = False
     training: bool = False
     layout: str = "contiguous"
+    gate_scale: float = 1.0
+    gate_type: torch.dtype = torch.float32
     changes: tuple[tuple[str, Any], ...] = ()
     again: bool = False
     has_nan: bool = False
@@ -74,11 +77,14 @@ class Call:
         x = ((_normal(self.shape, 0) * 3 + 2) * self.scale).to(self.x_type)
         if self.has_nan:
             x[0] = float("nan")
-        if self.layout == "permuted" and x.dim() > 2:
-            return x.movedim(1, -1).contiguous().movedim(-1, 1)
-        if self.layout == "sliced" and x.dim() > 1:
-            return torch.cat([x, x], 1)[:, : x.shape[1]]
-        return x
+        return _laid_out(x, self.layout)
+
+    def gate(self) -> Tensor:
+        """Return a gate, always the same."""
+        gate = (_normal(self.shape, 8) * 2 * self.gate_scale).to(self.gate_type)
+        if self.has_nan:
+            gate.view(-1)[-1] = float("nan")
+        return _laid_out(gate, self.layout)
 
     def dy(self) -> Tensor:
         """Return a gradient of y, always the same."""
@@ -140,10 +146,11 @@ class Trials:
 
     Args:
         module: has the parameters' names and shapes, and the attributes that its forward reads.
+        takes_gate: the forward is called with a gate after x.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
+    def __init__(self, module: nn.Module, takes_gate: bool = False) -> None:
+        self._module, self._takes_gate = module, takes_gate
         self._read: set[str] = set()
         self._kind = _noting(type(module), self._read)
         self._known: dict[Call, list[Tensor | None] | str] = {}
@@ -158,49 +165,64 @@ class Trials:
         expected = self._known[call]
         if isinstance(expected, str):
             return expected
-        x, dy, ours = call.x().requires_grad_(), call.dy(), _stand_in(self._module, call)
+        inputs, dy, ours = self._inputs(call), call.dy(), _stand_in(self._module, call)
         try:
-            y = _y_of(norm, ours, x, call)
+            y = _y_of(norm, ours, inputs, call)
         except (RuntimeError, TypeError, ValueError):
             return OTHER_RESULTS
         if y is None:
             return OTHER_RESULTS
         reason = _compare([y.detach()], expected[:1], call)
-        return reason or _compare([y.detach(), *_gradients(y, ours, x, dy)], expected, call)
+        if reason:
+            return reason
+        mine = [y.detach(), *_gradients(y, ours, inputs, dy)]
+        return _compare(mine, expected, call, len(inputs))
 
     def read(self) -> list[str]:
         """List the attributes that the forward has read, but for those of every module."""
         return sorted(self._read)
 
+    def _inputs(self, call: Call) -> list[Tensor]:
+        tensors = [call.x(), call.gate()] if self._takes_gate else [call.x()]
+        return [each.requires_grad_() for each in tensors]
+
     def _observe(self, call: Call) -> list[Tensor | None] | str:
         """Return y and the gradients of the class's forward, or what rules it out."""
         forward: Any = type(self._module).forward
-        x, dy = call.x().requires_grad_(), call.dy()
+        inputs, dy = self._inputs(call), call.dy()
         try:
             theirs = _stand_in(self._module, call, self._kind)
-            before = _state(theirs, x)
+            before = _state(theirs, inputs)
             with _WithoutOtherProcesses() if _has_other_processes() else nullcontext():
-                y = _y_of(forward, theirs, x, call)
-                if y is None or y.dtype != x.dtype:
+                y = _y_of(forward, theirs, inputs, call)
+                if y is None or y.dtype != call.x_type:
                     return OTHER_RESULTS
-                observed = [y.detach(), *_gradients(y, theirs, x, dy)]
+                observed = [y.detach(), *_gradients(y, theirs, inputs, dy)]
             if call.again:
                 with torch.no_grad():
-                    again = _y_of(forward, theirs, x, call)
+                    again = _y_of(forward, theirs, inputs, call)
                 if again is None or _compare([again], observed[:1], call):
                     return "gives other results when called again, without gradients,"
-            return observed if _state(theirs, x) == before else "changes its own state"
+            return observed if _state(theirs, inputs) == before else "changes its own state"
         except UnfitError as error:
             return str(error)
         except Exception as error:  # whatever a class of somebody else raises
             return f"{RAISES} {type(error).__name__}"
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=32)
 def _normal(shape: tuple[int, ...], seed: int) -> Tensor:
     """Return random numbers, not to be changed: the same for the same arguments."""
     generator = torch.Generator("cpu").manual_seed(seed)
     return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+
+
+def _laid_out(x: Tensor, layout: str) -> Tensor:
+    if layout == "permuted" and x.dim() > 2:
+        return x.movedim(1, -1).contiguous().movedim(-1, 1)
+    if layout == "sliced" and x.dim() > 1:
+        return torch.cat([x, x], 1)[:, : x.shape[1]]
+    return x
 
 
 def _has_other_processes() -> bool:
@@ -268,9 +290,10 @@ def is_arbitrary(tensor: Tensor) -> bool:
     return tensor.dim() > 0 and tensor.dtype.is_floating_point
 
 
-def _state(module: nn.Module, x: Tensor) -> Any:
+def _state(module: nn.Module, inputs: Sequence[Tensor]) -> Any:
     """Return what a forward must not change."""
-    tensors = [x, *module.parameters(recurse=False), *(each for _, each in other_tensors(module))]
+    others = (each for _, each in other_tensors(module))
+    tensors = [*inputs, *module.parameters(recurse=False), *others]
     kept = {
         name: _copy(value) if is_plain(value) else id(value)
         for name, value in vars(module).items()
@@ -279,30 +302,39 @@ def _state(module: nn.Module, x: Tensor) -> Any:
     return [each._version for each in tensors], kept
 
 
-def _y_of(forward: Forward, module: nn.Module, x: Tensor, call: Call) -> Tensor | None:
+def _y_of(
+    forward: Forward, module: nn.Module, inputs: Sequence[Tensor], call: Call
+) -> Tensor | None:
     with torch.autocast("cpu", torch.bfloat16, enabled=call.autocast):
-        y = forward(module, x)
-    return y if isinstance(y, Tensor) and y.shape == x.shape else None
+        y = forward(module, *inputs)
+    return y if isinstance(y, Tensor) and y.shape == call.shape else None
 
 
-def _gradients(y: Tensor, module: nn.Module, x: Tensor, dy: Tensor) -> list[Tensor | None]:
-    """Return the gradients of x and the parameters; None for those without."""
-    inputs = [x, *module.parameters(recurse=False)]
+def _gradients(
+    y: Tensor, module: nn.Module, inputs: Sequence[Tensor], dy: Tensor
+) -> list[Tensor | None]:
+    """Return the gradients of the inputs and the parameters; None for those without."""
+    tensors = [*inputs, *module.parameters(recurse=False)]
     if not y.requires_grad:
-        return [None for _ in inputs]
+        return [None for _ in tensors]
     # Given dy itself, PyTorch would import its symbolic shapes, which is slow.
-    return list(torch.autograd.grad((y * dy.to(y.dtype)).sum(), inputs, allow_unused=True))
+    return list(torch.autograd.grad((y * dy.to(y.dtype)).sum(), tensors, allow_unused=True))
 
 
 def _compare(
-    got: Sequence[Tensor | None], expected: Sequence[Tensor | None], call: Call
+    got: Sequence[Tensor | None],
+    expected: Sequence[Tensor | None],
+    call: Call,
+    number_of_inputs: int = 1,
 ) -> str | None:
-    """Compare y, and the gradients if given.
+    """Compare y, and the gradients if given, first those of the inputs.
 
     y may differ by a few roundings of the narrowest type. Gradients are sums of rounded
     terms; those of 16 bits tell only whether a term is missing, as float32 tells the rest.
     """
-    types = (torch.float32, call.x_type, call.parameter_type, *[torch.bfloat16][: call.autocast])
+    types = [torch.float32, call.x_type, call.parameter_type, *[torch.bfloat16][: call.autocast]]
+    if number_of_inputs == 2:  # y is that of an exactly widened gate, whose gradient is rounded
+        types.append(call.gate_type)
     bits = min(_BITS[each] for each in types)
     of_values, of_gradients = (2.0**-18, 2.0**-14) if bits == 24 else (2.0 ** (3 - bits), 0.125)
     for place, (mine, theirs) in enumerate(zip(got, expected, strict=True)):
@@ -316,9 +348,13 @@ def _compare(
             return other
         if is_y:
             largest = mine.nan_to_num(0.0).abs().max().item()
-            usual_dx = largest / call.scale if call.scale else 0.0
+            scales = (call.scale, call.gate_scale)[:number_of_inputs]
+            usual = [0.0, *(largest / each if each else 0.0 for each in scales)]
         # Where dx is nearly zero, as in rows of two elements, its rounding errors are not.
-        limits = (of_values, 0.0) if is_y else (of_gradients, usual_dx if place == 1 else 0.0)
+        limits = (
+            of_values if is_y else of_gradients,
+            usual[place] if place < len(usual) else 0.0,
+        )
         if not _is_close(mine.double(), theirs.double(), *limits):
             return other
         if is_y and _strides(mine) != _strides(theirs):

@@ -7,6 +7,7 @@ from layernorm.torch import arguments, operators
 from layernorm.torch.arguments import Definition
 from layernorm.torch.gpu import long_rows, views
 from layernorm.torch.gpu.axis_order import AxisOrder, order_of, strides_in
+from layernorm.torch.gpu.gates import Gate
 from layernorm.torch.gpu.launch import launch
 from layernorm.torch.gpu.views import View, strides_of, tensor_of
 from layernorm.triton import launch_config
@@ -20,14 +21,18 @@ def forward(
     definition: Definition,
     *,
     addend: Tensor | None = None,
+    gate: Tensor | None = None,
     save: bool = True,
     contiguous: bool = False,
 ) -> tuple[Tensor | None, ...]:
     """Normalize x, or total = x + addend, on its device, which must be the current one.
 
+    With a gate y is norm(x) * act(gate), or norm(x * act(gate)), as the definition says.
+
     Args:
         x, weight, bias, addend: checked already. Weight and bias have the same shape: the
             normalized one, or one with all axes of x. The addend has x's shape and type.
+        gate: of x's shape and type too; not beside an addend.
         save: return the statistics.
         contiguous: make y contiguous whatever x is, as PyTorch's own operator does.
     Returns: y, total if there is an addend, and mean, rstd and residual, None where not wanted.
@@ -48,11 +53,12 @@ def forward(
         target = views.to_write(y, order, vector=vector)
         added = None if addend is None else views.to_read(addend, order, vector=vector)
         total_view = None if total is None else views.to_write(total, order, vector=vector)
+        gating = Gate.of(gate, definition, order, vector=vector)
         parameters = [
             views.flat_parameter(given, x, axes, order, vector=vector) for given in (weight, bias)
         ]
         tile = launch_config.row_tile(cols, itemsize, strided=strided)
-        given = (source, target, parameters, statistics, order, definition)
+        given = (source, target, parameters, statistics, order, definition, gating)
         if tile is None:
             long_rows.forward(*given, addend=added, total=total_view)
         else:
@@ -89,6 +95,7 @@ def _launch(
     statistics: list[Tensor | None],
     order: AxisOrder,
     definition: Definition,
+    gate: Gate,
     tile: launch_config.Tile,
     *,
     addend: View | None,
@@ -99,9 +106,9 @@ def _launch(
         order.tiles_of(tile.rows),
         (
             *(x.tensor, *parameters, y.tensor, *statistics),
-            *(tensor_of(addend), tensor_of(total)),
+            *(tensor_of(addend), tensor_of(total), gate.tensor),
             *(*order.index_arguments, *x.strides, *y.strides),
-            *(*strides_of(addend), *strides_of(total)),
+            *(*strides_of(addend), *strides_of(total), *gate.strides),
         ),
         tile.warps,
         COLS=order.layout.cols,
@@ -112,12 +119,13 @@ def _launch(
         ZERO_CENTERED=definition.zero_centered_weight,
         SAVE=statistics[1] is not None,
         ADDEND=addend is not None,
+        **gate.constants,
         STRIDED=order.is_strided,
         OUTER_AXES=order.outer_axes,
         VECTOR=tile.vector,
         ROWS=tile.rows,
         HIGH=tile.high,
         LOW=tile.low,
-        GROUP_X=x.tensor.element_size() == 2,
+        GROUP_X=x.tensor.element_size() == 2 and gate.of_x is None,
         LATE_PARAMETERS=tile.late_parameters,
     )

@@ -9,6 +9,7 @@ from torch import Tensor
 from layernorm.torch import arguments
 from layernorm.torch.arguments import Definition
 from layernorm.torch.gpu.axis_order import AxisOrder
+from layernorm.torch.gpu.gates import Gate
 from layernorm.torch.gpu.launch import launch
 from layernorm.torch.gpu.views import View, strides_of, tensor_of
 from layernorm.triton import launch_config
@@ -40,6 +41,7 @@ class Group(NamedTuple):
     tile: launch_config.LongRowTile
     partials: Partials
     definition: Definition
+    gate: Gate
 
     @property
     def programs(self) -> int:
@@ -85,13 +87,14 @@ class Group(NamedTuple):
             self.programs,
             (
                 *(self.x.tensor, rstd, self.partials.largest, self.partials.sum),
-                *(tensor_of(addend), tensor_of(total)),
-                *(*self.x_arguments, *strides_of(addend), *strides_of(total)),
+                *(tensor_of(addend), tensor_of(total), self.gate.tensor, *self.x_arguments),
+                *(*strides_of(addend), *strides_of(total), *self.gate.strides),
             ),
             self.tile.warps,
             COLS=self.order.layout.cols,
             CENTERED=self.definition.centered,
             ADDEND=addend is not None,
+            GATE_X=self.gate.of_x,
             ONLY_OUT_OF_RANGE=rstd is not None,
             **self.tile_constants,
         )
@@ -104,11 +107,15 @@ class Group(NamedTuple):
         launch(
             long_row_squares,
             self.programs,
-            (self.x.tensor, mean, rstd, *self.partials, *self.x_arguments),
+            (
+                *(self.x.tensor, mean, rstd, *self.partials, self.gate.tensor),
+                *(*self.x_arguments, *self.gate.strides),
+            ),
             self.tile.warps,
             COLS=self.order.layout.cols,
             EPS=self.definition.eps,
             CENTERED=self.definition.centered,
+            GATE_X=self.gate.of_x,
             GIVEN_MEAN=mean is not None,
             ONLY_OUT_OF_RANGE=rstd is not None,
             **self.tile_constants,
@@ -117,9 +124,10 @@ class Group(NamedTuple):
 
 
 def _groups(
-    x: View, order: AxisOrder, definition: Definition, *, arrays_read: int
+    x: View, order: AxisOrder, definition: Definition, gate: Gate, *, arrays_read: int
 ) -> Iterator[Group]:
-    """Split the tiles into groups; `arrays_read`: how many arrays like x a launch reads."""
+    """Split the tiles into groups; `arrays_read`: how many a launch reads beside the gate."""
+    arrays_read += gate.view is not None
     cols, itemsize = order.layout.cols, x.tensor.element_size()
     tile = launch_config.long_row_tile(cols, itemsize, strided=order.is_strided)
     tiles = order.tiles_of(tile.rows)
@@ -129,7 +137,7 @@ def _groups(
     sums = x.tensor.new_empty((3, *shape), dtype=torch.float64)
     partials = Partials(largest, *sums.unbind(0))
     for first in range(0, tiles, size):
-        yield Group(first, min(size, tiles - first), x, order, tile, partials, definition)
+        yield Group(first, min(size, tiles - first), x, order, tile, partials, definition, gate)
 
 
 def forward(
@@ -139,20 +147,21 @@ def forward(
     statistics: Sequence[Tensor | None],
     order: AxisOrder,
     definition: Definition,
+    gate: Gate,
     *,
     addend: View | None,
     total: View | None,
 ) -> None:
     """Write y, the statistics that are not None, and with an addend total, which is normalized."""
     arrays_read = 1 if addend is None else 2
-    for group_of_x in _groups(x, order, definition, arrays_read=arrays_read):
+    for group_of_x in _groups(x, order, definition, gate, arrays_read=arrays_read):
         group = group_of_x.launch_sums(addend=addend, total=total)
         launch(
             long_row_forward,
             group.programs,
             (
                 *(group.x.tensor, *parameters, y.tensor, *statistics),
-                *(*group.partials, *group.x_arguments, *y.strides),
+                *(*group.partials, gate.tensor, *group.x_arguments, *y.strides, *gate.strides),
             ),
             group.tile.warps,
             COLS=order.layout.cols,
@@ -162,6 +171,7 @@ def forward(
             HAS_BIAS=parameters[1] is not None,
             ZERO_CENTERED=definition.zero_centered_weight,
             SAVE=statistics[1] is not None,
+            **gate.constants,
             **group.tile_constants,
             PADDED_BLOCKS=group.tile.padded_blocks,
         )
@@ -170,31 +180,33 @@ def forward(
 def backward(
     dy: View,
     x: View,
-    weight: Tensor | None,
+    parameters: Sequence[Tensor | None],
     order: AxisOrder,
     definition: Definition,
+    gate: Gate,
     *,
     eps: float | None,
     statistics: Sequence[Tensor | None],
     dx: View | None,
+    dgate: View | None,
     dtotal: View | None,
     normalizer: Tensor | None,
 ) -> None:
-    """Write dx, plus dtotal, and the normalizer (4, rows) for dweight and dbias.
+    """Write dx, plus dtotal, dgate, and the normalizer (4, rows) for dweight and dbias.
 
     Args:
         eps: None if not known: then nothing is recomputed or corrected.
         statistics: mean, rstd and residual, flat, or None.
-        dx, normalizer: None where not needed. dtotal: None if there is none.
+        dx, dgate, normalizer: None where not needed. dtotal: None if there is none.
     """
     if normalizer is None:
         normalizer = x.tensor.new_empty(
             (4, order.rows), dtype=arguments.compute_type(x.tensor.dtype)
         )
-    for group in _groups(x, order, definition, arrays_read=2):
+    for group in _groups(x, order, definition, gate, arrays_read=2):
         _launch_normalizer(group, statistics, eps, normalizer)
-        if dx is not None:
-            _launch_dx(group, dy, weight, eps, normalizer, dx, dtotal)
+        if dx is not None or dgate is not None:
+            _launch_dx(group, dy, parameters, eps, normalizer, dx, dgate, dtotal)
 
 
 def _launch_normalizer(
@@ -225,27 +237,30 @@ def _launch_normalizer(
 def _launch_dx(
     group: Group,
     dy: View,
-    weight: Tensor | None,
+    parameters: Sequence[Tensor | None],
     eps: float | None,
     normalizer: Tensor,
-    dx: View,
+    dx: View | None,
+    dgate: View | None,
     dtotal: View | None,
 ) -> None:
-    x, partials = group.x.tensor, group.partials
+    x, gate, partials = group.x.tensor, group.gate, group.partials
+    weight, bias = parameters
     exponents = torch.empty_like(partials.largest, dtype=torch.int32)
     sums = (exponents, partials.sum, partials.rest, partials.squares)
-    strides = (*group.x_arguments, *dy.strides)
+    strides = (*group.x_arguments, *dy.strides, *gate.strides)
     constants = {
         "COLS": group.order.layout.cols,
         "CENTERED": group.definition.centered,
         "HAS_WEIGHT": weight is not None,
         "ZERO_CENTERED": group.definition.zero_centered_weight,
+        **gate.constants,
         **group.tile_constants,
     }
     launch(
         long_row_gradient_sums,
         group.programs,
-        (x, dy.tensor, weight, normalizer, *sums, *strides),
+        (x, dy.tensor, weight, normalizer, *sums, gate.tensor, *strides),
         group.tile.warps,
         **constants,
     )
@@ -253,12 +268,16 @@ def _launch_dx(
         long_row_dx,
         group.programs,
         (
-            *(x, dy.tensor, weight, dx.tensor, normalizer),
-            *(*sums, tensor_of(dtotal), *strides, *dx.strides, *strides_of(dtotal)),
+            *(x, dy.tensor, weight, tensor_of(dx), normalizer, *sums),
+            *(tensor_of(dtotal), bias, gate.tensor, tensor_of(dgate)),
+            *(*strides, *strides_of(dx), *strides_of(dtotal), *strides_of(dgate)),
         ),
         group.tile.warps,
         **constants,
         EPS=eps,
+        HAS_BIAS=bias is not None,
+        NEED_DX=dx is not None,
+        NEED_DGATE=dgate is not None,
         DTOTAL=dtotal is not None,
         PADDED_BLOCKS=group.tile.padded_blocks,
     )

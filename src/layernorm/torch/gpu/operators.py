@@ -177,6 +177,7 @@ def forward(
     definition: Definition,
     *,
     addend: Tensor | None = None,
+    gate: Tensor | None = None,
     save: bool = True,
 ) -> tuple[Tensor, ...]:
     """Return y, with an addend total, and if `save` the statistics, as `operators.forward` does.
@@ -186,10 +187,11 @@ def forward(
     from layernorm.torch.gpu.forward import forward as launch_forward
 
     _check(x, weight, bias, definition)
-    if addend is not None:
-        _check_like(x, residual=addend)
+    if addend is not None or gate is not None:
+        _check_like(x, residual=addend, gate=gate)
     with torch._C._AutoDispatchBelowAutograd(), _on_device_of(x):
-        results = launch_forward(x, weight, bias, definition, addend=addend, save=save)
+        given = (x, weight, bias, definition)
+        results = launch_forward(*given, addend=addend, gate=gate, save=save)
     return _without_none(results)
 
 
@@ -203,22 +205,26 @@ def backward(
     statistics: Sequence[Tensor],
     *,
     dtotal: Tensor | None = None,
+    gate: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """Return the gradients, dtotal added to dx, as `operators.backward` does.
+    """Return the gradients, dtotal added to dx, with a gate dgate, as `operators.backward` does.
 
     The operators' GPU kernel; eager calls that bypass the dispatcher call it directly.
     """
     from layernorm.torch.gpu.backward import Backward
 
     _check(x, weight, bias, definition)
-    _check_like(x, dy=dy, dtotal=dtotal)
+    _check_like(x, dy=dy, dtotal=dtotal, gate=gate)
     count = 3 if definition.centered else 2
     saved = statistics if definition.centered else (None, *statistics, None)
     dtype = operators.parameter_type(x, weight, bias)
     shape = next((each.shape for each in (weight, bias) if each is not None), None)
     with torch._C._AutoDispatchBelowAutograd(), _on_device_of(x):
-        given = (dy, x, weight, dtype, definition, need[:count], saved)
-        results = Backward(*given, dtotal=dtotal, parameter_shape=shape).run()[:count]
+        wanted = need[:count] if gate is None else (*need[:count], need[-1])
+        given = (dy, x, weight, dtype, definition, wanted, saved)
+        call = Backward(*given, dtotal=dtotal, gate=gate, bias=bias, parameter_shape=shape)
+        gradients = call.run()
+        results = *gradients[:count], *gradients[3:]
     return tuple(operators.nothing(x) if each is None else each for each in results)
 
 
