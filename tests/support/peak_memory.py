@@ -7,6 +7,7 @@ subtracted.
 """
 
 import ctypes
+import dataclasses
 import json
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 import layernorm.numpy as ours
+from layernorm.numpy.statistics import Gating
 
 PR_SET_THP_DISABLE = 41
 
@@ -50,6 +52,7 @@ def measure(call: str, shape: list[int], axis: int, dtype: str) -> float:
     out = np.ones_like(x)
     # The first call starts the threads, which have memory of their own.
     _, stats = ours.layer_norm_forward(x, weight, weight, axis=axis, out=out)
+    of_gate = dataclasses.replace(stats, gating=Gating("silu", axis == -1, weight))
     calls: dict[str, tuple[Callable[[], object], int]] = {
         "forward": (lambda: ours.layer_norm(x, weight, weight, axis=axis, out=out), 0),
         "forward in place": (lambda: ours.layer_norm(x, weight, weight, axis=axis, out=x), 0),
@@ -65,6 +68,14 @@ def measure(call: str, shape: list[int], axis: int, dtype: str) -> float:
         "backward with dtotal": (
             lambda: ours.layer_norm_backward(out, x, stats, weight, dtotal=x),
             gradients,
+        ),
+        "forward with a gate": (
+            lambda: ours.layer_norm(x, weight, weight, gate=x, axis=axis, out=out),
+            0,
+        ),
+        "backward with a gate": (
+            lambda: ours.layer_norm_backward(out, x, of_gate, weight, gate=x),
+            2 * x.nbytes + 2 * weight.nbytes,
         ),
         "copy": (lambda: x.copy(), 0),  # what a needless copy would look like
     }
