@@ -7,18 +7,45 @@ void forward_units(const ForwardTask& task, int64_t begin, int64_t end);
 void backward_blocks(const BackwardTask& task, int64_t begin, int64_t end);
 void reduce_strips(const BackwardTask& task, int64_t begin, int64_t end);
 
+// How a pass reads and writes: vectors, or the first elements of one.
+struct Whole {
+  template <class T>
+  Vector<Compute<T>> read(const T* from) const {
+    return load(from);
+  }
+  template <class T>
+  void write(T* to, Vector<Compute<T>> v, bool streamed) const {
+    if (streamed)
+      stream(to, v);
+    else
+      store(to, v);
+  }
+};
+struct First {
+  int64_t count;
+  template <class T>
+  Vector<Compute<T>> read(const T* from) const {
+    return load_first(from, count);
+  }
+  template <class T>
+  void write(T* to, Vector<Compute<T>> v, bool) const {
+    store_first(to, v, count);
+  }
+};
+
+// Calls f(elements, at) for `count` elements, a vector at a time.
+template <class C, class F>
+LAYERNORM_INLINE void each_vector(int64_t count, const F& f) {
+  int64_t at = 0;
+  for (; at + lanes<C> <= count; at += lanes<C>) f(Whole{}, at);
+  if (at < count) f(First{count - at}, at);
+}
+
 template <class From, class To>
 __attribute__((noinline)) void convert(const From* from, To* to, int64_t count, bool streamed) {
-  using C = Compute<From>;
-  constexpr int64_t W = lanes<C>;
-  int64_t at = 0;
-  for (; at + W <= count; at += W) {
-    if (streamed)
-      stream(to + at, load(from + at));
-    else
-      store(to + at, load(from + at));
-  }
-  if (at < count) store_first(to + at, load_first(from + at, count - at), count - at);
+  each_vector<Compute<From>>(count, [&](const auto& elements, int64_t at) {
+    elements.write(to + at, elements.read(from + at), streamed);
+  });
 }
 
 // to[k] = from[k] * act(gate[k]), for neighboring elements.
@@ -86,48 +113,21 @@ struct GradientBefore {
   Stored *dx, *dgate;
   bool streamed_dx, streamed_dgate;
 
-  template <bool, class Elements>
-  LAYERNORM_INLINE void step(const Elements& elements, int64_t at) const {
-    const Vector<C> du_here = elements.read(du + at);
-    if (dx) elements.write(dx + at, du_here * elements.read(act + at), streamed_dx);
-    if (!dgate) return;
-    const Vector<C> product = du_here * elements.read(x + at);
-    elements.write(dgate + at, product * elements.read(slope + at), streamed_dgate);
-  }
-};
-
-// How a pass reads and writes: vectors, or the first elements of one.
-struct Whole {
-  template <class T>
-  Vector<Compute<T>> read(const T* from) const {
-    return load(from);
-  }
-  template <class T>
-  void write(T* to, Vector<Compute<T>> v, bool streamed) const {
-    if (streamed)
-      stream(to, v);
-    else
-      store(to, v);
-  }
-};
-struct First {
-  int64_t count;
-  template <class T>
-  Vector<Compute<T>> read(const T* from) const {
-    return load_first(from, count);
-  }
-  template <class T>
-  void write(T* to, Vector<Compute<T>> v, bool) const {
-    store_first(to, v, count);
+  __attribute__((noinline)) void run(int64_t count) const {
+    each_vector<C>(count, [&](const auto& elements, int64_t at) {
+      const Vector<C> du_here = elements.read(du + at);
+      if (dx) elements.write(dx + at, du_here * elements.read(act + at), streamed_dx);
+      if (!dgate) return;
+      const Vector<C> product = du_here * elements.read(x + at);
+      elements.write(dgate + at, product * elements.read(slope + at), streamed_dgate);
+    });
   }
 };
 
 template <bool silu, class Pass>
 __attribute__((noinline)) void apply_as(const Pass& pass, int64_t count) {
-  constexpr int64_t W = lanes<typename Pass::C>;
-  int64_t at = 0;
-  for (; at + W <= count; at += W) pass.template step<silu>(Whole{}, at);
-  if (at < count) pass.template step<silu>(First{count - at}, at);
+  each_vector<typename Pass::C>(
+      count, [&](const auto& elements, int64_t at) { pass.template step<silu>(elements, at); });
 }
 template <class Pass>
 inline void apply(const Pass& pass, Activation activation, int64_t count) {
@@ -265,20 +265,24 @@ void forward_gated(const ForwardTask& task, int64_t begin, int64_t end) {
   ForwardTask of_norm = task;
   of_norm.job = &norm;
   of_norm.cache = Cache::second_level;
-  of_norm.prefetch = of_norm.stream = false;
+  of_norm.stream = false;
+  const bool copies_x = !std::is_same<Stored, C>::value || !gate.norm_first;
+  of_norm.prefetch = task.prefetch && !copies_x;
   for (int64_t first = begin; first < end; first += batch_rows) {
     const int64_t count = std::min(batch_rows, end - first);
     rows.move_to(first, count);
-    rows.each_span([&](const Span& span) {
-      const Stored* const x = span.of<Stored>(job.problem.x);
-      if (gate.norm_first)
-        convert(x, buffer + span.at, span.count, false);
-      else
-        apply(TimesActivation<Stored, Stored>{x, span.of<Stored>(gate.values), buffer + span.at,
-                                              false},
-              gate.activation, span.count);
-    });
-    norm.problem.x = norm.y = rows.in_buffer(buffer);
+    if (copies_x)
+      rows.each_span([&](const Span& span) {
+        const Stored* const x = span.of<Stored>(job.problem.x);
+        if (gate.norm_first)
+          convert(x, buffer + span.at, span.count, false);
+        else
+          apply(TimesActivation<Stored, Stored>{x, span.of<Stored>(gate.values), buffer + span.at,
+                                                false},
+                gate.activation, span.count);
+      });
+    norm.y = rows.in_buffer(buffer);
+    if (copies_x) norm.problem.x = norm.y;
     forward_units(of_norm, first, first + count);
     rows.each_span([&](const Span& span) {
       C* const n = buffer + span.at;
@@ -336,8 +340,8 @@ class GatedBackward : public Around {
   // The task of the norm alone.
   const BackwardTask& of_norm() const { return of_norm_; }
 
-  void prepare(int64_t first, int64_t count, int64_t begin, int64_t end) override {
-    move_to(first, count);
+  void prepare(int64_t unit, int64_t begin, int64_t end) override {
+    move_to(unit, 1);
     rows_.each_span(begin, end, [&](const Span& span) { prepare(span); });
   }
 
@@ -370,10 +374,10 @@ class GatedBackward : public Around {
       const C* const du = u_ + span.at;
       const bool streamed = can_stream(task_.stream, dx);
       if (!job_.gate.norm_first)
-        apply_as<true>(GradientBefore<Stored>{du, act_ + span.at, slope_ + span.at,
-                                              span.of<Stored>(job_.problem.x), dx, dgate, streamed,
-                                              can_stream(task_.stream, dgate)},
-                       span.count);
+        GradientBefore<Stored>{
+            du, act_ + span.at, slope_ + span.at, span.of<Stored>(job_.problem.x),
+            dx, dgate,          streamed,         can_stream(task_.stream, dgate)}
+            .run(span.count);
       else if (dx)
         convert(du, dx, span.count, streamed);
     });

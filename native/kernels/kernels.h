@@ -48,8 +48,8 @@ class Around {
   // Of units [first, first + count).
   virtual void before(int64_t first, int64_t count) = 0;
   virtual void after() = 0;
-  // Columns [begin, end) of x and dy alone.
-  virtual void prepare(int64_t first, int64_t count, int64_t begin, int64_t end) = 0;
+  // Columns [begin, end) of one unit's x and dy alone.
+  virtual void prepare(int64_t unit, int64_t begin, int64_t end) = 0;
 
  protected:
   ~Around() = default;

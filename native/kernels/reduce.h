@@ -19,7 +19,7 @@ inline void prepare_row(const BackwardTask& task, int64_t row, int64_t begin, in
   if (!task.around) return;
   const int64_t inner = task.job->problem.shape.inner, tiles = (inner + kTileRows - 1) / kTileRows;
   if (row % inner % kTileRows != 0) return;
-  task.around->prepare(row / inner * tiles + row % inner / kTileRows, 1, begin, end);
+  task.around->prepare(row / inner * tiles + row % inner / kTileRows, begin, end);
 }
 
 // A row's statistics as the forward saved them, or computed again.

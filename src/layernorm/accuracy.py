@@ -277,12 +277,12 @@ def gated_errors(
         u = values if norm_before_gate else values * act
         dn = np.broadcast_to(dy * act if norm_before_gate else dy, u.shape)
         xhat = reference.normalize(u, axis=axis, eps=eps, centered=centered, exact=exact)
-        mean, _, rstd = reference.statistics(u, axis, eps, centered=centered, exact=exact)
+        mean, var, rstd = reference.statistics(u, axis, eps, centered=centered, exact=exact)
         axes = normalize_axes(axis, u.ndim)
         size = np.maximum(1, np.abs(xhat))
         kappa = np.ones_like(rstd)
         if not norm_before_gate:
-            kappa = np.sqrt(1 + np.square(mean * rstd))
+            kappa = np.maximum(1, rstd * np.sqrt(var + np.square(mean)))
         of_y = np.abs(reference.scale_and_shift(size, weight, **affine))
         shift = np.abs(reference.scale_and_shift(np.zeros_like(xhat), None, bias, **affine))
         n = reference.scale_and_shift(xhat, weight, bias, **affine)

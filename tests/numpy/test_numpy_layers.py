@@ -70,7 +70,7 @@ def test_a_layer_takes_the_fast_path_to_the_bits_of_the_general_one(
         return [each.tobytes() for each in (y, dx, *gradients)]
 
     with monkeypatch.context() as without_general_path:
-        without_general_path.delattr(layers, "forward_with_statistics")
+        without_general_path.delattr(layers, "norm_beside")
         without_general_path.delattr(functional, "backward")
         fast = results()
     monkeypatch.setattr(layers, "try_layer_forward", lambda *_: None)

@@ -1,7 +1,7 @@
 """`equinox.nn`'s LayerNorm and RMSNorm, computed by our functions."""
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 import equinox
 import jax
@@ -10,10 +10,9 @@ from jax import Array
 
 from layernorm import jax as functions
 from layernorm import spec
+from layernorm.jax.beside import Beside
 
 _NO_STATE = object()
-
-_Gated: TypeAlias = tuple[Any, str, bool]  # gate, activation, norm_before_gate
 
 
 class LayerNorm(equinox.nn.LayerNorm):
@@ -40,12 +39,12 @@ class LayerNorm(equinox.nn.LayerNorm):
 
         Args: gate, activation, norm_before_gate: as in `layernorm.jax.layer_norm`.
         """
-        gated = (gate, activation, norm_before_gate)
+        beside = Beside(residual, gate, activation, norm_before_gate)
         if not _is_served(self, x):
-            return _theirs(super().__call__, x, state, residual, gated)
+            return _theirs(super().__call__, x, state, beside)
         with jax.named_scope("layernorm.equinox.LayerNorm"):
             weight, bias = _parameters(self, x)
-            options: Any = {"axis": _every(x), "eps": self.eps, **_beside(residual, gated)}
+            options: Any = {"axis": _every(x), "eps": self.eps, **beside._asdict()}
             result = functions.layer_norm(x, weight, bias, **options)
         return result if state is _NO_STATE else (result, state)
 
@@ -73,21 +72,21 @@ class RMSNorm(equinox.nn.RMSNorm):
 
         Args: gate, activation, norm_before_gate: as in `layernorm.jax.layer_norm`.
         """
-        gated = (gate, activation, norm_before_gate)
+        beside = Beside(residual, gate, activation, norm_before_gate)
         if not _is_served(self, x):
-            return _theirs(super().__call__, x, state, residual, gated)
+            return _theirs(super().__call__, x, state, beside)
         with jax.named_scope("layernorm.equinox.RMSNorm"):
             weight, bias = _parameters(self, x)
             options: Any = {"axis": _every(x), "eps": self.eps}
             if bias is None:
-                result = functions.rms_norm(x, weight, **options, **_beside(residual, gated))
+                result = functions.rms_norm(x, weight, **options, **beside._asdict())
             elif gate is None and x.dtype == bias.dtype:
                 result = functions.rms_norm(x, weight, **options, residual=residual)
                 y, *total = (result,) if residual is None else result
                 result = (y + bias, *total) if total else y + bias
             else:
                 result = _around(
-                    lambda u: functions.rms_norm(u, weight, **options) + bias, x, residual, gated
+                    lambda u: functions.rms_norm(u, weight, **options) + bias, x, beside
                 )
         return result if state is _NO_STATE else (result, state)
 
@@ -105,48 +104,17 @@ def _is_served(module: Any, x: Array) -> bool:
     )
 
 
-def _theirs(call: Any, x: Array, state: Any, residual: Any, gated: _Gated) -> Any:
+def _theirs(call: Any, x: Array, state: Any, beside: Beside) -> Any:
     """Leave the call to Equinox: it raises its errors, takes other types, broadcasts parameters."""
-    if residual is None and gated[0] is None:
+    if beside.is_nothing:
         return call(x) if state is _NO_STATE else call(x, state)
-    result = _around(call, x, residual, gated)
+    result = _around(call, x, beside)
     return result if state is _NO_STATE else (result, state)
 
 
-def _beside(residual: Any, gated: _Gated) -> dict[str, Any]:
-    gate, activation, norm_before_gate = gated
-    options = {"activation": activation, "norm_before_gate": norm_before_gate}
-    return {"residual": residual, "gate": gate, **options}
-
-
-def _around(norm: Callable[[Array], Array], x: Array, residual: Any, gated: _Gated) -> Any:
-    """Return y, or with a residual (y, total), where `norm` computes the norm of x alone.
-
-    It is given a widened x, so that a 16-bit y is rounded once.
-    """
-    gate, activation, norm_before_gate = gated
-    act = None if gate is None else _activated(gate, x, activation)
-    total = x if residual is None else functions.rms_norm(x, residual=residual)[1]
-    u = total.astype(spec.compute_type(x.dtype.name))
-    y = norm(u if act is None or norm_before_gate else u * act)
-    y = (y if act is None or not norm_before_gate else y * act).astype(x.dtype)
-    return y if residual is None else (y, total)
-
-
-def _activated(gate: Any, x: Array, activation: str) -> Array:
-    """Check a gate, and return act(gate), widened. Raises: TypeError and ValueError."""
-    gate = jnp.asarray(gate)
-    spec.check_types(x.dtype.name, convert=_convert)
-    spec.check_same_type("gate", gate.dtype.name, x.dtype.name, convert=_convert)
-    spec.check_shape("gate", gate.shape, x.shape, of=f"x of shape {x.shape}")
-    z = gate.astype(spec.compute_type(x.dtype.name))
-    if spec.check_activation(activation) == "sigmoid":
-        return jax.nn.sigmoid(z)
-    return jax.nn.silu(jnp.maximum(z, jnp.finfo(z.dtype).min))  # -0 at -infinity, the limit
-
-
-def _convert(name: str, type_name: str) -> str:
-    return f"jnp.asarray({name}, jnp.{type_name})"
+def _around(norm: Callable[[Array], Array], x: Array, beside: Beside) -> Any:
+    beside.check_type_of(x)
+    return beside.checked(x).around(norm, x, dtype=x.dtype)
 
 
 def _parameters(module: Any, x: Array) -> tuple[Array | None, Array | None]:

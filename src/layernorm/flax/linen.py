@@ -6,8 +6,8 @@ from typing import Any
 from flax import linen
 from jax import Array
 
-from layernorm.flax.beside import Beside
 from layernorm.flax.normalize import axes_of, is_served, normalize, settings_of
+from layernorm.jax.beside import Beside
 
 
 class LayerNorm(linen.LayerNorm):
@@ -35,7 +35,7 @@ class LayerNorm(linen.LayerNorm):
             mask: which elements the mean and the variance are taken over.
             gate, activation, norm_before_gate: as in `layernorm.jax.layer_norm`.
         """
-        beside = Beside.checked(x, residual, gate, activation, norm_before_gate)
+        beside = Beside(residual, gate, activation, norm_before_gate).checked(x)
         settings = settings_of(self, centered=True)
         if not is_served(x, settings):
             return beside.around(functools.partial(super().__call__, mask=mask), x)
@@ -65,7 +65,7 @@ class RMSNorm(linen.RMSNorm):
             mask: which elements the mean of the squares is taken over.
             gate, activation, norm_before_gate: as in `layernorm.jax.layer_norm`.
         """
-        beside = Beside.checked(x, residual, gate, activation, norm_before_gate)
+        beside = Beside(residual, gate, activation, norm_before_gate).checked(x)
         settings = settings_of(self, centered=False)
         if not is_served(x, settings):
             return beside.around(functools.partial(super().__call__, mask=mask), x)

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from layernorm.flax.beside import Beside
 from layernorm.flax.normalize import is_served, normalize, settings_of
+from layernorm.jax.beside import Beside
 
 
 class LayerNorm(nnx.LayerNorm):
@@ -34,7 +34,7 @@ class LayerNorm(nnx.LayerNorm):
             mask: which elements the mean and the variance are taken over.
             gate, activation, norm_before_gate: as in `layernorm.jax.layer_norm`.
         """
-        beside = Beside.checked(x, residual, gate, activation, norm_before_gate)
+        beside = Beside(residual, gate, activation, norm_before_gate).checked(x)
         settings = settings_of(self, centered=True)
         given = (x, _value(self.scale), _value(self.bias))
         promoted, scale, bias = self.promote_dtype(given, dtype=self.dtype)
@@ -67,7 +67,7 @@ class RMSNorm(nnx.RMSNorm):
             mask: which elements the mean of the squares is taken over.
             gate, activation, norm_before_gate: as in `layernorm.jax.layer_norm`.
         """
-        beside = Beside.checked(x, residual, gate, activation, norm_before_gate)
+        beside = Beside(residual, gate, activation, norm_before_gate).checked(x)
         settings = settings_of(self, centered=False)
         promoted, scale = self.promote_dtype((x, _value(self.scale)), dtype=self.dtype)
         if not is_served(promoted, settings):

@@ -10,7 +10,7 @@ from jax import Array
 
 from layernorm import jax as functions
 from layernorm import spec
-from layernorm.flax.beside import Beside
+from layernorm.jax.beside import Beside
 
 
 class Settings(NamedTuple):

@@ -56,57 +56,7 @@ class Gate(NamedTuple):
     norm_before_gate: bool
 
 
-def forward_of_sum(
-    x: npt.ArrayLike,
-    residual: npt.ArrayLike | None,
-    weight: npt.ArrayLike | None,
-    bias: npt.ArrayLike | None,
-    axis: spec.Axis,
-    eps: SupportsFloat,
-    out: Array | None,
-    total: Array | None,
-    centered: bool,
-    zero_centered_weight: bool,
-    *,
-    save: bool,
-) -> tuple[Array, Array, StatsFields]:
-    """Return y of x + residual, that sum, and if `save` the fields of the Stats of its rows."""
-    call, total = _checked_sum(
-        x, residual, None, weight, bias, axis, eps, out, total, centered, zero_centered_weight
-    )
-    fields = call.new_stats_fields() if save else ()
-    y = call.run(out, fields[:3] if save else _NO_STATISTICS, np.asarray(total))
-    return y, total, fields
-
-
-def forward_gated(
-    x: npt.ArrayLike,
-    residual: npt.ArrayLike | None,
-    gate: Gate,
-    weight: npt.ArrayLike | None,
-    bias: npt.ArrayLike | None,
-    axis: spec.Axis,
-    eps: SupportsFloat,
-    out: Array | None,
-    total: Array | None,
-    centered: bool,
-    zero_centered_weight: bool,
-    *,
-    save: bool,
-) -> tuple[Array, Array | None, StatsFields]:
-    """Return y, total or None without a residual, and if `save` the fields of the Stats."""
-    if residual is None and total is None:
-        call = _checked(x, weight, bias, axis, eps, out, centered, zero_centered_weight, gate=gate)
-    else:
-        call, total = _checked_sum(
-            x, residual, gate, weight, bias, axis, eps, out, total, centered, zero_centered_weight
-        )
-        call = call.of_sum(np.asarray(total))
-    fields = call.new_stats_fields() if save else ()
-    return call.run(out, fields[:3] if save else _NO_STATISTICS), total, fields
-
-
-def _checked_sum(
+def forward_beside(
     x: npt.ArrayLike,
     residual: npt.ArrayLike | None,
     gate: Gate | None,
@@ -118,18 +68,23 @@ def _checked_sum(
     total: Array | None,
     centered: bool,
     zero_centered_weight: bool,
-) -> tuple["_Call", Array]:
-    """Return the call, and the array for the sum: `total` if given."""
+    *,
+    save: bool,
+) -> tuple[Array, Array | None, StatsFields]:
+    """Return y, x + residual or None, and if `save` the fields of the Stats of the rows."""
     spec.check_total(total is not None, residual is not None)
-    assert residual is not None
     x = arrays.as_array("x", x)
-    addend = arrays.as_array("residual", residual)
+    addend = None if residual is None else arrays.as_array("residual", residual)
     call = _checked(
         x, weight, bias, axis, eps, out, centered, zero_centered_weight, addend, total, gate
     )
-    if total is None:
+    if addend is not None and total is None:
         total = _native.empty(x.shape, arrays.native_type(x.dtype))
-    return call, total
+    fused = None if total is None else np.asarray(total)
+    if fused is not None and gate is not None:  # no kernel takes both
+        call, fused = call.of_sum(fused), None
+    fields = call.new_stats_fields() if save else ()
+    return call.run(out, fields[:3] if save else _NO_STATISTICS, fused), total, fields
 
 
 def _checked(

@@ -16,8 +16,7 @@ from layernorm.numpy.backward import GatedGradients, Gradients, backward, backwa
 from layernorm.numpy.forward import (
     Gate,
     forward,
-    forward_gated,
-    forward_of_sum,
+    forward_beside,
     forward_with_statistics,
 )
 from layernorm.numpy.statistics import Stats, StatsFields
@@ -95,15 +94,14 @@ def layer_norm(
         overlaps another array; TypeError for types. Nothing has been written then.
     Source: Ba, Kiros and Hinton 2016, arXiv:1607.06450.
     """
-    if gate is not None:
-        gated = Gate(gate, activation, norm_before_gate)
-        return gated_norm(
-            x, residual, gated, weight, bias, axis, eps, out, total, True, zero_centered_weight
+    if residual is not None or gate is not None or total is not None:
+        gated = None if gate is None else Gate(gate, activation, norm_before_gate)
+        result, sum_of_x, _ = norm_beside(
+            *(x, residual, gated, weight, bias, axis, eps, out, total, True),
+            zero_centered_weight,
+            save=False,
         )
-    if residual is not None or total is not None:
-        return norm_of_sum(
-            x, residual, weight, bias, axis, eps, out, total, True, zero_centered_weight
-        )
+        return result if sum_of_x is None else (result, sum_of_x)
     y = try_forward(x, weight, bias, axis, eps, out, True, zero_centered_weight)
     if y is None:
         y = forward(x, weight, bias, axis, eps, out, True, zero_centered_weight)
@@ -166,15 +164,14 @@ def rms_norm(
     Raises: as `layer_norm` does.
     Source: Zhang and Sennrich 2019, arXiv:1910.07467.
     """
-    if gate is not None:
-        gated = Gate(gate, activation, norm_before_gate)
-        return gated_norm(
-            x, residual, gated, weight, None, axis, eps, out, total, False, zero_centered_weight
+    if residual is not None or gate is not None or total is not None:
+        gated = None if gate is None else Gate(gate, activation, norm_before_gate)
+        result, sum_of_x, _ = norm_beside(
+            *(x, residual, gated, weight, None, axis, eps, out, total, False),
+            zero_centered_weight,
+            save=False,
         )
-    if residual is not None or total is not None:
-        return norm_of_sum(
-            x, residual, weight, None, axis, eps, out, total, False, zero_centered_weight
-        )
+        return result if sum_of_x is None else (result, sum_of_x)
     y = try_forward(x, weight, None, axis, eps, out, False, zero_centered_weight)
     if y is None:
         y = forward(x, weight, None, axis, eps, out, False, zero_centered_weight)
@@ -235,18 +232,14 @@ def layer_norm_forward(
         returns, stats are those of the rows of x, or of total.
     Raises: as `layer_norm` does.
     """
-    if gate is not None:
-        y, total, fields = forward_gated(
-            *(x, residual, Gate(gate, activation, norm_before_gate), weight, bias, axis, eps),
-            *(out, total, True, zero_centered_weight),
+    if residual is not None or gate is not None or total is not None:
+        gated = None if gate is None else Gate(gate, activation, norm_before_gate)
+        y, total, fields = norm_beside(
+            *(x, residual, gated, weight, bias, axis, eps, out, total, True),
+            zero_centered_weight,
             save=True,
         )
         return (y, Stats(*fields)) if total is None else (y, total, Stats(*fields))
-    if residual is not None or total is not None:
-        y, total, fields = norm_of_sum_forward(
-            x, residual, weight, bias, axis, eps, out, total, True, zero_centered_weight
-        )
-        return y, total, Stats(*fields)
     y, fields = norm_forward(x, weight, bias, axis, eps, out, True, zero_centered_weight)
     return y, Stats(*fields)
 
@@ -301,18 +294,14 @@ def rms_norm_forward(
     Returns: as `layer_norm_forward` does; stats.mean is None.
     Raises: as `rms_norm` does.
     """
-    if gate is not None:
-        y, total, fields = forward_gated(
-            *(x, residual, Gate(gate, activation, norm_before_gate), weight, None, axis, eps),
-            *(out, total, False, zero_centered_weight),
+    if residual is not None or gate is not None or total is not None:
+        gated = None if gate is None else Gate(gate, activation, norm_before_gate)
+        y, total, fields = norm_beside(
+            *(x, residual, gated, weight, None, axis, eps, out, total, False),
+            zero_centered_weight,
             save=True,
         )
         return (y, Stats(*fields)) if total is None else (y, total, Stats(*fields))
-    if residual is not None or total is not None:
-        y, total, fields = norm_of_sum_forward(
-            x, residual, weight, None, axis, eps, out, total, False, zero_centered_weight
-        )
-        return y, total, Stats(*fields)
     y, fields = norm_forward(x, weight, None, axis, eps, out, False, zero_centered_weight)
     return y, Stats(*fields)
 
@@ -488,9 +477,10 @@ def norm_forward(
     return results
 
 
-def norm_of_sum(
+def norm_beside(
     x: npt.ArrayLike,
     residual: npt.ArrayLike | None,
+    gate: Gate | None,
     weight: npt.ArrayLike | None,
     bias: npt.ArrayLike | None,
     axis: spec.Axis,
@@ -499,62 +489,24 @@ def norm_of_sum(
     total: Array | None,
     centered: bool,
     zero_centered_weight: bool,
-) -> tuple[Array, Array]:
-    """Return y and total = x + residual, of which it is the norm."""
-    pair = try_forward(
-        x, weight, bias, axis, eps, out, centered, zero_centered_weight, residual, total
-    )
-    if pair is None:
-        pair = forward_of_sum(
-            *(x, residual, weight, bias, axis, eps, out, total, centered, zero_centered_weight),
-            save=False,
-        )[:2]
-    return pair
-
-
-def norm_of_sum_forward(
-    x: npt.ArrayLike,
-    residual: npt.ArrayLike | None,
-    weight: npt.ArrayLike | None,
-    bias: npt.ArrayLike | None,
-    axis: spec.Axis,
-    eps: SupportsFloat,
-    out: Array | None,
-    total: Array | None,
-    centered: bool,
-    zero_centered_weight: bool,
-) -> tuple[Array, Array, StatsFields]:
-    """Return y, total = x + residual, of which it is the norm, and the fields of its Stats."""
-    results = try_forward_with_statistics(
-        x, weight, bias, axis, eps, out, centered, zero_centered_weight, residual, total
-    )
-    if results is None:
-        results = forward_of_sum(
-            *(x, residual, weight, bias, axis, eps, out, total, centered, zero_centered_weight),
-            save=True,
-        )
-    return results
-
-
-def gated_norm(
-    x: npt.ArrayLike,
-    residual: npt.ArrayLike | None,
-    gate: Gate,
-    weight: npt.ArrayLike | None,
-    bias: npt.ArrayLike | None,
-    axis: spec.Axis,
-    eps: SupportsFloat,
-    out: Array | None,
-    total: Array | None,
-    centered: bool,
-    zero_centered_weight: bool,
-) -> Array | tuple[Array, Array]:
-    """Return y of the gated norm, or (y, total) with a residual."""
-    y, total, _ = forward_gated(
+    *,
+    save: bool,
+) -> tuple[Array, Array | None, StatsFields]:
+    """Return y, x + residual or None, and if `save` the fields of the Stats of the rows."""
+    if gate is None and residual is not None:
+        call = (x, weight, bias, axis, eps, out, centered, zero_centered_weight, residual, total)
+        if save:
+            results = try_forward_with_statistics(*call)
+            if results is not None:
+                return results
+        else:
+            pair = try_forward(*call)
+            if pair is not None:
+                return *pair, ()
+    return forward_beside(
         *(x, residual, gate, weight, bias, axis, eps, out, total, centered, zero_centered_weight),
-        save=False,
+        save=save,
     )
-    return y if total is None else (y, total)
 
 
 def norm_backward(

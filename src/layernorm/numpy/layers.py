@@ -11,8 +11,8 @@ from layernorm._native import try_layer_forward
 from layernorm.numpy import arrays
 from layernorm.numpy.arrays import Array
 from layernorm.numpy.backward import backward_gated
-from layernorm.numpy.forward import Gate, forward_gated, forward_with_statistics
-from layernorm.numpy.functional import norm_backward, norm_of_sum_forward
+from layernorm.numpy.forward import Gate
+from layernorm.numpy.functional import norm_backward, norm_beside
 from layernorm.numpy.statistics import Stats, StatsFields
 
 
@@ -116,32 +116,22 @@ class _Norm:
         weight = None if self.weight is None else self.weight.data
         bias = None if self.bias is None else self.bias.data
         shape, eps, centered = self.normalized_shape, self.eps, self._centered
-        if gate is not None:
-            x = arrays.as_array("x", x)
-            spec.check_trailing(repr(self), shape, x.shape)
-            gated = Gate(gate, activation, norm_before_gate)
-            axes = tuple(range(-len(shape), 0))
-            y, sum_of_x, fields = forward_gated(
-                x, residual, gated, weight, bias, axes, eps, None, None, centered, False, save=True
-            )
-            self._saved = (x if sum_of_x is None else sum_of_x), gate, fields
-            return y if sum_of_x is None else (y, sum_of_x)
-        call = (weight, bias, shape, eps, None, centered, False)
-        results = try_layer_forward(x, *call, residual, None)
+        results = None
+        if gate is None:
+            call = (weight, bias, shape, eps, None, centered, False)
+            results = try_layer_forward(x, *call, residual, None)
         if results is None:
             x = arrays.as_array("x", x)
             spec.check_trailing(repr(self), shape, x.shape)
             axes = tuple(range(-len(shape), 0))
-            results = (
-                forward_with_statistics(x, weight, bias, axes, eps, None, centered, False)
-                if residual is None
-                else norm_of_sum_forward(
-                    x, residual, weight, bias, axes, eps, None, None, centered, False
-                )
+            gated = None if gate is None else Gate(gate, activation, norm_before_gate)
+            results = norm_beside(
+                x, residual, gated, weight, bias, axes, eps, None, None, centered, False, save=True
             )
-        y, *total, fields = results
-        self._saved = (total[0] if total else x), None, fields
-        return (y, total[0]) if total else y
+        y, *rest, fields = results
+        total = rest[0] if rest else None
+        self._saved = (x if total is None else total), gate, fields
+        return y if total is None else (y, total)
 
     def backward(self, dy: npt.ArrayLike, dtotal: npt.ArrayLike | None = None) -> Array:
         """Return dx for the x of the last call, and add to the parameters' gradients.

@@ -346,13 +346,7 @@ def gated_norm(
     norm_before_gate: bool = True,
 ) -> Any:
     """Return y of x, or (y, total) of total = x + residual, gated."""
-    options: dict[str, Any] = {
-        "centered": centered,
-        "zero_centered_weight": zero_centered_weight,
-        "norm_before_gate": norm_before_gate,
-    }
-    silu = spec.check_activation(activation) == "silu"
-    gating = (silu, bool(norm_before_gate))
+    gating = (spec.check_activation(activation) == "silu", bool(norm_before_gate))
     if residual is None and axis is None and not is_dynamo_compiling():
         y = torch_try_forward(
             *(x, weight, bias, normalized_shape, eps, centered, zero_centered_weight),
@@ -360,23 +354,22 @@ def gated_norm(
         )
         if y is not None:
             return record_gated(x, weight, bias, y, gate, gating)
-    rest = (normalized_shape, weight, bias, eps, axis)
-    if residual is not None and arguments.widens(x, residual):
-        arguments.check_like(x, "gate", gate)
-        wide = residual.dtype
-        weight, bias = (
-            each.to(wide) if each is not None and each.dtype == x.dtype else each
-            for each in (weight, bias)
-        )
-        given = (x.to(wide), residual, gate.to(wide), normalized_shape, weight, bias, eps, axis)
-        y, total = gated_norm(*given, **options, activation=activation)
-        return y.to(x.dtype), total
-    if residual is not None:
-        arguments.check_like(x, "residual", residual)
-        arguments.check_like(x, "gate", gate)
-        total = x + residual
-        return gated_norm(total, None, gate, *rest, **options, activation=activation), total
     arguments.check_like(x, "gate", gate)
+    options: dict[str, Any] = {
+        "centered": centered,
+        "zero_centered_weight": zero_centered_weight,
+        "norm_before_gate": norm_before_gate,
+    }
+    if residual is not None:
+        dtype, wide = x.dtype, residual.dtype if arguments.widens(x, residual) else x.dtype
+        x, gate, weight, bias = (
+            each.to(wide) if each is not None and each.dtype == dtype else each
+            for each in (x, gate, weight, bias)
+        )
+        arguments.check_like(x, "residual", residual)
+        total = x + residual
+        rest = (gate, normalized_shape, weight, bias, eps, axis)
+        return gated_norm(total, None, *rest, **options, activation=activation).to(dtype), total
     sizes = arguments.sizes_of(normalized_shape)
     if type(x) is not Tensor and not torch.compiler.is_compiling():
         sharding.prepare(x)
@@ -384,7 +377,7 @@ def gated_norm(
         fallback.serves(x, sizes, weight, bias, eps, centered=centered)
         and fallback.serves(gate, sizes, None, None, eps, centered=centered)
     ):
-        return composed(x, gate, sizes, weight, bias, eps, axis, **options, silu=silu)
+        return composed(x, gate, sizes, weight, bias, eps, axis, **options, silu=gating[0])
     return _run(
         *(x, None, sizes, weight, bias, eps, axis, centered, zero_centered_weight), gate, gating
     )[0]

@@ -321,9 +321,10 @@ def _vmap_forward(name: str, parameters: int) -> Callable[..., Any]:
         )
         axes = normalize_axes(axis, x.dim() - 1)
         dims = in_dims[count : count + parameters]
-        has_kept = any(each is not None and has_kept_axes(each, axes) for each in given)
-        if has_kept or any(dim is not None for dim in dims):
-            given = _varying_with_batch(given, dims, info.batch_size, x.dim() - 1, axes)
+        each_has_own = any(dim is not None for dim in dims)
+        if each_has_own or any(has_kept_axes(each, axes) for each in given):
+            size = info.batch_size if each_has_own else 1
+            given = _varying_with_batch(given, dims, size, x.dim() - 1, axes)
         results = getattr(torch.ops.layernorm, name)(x, *addend, *given, axes, *options)
         return results, (0,) * len(results)
 
