@@ -129,6 +129,17 @@ struct Gate {
   bool norm_first;
 };
 
+// q = y / scale, rounded to nearest, ties to even, and saturated, where y is rounded to x's type
+// first. The scale of a row is max|y| / (the type's largest number), at least the smallest normal
+// number of compute_type. Values null: y is not quantized.
+enum class QuantizedType : int32_t { int8, float8_e4m3fn, float8_e5m2 };
+struct Quantized {
+  Array values;
+  QuantizedType type;
+  void* scales;             // written, as the statistics are
+  const void* given_scale;  // of all rows, of compute_type; or null, and `scales` is not
+};
+
 struct Forward {
   Problem problem;   // statistics: written where not null
   const void* bias;  // or null
@@ -136,7 +147,8 @@ struct Forward {
   // x is first written: their sum, rounded to the type. Either may be x itself. Data null: x is
   // given.
   Array addends[2] = {};
-  Gate gate = {};  // beside it, no addends; y may be it, or does not overlap it
+  Gate gate = {};            // beside it, no addends; y may be it, or does not overlap it
+  Quantized quantized = {};  // instead of y, which is not written
 
   bool adds() const { return addends[0].data != nullptr; }
 };

@@ -234,6 +234,14 @@ class Member {
     return one;
   }
   Gate gate(const Gate& all) const { return {array(all.values), all.activation, all.norm_first}; }
+  Quantized quantized(const Quantized& all) const {
+    auto* const values = static_cast<char*>(all.values.data);
+    const Strides& strides = all.values.strides;
+    return {{values ? values + offset(strides) : nullptr, strides, all.values.col_stride},
+            all.type,
+            moved(all.scales, offset(problem_.statistics.strides), compute_type(problem_.type)),
+            all.given_scale};
+  }
 
  private:
   int64_t offset(const Strides& strides) const {
@@ -249,11 +257,9 @@ class Member {
 
 Forward of_member(const Forward& job, int64_t index) {
   const Member member(job.problem, index);
-  return {member.problem(),
-          member.parameter(job.bias),
-          member.array(job.y),
-          {member.array(job.addends[0]), member.array(job.addends[1])},
-          member.gate(job.gate)};
+  return {member.problem(),      member.parameter(job.bias),
+          member.array(job.y),   {member.array(job.addends[0]), member.array(job.addends[1])},
+          member.gate(job.gate), member.quantized(job.quantized)};
 }
 
 Backward of_member(const Backward& job, int64_t index) {
@@ -320,9 +326,10 @@ Status forward_of_one(const Forward& job, const Threads& threads, int64_t member
   const int64_t bytes = bytes_of(problem, members), units = units_of(problem.shape);
   const auto overwritten = [&](const Array& input) { return job.y.data == input.data; };
   const int64_t arrays = job.adds() ? 4 : job.gate.values.data ? 3 : 2;
-  const bool stream = arrays * bytes >= kStreamBytes && begin_with_lines(job.y, problem) &&
-                      !overwritten(problem.x) && !overwritten(job.addends[0]) &&
-                      !overwritten(job.addends[1]) && !overwritten(job.gate.values);
+  const bool stream = arrays * bytes >= kStreamBytes && !job.quantized.values.data &&
+                      begin_with_lines(job.y, problem) && !overwritten(problem.x) &&
+                      !overwritten(job.addends[0]) && !overwritten(job.addends[1]) &&
+                      !overwritten(job.gate.values);
   const ThreadsWithSubnormals with_subnormals = {threads};
   const Threads* const use = worthwhile(with_subnormals.threads, 2 * bytes_of(problem, 1));
   const bool shared = use && share_rows(problem.shape, units, threads);

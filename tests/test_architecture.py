@@ -23,11 +23,15 @@ import layernorm.spec
 PACKAGE = Path(layernorm.__file__).parent
 CONFIGURATION = Path(__file__).parents[1] / "pyproject.toml"
 
+QUANTIZED = {"quantized_layer_norm", "quantized_rms_norm"}
 PUBLIC = {
-    layernorm: {"__version__", "get_num_threads", "layer_norm", "rms_norm", "set_num_threads"},
+    layernorm: {
+        *("__version__", "get_num_threads", "set_num_threads"),
+        *("layer_norm", "rms_norm", *QUANTIZED),
+    },
     layernorm.numpy: {
         *("layer_norm", "layer_norm_forward", "layer_norm_backward", "Stats"),
-        *("rms_norm", "rms_norm_forward", "rms_norm_backward"),
+        *("rms_norm", "rms_norm_forward", "rms_norm_backward", *QUANTIZED),
         *("LayerNorm", "RMSNorm", "Parameter", "SGD", "Adam"),
     },
 }

@@ -55,7 +55,11 @@ namespace {
 //
 #include "reduce.h"
 //
+#include "buffered_rows.h"
+//
 #include "gated.h"
+//
+#include "quantized.h"
 
 // Calls f with a value of the stored type.
 template <class F>
@@ -79,6 +83,8 @@ void with_flag(bool flag, F f) {
 void forward_units(const ForwardTask& task, int64_t begin, int64_t end) {
   const Problem& problem = task.job->problem;
   with_stored_type(problem.type, [&](auto stored) {
+    if (task.job->quantized.values.data)
+      return forward_quantized<decltype(stored)>(task, begin, end);
     if (task.job->gate.values.data) return forward_gated<decltype(stored)>(task, begin, end);
     with_flag(problem.centered, [&](auto centered) {
       with_flag(task.weight != nullptr, [&](auto weight) {

@@ -156,6 +156,39 @@ inline void store(Stored* to, Vector<Compute<Stored>> v) {
   std::memcpy(to, &packed, sizeof(packed));
 }
 
+// The lowest byte of each integer. Compilers convert such a vector one by one.
+template <class Integers>
+inline auto low_bytes(Integers v) {
+  constexpr size_t count = sizeof(v) / sizeof(v[0]);
+  struct Bytes {
+    uint8_t byte[count];
+  } bytes;
+#if defined(__AVX512F__)
+  if constexpr (count == 16) {
+    const __m128i packed = _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(v));
+    std::memcpy(&bytes, &packed, sizeof(bytes));
+  } else {
+    const __m128i packed = _mm512_cvtepi64_epi8(reinterpret_cast<__m512i>(v));
+    std::memcpy(&bytes, &packed, sizeof(bytes));
+  }
+#elif defined(__SSE2__)
+  // Each half of all integers, or all, in 128 bits; each byte in 32 or 64 of them.
+  constexpr int halves = sizeof(v) / 16;
+  __m128i part[2];
+  std::memcpy(part, &v, sizeof(v));
+  const __m128i low = sizeof(v[0]) == 8 ? _mm_set1_epi64x(0xff) : _mm_set1_epi32(0xff);
+  part[0] = _mm_and_si128(part[0], low);
+  part[1] = halves == 2 ? _mm_and_si128(part[1], low) : part[0];
+  __m128i packed = _mm_packs_epi32(part[0], part[1]);
+  if constexpr (sizeof(v[0]) == 8) packed = _mm_packs_epi32(packed, packed);
+  packed = _mm_packus_epi16(packed, packed);
+  std::memcpy(&bytes, &packed, sizeof(bytes));
+#else
+  for (size_t lane = 0; lane < count; ++lane) bytes.byte[lane] = static_cast<uint8_t>(v[lane]);
+#endif
+  return bytes;
+}
+
 // Stores past the cache. `to` must be aligned to the bytes stored.
 template <class Stored>
 inline void stream(Stored* to, Vector<Compute<Stored>> v) {

@@ -137,6 +137,27 @@ def forward(
     statistics are contiguous. False, with nothing done, where another array must be copied first.
     """
 
+def forward_quantized(
+    centered: bool,
+    zero_centered_weight: bool,
+    eps: float,
+    axes: tuple[int, ...],
+    varying: tuple[int, ...],
+    x: _Array,
+    weight: _Array | None,
+    bias: _Array | None,
+    q: _Array,
+    quantized_type: int,
+    scales: _Array | None,
+    given_scale: _Array | None,
+    /,
+) -> bool:
+    """Write q, of single bytes, and the scales of the rows, or with a given scale q alone.
+
+    `quantized_type` is the place of q's type in `spec.QUANTIZED_TYPES`; the scales are contiguous.
+    False, with nothing done, where another array must be copied first.
+    """
+
 def backward(
     centered: bool,
     zero_centered_weight: bool,

@@ -107,6 +107,56 @@ def rms_norm(
     return function(x, weight, axis=axis, eps=eps, zero_centered_weight=zero_centered_weight)
 
 
+def quantized_layer_norm(
+    x: Any,
+    weight: Any = None,
+    bias: Any = None,
+    *,
+    dtype: Any = "int8",
+    scale: Any = None,
+    axis: spec.Axis = -1,
+    eps: SupportsFloat = 1e-5,
+    zero_centered_weight: bool = False,
+) -> Any:
+    """Return the layer norm of an array of any supported kind in 8 bits: y is about q * scale.
+
+    q = y / scale, rounded to nearest, ties to even, and saturated, where y is what `layer_norm`
+    returns. The scale of a row is max|y| / (the largest number of `dtype`).
+
+    Args:
+        x, weight, bias, axis, eps, zero_centered_weight: as in `layer_norm`.
+        dtype: of q: int8, float8_e4m3fn or float8_e5m2, as a name or as x's framework has it.
+        scale: a positive number, for all rows; None for one for each row.
+    Returns: (q, scales), of x's kind; with a given scale q alone: see
+        `layernorm.numpy.quantized_layer_norm`. There is no gradient.
+    Raises: TypeError if x is of another kind, else what the front end raises.
+    """
+    front_end = _known.get(type(x)) or _front_end_of(type(x))
+    given = {"axis": axis, "eps": eps, "zero_centered_weight": zero_centered_weight}
+    return front_end.quantized_layer_norm(x, weight, bias, dtype=dtype, scale=scale, **given)
+
+
+def quantized_rms_norm(
+    x: Any,
+    weight: Any = None,
+    *,
+    dtype: Any = "int8",
+    scale: Any = None,
+    axis: spec.Axis = -1,
+    eps: SupportsFloat = 1e-6,
+    zero_centered_weight: bool = False,
+) -> Any:
+    """Return the RMS norm of an array of any supported kind in 8 bits: y is about q * scale.
+
+    Args: as in `rms_norm` and `quantized_layer_norm`.
+    Returns: (q, scales), or q, as `quantized_layer_norm` does.
+    Raises: TypeError if x is of another kind, else what the front end raises.
+    """
+    front_end = _known.get(type(x)) or _front_end_of(type(x))
+    given = {"axis": axis, "eps": eps, "zero_centered_weight": zero_centered_weight}
+    return front_end.quantized_rms_norm(x, weight, dtype=dtype, scale=scale, **given)
+
+
 def _front_end_of(kind: type) -> ModuleType:
     for each in kind.__mro__:
         name = _FRONT_ENDS.get(each.__module__.partition(".")[0])

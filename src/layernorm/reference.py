@@ -122,6 +122,42 @@ def add(x: npt.ArrayLike, residual: npt.ArrayLike) -> Array:
     return total
 
 
+def quantize(
+    y: npt.ArrayLike, dtype: str = "int8", scale: float | None = None
+) -> tuple[Array, Array]:
+    """Return q = y / scale in 8 bits, and the scales, of rows along the last axis.
+
+    y is the norm as it is stored, in its own type. Both results are exact: the scale of a row,
+    max|y| / m but at least the smallest normal number, is one division in the compute type, and
+    y / scale is another, then rounded to nearest even among the numbers of the 8-bit type, which
+    end at m (int8: -128 to 127). int8 has steps of 1; a float8 has steps of 2**(e - digits) from
+    2**e on, and below its smallest normal number, 2**exponent, the steps that follow that. A NaN
+    makes its row's scale NaN; in int8 it is 0. Both are returned as float64, which holds them.
+    """
+    least, greatest, digits, exponent = {
+        "int8": (-128.0, 127.0, 0, 0),
+        "float8_e4m3fn": (-448.0, 448.0, 3, -6),
+        "float8_e5m2": (-57344.0, 57344.0, 2, -14),
+    }[dtype]
+    y = np.asarray(y)
+    compute = np.float64 if y.dtype == np.float64 else np.float32
+    y = y.astype(compute)
+    with np.errstate(all="ignore"):
+        if scale is None:
+            largest = np.abs(y).max(axis=-1, keepdims=True, initial=0)
+            floor = np.finfo(compute).smallest_normal
+            scales = np.maximum(largest / compute(greatest), floor)
+        else:
+            scales = np.full((*y.shape[:-1], 1), compute(scale))
+        quotient = (y / scales).astype(np.float64)
+        step = np.ones_like(quotient)
+        if digits:
+            _, e = np.frexp(quotient)  # quotient = f * 2**e, 0.5 <= |f| < 1
+            step = np.ldexp(1.0, np.maximum(e - 1, exponent) - digits)
+        q = np.clip(np.rint(quotient / step) * step, least, greatest)
+        return np.where(np.isnan(q) & (dtype == "int8"), 0.0, q), scales.astype(np.float64)
+
+
 def layer_norm_backward(
     dy: npt.ArrayLike,
     x: npt.ArrayLike,

@@ -323,6 +323,41 @@ def check_activation(activation: object) -> str:
     return activation
 
 
+# Their largest numbers.
+QUANTIZED_TYPES = {"int8": 127.0, "float8_e4m3fn": 448.0, "float8_e5m2": 57344.0}
+
+
+def check_quantized_type(name: str) -> str:
+    """Return the name of the type of a quantized result. Raises: TypeError for any other."""
+    if name not in QUANTIZED_TYPES:
+        raise TypeError(
+            f"dtype is {name}, expected {_either(tuple(QUANTIZED_TYPES))}: pass one of these"
+        )
+    return name
+
+
+def check_scale(scale: Any) -> float:
+    """Return the scale of a quantized result as a float.
+
+    Raises: ValueError if it is not a positive, finite number; TypeError if it is not a number.
+    """
+    is_number = hasattr(type(scale), "__float__") and not isinstance(scale, bool)
+    size = math.prod(getattr(scale, "shape", ()))
+    if not is_number or size != 1:
+        given = f"has shape {tuple(scale.shape)}" if is_number else f"is {scale!r}"
+        raise (ValueError if is_number else TypeError)(
+            f"scale {given}, expected one number for all rows: pass for example scale=0.05, or "
+            "omit scale for one for each row"
+        )
+    value = float(scale.item() if hasattr(scale, "item") else scale)
+    if not (math.isfinite(value) and value > 0.0):
+        raise ValueError(
+            f"scale is {value}, expected a positive, finite number: pass the largest |y| / 127, "
+            "or omit scale for one for each row"
+        )
+    return value
+
+
 def check_normalized_shape(normalized_shape: Axis) -> Shape:
     """Return a layer's `normalized_shape`, an int or ints, as a tuple.
 

@@ -320,6 +320,29 @@ def gated_cases(kind: str) -> list[Case]:
     ]
 
 
+def quantized_cases(kind: str) -> list[Case]:
+    """Calls that quantize, for each path through the kernels."""
+    return [
+        base.but(
+            values=values, cols=cols, layout=layout, parameters=parameters, along=along, rows=rows
+        )
+        for base in each_type(kind)
+        for values, cols, layout, parameters, along, rows in (
+            *(
+                ("mixed", cols, "contiguous", "weight bias", None, EVERY_KIND + 2)
+                for cols in (1, 3, 17, 257, 769)
+            ),
+            ("mean_1e4", 4097, "contiguous", "", None, None),
+            ("ordinary", 65, "contiguous", "weight bias zero_centered", (0,), None),
+            ("mixed", 40, "rows_reversed", "weight bias", None, None),
+            ("mixed", 40, "heads_of_a_projection", "weight bias", None, None),
+            ("mixed", 24, "channels_first_67", "weight bias", None, None),
+            ("mixed", 24, "channels_last_in_memory", "weight", None, None),
+            ("ordinary", 48, "axes_apart", "weight bias", None, None),
+        )
+    ]
+
+
 def of_each_kind(*families: Callable[[str], list[Case]]) -> list[Case]:
     """The cases of these families, for layer norm and for RMS norm, each once."""
     return list(dict.fromkeys(case for kind in KINDS for cases in families for case in cases(kind)))

@@ -152,6 +152,46 @@ def check_every_gating(impl: Any, case: Case) -> None:
         check_gate(impl, case, gating)
 
 
+# The type and the scale.
+QUANTIZATIONS: list[tuple[str, float | None]] = [
+    ("int8", None),
+    ("float8_e4m3fn", None),
+    ("float8_e5m2", None),
+    ("int8", 0.02),
+    ("float8_e5m2", 1e-5),
+]
+
+
+def check_quantized(impl: Any, case: Case) -> None:
+    """q and the scales are, to the last bit, what the reference makes of y.
+
+    `impl` has `layer_norm_forward` and `quantized_layer_norm`, and the same for RMS norm.
+    """
+    x, _, weight, bias = case.arrays()
+    parameters = (weight, bias) if case.kind == "layer_norm" else (weight,)
+    y, _ = forward(impl, case, x, weight, bias)
+    function = getattr(impl, f"quantized_{case.kind}")
+    for dtype, scale in QUANTIZATIONS:
+        with unchanged(x=x, weight=weight, bias=bias):
+            given = {"dtype": dtype, "scale": scale, **case.definition}
+            result = function(x, *parameters, **given)
+        q, scales = result if scale is None else (result, None)
+        what = f"{dtype}, scale {scale}: {case}"
+        assert q.shape == x.shape
+        assert q.dtype.name == dtype
+        expected, expected_scales = reference.quantize(rows_of(y, case.axis), dtype, scale)
+        got = rows_of(q, case.axis).astype(np.float64)
+        np.testing.assert_array_equal(got, expected, err_msg=f"q, {what}")
+        if dtype != "int8":  # which has no -0
+            differ = (np.signbit(got) != np.signbit(expected)) & ~np.isnan(expected)
+            assert not differ.any(), f"the sign of a zero, {what}"
+        if scales is not None:
+            assert scales.shape == case.statistics_shape
+            assert scales.dtype == statistics_type(case.dtype)
+            got = scales.reshape(-1, 1).astype(np.float64)
+            np.testing.assert_array_equal(got, expected_scales, err_msg=f"scales, {what}")
+
+
 def check_statistics(impl: Any, case: Case) -> None:
     """Stats have a mean and an rstd for each row, in the statistics' type, as exact as dx."""
     x, _, weight, bias = case.arrays()

@@ -61,6 +61,26 @@ class Arguments {
     if (result.data) *fits = *fits && take_strides(object, order, &result);
     return result;
   }
+  // An array of x's shape with elements of one byte.
+  Ordered ordered_bytes(const Order& order, bool* fits) {
+    PyObject* object = ok_ ? *next_++ : nullptr;
+    Ordered result;
+    if (!ok_) return result;
+    if (!PyArray_Check(object) || PyArray_ITEMSIZE(reinterpret_cast<PyArrayObject*>(object)) != 1) {
+      PyErr_Format(PyExc_TypeError, "expected an array of single bytes, got %R", object);
+      ok_ = false;
+      return result;
+    }
+    result.data = PyArray_DATA(reinterpret_cast<PyArrayObject*>(object));
+    *fits = *fits && take_strides(object, order, &result);
+    return result;
+  }
+  // The place of a name among the quantized types.
+  QuantizedType quantized_type() {
+    const long place = ok_ ? PyLong_AsLong(*next_++) : 0;
+    ok_ = ok_ && !PyErr_Occurred();
+    return static_cast<QuantizedType>(place);
+  }
   // What every call begins with: centered, zero_centered_weight, eps, axes, varying, and x, which
   // is not taken. False where axes of x must be moved first.
   bool problem(Problem* problem, Order* order) {
@@ -162,6 +182,30 @@ PyObject* general_forward(PyObject*, PyObject* const* arguments, Py_ssize_t coun
   if (adds) placed[tensors++] = {&total, &problem.x};
   if (gate.data) placed[tensors++] = {&gate, &job.gate.values};
   if (!fits || !order.place(placed, tensors, problem)) Py_RETURN_FALSE;
+  if (!python::run(layernorm::forward, job, pool_threads())) return nullptr;
+  Py_RETURN_TRUE;
+}
+
+// forward_quantized(centered, zero_centered_weight, eps, axes, varying, x, weight, bias, q, type,
+//                   scales, given_scale)
+// -> False if x or q must be copied first
+PyObject* general_forward_quantized(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  Arguments take("forward_quantized", arguments, count, 12);
+  Forward job = {};
+  Order order;
+  bool fits = take.problem(&job.problem, &order);
+  Problem& problem = job.problem;
+  const Ordered x = take.ordered(order, problem.type, &fits);
+  problem.parameter_type = take.peek_types({0, 1}, problem.type);
+  problem.weight = take.array(problem.parameter_type);
+  job.bias = take.array(problem.parameter_type);
+  const Ordered q = take.ordered_bytes(order, &fits);
+  job.quantized.type = take.quantized_type();
+  job.quantized.scales = take.array(compute_type(problem.type));
+  job.quantized.given_scale = take.array(compute_type(problem.type));
+  if (!take.ok()) return nullptr;
+  const Order::Placed placed[] = {{&x, &problem.x}, {&q, &job.quantized.values}};
+  if (!fits || !order.place(placed, 2, problem)) Py_RETURN_FALSE;
   if (!python::run(layernorm::forward, job, pool_threads())) return nullptr;
   Py_RETURN_TRUE;
 }

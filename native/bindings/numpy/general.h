@@ -8,6 +8,7 @@
 namespace layernorm::numpy {
 
 PyObject* general_forward(PyObject*, PyObject* const* arguments, Py_ssize_t count);
+PyObject* general_forward_quantized(PyObject*, PyObject* const* arguments, Py_ssize_t count);
 PyObject* general_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count);
 PyObject* empty(PyObject*, PyObject* const* arguments, Py_ssize_t count);
 

@@ -1,6 +1,7 @@
 """The general path of the forward, for arrays of any strides: all checks, and copies if needed."""
 
 import functools
+import importlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, SupportsFloat
 
@@ -85,6 +86,41 @@ def forward_beside(
         call, fused = call.of_sum(fused), None
     fields = call.new_stats_fields() if save else ()
     return call.run(out, fields[:3] if save else _NO_STATISTICS, fused), total, fields
+
+
+def forward_quantized(
+    x: npt.ArrayLike,
+    weight: npt.ArrayLike | None,
+    bias: npt.ArrayLike | None,
+    axis: spec.Axis,
+    eps: SupportsFloat,
+    centered: bool,
+    zero_centered_weight: bool,
+    dtype: npt.DTypeLike,
+    scale: SupportsFloat | None,
+) -> tuple[Array, Array | None]:
+    """Return q, and the scales of the rows, or None with a given scale."""
+    call = _checked(x, weight, bias, axis, eps, None, centered, zero_centered_weight)
+    q_type = _quantized_type(dtype)
+    compute = arrays.compute_type(call.x.dtype)
+    given = None if scale is None else np.array(spec.check_scale(scale), compute)
+    q = _native.empty(call.x.shape, q_type)
+    scales = None
+    if given is None:
+        # Rows that are empty have the scale of zeros.
+        shape = arrays.statistics_shape(call.x.shape, call.axes)
+        scales = np.full(shape, np.finfo(compute).smallest_normal)
+    if call.x.size:
+        call.quantize(q.view(np.int8), q_type.name, scales, given)
+    return q, scales
+
+
+def _quantized_type(dtype: npt.DTypeLike) -> np.dtype[Any]:
+    name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
+    if spec.check_quantized_type(name) == "int8":
+        return np.dtype(np.int8)
+    float8: np.dtype[Any] = np.dtype(getattr(importlib.import_module("ml_dtypes"), name))
+    return float8
 
 
 def _checked(
@@ -213,6 +249,37 @@ class _Call(NamedTuple):
             call = self if total is None else self.of_sum(total)
             call._write_in_blocks(np.asarray(y), statistics)
         return y
+
+    def quantize(
+        self, q: Array, q_type: str, scales: Array | None, given_scale: Array | None
+    ) -> None:
+        """Write q, as bytes, and the scales of the rows, unless there is a given one."""
+
+        def run(call: "_Call", q: Array, scales: Array | None) -> bool:
+            return _native.forward_quantized(
+                *(call.centered, call.zero_centered_weight, call.eps, call.axes, call.varying),
+                *(call.x, call.weight, call.bias),
+                q,
+                list(spec.QUANTIZED_TYPES).index(q_type),
+                scales,
+                given_scale,
+            )
+
+        if run(self, q, scales):
+            return
+        order = order_of(self.x.shape, self.axes, self.varying)
+        call, q = self._in_order(order), q.transpose(order)
+        scales = None if scales is None else scales.transpose(order)
+        for block in Blocks(call.x.shape, call.axes, call.x.itemsize):
+            own = call._of_block(block)
+            own = own._replace(x=np.array(own.x, arrays.native_type(own.x.dtype), order="C"))
+            q_here = np.empty(own.x.shape, np.int8)
+            scales_here = None if scales is None else np.empty_like(scales[block], order="C")
+            if not run(own, q_here, scales_here):
+                raise ValueError(TOO_MANY_AXES_APART)
+            np.copyto(q[block], q_here)
+            if scales is not None and scales_here is not None:
+                np.copyto(scales[block], scales_here)
 
     def of_sum(self, total: Array) -> "_Call":
         """Write x + addend, and return the call on it."""
