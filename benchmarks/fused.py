@@ -12,6 +12,7 @@ one call of ours.
     each head  the same with a weight for each head
     gate       rms_norm(x) * silu(gate)
     gate first rms_norm(x * silu(gate)), as in Mamba2
+    quantized  rms_norm(x) in int8 with a scale for each row; no gradient
 """
 
 import argparse
@@ -72,6 +73,8 @@ def measure(kind: Kind) -> dict[str, dict[str, float]]:
         forward = interleave(forwards)
     leaves = [each.detach().requires_grad_() for each in kind.arguments]
     results = {name: as_tuple(way(*leaves)) for name, way in kind.ways()}
+    if not all(each.requires_grad for each in results["fused"]):
+        return {"forward": {name: 1e6 * each.median for name, each in forward.items()}}
     gradients = [torch.randn(each.shape).to(each.dtype) for each in results["fused"]]
     backward = interleave(
         {
@@ -194,6 +197,25 @@ def _gated(rows: int, cols: int, dtype: torch.dtype, *, norm_before_gate: bool) 
     return Kind((x, gate, weight), *map(with_product, norms), fused)
 
 
+def quantized(rows: int, cols: int, dtype: torch.dtype) -> Kind:
+    """RMS norm in int8, with a scale for each row."""
+    x, weight = torch.randn(rows, cols).to(dtype), torch.randn(cols).to(dtype)
+
+    def rounded(norm: Function) -> Function:
+        def way(x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+            y = norm(x, (cols,), weight)
+            scales = (y.abs().amax(-1, keepdim=True).float() / 127).clamp(min=1e-30)
+            return (y / scales).round().clamp(-128, 127).to(torch.int8), scales
+
+        return way
+
+    def fused(x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+        return ln.quantized_rms_norm(x, (cols,), weight)
+
+    norms = torch.nn.functional.rms_norm, ln.rms_norm
+    return Kind((x, weight), *map(rounded, norms), fused)
+
+
 KINDS = {
     "residual": residual,
     "adaptive": adaptive,
@@ -201,6 +223,7 @@ KINDS = {
     "each head": each_head,
     "gate": gate,
     "gate first": gate_first,
+    "quantized": quantized,
 }
 
 

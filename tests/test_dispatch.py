@@ -26,9 +26,21 @@ def test_the_top_level_calls_the_front_end_of_the_array(name):
     np.testing.assert_array_equal(defaults, getattr(front, name)(x * 1e-3))
 
 
+@pytest.mark.parametrize("name", ["quantized_layer_norm", "quantized_rms_norm"])
+def test_the_top_level_quantizes_as_the_front_end_of_the_array(name):
+    x, weight, *_ = a_problem((3, 4, 5), 1)
+    for options in ({"axis": 1, "eps": 0.1, "zero_centered_weight": True}, {"axis": 1}):
+        for given in (options, options | {"dtype": "float8_e5m2", "scale": 0.1}):
+            expected = getattr(front, name)(x, weight, **given)
+            got = getattr(layernorm, name)(x, weight, **given)
+            for mine, right in zip(got, expected, strict=True):
+                np.testing.assert_array_equal(mine, right)
+
+
 @pytest.mark.parametrize("x", [None, 1.0, {1: 2}, range(3), "abc"], ids=repr)
 def test_the_top_level_rejects_other_objects(x):
-    for call in (layernorm.layer_norm, layernorm.rms_norm):
+    for name in ("layer_norm", "rms_norm", "quantized_layer_norm", "quantized_rms_norm"):
+        call = getattr(layernorm, name)
         with pytest.raises(
             TypeError,
             match=r"x is of type builtins\.\w+.*serves \(jax, keras, numpy, tensorflow, torch\)",

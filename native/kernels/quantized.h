@@ -43,13 +43,14 @@ struct Float8 {
     using Bits = BitsOf<C>;
     constexpr int dropped = E::digits - digits;
     constexpr auto one = E::bias << E::digits;
-    const Bits least = Bits{} + one + (decltype(one){least_exponent} << E::digits);
+    constexpr auto step = decltype(one){1} << E::digits;
+    const Bits least = Bits{} + one + least_exponent * step;
     Vector<C> size = reinterpret_cast<Vector<C>>(bits_of_magnitude<C>(v));
     size = size < broadcast(C{greatest}) ? size : broadcast(C{greatest});
     // 2^e, the power of two below size, and 2^(e + dropped), whose last place is the code's.
     Bits power = bits_of<C>(size) >> E::digits << E::digits;
     power = power > least ? power : least;
-    const Bits shifted = power + (decltype(one){dropped} << E::digits);
+    const Bits shifted = power + dropped * step;
     const Vector<C> sum = size + reinterpret_cast<Vector<C>>(shifted);
     const Bits code = bits_of<C>(sum) - shifted + ((power - least) >> dropped);
     const Bits sign = bits_of<C>(v) >> (8 * sizeof(C) - 8) & 0x80;

@@ -19,13 +19,13 @@ void run_scattered(void*, int64_t tasks, Threads::Body body, void* context) {
     threads.emplace_back(body, context, piece * tasks / pieces, (piece + 1) * tasks / pieces);
   for (std::thread& thread : threads) thread.join();
 }
-constexpr Threads kScattered = {5, nullptr, run_scattered};
+constexpr Threads kScattered = {5, nullptr, run_scattered, 1};
 
 // One task at a time, the last one first.
 void run_one_by_one(void*, int64_t tasks, Threads::Body body, void* context) {
   for (int64_t task = tasks - 1; task >= 0; --task) body(context, task, task + 1);
 }
-constexpr Threads kOneByOne = {2, nullptr, run_one_by_one};
+constexpr Threads kOneByOne = {2, nullptr, run_one_by_one, 1};
 
 bool same_statistics(const Case& given, const Outputs& a, int64_t row, const Outputs& b,
                      int64_t other_row) {
@@ -142,12 +142,12 @@ void check_threads(const Case& given) {
   }
 }
 
-// Large enough that the call uses its threads.
-constexpr Shape kLarge[] = {{1100, 129, 1}, {3, 501, 97}, {18, 8200, 1}, {9001, 17, 1}};
+// Few long blocks, strips of columns, few blocks of wide rows, and many blocks.
+constexpr Shape kSeveralTasks[] = {{1100, 33, 1}, {3, 101, 97}, {18, 8200, 1}, {4001, 17, 1}};
 
 void test_threads(uint64_t seed) {
   for_each_kind([&](Case given) {
-    for (const Shape& shape : kLarge) {
+    for (const Shape& shape : kSeveralTasks) {
       given.seed = ++seed;
       given.shape = shape;
       given.x_values = Values::mixed;

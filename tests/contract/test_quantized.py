@@ -30,6 +30,12 @@ def test_q_and_the_scales_are_those_of_y(case: Case) -> None:
 
 @each_kind
 @each_type
+def test_rows_of_several_parts(kind: str, dtype: str) -> None:
+    check_quantized(ours, Case(kind, dtype, 70_000, values="outlier", rows=2))
+
+
+@each_kind
+@each_type
 @each_quantized_type
 def test_q_times_scale_is_near_the_exact_norm(kind: str, dtype: str, q_type: str) -> None:
     """Within half a step of q, and y's own rounding."""

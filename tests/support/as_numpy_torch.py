@@ -9,6 +9,7 @@ import torch
 from adapter import Adapter, Stats, parameters
 from layouts import Array
 
+import layernorm
 import layernorm.torch as ours
 
 
@@ -55,6 +56,19 @@ class AsNumpy(Adapter):
                 y = self._public(tensor, to_tensor(weight), to_tensor(bias), call)
         mean, rstd, residual = statistics if centered else (None, statistics[0], None)
         return to_array(y), Stats(call, bias, *map(to_array, (mean, rstd, residual)))
+
+    def quantized_layer_norm(self, x, weight=None, bias=None, **options):
+        return self._quantized(layernorm.quantized_layer_norm, x, weight, bias, **options)
+
+    def quantized_rms_norm(self, x, weight=None, **options):
+        return self._quantized(layernorm.quantized_rms_norm, x, weight, **options)
+
+    def _quantized(self, function, *tensors, dtype, scale, **options):
+        result = function(*map(to_tensor, tensors), dtype=dtype, scale=scale, **options)
+        q, *scales = result if scale is None else (result,)
+        of_type = np.int8 if dtype == "int8" else getattr(ml_dtypes, dtype)
+        q = q.view(torch.int8).numpy().view(of_type)
+        return (q, to_array(scales[0])) if scales else q
 
     def _operator(self, x, weight, bias, call):
         options = (call["axis"], call["eps"], call["zero_centered_weight"])

@@ -28,6 +28,7 @@ using Error = int32_t;  // 0: success
   X(int32_t, aoti_torch_dtype_bfloat16, ())                                                        \
   X(int32_t, aoti_torch_dtype_float32, ())                                                         \
   X(int32_t, aoti_torch_dtype_float64, ())                                                         \
+  X(int32_t, aoti_torch_dtype_int8, ())                                                            \
   X(int32_t, aoti_torch_layout_strided, ())                                                        \
   X(bool, aoti_torch_grad_mode_is_enabled, ())                                                     \
   X(void, aoti_torch_check, (bool, const char*, const char*, uint32_t, const char*))               \

@@ -29,6 +29,7 @@ class Arguments {
     std::memcpy(&value, next_++, sizeof(value));
     return value;
   }
+  int64_t integer() { return static_cast<int64_t>(*next_++); }
   bool flag() { return as_flag(*next_++); }
   // At most kMostAxes integers or flags; returns how many there are.
   int64_t list(int64_t* values) {

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 #include <initializer_list>
+#include <limits>
 #include <optional>
 #include <string>
 #include <utility>
@@ -31,10 +32,11 @@ struct Placed {
 };
 
 // Fills in the arrays, and the problem's shape; copies tensors whose rows are on too many axes.
-// Those whose tensor is null are not there.
-void place(Call& call, std::initializer_list<Placed> tensors) {
+// Those whose tensor is null are not there. Another one is in order, and contiguous, already.
+void place(Call& call, std::initializer_list<Placed> tensors, Order::Placed other = {}) {
   Order::Placed placed[kMostTensors];
   int count = 0;
+  if (other.tensor) placed[count++] = other;
   for (const Placed& each : tensors)
     if (each.tensor) placed[count++] = {&each.tensor->ordered(), &each.array};
   if (call.order.place(placed, count, call.problem)) return;
@@ -227,6 +229,51 @@ ForwardResults run_forward(Call& call, bool for_aten) {
   if (for_aten) {
     show(saved, problem.statistics.mean, results.mean);
     show(saved, problem.statistics.rstd, results.rstd);
+  }
+  return results;
+}
+
+QuantizedResults run_quantized(Call& call, const Tensor& given_scale, int64_t type) {
+  call.check_tensors();
+  check(type >= 0 && type <= static_cast<int64_t>(QuantizedType::float8_e5m2),
+        "layernorm: no such 8-bit type");
+  Problem& problem = call.problem;
+  Forward job = {};
+  job.quantized.type = static_cast<QuantizedType>(type);
+  QuantizedResults results;
+  if (given_scale) {
+    const View scale = given_scale.view();
+    check(scale.is_served && scale.type == call.compute() && scale.elements() == 1,
+          "layernorm: scale needs to be one number of the type of the statistics");
+    job.quantized.given_scale = scale.data;
+  } else {
+    results.scales = call.empty_statistics(call.compute());
+    job.quantized.scales = results.scales.data();
+  }
+  // In the kernels' order.
+  Tensor q = empty_bytes(call.order.count, call.order.sizes);
+  if (call.is_empty()) {
+    constexpr double least[] = {std::numeric_limits<float>::min(),
+                                std::numeric_limits<double>::min()};
+    if (results.scales) fill(results.scales, least[call.compute() == DataType::float64]);
+  } else {
+    const Order parameter_order = call.parameter_order();
+    const Parameter weight(call.weight, parameter_order, InOrder::read),
+        bias(call.bias, parameter_order, InOrder::read);
+    problem.weight = weight.data();
+    job.bias = bias.data();
+    InOrder x(call.x, call.order, InOrder::read);
+    Ordered bytes = {q.data(), {}};
+    contiguous_strides(call.order.count, call.order.sizes, bytes.strides);
+    place(call, {{&x, problem.x}}, {&bytes, &job.quantized.values});
+    job.problem = problem;
+    check_memory(forward(job, parallel_for()));
+  }
+  if (!call.order.moves_axes) {
+    results.q = std::move(q);
+  } else {
+    results.q = empty_bytes(call.view.axes, call.view.sizes);
+    results.q.in_order(call.order).copy_from(q);
   }
   return results;
 }

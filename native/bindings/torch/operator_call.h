@@ -53,6 +53,13 @@ struct ForwardResults {
 // `for_aten`: with a contiguous y, and mean and rstd as PyTorch's own autograd saves them.
 ForwardResults run_forward(Call& call, bool for_aten);
 
+struct QuantizedResults {
+  Tensor q, scales;  // contiguous; q as int8, whatever its type
+};
+
+// With a given scale, of one element of the compute type, the scales are absent.
+QuantizedResults run_quantized(Call& call, const Tensor& given_scale, int64_t type);
+
 struct BackwardResults {
   Tensor dx, dweight, dbias, dgate;  // absent: not wanted
 };

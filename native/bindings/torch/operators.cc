@@ -18,8 +18,8 @@ Tensor or_nothing(Tensor given) {
   return given ? std::move(given) : empty_contiguous(1, &none, DataType::float32);
 }
 
-// axis, eps, zero_centered_weight, with a gate is_silu and norm_before_gate, and for a backward the flags `need`. Checked after all have been
-// taken, so that an error leaks none.
+// axis, eps, zero_centered_weight, with a gate is_silu and norm_before_gate, and for a backward the
+// flags `need`. Checked after all have been taken, so that an error leaks none.
 void take_definition(Arguments& take, bool centered, Call& call, bool* need = nullptr,
                      int64_t needs = 0) {
   int64_t given[kMostAxes];
@@ -96,6 +96,28 @@ void rms_norm(Value* stack, uint64_t, uint64_t) {
   *stack++ = result(std::move(results.y));
   if (beside == Beside::residual) *stack++ = result(std::move(results.total));
   *stack++ = result(std::move(results.rstd));
+}
+
+constexpr char kQuantizedLayerNorm[] =
+    "quantized_layer_norm(Tensor x, Tensor? weight, Tensor? bias, Tensor? scale, int[] axis, "
+    "float eps, bool zero_centered_weight, int quantized_type) -> (Tensor q, Tensor scales)";
+
+constexpr char kQuantizedRmsNorm[] =
+    "quantized_rms_norm(Tensor x, Tensor? weight, Tensor? scale, int[] axis, float eps, "
+    "bool zero_centered_weight, int quantized_type) -> (Tensor q, Tensor scales)";
+
+template <bool centered>
+void quantized_norm(Value* stack, uint64_t, uint64_t) {
+  Arguments take(stack);
+  Call call;
+  call.x = take.tensor();
+  call.weight = take.optional_tensor();
+  if (centered) call.bias = take.optional_tensor();
+  const Tensor scale = take.optional_tensor();
+  take_definition(take, centered, call);
+  QuantizedResults results = run_quantized(call, scale, take.integer());
+  stack[0] = result(std::move(results.q));
+  stack[1] = result(or_nothing(std::move(results.scales)));
 }
 
 constexpr char kLayerNormBackward[] =
@@ -257,7 +279,9 @@ bool define_operators() {
         {kAddRmsNorm, rms_norm<Beside::residual>},
         {kAddRmsNormBackward, rms_norm_backward<Beside::residual>},
         {kGatedRmsNorm, rms_norm<Beside::gate>},
-        {kGatedRmsNormBackward, rms_norm_backward<Beside::gate>}}) {
+        {kGatedRmsNormBackward, rms_norm_backward<Beside::gate>},
+        {kQuantizedLayerNorm, quantized_norm<true>},
+        {kQuantizedRmsNorm, quantized_norm<false>}}) {
     const std::string name(schema, std::strchr(schema, '('));
     if (c_api.aoti_torch_library_def(definitions.get(), schema) != 0 ||
         !implement(kernels.get(), name.c_str(), kernel))

@@ -35,7 +35,6 @@ View Tensor::view() const {
     view.is_served = true;
     view.type = each;
   }
-  if (!view.is_served) return view;
   const void* data = nullptr;
   check(c_api.aoti_torch_get_strides(handle(), &strides));
   check(c_api.torch_get_const_data_ptr(handle(), &data));
@@ -67,6 +66,15 @@ void Tensor::copy_from(const Tensor& other) const {
 Tensor empty(int64_t axes, const int64_t* sizes, const int64_t* strides, DataType type) {
   TensorHandle handle = nullptr;
   check(c_api.aoti_torch_empty_strided(axes, sizes, strides, scalar_type(type),
+                                       c_api.aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+
+Tensor empty_bytes(int64_t axes, const int64_t* sizes) {
+  int64_t strides[kMostAxes];
+  contiguous_strides(axes, sizes, strides);
+  TensorHandle handle = nullptr;
+  check(c_api.aoti_torch_empty_strided(axes, sizes, strides, c_api.aoti_torch_dtype_int8(),
                                        c_api.aoti_torch_device_type_cpu(), 0, &handle));
   return Tensor(handle);
 }

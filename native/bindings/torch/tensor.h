@@ -41,6 +41,7 @@ int32_t scalar_type(DataType type);  // PyTorch's number for it
 
 Tensor empty(int64_t axes, const int64_t* sizes, const int64_t* strides, DataType type);
 Tensor empty_contiguous(int64_t axes, const int64_t* sizes, DataType type);
+Tensor empty_bytes(int64_t axes, const int64_t* sizes);  // int8, contiguous
 Tensor undefined();
 // The tensor itself if it is contiguous and of this type, else a copy that is.
 Tensor contiguous(Tensor given, DataType type);

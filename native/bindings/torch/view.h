@@ -13,9 +13,9 @@ namespace layernorm::torch {
 struct View {
   int64_t axes = 0;
   const int64_t* sizes = nullptr;
-  // Strided, on the CPU, and of a type that the kernels know: what follows is filled in.
-  bool is_served = false;
+  bool is_served = false;  // strided, on the CPU, and of a type that the kernels know
   DataType type = DataType::float32;
+  // Of all that are strided and on the CPU.
   const int64_t* strides = nullptr;
   void* data = nullptr;
 

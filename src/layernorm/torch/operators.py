@@ -7,6 +7,9 @@ The same with `add_` before their names are those of a call with a residual: y i
 total = x + residual, which the forward returns after y, and dtotal is added to dx. With `gated_`
 before them they take a gate after x, and the backward returns dgate last.
 
+    quantized_layer_norm, quantized_rms_norm -> q in 8 bits, as int8, and the scales of the rows;
+                                                with a given scale no scales: an empty tensor
+
 The compiled module defines the schemas and the CPU kernels (native/bindings/torch/operators.cc).
 """
 
@@ -82,6 +85,25 @@ def backward(
         return operator(*rows, weight, bias, *options, list(need))
     operator = ops.add_rms_norm_backward if added else ops.rms_norm_backward
     return operator(*rows, weight, *options, list(need[:2]))
+
+
+def quantized(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    definition: Definition,
+    type_name: str,
+    scale: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Return q and the scales of the rows; with a scale these are an empty tensor."""
+    weight, bias = arguments.repeated(weight, bias)
+    options = (*_options(definition, None), list(spec.QUANTIZED_TYPES).index(type_name))
+    ops = torch.ops.layernorm
+    if definition.centered:
+        q, scales = ops.quantized_layer_norm(x, weight, bias, scale, *options)
+    else:
+        q, scales = ops.quantized_rms_norm(x, weight, scale, *options)
+    return q.view(getattr(torch, type_name)), scales
 
 
 def _options(definition: Definition, gate: Tensor | None) -> tuple[Any, ...]:
@@ -161,6 +183,16 @@ def _fake_backward(
 
 for _name, _fake in (forward_operators(_fake_forward) | backward_operators(_fake_backward)).items():
     torch.library.register_fake(f"layernorm::{_name}")(_fake)
+
+
+def _fake_quantized(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    *_, scale, axis, _eps, _zero_centered_weight, _type = rest
+    scales = _empty_statistics(x, normalize_axes(axis, x.dim())) if scale is None else nothing(x)
+    return x.new_empty(x.shape, dtype=torch.int8), scales
+
+
+for _name in ("quantized_layer_norm", "quantized_rms_norm"):
+    torch.library.register_fake(f"layernorm::{_name}")(_fake_quantized)
 
 
 # ---- gradients of an operator called directly or in a compiled graph
@@ -309,12 +341,16 @@ def _varying_with_batch(
 def _vmap_forward(name: str, parameters: int) -> Callable[..., Any]:
     """Make one call of a batch: of more rows, or with parameters that vary along the batch."""
     count = 2 if name.startswith(("add_", "gated_")) else 1
+    scales = 1 if name.startswith("quantized_") else 0
 
     def rule(info: Any, in_dims: Any, *arguments: Any) -> Any:
-        given, (axis, *options) = (
-            list(arguments[count:][:parameters]),
-            arguments[count + parameters :],
-        )
+        given = list(arguments[count:][:parameters])
+        scale = arguments[count + parameters :][:scales]
+        axis, *options = arguments[count + parameters + scales :]
+        if any(dim is not None for dim in in_dims[count + parameters :][:scales]):
+            raise RuntimeError(
+                "scale has a batch axis under vmap, expected one scale for all rows: pass a number"
+            )
         x, *addend = (
             _batched(each, dim, info.batch_size)
             for each, dim in zip(arguments[:count], in_dims[:count], strict=True)
@@ -325,8 +361,8 @@ def _vmap_forward(name: str, parameters: int) -> Callable[..., Any]:
         if each_has_own or any(has_kept_axes(each, axes) for each in given):
             size = info.batch_size if each_has_own else 1
             given = _varying_with_batch(given, dims, size, x.dim() - 1, axes)
-        results = getattr(torch.ops.layernorm, name)(x, *addend, *given, axes, *options)
-        return results, (0,) * len(results)
+        results = getattr(torch.ops.layernorm, name)(x, *addend, *given, *scale, axes, *options)
+        return results, tuple(0 if each.dim() == x.dim() else None for each in results)
 
     return rule
 
@@ -371,3 +407,5 @@ for _name, _count in (
     torch.library.register_vmap(
         f"layernorm::{_name}_backward", _vmap_backward(f"{_name}_backward", _count)
     )
+for _name, _count in (("quantized_layer_norm", 2), ("quantized_rms_norm", 1)):
+    torch.library.register_vmap(f"layernorm::{_name}", _vmap_forward(_name, _count))

@@ -4,7 +4,7 @@
 own signature, with `normalized_shape`.
 """
 
-from typing import SupportsFloat, overload
+from typing import Any, SupportsFloat, overload
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch.compiler import is_dynamo_compiling
 
 from layernorm import spec
 from layernorm._native import torch_try_forward_into, torch_try_forward_over_axes
-from layernorm.torch import arguments, functional
+from layernorm.torch import arguments, functional, quantized
 from layernorm.torch.autograd import record_fast_path
 
 
@@ -147,6 +147,55 @@ def rms_norm(
         if y is not None and not (type(y) is tuple and x.is_inference()):
             return record_fast_path(x, weight, None, y) if type(y) is tuple else y
     return _norm(x, weight, None, axis, eps, out, False, zero_centered_weight)
+
+
+def quantized_layer_norm(
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    dtype: torch.dtype | str = torch.int8,
+    scale: SupportsFloat | Tensor | None = None,
+    axis: spec.Axis = -1,
+    eps: SupportsFloat = 1e-5,
+    zero_centered_weight: bool = False,
+) -> Any:
+    """Return (q, scales), or with a scale q, as `layernorm.torch.quantized_layer_norm` does."""
+    return _quantized(x, weight, bias, dtype, scale, axis, eps, True, zero_centered_weight)
+
+
+def quantized_rms_norm(
+    x: Tensor,
+    weight: Tensor | None = None,
+    *,
+    dtype: torch.dtype | str = torch.int8,
+    scale: SupportsFloat | Tensor | None = None,
+    axis: spec.Axis = -1,
+    eps: SupportsFloat = 1e-6,
+    zero_centered_weight: bool = False,
+) -> Any:
+    """Return (q, scales), or with a scale q, as `layernorm.torch.quantized_rms_norm` does."""
+    return _quantized(x, weight, None, dtype, scale, axis, eps, False, zero_centered_weight)
+
+
+def _quantized(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    dtype: torch.dtype | str,
+    scale: SupportsFloat | Tensor | None,
+    axis: spec.Axis,
+    eps: SupportsFloat,
+    centered: bool,
+    zero_centered_weight: bool,
+) -> Any:
+    axes = arguments.normalize_axes(axis, x.dim())
+    sizes = spec.normalized_shape(x.shape, axes)
+    return quantized.quantized_norm(
+        *(x, list(sizes), weight, bias, spec.check_eps(eps), axes, dtype, scale),
+        centered=centered,
+        zero_centered_weight=zero_centered_weight,
+    )
 
 
 def _norm(

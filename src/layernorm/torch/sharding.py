@@ -54,6 +54,8 @@ def _register() -> None:
         (ops.gated_rms_norm.default, gated_forward, 3),
         (ops.gated_layer_norm_backward.default, gated_backward, 8),
         (ops.gated_rms_norm_backward.default, gated_backward, 5),
+        (ops.quantized_layer_norm.default, _quantized_shardings, 4),
+        (ops.quantized_rms_norm.default, _quantized_shardings, 3),
     ):
         register_sharding(op)(shardings)
         # The sharding depends on the axes, so they belong to the key of DTensor's cache.
@@ -84,6 +86,20 @@ def _forward_shardings(*arguments: Any, beside: str = "") -> list[tuple[Placemen
     def placed(of_rows: Any, kept: int | None = None) -> tuple[Placements, Placements]:
         of_parameters = _of_parameters(parameters, x, kept)
         return [of_rows] * results, [*[of_rows] * of_rows_given, *of_parameters, *rest]
+
+    return [placed(Replicate()), *(placed(Shard(kept), kept) for kept in _kept_axes(x, axis))]
+
+
+def _quantized_shardings(*arguments: Any) -> list[tuple[Placements, Placements]]:
+    from torch.distributed.tensor import Replicate, Shard
+
+    (x, *parameters, scale), axis, options = _split(arguments)
+    of_scale = None if scale is None else Replicate()
+    rest = [of_scale, *[None] * (1 + len(options))]
+
+    def placed(of_rows: Any, kept: int | None = None) -> tuple[Placements, Placements]:
+        of_scales = of_rows if scale is None else Replicate()
+        return [of_rows, of_scales], [of_rows, *_of_parameters(parameters, x, kept), *rest]
 
     return [placed(Replicate()), *(placed(Shard(kept), kept) for kept in _kept_axes(x, axis))]
 
