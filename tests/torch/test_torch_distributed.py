@@ -95,6 +95,31 @@ def check_dtensor_with_a_gate() -> None:
                     torch.testing.assert_close(mine.full_tensor(), whole)
 
 
+def check_quantized_dtensor() -> None:
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor, init_device_mesh
+
+    mesh = init_device_mesh("cpu", (WORLD,))
+    x, weight, bias, _ = a_problem()
+    functions = (ours.quantized_layer_norm, ours.quantized_rms_norm)
+    for function, parameters in zip(functions, ((weight, bias), (weight,)), strict=True):
+        for scale in (None, 0.05):
+            expected = function(x, (6,), *parameters, scale=scale)
+            for placement in (Shard(0), Shard(1), Shard(2), Replicate()):
+                x_here = distribute_tensor(x.detach(), mesh, [placement])
+                own = [
+                    distribute_tensor(each.detach(), mesh, [Replicate()]) for each in parameters
+                ]
+                given = scale
+                if scale and placement == Shard(0):
+                    given = distribute_tensor(torch.tensor(scale), mesh, [Replicate()])
+                got = function(x_here, (6,), *own, scale=given)
+                pairs = [(got, expected)] if scale else zip(got, expected, strict=True)
+                for mine, whole in pairs:
+                    if placement in (Shard(0), Shard(1)):
+                        assert mine.placements == (placement,)
+                    assert torch.equal(mine.full_tensor(), whole)
+
+
 def check_dtensor_with_a_residual() -> None:
     from torch.distributed.tensor import (
         DTensor,
@@ -171,6 +196,7 @@ def work(rank: int, port: int) -> None:
         check_dtensor_with_parameters_over_kept_axes()
         check_dtensor_with_a_residual()
         check_dtensor_with_a_gate()
+        check_quantized_dtensor()
     finally:
         dist.destroy_process_group()
     # At a usual exit PyTorch's own threads sometimes abort the process.
