@@ -241,7 +241,7 @@ def tests(seconds: float) -> dict[str, Any]:
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-v", "--tb=short", "--maxfail=30"]
     command += ["-p", "no:cacheprovider", "-o", "filterwarnings=", *jobs]
     # the tests of what the interpreter cannot show come first
-    names = ("gpu", "same_bits", "members", "residual", "gate", "torch", "contract")
+    names = ("gpu", "same_bits", "members", "residual", "gate", "quantized", "torch", "contract")
     command += [f"tests/triton/test_triton_{name}.py" for name in names]
     process = subprocess.Popen(
         command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT

@@ -12,9 +12,10 @@ import torch
 from layouts import Array, axes_of
 from triton_interpreter import INTERPRETED, patch_interpreter
 
-from layernorm.torch.arguments import Definition
+from layernorm.torch.arguments import Definition, compute_type
 from layernorm.torch.gpu import backward as gpu_backward
 from layernorm.torch.gpu import forward as gpu_forward
+from layernorm.torch.gpu import quantized as gpu_quantized
 
 if INTERPRETED:
     patch_interpreter()
@@ -110,6 +111,37 @@ class Kernels:
 
     def rms_norm(self, x: Array, weight=None, **options: Any):
         return self.rms_norm_forward(x, weight, **options)[0]
+
+    def quantized_layer_norm(self, x: Array, weight=None, bias=None, **options: Any):
+        return self._quantized(x, weight, bias, centered=True, **options)
+
+    def quantized_rms_norm(self, x: Array, weight=None, **options: Any):
+        return self._quantized(x, weight, None, centered=False, **options)
+
+    def _quantized(
+        self,
+        x,
+        weight,
+        bias,
+        *,
+        centered,
+        dtype="int8",
+        scale=None,
+        axis=-1,
+        eps=1e-5,
+        zero_centered_weight=False,
+    ):
+        axes = axes_of(axis, x.ndim)
+        negative = tuple(each - x.ndim for each in axes)
+        definition = Definition(negative, eps, centered, zero_centered_weight)
+        given = [
+            to_tensor(each) for each in (x, *(_spread(each, x, axes) for each in (weight, bias)))
+        ]
+        if scale is not None:
+            scale = torch.tensor(scale, dtype=compute_type(given[0].dtype), device=DEVICE)
+        q, scales = gpu_quantized.quantized(*given, definition, dtype, scale)
+        q = q.cpu().numpy().view(dtype)
+        return q if scales is None else (q, to_array(scales))
 
     def _forward(
         self,

@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import pytest
@@ -22,10 +22,11 @@ from layernorm.torch.arguments import Definition
 from layernorm.torch.gpu import backward as gpu_backward
 from layernorm.torch.gpu import forward as gpu_forward
 from layernorm.torch.gpu import long_rows as gpu_long_rows
+from layernorm.torch.gpu import quantized as gpu_quantized
 from layernorm.torch.gpu.launch import without_none
 
 NAMES = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16"}
-NAMES |= {torch.float16: "fp16", torch.int32: "i32"}
+NAMES |= {torch.float16: "fp16", torch.int32: "i32", torch.int8: "i8"}
 
 
 class Launches:
@@ -33,7 +34,7 @@ class Launches:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.compiled, self.launched, self.warps = set(), [], []
-        for module in (gpu_forward, gpu_backward, gpu_long_rows):
+        for module in (gpu_forward, gpu_backward, gpu_long_rows, gpu_quantized):
             monkeypatch.setattr(module, "launch", self)
 
     def __call__(self, kernel, programs, arguments, warps, **constants) -> None:
@@ -77,23 +78,27 @@ class Code:
 
     def __init__(self, ptx: str, cubin: bytes, warps: int, shared: int) -> None:
         self.ptx, self.warps, self.shared = ptx, warps, shared
-        tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-            file.write(cubin)
-            file.flush()
-            self.usage = self._tool(tools / "cuobjdump", "-res-usage", file.name)
-            self.sass = self._tool(tools / "nvdisasm", file.name)
+        self._cubin = cubin
+        self.usage = self._tool("cuobjdump", "-res-usage")
         self.registers = int(re.search(r"REG:(\d+)", self.usage)[1])
         self.stack = int(re.search(r"STACK:(\d+)", self.usage)[1])
+
+    @cached_property
+    def sass(self) -> str:
+        """The disassembly, which takes as long as compiling does."""
+        return self._tool("nvdisasm", "--no-dataflow", "--print-code")
 
     @property
     def largest_load(self) -> int:
         """In bits."""
         return max((int(bits) for bits in re.findall(r"LDG\S*\.(64|128)", self.sass)), default=32)
 
-    @staticmethod
-    def _tool(*command: object) -> str:
-        done = subprocess.run([str(each) for each in command], capture_output=True, text=True)
+    def _tool(self, name: str, *options: str) -> str:
+        tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(self._cubin)
+            file.flush()
+            done = subprocess.run([tool, *options, file.name], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

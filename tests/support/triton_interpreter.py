@@ -1,5 +1,6 @@
 """Triton's interpreter, made to round to bfloat16 as a GPU does, and made faster."""
 
+import dataclasses
 import functools
 import os
 from collections.abc import Sequence
@@ -25,6 +26,8 @@ def patch_interpreter() -> None:
     """Change the interpreter of this process."""
     _round_to_bfloat16()
     _patch_language_once_a_launch()
+    _let_integers_wrap()
+    _remember_types()
 
 
 def _round_to_bfloat16() -> None:
@@ -56,9 +59,13 @@ def _patch_language_once_a_launch() -> None:
     patch, launch = interpreter._patch_lang, interpreter.GridExecutor.__call__
     patched: set[tuple[bool, bool]] = set()
 
-    def patch_once(function):
+    @functools.cache
+    def uses(function):
         values = function.__globals__.values()
-        key = any(value is tl for value in values), any(value is tl.core for value in values)
+        return any(value is tl for value in values), any(value is tl.core for value in values)
+
+    def patch_once(function):
+        key = uses(function)
         if key in patched:
             return None  # a function's call ignores it
         patched.add(key)
@@ -70,3 +77,64 @@ def _patch_language_once_a_launch() -> None:
 
     interpreter._patch_lang = patch_once
     interpreter.GridExecutor.__call__ = launch_and_patch
+
+
+def _let_integers_wrap() -> None:
+    """Omit the test of each sum and product of integers for overflow, as compiled kernels do."""
+    from triton.runtime import interpreter
+
+    builder = interpreter.interpreter_builder
+    builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
+
+
+def _remember_types() -> None:
+    """Compute what follows from a type once for each type, not for each operation.
+
+    Types of equal shapes then share one shape, so that `is` tells whether shapes are equal.
+    """
+    import triton.language as tl
+    from triton.language.semantic import TritonSemantic
+    from triton.runtime import interpreter
+
+    init_block, init_tensor = tl.block_type.__init__, tl.tensor.__init__
+    equal, broadcast = tl.dtype.__eq__, TritonSemantic.broadcast_impl_value
+    array_type = interpreter._get_np_dtype
+    blocks: dict[Any, dict[str, Any]] = {}
+    tensors: dict[Any, dict[str, Any]] = {}
+    shapes: dict[Any, Any] = {}
+    array_types: dict[str, Any] = {}
+
+    def init_block_once(self, element_ty, shape):
+        sizes = tuple(each.value if isinstance(each, tl.constexpr) else each for each in shape)
+        key = element_ty.name, sizes
+        if key not in blocks:
+            init_block(self, element_ty, shape)
+            self.shape = shapes.setdefault(sizes, self.shape)
+            blocks[key] = vars(self)
+        self.__dict__ = dict(blocks[key])
+
+    def init_tensor_once(self, handle, type):
+        key = type.name
+        if key not in tensors:
+            init_tensor(self, handle, type)
+            tensors[key] = {name: each for name, each in vars(self).items() if name != "handle"}
+        self.__dict__ = {**tensors[key], "handle": handle}
+
+    def is_equal(self, other):
+        return self is other or equal(self, other)
+
+    def broadcast_unless_equal(self, lhs, rhs):
+        one, other = lhs.type, rhs.type
+        if one.is_block() and other.is_block() and one.shape is other.shape:
+            return lhs, rhs
+        return broadcast(self, lhs, rhs)
+
+    def array_type_once(type):
+        name = type.scalar.name
+        if name not in array_types:
+            array_types[name] = array_type(type)
+        return array_types[name]
+
+    tl.block_type.__init__, tl.tensor.__init__ = init_block_once, init_tensor_once
+    tl.dtype.__eq__, TritonSemantic.broadcast_impl_value = is_equal, broadcast_unless_equal
+    interpreter._get_np_dtype = array_type_once

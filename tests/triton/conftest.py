@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-NAMES = ("contract", "gate", "members", "residual", "same_bits", "torch")
+NAMES = ("contract", "gate", "members", "quantized", "residual", "same_bits", "torch")
 RUNS_KERNELS = {f"test_triton_{name}.py" for name in NAMES}
 
 

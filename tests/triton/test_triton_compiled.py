@@ -1,7 +1,7 @@
 """The kernels as machine code for sm_90, compiled without a GPU."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import pytest
@@ -19,6 +19,7 @@ from machine_code import Code, Launches, codes, compile_launch  # noqa: E402
 from layernorm.torch.arguments import Definition  # noqa: E402
 from layernorm.torch.gpu import backward as gpu_backward  # noqa: E402
 from layernorm.torch.gpu import forward as gpu_forward  # noqa: E402
+from layernorm.torch.gpu import quantized as gpu_quantized  # noqa: E402
 
 # Each kind of tile.
 PROBLEMS = [
@@ -30,6 +31,9 @@ PROBLEMS = [
     (torch.bfloat16, 32768, 1),  # the most partial sums of a tile
 ]
 
+# Each type, and all kernels. Disassembling takes about as long as compiling.
+DISASSEMBLED = (256, 1024, 65536)
+
 
 # One test for a problem: compiling takes the time.
 @pytest.mark.parametrize(("dtype", "cols", "axis"), PROBLEMS)
@@ -39,6 +43,8 @@ def test_registers_suffice_loads_are_vectors_and_nothing_is_approximate(dtype, c
         assert_no_tile_goes_through_shared_memory(name, code)
         if axis == -1 and cols * dtype.itemsize % 16 == 0:
             assert_16_bytes_are_loaded_and_stored_at_a_time(name, code)
+            if cols in DISASSEMBLED:
+                assert_the_assembler_keeps_loads_and_stores_of_16_bytes(name, code)
         assert_nothing_is_fused_or_flushed_that_the_source_does_not_say(name, code)
 
 
@@ -62,22 +68,22 @@ def test_registers_suffice_for_members_too(
     y, *statistics = gpu_forward.forward(x, parameter, parameter, definition)
     given = (y, x, parameter, dtype, definition, [True] * 3, statistics)
     gpu_backward.Backward(*given).run()
-    for name, code in compiled(launches):
+    # add_programs is compiled above
+    launched = {kernel.__name__ for kernel, _, _ in launches.launched}
+    for name, code in compiled(launches, launched - {"add_programs"}):
         assert_no_spills(name, code, dtype)
         assert_no_tile_goes_through_shared_memory(name, code)
         if axis == -1 and shape[-1] * dtype.itemsize % 16 == 0:
             assert_16_bytes_are_loaded_and_stored_at_a_time(name, code)
 
 
-def compiled(
-    launches: Launches, names: tuple[str, ...] | None = None
-) -> Iterator[tuple[str, Code]]:
-    """Compile the first launch of each kernel, or of those with these names."""
+def compiled(launches: Launches, names: Collection[str]) -> Iterator[tuple[str, Code]]:
+    """Compile the first launch of each kernel with one of these names."""
     first: dict[str, Any] = {}
     for launched, warps in zip(launches.launched, launches.warps, strict=True):
         first.setdefault(launched[0].__name__, (*launched, warps))
     for name, given in first.items():
-        if names is None or name in names:
+        if name in names:
             yield name, compile_launch(*given)
 
 
@@ -106,7 +112,7 @@ def test_registers_suffice_with_a_residual_too(monkeypatch, dtype, cols, axis) -
         if axis == -1 and cols * dtype.itemsize % 16 == 0:
             assert_16_bytes_are_loaded_and_stored_at_a_time(name, code)
             if name == "long_row_sums":
-                assert re.search(r"STG\S*\.128", code.sass), name
+                assert STORE_OF_16_BYTES.search(code.ptx), name
         assert_nothing_is_fused_or_flushed_that_the_source_does_not_say(name, code)
 
 
@@ -140,6 +146,42 @@ def test_registers_suffice_with_a_gate_too(
         assert_nothing_is_fused_or_flushed_that_the_source_does_not_say(name, code, gated=True)
 
 
+# Each kernel that quantizes, for tiles whose registers are nearly all in use, and how many bytes a
+# thread may spill.
+QUANTIZED = [
+    (torch.bfloat16, 4096, -1, "int8", None, 0),
+    (torch.float32, 7, -1, "float8_e5m2", None, 0),
+    (torch.float32, 1024, -1, "float8_e4m3fn", 0.5, 0),
+    (torch.float64, 1024, -1, "int8", None, 0),
+    (torch.float32, 65536, -1, "int8", None, 0),
+    (torch.bfloat16, 32768, 1, "int8", None, 0),
+    (torch.bfloat16, 2048, 1, "float8_e4m3fn", None, 32),
+]
+
+
+@pytest.mark.parametrize(("dtype", "cols", "axis", "q_type", "scale", "spilled"), QUANTIZED)
+def test_registers_suffice_in_8_bits_too(
+    monkeypatch, dtype, cols, axis, q_type, scale, spilled
+) -> None:
+    launches = Launches(monkeypatch)
+    x = torch.empty((3, cols) if axis == -1 else (3, cols, 5), dtype=dtype)
+    parameter = x.new_empty(cols)
+    given = None if scale is None else torch.tensor(scale)
+    definition = Definition((axis,), 1e-5)
+    gpu_quantized.quantized(x, parameter, parameter, definition, q_type, given)
+    ((name, code),) = compiled(launches, ("forward", "quantize_rows"))
+    assert_no_spills(name, code, dtype, allowed=spilled)
+    assert_no_tile_goes_through_shared_memory(name, code)
+    if axis == -1 and cols * dtype.itemsize % 16 == 0:  # then q is not stored byte by byte
+        assert_16_bytes_are_loaded_and_stored_at_a_time("a kernel that stores no y", code)
+        assert "st.global.b8" not in code.ptx
+    assert_nothing_is_fused_or_flushed_that_the_source_does_not_say(name, code)
+    assert "div.full" not in code.ptx
+
+
+STORE_OF_16_BYTES = re.compile(r"st\.global\S*\.v4\.b32|st\.global\S*\.v2\.b64")
+
+
 def assert_no_spills(name: str, code: Code, dtype: torch.dtype, *, allowed: int = 0) -> None:
     # the division of float64 calls a subroutine, which takes 8 bytes of stack
     allowed += 8 if dtype == torch.float64 else 0
@@ -149,17 +191,23 @@ def assert_no_spills(name: str, code: Code, dtype: torch.dtype, *, allowed: int 
 def assert_no_tile_goes_through_shared_memory(name: str, code: Code) -> None:
     """A tile takes 8 KB and more. With weight in another layout than x, it once took 64 KB."""
     names = ("forward", "long_row_forward", "long_row_squares", "long_row_gradient_sums")
-    if name in (*names, "long_row_dx"):
+    if name in (*names, "long_row_dx", "quantize_rows"):
         assert code.shared <= 4096, name
 
 
 def assert_16_bytes_are_loaded_and_stored_at_a_time(name: str, code: Code) -> None:
     if name in ("long_row_normalizer", "add_programs"):  # they read no rows
         return
-    assert re.search(r"LDG\S*\.128", code.sass), name
     assert re.search(r"ld\.global\S*\.v4\.b32|ld\.global\S*\.v2\.b64", code.ptx), name
     if name in ("forward", "long_row_forward", "backward", "long_row_dx"):
-        assert re.search(r"STG\S*\.128", code.sass), name
+        assert STORE_OF_16_BYTES.search(code.ptx), name
+
+
+def assert_the_assembler_keeps_loads_and_stores_of_16_bytes(name: str, code: Code) -> None:
+    if name in ("long_row_normalizer", "add_programs"):
+        return
+    assert re.search(r"LDG\S*\.128", code.sass), name
+    assert bool(re.search(r"STG\S*\.128", code.sass)) == bool(STORE_OF_16_BYTES.search(code.ptx))
 
 
 def assert_nothing_is_fused_or_flushed_that_the_source_does_not_say(

@@ -13,6 +13,7 @@ pytest.importorskip("triton")
 import torch.nn.functional as F  # noqa: E402
 
 import layernorm.torch as ours  # noqa: E402
+from layernorm import reference, spec  # noqa: E402
 
 
 def a_layer(cols=769, dtype=torch.bfloat16):
@@ -77,6 +78,29 @@ def test_with_a_gate_compiled_gives_the_bits_of_eager(cols, norm_before_gate) ->
     compiled = results(torch.compile(norm, fullgraph=True))
     for got, expected in zip(compiled, results(norm), strict=True):
         assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("scale", [None, 0.02])
+@pytest.mark.parametrize("q_type", spec.QUANTIZED_TYPES)
+@pytest.mark.parametrize("cols", [769, 4096, 20000])
+def test_in_8_bits_compiled_and_eager_give_the_bits_of_the_reference(cols, q_type, scale) -> None:
+    layer = a_layer(cols)
+    x = torch.randn(37, cols, device="cuda", dtype=torch.bfloat16)
+
+    def norm(x):
+        options = {"dtype": q_type, "scale": scale}
+        result = ours.quantized_layer_norm(x, (cols,), layer.weight, layer.bias, **options)
+        return result if scale is None else (result,)
+
+    q, *scales = norm(x)
+    y = layer(x).detach().float().cpu().numpy()
+    expected, expected_scales = reference.quantize(y, q_type, scale)
+    assert torch.equal(q.double().cpu(), torch.from_numpy(expected))
+    for each in scales:
+        assert torch.equal(each.double().cpu(), torch.from_numpy(expected_scales))
+    compiled = torch.compile(norm, fullgraph=True)(x)
+    for got, right in zip(compiled, (q, *scales), strict=True):
+        assert torch.equal(got.view(torch.uint8), right.view(torch.uint8))
 
 
 def test_a_cuda_graph_replays() -> None:
@@ -217,6 +241,7 @@ def test_the_sanitizer_finds_nothing() -> None:
     code += "    for first in (True, False):\n"
     code += "        options = {'axis': 1, 'gate': x, 'norm_before_gate': first}\n"
     code += "        ours.layer_norm(x, shape[1:2], w, w, **options).sum().backward()\n"
+    code += "    ours.quantized_layer_norm(x, shape[1:2], w, w, axis=1)\n"
     command = [tool, "--error-exitcode=9", sys.executable, "-c", code]
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

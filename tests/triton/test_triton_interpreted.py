@@ -8,7 +8,9 @@ pytest.importorskip("triton")
 
 
 @pytest.mark.parametrize(
-    "files", [["contract"], ["gate", "members", "residual", "same_bits", "torch"]], ids=" ".join
+    "files",
+    [["contract", "gate", "quantized"], ["members", "residual", "same_bits", "torch"]],
+    ids=" ".join,
 )
 def test_the_kernels_keep_the_contract_in_the_interpreter(files) -> None:
     paths = [f"triton/test_triton_{file}.py" for file in files]

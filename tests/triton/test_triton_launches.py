@@ -11,6 +11,7 @@ from triton_interpreter import INTERPRETED  # noqa: E402
 from layernorm.torch.arguments import Definition  # noqa: E402
 from layernorm.torch.gpu import backward as gpu_backward  # noqa: E402
 from layernorm.torch.gpu import forward as gpu_forward  # noqa: E402
+from layernorm.torch.gpu import quantized as gpu_quantized  # noqa: E402
 from layernorm.torch.gpu.axis_order import order_of  # noqa: E402
 from layernorm.triton import launch_config  # noqa: E402
 
@@ -82,7 +83,7 @@ def test_fifty_batch_sizes_compile_each_kernel_once(
 
 
 READ_OR_WRITTEN = {"x_ptr", "dy_ptr", "y_ptr", "dx_ptr", "weight_ptr", "bias_ptr"}
-READ_OR_WRITTEN |= {"addend_ptr", "total_ptr", "dtotal_ptr", "gate_ptr", "dgate_ptr"}
+READ_OR_WRITTEN |= {"addend_ptr", "total_ptr", "dtotal_ptr", "gate_ptr", "dgate_ptr", "q_ptr"}
 
 
 # A GPU loads 16 bytes from a multiple of 16 only. The interpreter does not show it.
@@ -100,6 +101,7 @@ def test_rows_read_16_bytes_at_a_time_start_at_a_multiple_of_16_bytes(
         run_members(given[:4].unflatten(0, (2, 2)), (1, 2, cols))
         run_sum(torch.empty(given.shape, dtype=dtype), given, given)
         run_gated(torch.empty(given.shape, dtype=dtype), given)
+        gpu_quantized.quantized(given, None, None, Definition((-1,), 1e-5), "int8", None)
     vectorized = [launch for launch in launches.launched if launch[2].get("VECTOR")]
     assert vectorized
     for kernel, arguments, _ in vectorized:
@@ -200,6 +202,27 @@ def test_a_gate_takes_no_further_launch_and_no_copy(
                 assert argument.data_ptr() == tensors[name].data_ptr(), (kernel.__name__, name)
                 seen.add(name)
     assert seen == set(tensors)
+
+
+# Rows in one program, contiguous and channels first; long rows.
+@pytest.mark.parametrize("shape", [(4, 64), (4, 16384), (3, 48, 12), (4, 20000), (3, 6000, 12)])
+def test_q_takes_one_launch_and_of_long_rows_one_after_the_norm(monkeypatch, shape) -> None:
+    launches = Launches(monkeypatch)
+    definition, is_long = Definition((1 - len(shape),), 1e-5), shape[1] in (20000, 6000)
+    for rows in (1, 2, *shape[:1]):
+        launches.launched.clear()
+        x = torch.empty(rows, *shape[1:])
+        q, scales = gpu_quantized.quantized(x, None, None, definition, "int8", None)
+    names = [kernel.__name__ for kernel, _, _ in launches.launched]
+    of_norm = ["long_row_sums", "long_row_squares", "long_row_forward", "quantize_rows"]
+    assert names == (of_norm if is_long else ["forward"])
+    assert len(launches.compiled) == len(names)
+    kernel, arguments, _ = launches.launched[-1]
+    given = dict(zip(kernel.arg_names, arguments, strict=False))
+    assert given["q_ptr" if is_long else "y_ptr"].data_ptr() == q.data_ptr()
+    assert given["scale_ptr"].data_ptr() == scales.data_ptr()
+    if not is_long:
+        assert given["x_ptr"].data_ptr() == x.data_ptr()
 
 
 def run_members(x, parameter_shape, axis=-1) -> tuple[torch.Tensor, ...]:

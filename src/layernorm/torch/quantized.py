@@ -165,11 +165,12 @@ def quantized_norm(
         if eps is None:
             eps = arguments.machine_epsilon(x.dtype)
         definition = Definition(axes, float(eps), centered, bool(zero_centered_weight))
-        given = None
-        if scale is not None:
-            number = scale.detach() if isinstance(scale, Tensor) else torch.tensor(scale)
-            given = number.to(x.device, arguments.compute_type(x.dtype)).reshape(())
-        q, scales = operators.quantized(x, weight, bias, definition, name, given)
+        compute = arguments.compute_type(x.dtype)
+        if isinstance(scale, Tensor):
+            scale = scale.detach().to(x.device, compute).reshape(())
+        elif scale is not None:
+            scale = torch.full((), scale, dtype=compute, device=x.device)
+        q, scales = operators.quantized(x, weight, bias, definition, name, scale)
     return (q, scales) if scale is None else q
 
 

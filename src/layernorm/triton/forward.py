@@ -5,6 +5,7 @@ import triton.language as tl
 
 from layernorm.triton.gates import times_activation
 from layernorm.triton.kernel import kernel
+from layernorm.triton.quantized import quantize_tile
 from layernorm.triton.rows import (
     Normalizer,
     is_ordinary_radicand,
@@ -85,6 +86,7 @@ def forward(
     addend_ptr,
     total_ptr,
     gate_ptr,
+    scale_ptr,
     rows: tl.int64,
     inner: tl.int64,
     members: tl.int64,
@@ -119,6 +121,8 @@ def forward(
     ADDEND: tl.constexpr,
     GATE_X: tl.constexpr,
     GATE_Y: tl.constexpr,
+    QUANTIZED: tl.constexpr,
+    GIVEN_SCALE: tl.constexpr,
     STRIDED: tl.constexpr,
     OUTER_AXES: tl.constexpr,
     VECTOR: tl.constexpr,
@@ -132,7 +136,8 @@ def forward(
 
     ADDEND: they are those of total = x + addend, which is written too. It has strides of its own,
     though they are y's: the addresses of both would else be computed at once, and spill.
-    GATE_X, GATE_Y: x or y is multiplied by act(gate); not beside an addend.
+    GATE_X, GATE_Y: x or y is multiplied by act(gate); not beside an addend. QUANTIZED: q of y is
+    written in the place of y, and the rows' scales, unless GIVEN_SCALE: it is the scale of all.
     """
     dtype: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     LOW_FIRST: tl.constexpr = VECTOR or STRIDED
@@ -178,7 +183,13 @@ def forward(
     xhat = normalized(x, normalizer, CENTERED)
     y = scale_and_shift(xhat, weight, bias, HAS_WEIGHT, HAS_BIAS)
     y = times_activation(y, gate_ptr, index, gate_strides, GATE_Y, STRIDED, VECTOR, dtype)
-    store_tile(y_ptr, y, index, y_strides, STRIDED, VECTOR)
+    if QUANTIZED is None:
+        store_tile(y_ptr, y, index, y_strides, STRIDED, VECTOR)
+    else:
+        quantize_tile(
+            *(y_ptr, y.to(x_ptr.dtype.element_ty).to(dtype), scale_ptr, index, y_strides),
+            *(QUANTIZED, GIVEN_SCALE, COLS, STRIDED, VECTOR),
+        )
     if SAVE:
         store_statistics(
             *(mean_ptr, rstd_ptr, residual_ptr, index.row, index.row_mask),

@@ -147,8 +147,9 @@ def index_of_block(
 
 @triton.jit
 def pointers_to(base, index, strides, STRIDED: tl.constexpr, VECTOR: tl.constexpr):
-    """Return the pointers to a tile. VECTOR: each row starts at a multiple of 16 bytes.
+    """Return the pointers to a tile. VECTOR: each row starts at a multiple of LOW elements.
 
+    These are 16 bytes, or of q in 8 bits fewer.
     The compiler assigns a tile's axes to threads in the order of their contiguity, and vectorizes
     along the innermost axis only. Triton 3.6 and 3.9 break a tie of the other two axes in opposite
     ways; the contiguity of 2 given here decides it.
@@ -167,7 +168,8 @@ def pointers_to(base, index, strides, STRIDED: tl.constexpr, VECTOR: tl.constexp
     else:
         pointers = base + row_offsets[:, None, None] + index.cols[None, :, :]
         if VECTOR:
-            pointers = tl.multiple_of(pointers, (1, 1, 16))
+            size: tl.constexpr = LOW * base.dtype.element_ty.primitive_bitwidth // 8
+            pointers = tl.multiple_of(pointers, (1, 1, size))
             if LOW > 2:
                 pointers = tl.max_contiguous(pointers, (1, 2, LOW))
         return pointers

@@ -1,5 +1,7 @@
 """The forward on a GPU: chooses the kernel, allocates and launches."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,24 @@ from layernorm.torch.gpu.launch import launch
 from layernorm.torch.gpu.views import View, strides_of, tensor_of
 from layernorm.triton import launch_config
 from layernorm.triton.forward import forward as forward_kernel
+
+
+class Quantization(NamedTuple):
+    """The type of q, and the scales of the rows, to be written, or the given one of all rows."""
+
+    type: str | None = None  # None: y is written
+    scales: Tensor | None = None
+    scale: Tensor | None = None
+
+    @property
+    def tensor(self) -> Tensor | None:
+        """The tensor of the scales, or of the given one."""
+        return self.scales if self.scale is None else self.scale
+
+    @property
+    def constants(self) -> dict[str, str | bool | None]:
+        """The constants of a kernel that quantizes."""
+        return {"QUANTIZED": self.type, "GIVEN_SCALE": self.scale is not None}
 
 
 def forward(
@@ -62,7 +82,7 @@ def forward(
         if tile is None:
             long_rows.forward(*given, addend=added, total=total_view)
         else:
-            _launch(*given, tile, addend=added, total=total_view)
+            launch_rows(*given, tile, addend=added, total=total_view)
         views.copy_back(target, y, order)
         if total is not None and total_view is not None:
             views.copy_back(total_view, total, order)
@@ -88,7 +108,7 @@ def _empty_statistics(
     return [torch.empty_like(rstd), rstd, torch.empty_like(rstd)]
 
 
-def _launch(
+def launch_rows(
     x: View,
     y: View,
     parameters: list[Tensor | None],
@@ -98,15 +118,18 @@ def _launch(
     gate: Gate,
     tile: launch_config.Tile,
     *,
-    addend: View | None,
-    total: View | None,
+    addend: View | None = None,
+    total: View | None = None,
+    quantization: Quantization | None = None,
 ) -> None:
+    """Launch the kernel of rows that fit into one program. `quantization`: q is written to y."""
+    quantization = quantization or Quantization()
     launch(
         forward_kernel,
         order.tiles_of(tile.rows),
         (
             *(x.tensor, *parameters, y.tensor, *statistics),
-            *(tensor_of(addend), tensor_of(total), gate.tensor),
+            *(tensor_of(addend), tensor_of(total), gate.tensor, quantization.tensor),
             *(*order.index_arguments, *x.strides, *y.strides),
             *(*strides_of(addend), *strides_of(total), *gate.strides),
         ),
@@ -120,6 +143,7 @@ def _launch(
         SAVE=statistics[1] is not None,
         ADDEND=addend is not None,
         **gate.constants,
+        **quantization.constants,
         STRIDED=order.is_strided,
         OUTER_AXES=order.outer_axes,
         VECTOR=tile.vector,

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layernorm import _native
+from layernorm import _native, spec
 from layernorm.torch import arguments, operators
-from layernorm.torch.arguments import Definition
+from layernorm.torch.arguments import Definition, normalize_axes
 from layernorm.torch.signatures import backward_operators, forward_operators
 from layernorm.triton import launch_config
 
@@ -228,7 +228,71 @@ def backward(
     return tuple(operators.nothing(x) if each is None else each for each in results)
 
 
-OPERATORS = forward_operators(forward) | backward_operators(backward)
+def quantized(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    definition: Definition,
+    scale: Tensor | None,
+    place: int,
+) -> tuple[Tensor, Tensor]:
+    """Return the bytes of q and the scales of the rows; with a given scale no scales.
+
+    Args:
+        scale: a tensor of one element of the compute type, or None.
+        place: that of q's type in `spec.QUANTIZED_TYPES`.
+    """
+    from layernorm.torch.gpu.quantized import quantized as launch_quantized
+
+    _check(x, weight, bias, definition)
+    arguments.check_devices(x, scale=scale)
+    compute = arguments.compute_type(x.dtype)
+    if scale is not None and (scale.numel() != 1 or scale.dtype != compute):
+        raise RuntimeError(
+            f"layernorm: scale has shape {list(scale.shape)} and type {scale.dtype}, expected one "
+            f"element of type {compute}: pass one number, scale.to({compute})"
+        )
+    with torch._C._AutoDispatchBelowAutograd(), _on_device_of(x):
+        name = list(spec.QUANTIZED_TYPES)[place]
+        q, scales = launch_quantized(x, weight, bias, definition, name, scale)
+    return q, operators.nothing(x) if scales is None else scales
+
+
+def quantized_layer_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    axis: Sequence[int],
+    eps: float,
+    zero_centered_weight: bool,
+    quantized_type: int,
+) -> tuple[Tensor, Tensor]:
+    """Run `layernorm::quantized_layer_norm`."""
+    definition = Definition(normalize_axes(axis, x.dim()), eps, True, zero_centered_weight)
+    return quantized(x, weight, bias, definition, scale, quantized_type)
+
+
+def quantized_rms_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    scale: Tensor | None,
+    axis: Sequence[int],
+    eps: float,
+    zero_centered_weight: bool,
+    quantized_type: int,
+) -> tuple[Tensor, Tensor]:
+    """Run `layernorm::quantized_rms_norm`."""
+    definition = Definition(normalize_axes(axis, x.dim()), eps, False, zero_centered_weight)
+    return quantized(x, weight, None, definition, scale, quantized_type)
+
+
+OPERATORS = {
+    **forward_operators(forward),
+    **backward_operators(backward),
+    "quantized_layer_norm": quantized_layer_norm,
+    "quantized_rms_norm": quantized_rms_norm,
+}
 _ATEN = {
     "native_layer_norm": native_layer_norm,
     "native_layer_norm_backward": native_layer_norm_backward,
