@@ -8,6 +8,17 @@ import torch.nn.functional as F
 from torch import nn
 
 
+def one_thread():
+    """Run a test with one thread: PyTorch's own norms start more for a few rows, which then wait.
+
+    To be made a fixture.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 class LlamaNorm(nn.Module):
     """RMS norm as in transformers: float32 inside, rounded before the weight."""
 
@@ -419,6 +430,77 @@ class NearlyGatedNorm(LlamaNorm):
 
     def forward(self, hidden_states, gate):
         return self.function(super().forward, hidden_states, gate)
+
+
+class AdaptiveNorm(nn.Module):
+    """Returns what a function makes of its norm, x, a scale and a shift."""
+
+    def __init__(self, cols, function, norm=None) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(cols, elementwise_affine=False) if norm is None else norm
+        self.linear = nn.Linear(cols, 2 * cols)
+        self.function = function
+
+    def forward(self, x, emb=None):
+        scale, shift = self.linear(F.silu(emb)).chunk(2, dim=-1)
+        return self.function(self.norm, x, scale, shift)
+
+
+class KeepingAdaptiveNorm(AdaptiveNorm):
+    """Keeps the scale in an attribute, of one of its modules."""
+
+    def forward(self, x, emb=None):
+        scale, shift = self.linear(F.silu(emb)).chunk(2, dim=-1)
+        self.linear.scale = scale
+        return self.function(self.norm, x, scale, shift)
+
+
+class ListingAdaptiveNorm(AdaptiveNorm):
+    """Adds to a list of its own."""
+
+    def __init__(self, *arguments) -> None:
+        super().__init__(*arguments)
+        self.calls = []
+
+    def forward(self, x, emb=None):
+        self.calls.append(1)
+        return super().forward(x, emb)
+
+
+class TrainingAdaptiveNorm(AdaptiveNorm):
+    """Differs a little in training."""
+
+    def forward(self, x, emb=None):
+        y = super().forward(x, emb)
+        return y * 1.01 if self.training else y
+
+
+class OptionalAdaptiveNorm(AdaptiveNorm):
+    """Modulates if there is something to do it with."""
+
+    def forward(self, x, emb=None):
+        return self.norm(x) if emb is None else super().forward(x, emb)
+
+
+class OwnAdaptiveNorm(AdaptiveNorm):
+    """Has a parameter of its own."""
+
+    def __init__(self, cols, function) -> None:
+        super().__init__(cols, function)
+        self.table = nn.Parameter(torch.zeros(cols))
+
+    def forward(self, x, emb=None):
+        scale, shift = self.linear(F.silu(emb)).chunk(2, dim=-1)
+        return self.function(self.norm, x, scale + self.table, shift)
+
+
+class FullPrecisionAdaptiveNorm(AdaptiveNorm):
+    """Enters a context."""
+
+    def forward(self, x, emb=None):
+        with torch.autocast("cpu", enabled=False):
+            scale, shift = self.linear(F.silu(emb)).chunk(2, dim=-1)
+        return self.function(self.norm, x, scale, shift)
 
 
 class ResidualNorm(LlamaNorm):

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from functools import cache
 from itertools import product
 
 import foreign_norms as foreign
@@ -17,6 +18,8 @@ from layernorm.torch.conversion.converted import Recognized  # noqa: E402
 
 COLS = 12
 
+one_thread = pytest.fixture(foreign.one_thread, autouse=True)
+
 SERVED = {
     "norm first, rounded": lambda: foreign.GatedNorm(COLS),
     "norm first, gemma": lambda: foreign.GatedNorm(COLS, offset=1.0, round_first=False),
@@ -31,8 +34,8 @@ SERVED = {
 each_served = pytest.mark.parametrize("name", SERVED)
 
 
-def pair(name):
-    """A norm with a gate, and a converted copy."""
+@cache
+def converted(name):
     torch.manual_seed(0)
     module = SERVED[name]()
     with torch.no_grad():
@@ -42,6 +45,11 @@ def pair(name):
     done = ours.convert(after)
     assert list(done.swapped) == [""], done
     return module, after
+
+
+def pair(name):
+    """A norm with a gate, and a converted copy."""
+    return copy.deepcopy(converted(name))
 
 
 def inputs(*shape):

@@ -16,6 +16,9 @@ from torch import nn  # noqa: E402
 import layernorm.torch as ours  # noqa: E402
 
 COLS = 8
+
+one_thread = pytest.fixture(foreign.one_thread, autouse=True)
+
 KINDS = {
     "layer_norm": lambda: nn.LayerNorm(COLS),
     "rms_norm": lambda: nn.RMSNorm(COLS),
@@ -89,15 +92,19 @@ def test_saved_states_fit_both_ways(kind) -> None:
 def test_a_model_compiles_as_one_graph(kind) -> None:
     model, converted = pair(kind)
     dynamo.reset()
-    compiled = torch.compile(converted, fullgraph=True, backend="aot_eager")
+    targets = []
+
+    def backend(graph, given):
+        targets.extend(str(node.target) for node in graph.graph.nodes)
+        return dynamo.lookup_backend("aot_eager")(graph, given)
+
+    compiled = torch.compile(converted, fullgraph=True, backend=backend)
     torch.testing.assert_close(compiled(x()), model(x()))
     compiled(x()).sum().backward()
     model(x()).sum().backward()
     for mine, theirs in zip(converted.parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, theirs.grad)
-    # The graph calls our kernel: rows whose squares leave the range of float32.
-    compiled_norm = torch.compile(converted[1], fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled_norm(x() * 1e30), converted[1](x()), rtol=1e-3, atol=1e-3)
+    assert sum(each.startswith("layernorm.") for each in targets) == 1, targets
 
 
 @each_kind

@@ -7,13 +7,17 @@ from typing import Any
 from torch import nn
 
 from layernorm.torch.conversion.converted import (
+    Found,
     PyTorchs,
     Recognized,
     converted_class,
+    found_of,
     is_converted,
     original_of,
 )
 from layernorm.torch.conversion.identification import types_of_pytorchs
+from layernorm.torch.conversion.modulated import Modulated
+from layernorm.torch.conversion.modulation import find_modulation
 from layernorm.torch.conversion.recognition import (
     REPLACED_FORWARD,
     has_own_forward,
@@ -53,7 +57,9 @@ def convert(model: nn.Module, *, undo: bool = False, dry_run: bool = False) -> C
     class is swapped if trials show that its forward is layer norm or RMS norm, with weight or
     1 + weight, over the last axes or axis 1: values and gradients, in training and not. A forward
     that takes a gate after x may also be norm(x) * act(gate) or norm(x * act(gate)), act silu or
-    sigmoid, over the last axis or equal groups of it. A call that no trial has covered (of other
+    sigmoid, over the last axis or equal groups of it. A module that calls such norms and multiplies
+    what they return by tensors, or adds one then, as adaptive norms do, gets a forward with one
+    call for all of that. A call that no trial has covered (of other
     types, layouts or kinds of tensors, of an empty x, without the gate, or after an attribute that
     the forward reads, or the forward itself, has changed) runs the original forward.
 
@@ -73,7 +79,7 @@ def convert(model: nn.Module, *, undo: bool = False, dry_run: bool = False) -> C
 
 def _convert(model: nn.Module, dry_run: bool) -> Conversion:
     done = Conversion()
-    known: dict[Any, Recognized | str] = {}
+    known: dict[Any, Any] = {}
     for name, module in list(model.named_modules()):
         found = _find(module, known)
         if isinstance(found, str):
@@ -101,7 +107,7 @@ def _undo(model: nn.Module, dry_run: bool) -> Conversion:
     return done
 
 
-def _find(module: nn.Module, known: dict[Any, Any]) -> PyTorchs | Recognized | str | None:
+def _find(module: nn.Module, known: dict[Any, Any]) -> Found | str | None:
     """Return what to make of a module; the reason to leave it; None if it is not for `convert`."""
     if is_converted(module) or isinstance(module, LayerNorm | RMSNorm):
         return None
@@ -111,24 +117,39 @@ def _find(module: nn.Module, known: dict[Any, Any]) -> PyTorchs | Recognized | s
             return REPLACED_FORWARD
         has_bias = getattr(module, "bias", None) is not None
         return types_of_pytorchs(cls, cls.forward, module.weight is not None, has_bias)
-    if not _may_be_a_norm(module):
-        return None
+    if not isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        if not _has_name_of_a_norm(module):
+            return None
+        children = dict(module.named_children())
+        if children and not any(True for _ in module.parameters(recurse=False)):
+            return _find_modulation(module, children, known)
     key = _key(module)
     if key not in known:
         known[key] = recognize(module)
     return known[key]
 
 
-def _may_be_a_norm(module: nn.Module) -> bool:
-    """Tell by its name; a module that only calls others, which have their turn, is none."""
-    if isinstance(module, nn.LayerNorm | nn.RMSNorm):
-        return True
+def _find_modulation(
+    module: nn.Module, children: dict[str, nn.Module], known: dict[Any, Any]
+) -> Modulated | None:
+    """Look for an adaptive norm in a module that only calls others, which have their turn."""
+    key = (_key(module), *((name, _key(each)) for name, each in children.items()))
+    if key not in known:
+        found = {name: found_of(each) or _find(each, known) for name, each in children.items()}
+        norms = {
+            name: each
+            for name, each in found.items()
+            if isinstance(each, PyTorchs | Recognized) and each.parts(children[name])
+        }
+        known[key] = find_modulation(module, norms)
+    return known[key]
+
+
+def _has_name_of_a_norm(module: nn.Module) -> bool:
     if type(module).__module__.startswith("torch.nn.utils."):  # a parametrization, as weight norm
         return False
     kind = getattr(module, "original_name", type(module).__name__)  # TorchScript's
-    has_children = any(True for _ in module.children())
-    has_parameters = any(True for _ in module.parameters(recurse=False))
-    return "norm" in kind.lower() and (has_parameters or not has_children)
+    return "norm" in kind.lower()
 
 
 def _key(module: nn.Module) -> Any:

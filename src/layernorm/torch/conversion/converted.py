@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from types import FunctionType, MethodType
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 
 from layernorm.torch import arguments
+from layernorm.torch.conversion.modulated import Modulated, Parts, is_same, value_of, widened
 from layernorm.torch.fallback import would_save_inference
 from layernorm.torch.functional import layer_norm, rms_norm
 from layernorm.torch.layers import LayerNorm, RMSNorm
@@ -50,6 +51,12 @@ class PyTorchs:
         if isinstance(module, LayerNorm):
             return layer_norm(x, sizes, weight, getattr(module, "bias", None), eps)
         return rms_norm(x, sizes, weight, eps)
+
+    def parts(self, module: nn.Module) -> Parts:
+        """Return what our forward computes, for `modulated`."""
+        weight, bias = module.weight, getattr(module, "bias", None)
+        centered = isinstance(module, nn.LayerNorm)
+        return Parts(centered, False, module.normalized_shape, weight, bias, module.eps)
 
 
 @dataclass(frozen=True)
@@ -105,7 +112,7 @@ class Recognized:
         return (
             x.dim() in self.ranks
             and (is_compiling() or x.numel() > 0)
-            and all(_is(value, value_of(module, name)) for name, value in self.reads)
+            and all(is_same(value, value_of(module, name)) for name, value in self.reads)
             and not would_save_inference(x, weight, bias)
             and self._sizes_of(x) == self.sizes
             and (self.gating is None or self._takes_gate(gate, x, weight, bias))
@@ -171,10 +178,17 @@ class Recognized:
             y = rms_norm(x, sizes, weight, eps, **form)
         return y.movedim(-1, self.axis) if is_moved else y
 
+    def parts(self, module: nn.Module) -> Parts | None:
+        """Return what `norm` computes, for `modulated`; None if that has no such form."""
+        if self.axis is not None or self.gating is not None:
+            return None
+        parameters = self.parameters(module)
+        return Parts(self.centered, self.zero_centered_weight, self.sizes, *parameters)
+
     def _gated_norm(self, module: nn.Module, x: Tensor, gate: Tensor) -> Tensor:
         gating: Any = self.gating
         *parameters, eps = self.parameters(module)
-        gate, weight, bias = (_widened(each, x) for each in (gate, *parameters))
+        gate, weight, bias = (widened(each, x) for each in (gate, *parameters))
         if not self.keeps_layout:
             x = x.contiguous()
         sizes = x.shape[-1:] if self.sizes is None else self.sizes
@@ -195,22 +209,6 @@ class Recognized:
         else:
             y = rms_norm(x, sizes, weight, eps, **form)
         return y.flatten(-2) if gating.groups > 1 else y
-
-
-def value_of(module: nn.Module, name: str) -> Any:
-    """Return the attribute, of a method its function; ... if there is none."""
-    value = getattr(module, name, ...)
-    return value.__func__ if isinstance(value, MethodType) else value
-
-
-def _widened(given: Any, x: Tensor) -> Any:
-    """Convert a 16-bit tensor to float32 if x is; what else differs in type stays."""
-    is_narrower = given is not None and x.dtype == torch.float32 and given.element_size() == 2
-    return given.to(x.dtype) if is_narrower else given
-
-
-def _is(value: Any, now: Any) -> bool:
-    return now is value or (type(now) is type(value) and now == value)
 
 
 def _has_types(
@@ -237,10 +235,13 @@ def _has_types(
     return is_dense and (x.dtype, of_parameters, has_autocast, of_gate) in types
 
 
+Found = PyTorchs | Recognized | Modulated
+
+
 class Converted:
     """What the classes that `convert` makes have in common."""
 
-    _layernorm_made_from: tuple[type[nn.Module], "PyTorchs | Recognized"]
+    _layernorm_made_from: tuple[type[nn.Module], "Found"]
 
     def extra_repr(self) -> str:
         """Describe the arguments, and say whose kernels run."""
@@ -269,11 +270,19 @@ def is_converted(module: object) -> bool:
 
 def original_of(module: object) -> type[nn.Module] | None:
     """Return the class that `module` had before `convert`; None if its class is not ours."""
-    made_from = vars(type(module)).get("_layernorm_made_from")
-    return None if made_from is None else made_from[0]
+    return _made_from(module)[0]
 
 
-def converted_class(original: Any, found: PyTorchs | Recognized) -> Any:
+def found_of(module: object) -> "Found | None":
+    """Return what was found at the swap; None if the class of `module` is not ours."""
+    return _made_from(module)[1]
+
+
+def _made_from(module: object) -> tuple[Any, Any]:
+    return vars(type(module)).get("_layernorm_made_from", (None, None))
+
+
+def converted_class(original: Any, found: Found) -> Any:
     """Return the subclass of `original` that runs our norm where `found` says that it may."""
     base = _OURS.get(original, original)
     for each in base.__subclasses__():
@@ -290,9 +299,11 @@ def converted_class(original: Any, found: PyTorchs | Recognized) -> Any:
     return type(original)(original.__name__, (Converted, base), contents)
 
 
-def _forward_instead_of(cls: Any, found: PyTorchs | Recognized) -> Callable[..., Any]:
+def _forward_instead_of(cls: Any, found: Found) -> Callable[..., Any]:
     original = cls.forward
     names = tuple(inspect.signature(original).parameters)[1:]
+    if isinstance(found, Modulated):
+        return _modulated_forward(cls, found, names)
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         given = args
@@ -305,18 +316,37 @@ def _forward_instead_of(cls: Any, found: PyTorchs | Recognized) -> Callable[...,
         )
         return found.norm(self, *given) if is_served else cls.forward(self, *args, **kwargs)
 
+    return _as_if(original, forward)
+
+
+def _modulated_forward(cls: Any, found: Modulated, names: tuple[str, ...]) -> Callable[..., Any]:
+    original, new = cls.forward, found.forward()
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        is_served = (
+            len(args) <= len(names)
+            and cls.forward is original
+            and found.serves(self, dict(zip(names, args, strict=False)) | kwargs)
+        )
+        return (new if is_served else cls.forward)(self, *args, **kwargs)
+
+    return _as_if(original, forward)
+
+
+def _as_if(original: Any, forward: Any) -> Callable[..., Any]:
+    """Return the forward, such that tools find the original where they look for its source."""
     # TorchScript compiles the source of `__wrapped__`, and looks names up in these globals.
     scope = getattr(original, "__globals__", globals())
     seen = FunctionType(forward.__code__, scope, "forward", None, forward.__closure__)
     return functools.update_wrapper(seen, original)
 
 
-def _new(original: Any, found: PyTorchs | Recognized) -> Any:
+def _new(original: Any, found: Found) -> Any:
     cls = converted_class(original, found)
     return cls.__new__(cls)
 
 
-def _made(original: Any, found: PyTorchs | Recognized, make: Any, arguments: Any) -> Any:
+def _made(original: Any, found: Found, make: Any, arguments: Any) -> Any:
     module = make(*arguments)
     module.__class__ = converted_class(original, found)
     return module

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from layernorm.torch.arguments import TYPES
-from layernorm.torch.conversion.converted import Gating, PyTorchs, Recognized, Types, value_of
+from layernorm.torch.conversion.converted import Gating, PyTorchs, Recognized, Types
+from layernorm.torch.conversion.modulated import value_of
 from layernorm.torch.conversion.trial import (
     OTHER_RESULTS,
     RAISES,

@@ -23,6 +23,8 @@ _OTHER_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LocalResponseNo
 # Libraries and modules whose objects are as good as functions. The last has a table of them.
 _STATELESS = ("torch", "numpy", "functools", "typing", "transformers.activations")
 
+_OPAQUE_FUNCTIONS = ("isinstance", "type", "hasattr", "getattr", "setattr", "delattr", "callable")
+
 REPLACED_FORWARD = (
     "whose forward was replaced on the instance, so that one of its class would not run: convert "
     "the model before that"
@@ -35,6 +37,19 @@ def recognize(module: nn.Module) -> Recognized | str:
     The reason continues the sentence "left: a LlamaRMSNorm, ...".
     """
     return _unfit_form(module) or identify(module)
+
+
+def can_be_traced(module: nn.Module) -> bool:
+    """Tell whether the forward of a module without parameters does what `torch.fx` sees of it."""
+    return (
+        has_own_forward(module)
+        and not isinstance(module, torch.jit.ScriptModule)
+        and not parametrize.is_parametrized(module)
+        and not other_tensors(module)
+        and not _unfit_class(type(module))
+        and not _unfit_code(module)
+        and not any(_Used.by(each).is_opaque for each in _functions_of_forward(module))
+    )
 
 
 def has_own_forward(module: nn.Module) -> bool:
@@ -129,11 +144,14 @@ class _Used:
         values: its globals, builtins and closure, by name.
         attributes: the names of attributes, of any object, and of imports.
         assigned: the names of globals and of its closure that it assigns to.
+        is_opaque: it does what `torch.fx` does not see: enters contexts, assigns attributes, or
+            asks for types, which those of proxies are not.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
     attributes: set[str] = field(default_factory=set)
     assigned: set[str] = field(default_factory=set)
+    is_opaque: bool = False
 
     @classmethod
     def by(cls, function: FunctionType) -> "_Used":
@@ -149,6 +167,7 @@ class _Used:
 
     def _note(self, operation: str, name: Any, function: Any, cells: dict[str, Any]) -> None:
         if operation == "LOAD_GLOBAL":
+            self.is_opaque |= name in _OPAQUE_FUNCTIONS
             self.values[name] = function.__globals__.get(name, getattr(builtins, name, None))
         elif operation == "STORE_GLOBAL" or (operation == "STORE_DEREF" and name in cells):
             self.assigned.add(name)
@@ -157,6 +176,8 @@ class _Used:
                 self.values[name] = cells[name].cell_contents
         elif operation in ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR", "IMPORT_NAME"):
             self.attributes.add(name)
+        elif operation in ("BEFORE_WITH", "LOAD_SPECIAL", "STORE_ATTR", "DELETE_ATTR"):
+            self.is_opaque = True
 
 
 def _functions_of_forward(module: nn.Module) -> Iterator[FunctionType]:

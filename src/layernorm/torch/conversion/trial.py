@@ -5,7 +5,6 @@ the CPU, and neither reads nor changes what the caller has set (modes, default t
 autocast, random numbers).
 """
 
-import copy
 import sys
 import threading
 import warnings
@@ -74,21 +73,21 @@ class Call:
 
     def x(self) -> Tensor:
         """Return an x, always the same."""
-        x = ((_normal(self.shape, 0) * 3 + 2) * self.scale).to(self.x_type)
+        x = ((normal(self.shape, 0) * 3 + 2) * self.scale).to(self.x_type)
         if self.has_nan:
             x[0] = float("nan")
         return _laid_out(x, self.layout)
 
     def gate(self) -> Tensor:
         """Return a gate, always the same."""
-        gate = (_normal(self.shape, 8) * 2 * self.gate_scale).to(self.gate_type)
+        gate = (normal(self.shape, 8) * 2 * self.gate_scale).to(self.gate_type)
         if self.has_nan:
             gate.view(-1)[-1] = float("nan")
         return _laid_out(gate, self.layout)
 
     def dy(self) -> Tensor:
         """Return a gradient of y, always the same."""
-        dy = _normal(self.shape, 1)
+        dy = normal(self.shape, 1)
         if self.has_nan:
             dy = dy.clone()
             dy[-1] = float("nan")
@@ -138,7 +137,7 @@ def isolated() -> Iterator[None]:
             yield
         finally:
             torch.set_num_threads(threads)
-            _normal.cache_clear()
+            normal.cache_clear()
 
 
 class Trials:
@@ -152,7 +151,7 @@ class Trials:
     def __init__(self, module: nn.Module, takes_gate: bool = False) -> None:
         self._module, self._takes_gate = module, takes_gate
         self._read: set[str] = set()
-        self._kind = _noting(type(module), self._read)
+        self._kind = noting(type(module), self._read)
         self._known: dict[Call, list[Tensor | None] | str] = {}
 
     def difference(self, norm: Forward, call: Call) -> str | None:
@@ -165,18 +164,18 @@ class Trials:
         expected = self._known[call]
         if isinstance(expected, str):
             return expected
-        inputs, dy, ours = self._inputs(call), call.dy(), _stand_in(self._module, call)
+        inputs, dy, ours = self._inputs(call), call.dy(), stand_in(self._module, call)
         try:
             y = _y_of(norm, ours, inputs, call)
         except (RuntimeError, TypeError, ValueError):
             return OTHER_RESULTS
         if y is None:
             return OTHER_RESULTS
-        reason = _compare([y.detach()], expected[:1], call)
+        reason = compare([y.detach()], expected[:1], call)
         if reason:
             return reason
         mine = [y.detach(), *_gradients(y, ours, inputs, dy)]
-        return _compare(mine, expected, call, len(inputs))
+        return compare(mine, expected, call, len(inputs))
 
     def read(self) -> list[str]:
         """List the attributes that the forward has read, but for those of every module."""
@@ -191,8 +190,8 @@ class Trials:
         forward: Any = type(self._module).forward
         inputs, dy = self._inputs(call), call.dy()
         try:
-            theirs = _stand_in(self._module, call, self._kind)
-            before = _state(theirs, inputs)
+            theirs = stand_in(self._module, call, self._kind)
+            before = state_of(theirs, inputs)
             with _WithoutOtherProcesses() if _has_other_processes() else nullcontext():
                 y = _y_of(forward, theirs, inputs, call)
                 if y is None or y.dtype != call.x_type:
@@ -201,9 +200,9 @@ class Trials:
             if call.again:
                 with torch.no_grad():
                     again = _y_of(forward, theirs, inputs, call)
-                if again is None or _compare([again], observed[:1], call):
+                if again is None or compare([again], observed[:1], call):
                     return "gives other results when called again, without gradients,"
-            return observed if _state(theirs, inputs) == before else "changes its own state"
+            return observed if state_of(theirs, inputs) == before else "changes its own state"
         except UnfitError as error:
             return str(error)
         except Exception as error:  # whatever a class of somebody else raises
@@ -211,7 +210,7 @@ class Trials:
 
 
 @lru_cache(maxsize=32)
-def _normal(shape: tuple[int, ...], seed: int) -> Tensor:
+def normal(shape: tuple[int, ...], seed: int) -> Tensor:
     """Return random numbers, not to be changed: the same for the same arguments."""
     generator = torch.Generator("cpu").manual_seed(seed)
     return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
@@ -229,7 +228,7 @@ def _has_other_processes() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
-def _noting(cls: Any, read: set[str]) -> Any:
+def noting(cls: Any, read: set[str]) -> Any:
     """Make a subclass that notes which attributes are read, and gives out no objects.
 
     What is done with an object, such as a counter, may have an effect that a trial cannot see.
@@ -247,7 +246,7 @@ def _noting(cls: Any, read: set[str]) -> Any:
     return type(cls)(cls.__name__, (cls,), {"__getattribute__": get, "__module__": cls.__module__})
 
 
-def _stand_in(module: nn.Module, call: Call, kind: Any = None) -> nn.Module:
+def stand_in(module: nn.Module, call: Call, kind: Any = None) -> nn.Module:
     """Make a module of the same class (or `kind`) and attributes, with its own parameters."""
     made = object.__new__(kind or type(module))
     for name, value in vars(module).items():
@@ -255,11 +254,11 @@ def _stand_in(module: nn.Module, call: Call, kind: Any = None) -> nn.Module:
     for name, each in other_tensors(module):
         if is_arbitrary(each):  # a forward that reads it will differ from ours
             place = made._buffers if name in made._buffers else vars(made)
-            place[name] = _normal(tuple(each.shape), 9).to(each.dtype, copy=True)
+            place[name] = normal(tuple(each.shape), 9).to(each.dtype, copy=True)
     vars(made).pop("forward", None)
     vars(made)["training"] = call.training
     for seed, (name, each) in enumerate(module.named_parameters(recurse=False)):
-        values = _normal(tuple(each.shape), 2 + seed) * call.parameter_scale
+        values = normal(tuple(each.shape), 2 + seed) * call.parameter_scale
         made._parameters[name] = nn.Parameter(values.to(call.parameter_type))
     for name, value in call.changes:
         setattr(made, name, value)
@@ -267,7 +266,7 @@ def _stand_in(module: nn.Module, call: Call, kind: Any = None) -> nn.Module:
 
 
 def _copy(value: Any) -> Any:
-    return copy.copy(value) if isinstance(value, dict | list | set) else value
+    return value.copy() if isinstance(value, dict | list | set) else value
 
 
 def is_plain(value: object) -> bool:
@@ -290,7 +289,7 @@ def is_arbitrary(tensor: Tensor) -> bool:
     return tensor.dim() > 0 and tensor.dtype.is_floating_point
 
 
-def _state(module: nn.Module, inputs: Sequence[Tensor]) -> Any:
+def state_of(module: nn.Module, inputs: Sequence[Tensor]) -> Any:
     """Return what a forward must not change."""
     others = (each for _, each in other_tensors(module))
     tensors = [*inputs, *module.parameters(recurse=False), *others]
@@ -321,7 +320,7 @@ def _gradients(
     return list(torch.autograd.grad((y * dy.to(y.dtype)).sum(), tensors, allow_unused=True))
 
 
-def _compare(
+def compare(
     got: Sequence[Tensor | None],
     expected: Sequence[Tensor | None],
     call: Call,
