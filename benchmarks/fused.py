@@ -12,7 +12,7 @@ one call of ours.
     each head  the same with a weight for each head
     gate       rms_norm(x) * silu(gate)
     gate first rms_norm(x * silu(gate)), as in Mamba2
-    quantized  rms_norm(x) in int8 with a scale for each row; no gradient
+    quantized  layer_norm(x) in int8 with a scale for each row; no gradient
 """
 
 import argparse
@@ -198,22 +198,23 @@ def _gated(rows: int, cols: int, dtype: torch.dtype, *, norm_before_gate: bool) 
 
 
 def quantized(rows: int, cols: int, dtype: torch.dtype) -> Kind:
-    """RMS norm in int8, with a scale for each row."""
-    x, weight = torch.randn(rows, cols).to(dtype), torch.randn(cols).to(dtype)
+    """Layer norm in int8, with a scale for each row."""
+    x = torch.randn(rows, cols).to(dtype)
+    weight, bias = (torch.randn(cols).to(dtype) for _ in range(2))
 
     def rounded(norm: Function) -> Function:
-        def way(x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
-            y = norm(x, (cols,), weight)
+        def way(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+            y = norm(x, (cols,), weight, bias)
             scales = (y.abs().amax(-1, keepdim=True).float() / 127).clamp(min=1e-30)
             return (y / scales).round().clamp(-128, 127).to(torch.int8), scales
 
         return way
 
-    def fused(x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
-        return ln.quantized_rms_norm(x, (cols,), weight)
+    def fused(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+        return ln.quantized_layer_norm(x, (cols,), weight, bias)
 
-    norms = torch.nn.functional.rms_norm, ln.rms_norm
-    return Kind((x, weight), *map(rounded, norms), fused)
+    norms = torch.nn.functional.layer_norm, ln.layer_norm
+    return Kind((x, weight, bias), *map(rounded, norms), fused)
 
 
 KINDS = {
