@@ -37,10 +37,10 @@ PUBLIC = {
 }
 if importlib.util.find_spec("torch") is not None:
     PUBLIC[importlib.import_module("layernorm.torch")] = {
-        *("layer_norm", "rms_norm", "LayerNorm", "RMSNorm", "accelerate", "convert"),
+        *("layer_norm", "rms_norm", "LayerNorm", "RMSNorm", "accelerate", "convert", *QUANTIZED),
     }
 if importlib.util.find_spec("jax") is not None:
-    PUBLIC[importlib.import_module("layernorm.jax")] = {"layer_norm", "rms_norm"}
+    PUBLIC[importlib.import_module("layernorm.jax")] = {"layer_norm", "rms_norm", *QUANTIZED}
 if importlib.util.find_spec("flax") is not None:
     PUBLIC[importlib.import_module("layernorm.flax")] = {"linen", "nnx"}
 if importlib.util.find_spec("equinox") is not None:

@@ -95,6 +95,7 @@ def test_zeros_nan_infinity_and_tiny_numbers(dtype: str, q_type: str) -> None:
 
     def of(*y: float) -> tuple[list[float], float]:
         weight = np.array(y).astype(dtype_of(dtype))
+        weight.view(f"u{weight.itemsize}")[np.isnan(y)] = 2 ** (8 * weight.itemsize) - 1
         ones = np.ones((1, len(y)), dtype_of(dtype))
         q, scales = ours.quantized_rms_norm(ones, weight, eps=0.0, dtype=q_type)
         return q[0].astype(np.float64).tolist(), float(scales[0, 0])

@@ -44,7 +44,6 @@ MIXED = {
     "thousands of repeats": ((2, 5000, 9), -1, (2, 1, 9), (5000, 9)),
 }
 every = pytest.mark.parametrize("name", [*ALIKE, *MIXED])
-each_type = pytest.mark.parametrize("dtype", TYPES)
 
 
 def problem(name: str, dtype: str = "float32", kind: str = "layer_norm"):
@@ -96,27 +95,32 @@ def is_repeated(parameter, name) -> bool:
     return any(set(each) - set(own) for each in varying)
 
 
-def judge(kind, found, x, weight, bias, dy, axis, eps=1e-5) -> None:
+def judge(kind, found, x, weight, bias, dy, axis, *, eps=1e-5, zero_centered_weight=False) -> None:
     """Check that results are within the bounds."""
     y, dx, dweight, dbias = found
     bounds, options = accuracy.BOUNDS[x.dtype.name], {"kind": kind, "axis": axis, "eps": eps}
-    assert accuracy.y_error(y, x, weight, bias, **options) <= bounds.y
-    assert accuracy.dx_error(dx, dy, x, weight, **options) <= bounds.dx
+    weighted = options | {"zero_centered_weight": zero_centered_weight}
+    assert accuracy.y_error(y, x, weight, bias, **weighted) <= bounds.y
+    assert accuracy.dx_error(dx, dy, x, weight, **weighted) <= bounds.dx
     if dweight is not None:
         assert accuracy.dweight_error(dweight, dy, x, **options) <= bounds.parameter
     if dbias is not None:
         assert accuracy.dbias_error(dbias, dy, axis=axis) <= bounds.parameter
 
 
+# RMS norm differs in nothing that concerns these shapes, nor do two 16-bit types.
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [*(("layer_norm", dtype) for dtype in TYPES), ("rms_norm", "float32")]
+)
 @every
-@each_type
-@pytest.mark.parametrize("kind", ["layer_norm", "rms_norm"])
-def test_the_bits_are_those_of_the_numpy_front_end(kind, dtype, name) -> None:
+def test_the_bits_are_those_of_the_numpy_front_end(name, kind, dtype) -> None:
     x, weight, bias, dy, axis = problem(name, dtype, kind)
     options = {"zero_centered_weight": weight is not None and name != "per token", "eps": 1e-3}
     found = results_of(kind, x, weight, bias, dy, axis=axis, **options)
     y, dx, *gradients = numpy_results(kind, x, weight, bias, dy, axis, **options)
     assert_same_bits(found[0], y, "y")
+    if name in MIXED:
+        judge(kind, found, x, weight, bias, dy, axis, **options)
     if name == "other axes, channels first":
         return  # NumPy's backward reads strided rows for the weight, and contiguous ones for bias
     assert_same_bits(found[1], dx, "dx")
@@ -128,22 +132,12 @@ def test_the_bits_are_those_of_the_numpy_front_end(kind, dtype, name) -> None:
                 assert_same_bits(got, expected, "a gradient")
 
 
-@every
-@each_type
-def test_results_are_within_the_bounds(dtype, name) -> None:
-    x, weight, bias, dy, axis = problem(name, dtype)
-    found = results_of("layer_norm", x, weight, bias, dy, axis=axis)
-    judge("layer_norm", found, x, weight, bias, dy, axis)
-
-
-@every
-@each_type
-@pytest.mark.parametrize("kind", ["layer_norm", "rms_norm"])
-def test_the_formulas_of_other_devices_are_within_the_bounds(kind, dtype, name) -> None:
+@pytest.mark.parametrize(("kind", "dtype"), [("layer_norm", "float32"), ("rms_norm", "bfloat16")])
+@pytest.mark.parametrize("name", [each for each in (*ALIKE, *MIXED) if "blocks" not in each])
+def test_the_formulas_of_other_devices_are_within_the_bounds(name, kind, dtype) -> None:
     x, weight, bias, dy, axis = problem(name, dtype, kind)
-    with enable_x64(True):
-        found = compact_formulas(kind, *map(to_jax, (x, weight, bias, dy)), axis)
-        found = [None if each is None else np.asarray(each) for each in found]
+    found = compact_formulas(kind, *map(to_jax, (x, weight, bias, dy)), axis)
+    found = [None if each is None else np.asarray(each) for each in found]
     judge(kind, found, x, weight, bias, dy, axis)
 
 
@@ -182,7 +176,10 @@ def assert_close(got, expected) -> None:
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
 
 
-DIFFERENTIATED = [each for each in (*ALIKE, *MIXED) if "blocks" not in each]
+# Of few elements, the others are like one of these.
+DIFFERENTIATED = [
+    each for each in (*ALIKE, *MIXED) if "blocks" not in each and "thousands" not in each
+]
 
 
 @pytest.mark.parametrize("name", DIFFERENTIATED)
@@ -216,9 +213,8 @@ def test_first_second_and_third_derivatives_are_those_of_the_formula(name, x64) 
     assert_close(*(jax.jit(functools.partial(of, each))() for each in (ours.layer_norm, formula)))
 
 
-@pytest.mark.parametrize("name", ["adaptive", "channels first, varying behind", "other axes"])
-def test_derivatives_are_those_of_finite_differences(name, x64) -> None:
-    given, axis = small_problem(name)
+def test_derivatives_are_those_of_finite_differences(x64) -> None:
+    given, axis = small_problem("other axes")
     function = functools.partial(ours.layer_norm, axis=axis)
     arguments = [given[each] for each in ("x", "weight", "bias")]
     check_grads(function, arguments, order=2, modes=("fwd", "rev"))
@@ -235,11 +231,18 @@ VMAPPED = ("adaptive", "per head", "channels first", "channels first, varying be
 
 
 @pytest.mark.parametrize(
-    "in_axes", [(0, 0, 0), (None, 0, 0), (0, 0, None), (0, None, None)], ids=str
+    ("in_axes", "dtype"),
+    [
+        ((0, 0, 0), "float32"),
+        ((None, 0, 0), "float32"),
+        ((0, None, None), "float32"),
+        ((0, 0, None), "float32"),
+        ((0, 0, None), "bfloat16"),  # the bias is widened
+    ],
+    ids=str,
 )
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", VMAPPED)
-def test_vmap_gives_each_member_the_bits_of_its_own_call(name, dtype, in_axes) -> None:
+def test_vmap_gives_each_member_the_bits_of_its_own_call(name, in_axes, dtype) -> None:
     x, weight, bias, dy, axis = problem(name, dtype)
     given = [
         each if dim is None else batched(each, 3)

@@ -82,8 +82,7 @@ def as_nnx(module, name):
 
 
 FUNCTIONS = {
-    "layer_norm": ours.layer_norm,
-    "layer_norm, rows": lambda x, w, b: ours.layer_norm(x.T, w, b, axis=0).T,
+    "layer_norm": lambda x, w, b: ours.layer_norm(x.T, w, b, axis=0).T,
     "rms_norm": lambda x, w, b: ours.rms_norm(x, w, zero_centered_weight=True),
 }
 MODULES = {

@@ -103,6 +103,7 @@ def test_sharded_calls_are_right_and_communicate_no_more_than_needed() -> None:
     calls, every = every[: len(CALLS)], every[len(CALLS) :]
     of_sums, others = every[: len(RESIDUAL_CALLS)], every[len(RESIDUAL_CALLS) :]
     of_gates, others = others[: len(GATED_CALLS)], others[len(GATED_CALLS) :]
+    of_8_bits, (in_shard_map, *others) = others[:4], others[4:]
     uneven, within_shard_map, explicit, parameters, pmap, batched, *others = others
     residual, explicit_residual, gate, exported = others
     assert {each["what"] for each in calls} == set(COLLECTIVES)
@@ -123,6 +124,13 @@ def test_sharded_calls_are_right_and_communicate_no_more_than_needed() -> None:
         assert (each["forward"], each["backward"]) == COLLECTIVES[each["what"]], what
         assert each["kept"] == [True] * 3, f"{what}: y, dx and dgate are not sharded as x"
         judge_with_gate(each)
+    for each, (gathers, steps) in zip(of_8_bits, ((0, 0), (0, 0), (2, 1), (1, 1)), strict=True):
+        assert each["collectives"] == ({"all-gather": gathers} if gathers else {})
+        assert each["kept"], "q is not sharded as x"
+        assert each["steps"] <= steps
+        assert each["nan"] == [[[0, 0, 0]]] * len(each["scales"])
+        assert all(error <= 1e-5 * steps for error in each["scales"])
+    assert in_shard_map["differences"] == [0] * 4
     assert gate["difference"] < 1e-5
     assert residual["difference"] < 1e-5
     assert explicit_residual["difference"] < 2e-6

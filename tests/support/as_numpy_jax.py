@@ -57,14 +57,14 @@ def everything(dy, x, weight, bias, own, *, kind: str, options: tuple[tuple[str,
     return forward(x, weight, bias, **call), gradients(dy, x, *own, **call)
 
 
-def formula_forward(x, weight, bias, addend=None, gate=None, *, definition: Definition):
+def formula_forward(x, weight, bias, addend=None, gate=None, scale=None, *, definition: Definition):
     return formulas.forward(
-        *primitives.present(x, addend, gate, weight, bias),
+        *primitives.present(x, addend, gate, weight, bias, scale),
         definition=definition,
         has_addend=addend is not None,
         has_weight=weight is not None,
         has_bias=bias is not None,
-        with_statistics=True,
+        with_statistics=definition.quantizing is None,
     )
 
 
@@ -131,6 +131,10 @@ def compact_formulas(kind: str, x, weight, bias, dy, axis):
     return forward_and_backward(x, weight, bias, dy)
 
 
+# tests/jax/conftest.py turns these off.
+OPTIMIZED = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
+
+
 class AsNumpy(Adapter):
     """The public functions."""
 
@@ -164,9 +168,15 @@ class AsNumpy(Adapter):
 class FormulasAsNumpy(AsNumpy):
     """The formulas for devices without kernels, compiled by XLA for the CPU."""
 
-    run_forward = staticmethod(jax.jit(formula_forward, static_argnames="definition"))
+    run_forward = staticmethod(
+        jax.jit(formula_forward, static_argnames="definition", compiler_options=OPTIMIZED)
+    )
     run_backward = staticmethod(
-        jax.jit(formula_backward, static_argnames=("definition", "need", "parameter_type"))
+        jax.jit(
+            formula_backward,
+            static_argnames=("definition", "need", "parameter_type"),
+            compiler_options=OPTIMIZED,
+        )
     )
     take = staticmethod(to_jax)
 

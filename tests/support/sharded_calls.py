@@ -93,14 +93,15 @@ def report(what: str, **found) -> None:
 
 
 CALLS = [
-    *[("layer_norm", "float32", name) for name in SHARDINGS],
-    ("rms_norm", "float32", "rows and normalized axis"),
+    *[
+        ("layer_norm", "bfloat16" if " and " in name else "float32", name)
+        for name in SHARDINGS
+        if name != "normalized axis over both"
+    ],
     ("rms_norm", "float32", "normalized axis over both"),
-    ("layer_norm", "bfloat16", "rows"),
-    ("layer_norm", "bfloat16", "rows and normalized axis"),
     ("rms_norm", "float32", "adaptive, varying and normalized axis"),
+    ("layer_norm", "bfloat16", "rows"),
     ("layer_norm", "bfloat16", "adaptive, rows"),
-    ("layer_norm", "bfloat16", "adaptive, varying and normalized axis"),
 ]
 
 
@@ -216,6 +217,55 @@ def call_with_gate(kind: str, dtype: str, name: str, gating: dict) -> None:
     )
 
 
+QUANTIZED_SHARDINGS = (("rows",), (None, "rows", "cols"))
+
+
+def call_quantized(spec: tuple, scale: float | None) -> None:
+    """Quantize, and compare with one device; row [0, 0] has a NaN in the second half."""
+    x, weight, bias, _ = arrays_of(8, 16, 64)
+    x[0, 0, 40] = np.nan
+    function = functools.partial(ours.quantized_layer_norm, scale=scale)
+    compiled = jax.jit(function).lower(placed(x, spec), weight, bias).compile()
+    results = [jax.tree.leaves(compiled(placed(x, spec), weight, bias))]
+    results.append(jax.tree.leaves(function(x, weight, bias)))
+    sharding = NamedSharding(mesh(), PartitionSpec(*spec))
+    (q, *scales), (expected, *expected_scales) = results
+    report(
+        "quantized",
+        collectives=collectives(compiled),
+        kept=q.sharding.is_equivalent_to(sharding, 3),
+        steps=np.abs(np.asarray(q, int) - np.asarray(expected, int)).max().item(),
+        nan=[np.argwhere(np.isnan(each)).tolist() for each in scales],
+        scales=[
+            float(np.nanmax(np.abs(np.asarray(a) / np.asarray(b) - 1)))
+            for a, b in zip(scales, expected_scales, strict=True)
+        ],
+    )
+
+
+def quantized_within_shard_map_and_with_explicit_axes() -> None:
+    x, weight, bias, _ = arrays_of(8, 64)
+    rows, whole = PartitionSpec("rows"), PartitionSpec()
+    differences = []
+    for scale in (None, np.float32(0.03)):
+
+        def function(x, weight, bias, scale=scale):
+            results = ours.quantized_layer_norm(x, weight, bias, scale=scale)
+            return results if scale is None else (results, jnp.ones((len(x), 1)))
+
+        expected = function(x, weight, bias)
+        mapped = jax.shard_map(
+            function, mesh=mesh(), in_specs=(rows, whole, whole), out_specs=(rows, rows)
+        )
+        differences.append(largest_difference(jax.jit(mapped)(x, weight, bias), expected))
+        kinds = (jax.sharding.AxisType.Explicit,) * 2
+        with set_mesh(jax.make_mesh((4, 2), ("rows", "cols"), axis_types=kinds)):
+            found = jax.jit(function)(jax.device_put(x, rows), weight, bias)
+            assert found[0].sharding.spec[0] == "rows"
+            differences.append(largest_difference(found, expected))
+    report("quantized in shard_map, explicit", differences=differences)
+
+
 def rows_that_do_not_divide() -> None:
     """An intermediate array whose rows do not divide evenly among the devices."""
     x, weight, bias, _ = arrays_of(7, 64)
@@ -274,12 +324,14 @@ def explicit_axes() -> None:
     # JAX before 0.9.2 compiles no collectives of ours on such a mesh.
     with_collectives = jax.__version_info__ >= (0, 9, 2)
     gradients = jax.grad(weighted_sines, argnums=(0, 1, 2) if with_collectives else 0)
-    specs = [("rows",), (None, "rows"), (None, None, "cols"), ("rows", None, "cols")]
     differences = []
-    for weight, bias in parameters_of_every_kind():
+    for at, (weight, bias) in enumerate(every := parameters_of_every_kind()):
+        specs = [("rows",), (None, "rows")]
+        if with_collectives and at in (0, len(every) - 1):  # shared by all, and along other axes
+            specs += [(None, None, "cols"), ("rows", None, "cols")]
         expected = gradients(x, weight, bias)
         with set_mesh(jax.make_mesh((4, 2), ("rows", "cols"), axis_types=kinds)):
-            for spec in specs if with_collectives else specs[:2]:
+            for spec in specs:
                 given = jax.device_put(x, PartitionSpec(*spec))
                 got = jax.jit(gradients)(given, weight, bias)
                 assert tuple(jax.tree.leaves(got)[0].sharding.spec)[: len(spec)] == spec
@@ -492,6 +544,10 @@ if __name__ == "__main__":
         call_with_residual(*each, residual_is_whole=each[2] == "rows")
     for each in GATED_CALLS:
         call_with_gate(*each)
+    for spec in QUANTIZED_SHARDINGS:
+        for scale in (None, 0.02):
+            call_quantized(spec, scale)
+    quantized_within_shard_map_and_with_explicit_axes()
     rows_that_do_not_divide()
     within_shard_map()
     explicit_axes()

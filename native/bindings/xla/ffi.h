@@ -13,7 +13,17 @@ namespace layernorm::xla {
 constexpr int kMajor = 0;
 constexpr int kMinor = 3;
 
-enum class Type : int32_t { pred = 1, s64 = 5, f16 = 10, f32 = 11, f64 = 12, bf16 = 16 };
+enum class Type : int32_t {
+  pred = 1,
+  s8 = 2,
+  s64 = 5,
+  f16 = 10,
+  f32 = 11,
+  f64 = 12,
+  bf16 = 16,
+  f8e5m2 = 19,
+  f8e4m3fn = 20
+};
 enum class AttributeKind : int32_t { scalar = 3 };
 enum class Stage : int32_t { execute = 3 };
 enum class ErrorCode : int32_t { invalid_argument = 3, resource_exhausted = 8 };

@@ -60,6 +60,16 @@ DataType Reader::data_type(const Buffer* buffer) {
   return DataType::float32;
 }
 
+bool Reader::is_quantized(const Buffer* buffer, QuantizedType* type) {
+  if (buffer) switch (buffer->type) {
+      case Type::s8: *type = QuantizedType::int8; return true;
+      case Type::f8e4m3fn: *type = QuantizedType::float8_e4m3fn; return true;
+      case Type::f8e5m2: *type = QuantizedType::float8_e5m2; return true;
+      default: break;
+    }
+  return false;
+}
+
 void Reader::require(bool condition, const char* mistake) {
   if (!condition && !mistake_) mistake_ = mistake;
 }

@@ -26,6 +26,8 @@ class Reader {
   bool has_more_results() const { return results_ < frame_.results.count; }
 
   DataType data_type(const Buffer* buffer);
+  // False for any other type.
+  static bool is_quantized(const Buffer* buffer, QuantizedType* type);
   void require(bool condition, const char* mistake);
 
   // Null if there was none.

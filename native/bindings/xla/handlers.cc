@@ -51,8 +51,10 @@ struct CallBuffers {
 };
 
 // x, addend, gate, weight, bias -> y, total, mean, rstd, residual
+// x, weight, bias, or with a scale -> q, scales, or q
 struct ForwardCall : CallBuffers {
   const Buffer* addend;
+  bool quantizes;
   Forward job = {};
 
   void take(Reader& reader, bool centered) {
@@ -64,7 +66,12 @@ struct ForwardCall : CallBuffers {
     bias = reader.argument(reader.flag("has_bias"));
     large[0] = reader.result();
     large[1] = reader.result(has_addend);
-    const bool with_statistics = reader.has_more_results();
+    quantizes = reader.is_quantized(large[0], &job.quantized.type);
+    if (quantizes && reader.has_more_results())
+      job.quantized.scales = data_of(reader.result());
+    else
+      job.quantized.given_scale = data_of(reader.argument(quantizes));
+    const bool with_statistics = !quantizes && reader.has_more_results();
     mean = reader.result(with_statistics && centered);
     rstd = reader.result(with_statistics);
     residual = reader.result(with_statistics && centered);
@@ -76,7 +83,7 @@ struct ForwardCall : CallBuffers {
                   in_gate = ordered(gate, order), in_y = ordered(large[0], order),
                   in_total = ordered(large[1], order);
     const Order::Placed placed[] = {{&in_x, addend ? &job.addends[0] : &problem.x},
-                                    {&in_y, &job.y},
+                                    {&in_y, quantizes ? &job.quantized.values : &job.y},
                                     {&in_gate, &job.gate.values},
                                     {&in_addend, &job.addends[1]},
                                     {&in_total, &problem.x}};
@@ -87,6 +94,7 @@ struct ForwardCall : CallBuffers {
     job.problem = problem;
     return forward(job, threads);
   }
+  int64_t bytes_of_one(DataType type) const { return quantizes ? 1 : size_of(type); }
 };
 
 // dy, dtotal, x, gate, mean, rstd, residual, weight, bias -> dx, dweight, dbias, dgate
@@ -130,6 +138,7 @@ struct BackwardCall : CallBuffers {
     job.problem = problem;
     return backward(job, threads);
   }
+  static int64_t bytes_of_one(DataType type) { return size_of(type); }
 };
 
 template <class Call>
@@ -154,7 +163,7 @@ Error* handle(Frame* frame) {
   const Order order = order_of(&reader, call.x);
   if (!reader.mistake()) reader.require(call.place(order, problem), "the axes");
   if (reader.mistake()) return mistake_of(*frame, reader.mistake());
-  const int64_t bytes = count_elements(order.count, order.sizes) * size_of(problem.type);
+  const int64_t bytes = count_elements(order.count, order.sizes) * call.bytes_of_one(problem.type);
   for (const Buffer* each : call.large) ask_for_huge_pages(data_of(each), bytes);
   return error_of(*frame, call.run(problem, threads_of(*frame)));
 }

@@ -6,11 +6,12 @@ from typing import Any, SupportsFloat
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
 from layernorm import spec
-from layernorm.jax.definition import Definition, Gating, compute_type
+from layernorm.jax.definition import Definition, Gating, Quantizing, compute_type
 
 Description = tuple[tuple[int, ...], Any]  # an array's shape and type
 
@@ -60,6 +61,18 @@ def checked_gate(
     return checked, Gating(spec.check_activation(activation), bool(norm_before_gate))
 
 
+def checked_scale(scale: ArrayLike, x: Array) -> Array:
+    """Check a given scale, of which only the shape is known while it is traced.
+
+    Raises: TypeError and ValueError.
+    """
+    dtype = compute_type(x.dtype)
+    if isinstance(scale, jax.core.Tracer):
+        return scale.astype(dtype).reshape(()) if scale.size == 1 else spec.check_scale(scale)
+    # Explicit transfers, which jax.transfer_guard allows.
+    return jax.device_put(np.asarray(spec.check_scale(jax.device_get(scale)), dtype))
+
+
 def define(
     x: Array,
     weight: Array | None,
@@ -70,9 +83,11 @@ def define(
     centered: bool,
     zero_centered_weight: bool,
     gating: Gating | None = None,
+    quantizing: Quantizing | None = None,
 ) -> Definition:
     """Check all other arguments, and define the call. Raises: TypeError and ValueError."""
-    definition: tuple[Any, ...] = (axis, eps, centered, bool(zero_centered_weight), gating)
+    beside = (gating, quantizing)
+    definition: tuple[Any, ...] = (axis, eps, centered, bool(zero_centered_weight), *beside)
     # Only these types: for a cache, True and 1.0 are the axis 1.
     checked = _checked_once if type(axis) is int and type(eps) is float else _checked
     return checked((x.shape, x.dtype), _described(weight), _described(bias), *definition)
@@ -91,6 +106,7 @@ def _checked(
     centered: bool,
     zero_centered_weight: bool,
     gating: Gating | None,
+    quantizing: Quantizing | None,
 ) -> Definition:
     shape, dtype = x
     if isinstance(eps, jax.core.Tracer):
@@ -107,7 +123,8 @@ def _checked(
             own = spec.check_parameter(name, parameter[0], shape, axes, reshape=_reshape)
             varying.update(own)
     eps = spec.check_eps(eps)
-    return Definition(axes, eps, centered, zero_centered_weight, tuple(sorted(varying)), gating)
+    own = tuple(sorted(varying))
+    return Definition(axes, eps, centered, zero_centered_weight, own, gating, quantizing)
 
 
 _checked_once = functools.lru_cache(maxsize=1024)(_checked)

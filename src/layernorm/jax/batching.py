@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.interpreters import batching
 
-from layernorm.jax import derivatives
+from layernorm.jax import derivatives, formulas
 from layernorm.jax.definition import Definition, compute_type
 from layernorm.jax.primitives import backward_p, forward, forward_p, saved_in, spaced, tangent_p
 
@@ -64,9 +64,13 @@ def _forward(
     has_bias: bool,
     with_statistics: bool,
 ) -> tuple[Any, Any]:
+    if definition.has_scale and dims[-1] is not None:
+        flags = {"has_addend": has_addend, "has_weight": has_weight, "has_bias": has_bias}
+        return _forward_by_own_scales(operands, dims, definition, **flags)
     size = _size(operands, dims)
     large = 1 + has_addend + definition.has_gate
-    parameters, others = operands[large:], dims[large:]
+    end = len(operands) - definition.has_scale
+    parameters, others, scale = operands[large:end], dims[large:end], operands[end:]
     shape = _shape_of_one(operands[0], dims[0])
     varies = any(each is not None for each in others)
     index, batched = _with_batch_axis(definition, shape, size, varies=varies)
@@ -86,9 +90,24 @@ def _forward(
     )
     x, addend, gate = spaced(list(moved), (True, has_addend, definition.has_gate))
     weight, bias = spaced(parameters, (has_weight, has_bias))
-    results = forward(x, weight, bias, batched, addend, gate, with_statistics=with_statistics)
+    results = forward(
+        *(x, weight, bias, batched, addend, gate, *scale), with_statistics=with_statistics
+    )
     axes = batched.forward_axes(x.ndim, has_addend=has_addend, with_statistics=with_statistics)
     return results, [each.index(index) for each in axes]
+
+
+def _forward_by_own_scales(
+    operands: Sequence[Any], dims: Dims, definition: Definition, **flags: bool
+) -> tuple[Any, Any]:
+    """Quantize a batch whose members have given scales of their own, by JAX's operations."""
+
+    def of_one(*operands: Array) -> list[Array]:
+        plain = definition._replace(quantizing=None)
+        (y,) = forward_p.bind(*operands[:-1], definition=plain, with_statistics=False, **flags)
+        return formulas.quantized(y, operands[-1], definition)
+
+    return jax.vmap(of_one, tuple(dims))(*operands), [0]
 
 
 def _backward(

@@ -21,6 +21,13 @@ class Gating(NamedTuple):
     norm_first: bool
 
 
+class Quantizing(NamedTuple):
+    """How y is rounded to 8 bits: by a scale that is given, or by one for each row, a result."""
+
+    dtype: str  # among spec.QUANTIZED_TYPES
+    scale_is_given: bool
+
+
 class Definition(NamedTuple):
     """The static part of a call.
 
@@ -33,6 +40,7 @@ class Definition(NamedTuple):
         zero_centered_weight: multiply by 1 + weight.
         varying: the kept axes of x along which weight and bias vary, sorted.
         gating: how the gate is applied, if there is one: an operand of x's shape.
+        quantizing: how y is rounded to 8 bits, if it is; then nothing else stands beside x.
     """
 
     axes: tuple[int, ...]
@@ -41,11 +49,17 @@ class Definition(NamedTuple):
     zero_centered_weight: bool = False
     varying: tuple[int, ...] = ()
     gating: Gating | None = None
+    quantizing: Quantizing | None = None
 
     @property
     def has_gate(self) -> bool:
         """Tell whether the call has a gate."""
         return self.gating is not None
+
+    @property
+    def has_scale(self) -> bool:
+        """Tell whether the call has a scale as its last operand."""
+        return self.quantizing is not None and self.quantizing.scale_is_given
 
     @property
     def statistics(self) -> int:
@@ -68,9 +82,11 @@ class Definition(NamedTuple):
     def forward_axes(
         self, dims: int, *, has_addend: bool = False, with_statistics: bool
     ) -> list[tuple[int, ...]]:
-        """Return the axes of x that y, total and each of the statistics have."""
-        statistics = self.statistics if with_statistics else 0
-        return [*[tuple(range(dims))] * (1 + has_addend), *[self.kept(dims)] * statistics]
+        """Return the axes of x that y, total and each of the statistics, or the scales, have."""
+        of_rows = self.statistics if with_statistics else 0
+        if self.quantizing is not None:
+            of_rows = not self.has_scale
+        return [*[tuple(range(dims))] * (1 + has_addend), *[self.kept(dims)] * of_rows]
 
     def backward_axes(self, dims: int, need: Sequence[bool]) -> list[tuple[int, ...]]:
         """Return the axes of x that dx, dweight, dbias and dgate have, for those needed."""

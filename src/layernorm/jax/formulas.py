@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from layernorm import spec
 from layernorm.jax.definition import Definition, compute_type
 from layernorm.jax.gate import Factors, factors_of
 from layernorm.jax.primitives import Saved, present, saved_in, spaced
@@ -130,13 +131,15 @@ def forward(
     has_bias: bool,
     with_statistics: bool,
     merged: Callable[[Array, Moments], tuple[Array, Moments]] | None = None,
+    largest: Callable[[Array], Array] | None = None,
 ) -> list[Array]:
     """Return y, with an addend total, and the statistics if `with_statistics`.
 
-    Where x holds parts of rows, `merged` turns the results of `centered` into those of whole rows.
+    Quantized, return what `quantized` does. Where x holds parts of rows, `merged` turns the results
+    of `centered` into those of whole rows, and `largest` does so with the largest |y|.
     """
-    given = (True, has_addend, definition.has_gate, has_weight, has_bias)
-    x, addend, gate, weight, bias = spaced(operands, given)
+    given = (True, has_addend, definition.has_gate, has_weight, has_bias, definition.has_scale)
+    x, addend, gate, weight, bias, scale = spaced(operands, given)
     totals = []
     if addend is not None:
         # XLA may drop a rounding that another operation undoes, and y is that of the stored sum.
@@ -149,8 +152,53 @@ def forward(
         rest, moments = merged(rest, moments)
     rstd = rstd_of(moments, definition.eps)
     y = factors.after(scaled_and_shifted(rest * rstd, weight, bias, definition)).astype(x.dtype)
+    if definition.quantizing is not None:
+        return quantized(y, scale, definition, largest)
     statistics = statistics_of(moments, rstd, definition) if with_statistics else []
     return [y, *totals, *statistics]
+
+
+def quantized(
+    y: Array,
+    scale: Array | None,
+    definition: Definition,
+    largest: Callable[[Array], Array] | None = None,
+) -> list[Array]:
+    """Return q, and the scales of the rows; or with a given scale, which broadcasts, q alone.
+
+    XLA is kept from dropping the rounding of y.
+    """
+    assert definition.quantizing is not None
+    dtype, name = compute_type(y.dtype), definition.quantizing.dtype
+    most = spec.QUANTIZED_TYPES[name]
+    y = jax.lax.optimization_barrier(y).astype(dtype)
+    scales = []
+    if scale is None:
+        of_rows = jnp.abs(y).max(definition.axes, keepdims=True)
+        of_rows = of_rows if largest is None else largest(of_rows)
+        scale = jnp.maximum(_divided(of_rows, most), jnp.finfo(dtype).smallest_normal)
+        scales = [scale.squeeze(definition.axes)]
+    v = _divided(y, scale)
+    if name == "int8":
+        v = jnp.where(jnp.isnan(v), 0, jnp.clip(jnp.round(v), -128, 127))
+    else:
+        v = _rounded(jnp.clip(v, -most, most), jnp.finfo(name))
+    return [v.astype(name), *scales]
+
+
+def _divided(v: Array, by: Array | float) -> Array:
+    """Divide by what is no constant: instead, XLA would multiply by the rounded inverse of one."""
+    return v / jnp.where(jnp.isnan(v), v, by)
+
+
+def _rounded(v: Array, float8: Any) -> Array:
+    """Round to the nearest number of a float8, ties to even.
+
+    On some devices XLA's own conversion rounds twice, to float16 first.
+    """
+    step = 2.0 ** (float8.minexp - float8.nmant)  # between its subnormal numbers
+    reduced = jax.lax.reduce_precision(v, jnp.finfo(v.dtype).nexp, float8.nmant)
+    return jnp.where(jnp.abs(v) < 2.0**float8.minexp, jnp.round(v / step) * step, reduced)
 
 
 def statistics_of(moments: Moments, rstd: Array, definition: Definition) -> list[Array]:

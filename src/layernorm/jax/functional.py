@@ -168,21 +168,26 @@ def _norm(
     addend = None if residual is None else arguments.checked_like_x("residual", residual, x)
     if 0 in x.shape:
         return x if addend is None else (x, x)
-    y, *total = _compiled(x, addend, gate, weight, bias, definition)
+    y, *total = compiled(x, addend, gate, weight, bias, None, definition)
     return (y, *total) if total else y
 
 
 @functools.partial(jax.jit, static_argnames="definition", inline=True)
-def _compiled(
+def compiled(
     x: Array,
     addend: Array | None,
     gate: Array | None,
     weight: Array | None,
     bias: Array | None,
+    scale: Array | None,
     definition: Definition,
 ) -> list[Array]:
-    """Return y, and with an addend its sum with x, of which y is the norm."""
-    x, addend, gate, weight, bias = arguments.vary_alike((x, addend, gate, weight, bias))
+    """Return y, and with an addend its sum with x, of which y is the norm.
+
+    Quantized, return q, and without a given scale those of the rows.
+    """
+    arrays = arguments.vary_alike((x, addend, gate, weight, bias, scale))
+    x, addend, gate, weight, bias, scale = arrays
     weight, bias = arguments.compact_parameters(x, (weight, bias), definition)
     totals = []
     if addend is not None and gate is not None:
@@ -191,10 +196,10 @@ def _compiled(
         totals = [x]
     order = arguments.order_of(x.shape, definition)
     addend, gate = (None if each is None else each.transpose(order) for each in (addend, gate))
+    moved = definition.moved(order)
     results = primitives.forward(
-        x.transpose(order),
-        *(weight, bias, definition.moved(order), addend, gate),
-        with_statistics=False,
+        x.transpose(order), *(weight, bias, moved, addend, gate, scale), with_statistics=False
     )
+    results = [each if each.ndim == x.ndim else moved.spread_rows(each) for each in results]
     back = [order.index(axis) for axis in range(x.ndim)]
     return [*(each.transpose(back) for each in results), *totals]

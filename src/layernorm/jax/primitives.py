@@ -18,6 +18,10 @@ With a gate, which rules out an addend:
     tangent_p    as at first, and gate_tangent; x, gate, statistics, weight, bias -> y_tangent
     backward_p   dy; x, gate, statistics, weight, bias -> as at first, and dgate
 
+Quantized, which rules out both, and has no derivatives:
+
+    forward_p    x, weight, bias -> q, scales; or with a given scale x, weight, bias, scale -> q
+
 What a transform makes of them: autodiff.py, batching.py, sharding.py and lowering.py.
 """
 
@@ -88,17 +92,19 @@ def forward(
     definition: Definition,
     addend: MaybeArray = None,
     gate: MaybeArray = None,
+    scale: MaybeArray = None,
     *,
     with_statistics: bool,
 ) -> list[Array]:
     """Return [y], or with statistics [y, mean, rstd, residual]; for RMS norm [y, rstd].
 
-    With an addend, its sum with x follows y, and the rest is of that sum.
+    With an addend, its sum with x follows y, and the rest is of that sum. Quantized, it is
+    [q, scales], or with a scale [q].
     """
     addend, gate = (_sharded_like(x, each, range(x.ndim)) for each in (addend, gate))
     weight, bias = (_sharded_like(x, each, definition.of_parameters) for each in (weight, bias))
     results: list[Array] = forward_p.bind(
-        *present(x, addend, gate, weight, bias),
+        *present(x, addend, gate, weight, bias, scale),
         definition=definition,
         has_addend=addend is not None,
         has_weight=weight is not None,
@@ -205,12 +211,13 @@ def forward_shapes(
     has_bias: bool,
     with_statistics: bool,
 ) -> list[Any]:
-    """Describe y, total and the statistics."""
+    """Describe y, total and the statistics; or q and the scales."""
     every_axes = definition.forward_axes(
         x.ndim, has_addend=has_addend, with_statistics=with_statistics
     )
     large = 1 + has_addend
-    types = [x.dtype] * large + [compute_type(x.dtype)] * (len(every_axes) - large)
+    y_type = x.dtype if definition.quantizing is None else definition.quantizing.dtype
+    types = [y_type] * large + [compute_type(x.dtype)] * (len(every_axes) - large)
     return [_shaped(x, axes, dtype) for axes, dtype in zip(every_axes, types, strict=True)]
 
 

@@ -5,7 +5,7 @@ communication, along the axes that the parameters do not vary along. Sharded alo
 each device has a part of every row. The moments of the parts, of equal counts, are gathered and
 merged: mean, residual, mean square and two scales, in RMS norm the mean square and its scale. The
 backward adds up two sums of each row (RMS norm: one), and those of the rest once more: see
-`formulas`.
+`formulas`. For 8 bits, the largest |y| of the parts are gathered too.
 """
 
 import contextlib
@@ -137,6 +137,7 @@ def forward(*operands: Array, **params: Any) -> list[Array]:
         operands=[
             *[tuple(range(dims))] * (1 + params["has_addend"] + definition.has_gate),
             *[definition.of_parameters] * (params["has_weight"] + params["has_bias"]),
+            *[()] * definition.has_scale,
         ],
         results=definition.forward_axes(dims, **of_results),
         x=0,
@@ -151,7 +152,13 @@ def forward(*operands: Array, **params: Any) -> list[Array]:
         if not names:
             return lambda *operands: tuple(whole(*operands))
         merged = functools.partial(_merge if definition.centered else _merge_squares, names)
-        return lambda *operands: tuple(formulas.forward(*operands, **params, merged=merged))
+
+        def largest(of_part: Array) -> Array:
+            return jax.lax.all_gather(of_part, names).max(0)
+
+        return lambda *operands: tuple(
+            formulas.forward(*operands, **params, merged=merged, largest=largest)
+        )
 
     return _partitioned(whole, on_each, axes, operands)
 
