@@ -19,6 +19,8 @@ struct FakeStatus {
 };
 FakeStatus* of(tf::Status* status) { return reinterpret_cast<FakeStatus*>(status); }
 
+int32_t of_q = 6;  // the type of a quantized result: int8
+
 // A node normalized over the last axis, without parameters.
 struct FakeNode {
   int32_t axes = 1;
@@ -49,8 +51,10 @@ tf::CApi fake_c_api() {
   };
   c_api.TF_OpKernelConstruction_GetAttrBool = [](tf::KernelConstruction*, const char*,
                                                  unsigned char* value, tf::Status*) { *value = 1; };
-  c_api.TF_OpKernelConstruction_GetAttrType = [](tf::KernelConstruction*, const char*,
-                                                 int32_t* value, tf::Status*) { *value = 1; };
+  c_api.TF_OpKernelConstruction_GetAttrType = [](tf::KernelConstruction*, const char* name,
+                                                 int32_t* value, tf::Status*) {
+    *value = name[0] == 'Q' ? of_q : 1;
+  };
   c_api.TF_OpKernelConstruction_Failure = [](tf::KernelConstruction* node, tf::Status* status) {
     of(node)->failure = of(status)->code;
   };
@@ -85,7 +89,8 @@ void* create(FakeNode* node) {
 }
 
 void test_a_kernel_is_made() {
-  for (const auto create_kernel : {tf::create_kernel, tf::create_gated_kernel}) {
+  for (const auto create_kernel :
+       {tf::create_kernel, tf::create_gated_kernel, tf::create_quantized_kernel}) {
     FakeNode node;
     void* kernel = create_kernel(reinterpret_cast<tf::KernelConstruction*>(&node));
     CHECK(kernel && node.failure == tf::kOk, "no kernel, failure %d", node.failure);
@@ -99,6 +104,15 @@ void test_a_kernel_without_memory_is_a_failure() {
   void* kernel = create(&node);
   has_memory = true;
   CHECK(!kernel && node.failure == tf::kResourceExhausted, "failure %d", node.failure);
+}
+
+void test_a_quantized_kernel_needs_a_type_of_8_bits() {
+  FakeNode node;
+  of_q = 1;
+  const void* kernel =
+      tf::create_quantized_kernel(reinterpret_cast<tf::KernelConstruction*>(&node));
+  of_q = 6;
+  CHECK(!kernel && node.failure == tf::kInvalidArgument, "failure %d", node.failure);
 }
 
 void test_more_axes_than_the_kernels_know_are_a_failure() {
@@ -128,6 +142,7 @@ int main() {
   add_calls(&tf::c_api);
   test_a_kernel_is_made();
   test_a_kernel_without_memory_is_a_failure();
+  test_a_quantized_kernel_needs_a_type_of_8_bits();
   test_more_axes_than_the_kernels_know_are_a_failure();
   test_rows_beyond_number_are_a_failure();
   return finish();

@@ -27,6 +27,17 @@ class AsNumpy(Adapter):
         y = function(forward, self.way, call, tensors)(*tensors)
         return y.numpy(), Stats(call, bias)
 
+    def quantized_layer_norm(self, x, weight=None, bias=None, **options):
+        return self._quantized(x, weight, bias, centered=True, **options)
+
+    def quantized_rms_norm(self, x, weight=None, **options):
+        return self._quantized(x, weight, None, centered=False, **options)
+
+    def _quantized(self, x, weight, bias, **call):
+        tensors = [to_tensor(each) for each in (x, weight, bias)]
+        results = function(quantized, self.way, call, tensors)(*tensors)
+        return tf.nest.map_structure(lambda each: each.numpy(), results)
+
     def _backward(self, dy, x, stats, weight):
         call = stats.call
         given = (x, *parameters(x, weight, stats.bias, **call), dy)
@@ -43,6 +54,12 @@ def forward(x, weight, bias, *, centered, **options):
     if centered:
         return ours.layer_norm(x, weight, bias, **options)
     return ours.rms_norm(x, weight, **options)
+
+
+def quantized(x, weight, bias, *, centered, **options):
+    if centered:
+        return ours.quantized_layer_norm(x, weight, bias, **options)
+    return ours.quantized_rms_norm(x, weight, **options)
 
 
 def backward(x, weight, bias, dy, *, centered, **options):

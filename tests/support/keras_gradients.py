@@ -22,10 +22,12 @@ def to_tensor(array):
 
 
 def to_array(tensor) -> np.ndarray:
-    if BACKEND == "torch" and str(tensor.dtype) == "torch.bfloat16":
+    name = str(tensor.dtype).removeprefix("torch.")
+    if BACKEND == "torch" and name in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
         import torch
 
-        return tensor.detach().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        bits = torch.int16 if name == "bfloat16" else torch.int8
+        return tensor.detach().view(bits).numpy().view(getattr(ml_dtypes, name))
     return np.asarray(tensor.detach() if BACKEND == "torch" else tensor)
 
 

@@ -37,6 +37,8 @@ SHAPES = {
     "each its axis, channels first": ((3, 33, 4, 5), 1, (3, 33, 1, 1), (33, 4, 1)),
 }
 WAYS = ("eager", "graph", "sizes unknown", "axes unknown")
+SAME_TYPES = [(each, each) for each in TYPES]
+TYPES_OF_GRAPHS = [("float32", "float32"), ("bfloat16", "float32")]
 every = pytest.mark.parametrize("name", SHAPES)
 each_type = pytest.mark.parametrize("dtype", TYPES)
 each_way = pytest.mark.parametrize("way", WAYS)
@@ -72,31 +74,54 @@ def with_gradients(function, dy, **given):
     return {"y": y} | {f"d{key}": each for key, each in tape.gradient(y, given, dy).items()}
 
 
-def run(way, function, arrays):
-    """Call function(**arrays) with tensors: eagerly, or in a graph that knows more or less."""
+def y_alone(function, **given):
+    return function(**given)
+
+
+def run(way, measure, arrays, norm=ours.layer_norm, **options):
+    """Call measure(norm with these options, **arrays), with tensors.
+
+    Eagerly, or in a graph that knows more or less: the less, the more shapes share one.
+    """
     tensors = {key: tf.constant(each) for key, each in arrays.items()}
     if way == "eager":
-        return function(**tensors)
-    shapes = {key: each.shape for key, each in tensors.items()}
+        return measure(functools.partial(norm, **options), **tensors)
+    shapes = [tuple(each.shape) for each in tensors.values()]
     if way == "sizes unknown":
-        shapes = {key: [None] * len(each) for key, each in shapes.items()}
-    elif way == "axes unknown":
-        shapes = dict.fromkeys(shapes)
-    specs = [tf.TensorSpec(shapes[key], each.dtype, key) for key, each in tensors.items()]
-    traced = tf.function(lambda *given: function(**dict(zip(tensors, given, strict=True))))
-    return traced.get_concrete_function(*specs)(*tensors.values())
+        shapes = [(None,) * len(each) for each in shapes]
+    elif way.startswith("axes unknown"):
+        shapes = [None] * len(shapes)
+    types = [each.dtype for each in tensors.values()]
+    specs = tuple(map(tf.TensorSpec, shapes, types, tensors))
+    graph = traced(way, measure, norm, tuple(options.items()), specs)
+    return graph(*tensors.values())
 
 
-@each_way
+@functools.cache
+def traced(way, measure, norm, options, specs):
+    function = functools.partial(norm, **dict(options))
+    names = [each.name for each in specs]
+
+    def measured(*given):
+        return measure(function, **dict(zip(names, given, strict=True)))
+
+    return tf.function(measured, input_signature=specs, jit_compile="xla" in way)
+
+
 @pytest.mark.parametrize(
-    "types", [*((each, each) for each in TYPES), ("bfloat16", "float32")], ids="-".join
+    ("way", "types"),
+    [
+        *(("eager", each) for each in (*SAME_TYPES, ("bfloat16", "float32"))),
+        *(("axes unknown", each) for each in SAME_TYPES),
+        *((way, each) for way in ("graph", "sizes unknown") for each in TYPES_OF_GRAPHS),
+    ],
+    ids=lambda each: each if isinstance(each, str) else "-".join(each),
 )
 @every
 def test_the_bits_are_those_of_numpy(name, types, way) -> None:
     axis, arrays = problem(name, *types)
     options = {"axis": axis, "eps": 1e-3, "zero_centered_weight": name != "adaptive"}
-    call = functools.partial(with_gradients, functools.partial(ours.layer_norm, **options))
-    results = run(way, call, arrays)
+    results = run(way, with_gradients, arrays, **options)
 
     x, dy, weight, bias = (arrays.get(key) for key in ("x", "dy", "weight", "bias"))
     y, stats = numpy_front_end.layer_norm_forward(x, weight, bias, **options)
@@ -119,8 +144,7 @@ def test_rms_norm_too(name, dtype, way) -> None:
     if "weight" not in arrays:
         return
     arrays.pop("bias")
-    call = functools.partial(with_gradients, functools.partial(ours.rms_norm, axis=axis))
-    results = run(way, call, arrays)
+    results = run(way, with_gradients, arrays, ours.rms_norm, axis=axis)
     y, stats = numpy_front_end.rms_norm_forward(arrays["x"], arrays["weight"], axis=axis)
     dx, dweight = numpy_front_end.rms_norm_backward(
         arrays["dy"], arrays["x"], stats, arrays["weight"]
@@ -150,17 +174,16 @@ def test_sums_over_thousands_of_rows_are_within_the_bounds(dtype) -> None:
     arrays = {key: rng.normal(0.5, 1, shape) for key, shape in shapes.items()}
     arrays = {key: each.astype(dtype_of(dtype)) for key, each in arrays.items()}
     for way in ("eager", "axes unknown"):
-        judge(run(way, functools.partial(with_gradients, ours.layer_norm), arrays), arrays, -1)
+        judge(run(way, with_gradients, arrays, axis=-1), arrays, -1)
 
 
-@pytest.mark.parametrize("way", ["graph", "axes unknown"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("way", "dtype"), [("graph, xla", "float32"), ("axes unknown, xla", "bfloat16")]
+)
 @every
 def test_the_formula_that_xla_compiles_is_within_the_bounds(name, dtype, way) -> None:
     axis, arrays = problem(name, dtype)
-    call = functools.partial(with_gradients, functools.partial(ours.layer_norm, axis=axis))
-    compiled = tf.function(lambda **given: call(**given), jit_compile=True)
-    judge(run(way, compiled, arrays), arrays, axis)
+    judge(run(way, with_gradients, arrays, axis=axis), arrays, axis)
 
 
 @pytest.mark.parametrize("way", ["graph", "axes unknown"])
@@ -169,7 +192,7 @@ def test_the_portable_formula_is_that_of_the_reference(name, way) -> None:
     axis, arrays = problem(name)
     arrays.pop("dy")
     with ours.portable():
-        y = run(way, functools.partial(ours.layer_norm, axis=axis), arrays)
+        y = run(f"{way}, portable", y_alone, arrays, axis=axis)
     np.testing.assert_allclose(y, reference.layer_norm(**arrays, axis=axis), rtol=1e-12, atol=1e-12)
 
 
@@ -202,17 +225,15 @@ def derivatives(function, dy, **given):
     return first, second, forward.jvp(y)
 
 
-@pytest.mark.parametrize("way", ["eager", "axes unknown"])
 @every
-def test_first_and_second_derivatives_are_those_of_the_definition(name, way) -> None:
+def test_first_and_second_derivatives_are_those_of_the_definition(name) -> None:
     axis, arrays = problem(name)
-    known = {key: tf.constant(each) for key, each in arrays.items()}
-    expected = derivatives(functools.partial(theirs, axis=axis), **known)
-    call = functools.partial(derivatives, functools.partial(ours.layer_norm, axis=axis))
-    found = run(way, call, arrays)
-    for got, each in zip(tf.nest.flatten(found), tf.nest.flatten(expected), strict=True):
-        assert got.shape == each.shape
-        np.testing.assert_allclose(got, each, rtol=1e-9, atol=1e-9)
+    expected = run("eager", derivatives, arrays, theirs, axis=axis)
+    for way in ("eager", "axes unknown"):
+        found = run(way, derivatives, arrays, axis=axis)
+        for got, each in zip(tf.nest.flatten(found), tf.nest.flatten(expected), strict=True):
+            assert got.shape == each.shape
+            np.testing.assert_allclose(got, each, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["adaptive", "each its axis", "channels first"])
@@ -271,27 +292,23 @@ def test_parameters_of_as_many_axes_as_are_normalized(way) -> None:
     """They have the normalized shape, unless shapes that are known say otherwise."""
     x, rows = np.arange(15.0).reshape(3, 1, 5), np.arange(5.0)
     arrays = {"x": x, "weight": rows, "bias": np.ones(1)}
-    call = functools.partial(ours.layer_norm, axis=1)
     if way in ("eager", "graph"):
         expected = np.ones((3, 1, 5))
-        np.testing.assert_array_equal(run(way, call, arrays), expected)
-        results = run(
-            way, functools.partial(with_gradients, call), arrays | {"dy": np.ones((3, 1, 5))}
-        )
+        np.testing.assert_array_equal(run(way, y_alone, arrays, axis=1), expected)
+        results = run(way, with_gradients, arrays | {"dy": np.ones((3, 1, 5))}, axis=1)
         assert results["dweight"].shape == rows.shape
         assert results["dbias"].numpy() == [15]
     else:
         with pytest.raises(tf.errors.InvalidArgumentError, match="weight needs the sizes of x"):
-            run(way, call, arrays)
+            run(way, y_alone, arrays, axis=1)
 
 
 def test_without_elements() -> None:
     for name in ("adaptive", "shared scale, shift per sample", "bias alone"):
         axis, arrays = problem(name)
         arrays = {key: each[:0] if each.shape[0] == 3 else each for key, each in arrays.items()}
-        call = functools.partial(with_gradients, functools.partial(ours.layer_norm, axis=axis))
         for way in WAYS:
-            for key, each in run(way, call, arrays).items():
+            for key, each in run(way, with_gradients, arrays, axis=axis).items():
                 np.testing.assert_array_equal(each, np.zeros(arrays[key.strip("yd") or "x"].shape))
 
 

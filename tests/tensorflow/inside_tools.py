@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_lite
+from tensorflow.python.framework.config import disable_op_determinism
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 import layernorm
@@ -39,9 +40,9 @@ def dense(results) -> list[np.ndarray | None]:
     return [each if each is None else tf.convert_to_tensor(each).numpy() for each in flat]
 
 
-def assert_ours_does_as_theirs(call) -> None:
-    """Compare call(our function) with call(their function)."""
-    got, expected = dense(call(ours.layer_norm)), dense(call(theirs))
+def assert_ours_does_as_theirs(call, way: str = "eager") -> None:
+    """Compare call(our function), eagerly or in a graph, with call(their function)."""
+    got, expected = dense(WAYS[way](lambda: call(ours.layer_norm))()), dense(call(theirs))
     assert len(got) == len(expected)
     for one, other in zip(got, expected, strict=True):
         if other is None:
@@ -90,7 +91,7 @@ def test_sparse_gradients_and_their_gradients(way, pick) -> None:
             loss += sum(tf.reduce_sum(tf.gather(each, [3, 3, 1]) ** 2) for each in first[1:])
         return first, outer.gradient(loss, GIVEN)
 
-    assert_ours_does_as_theirs(lambda function: WAYS[way](lambda: second(function))())
+    assert_ours_does_as_theirs(second, way)
 
 
 @each_way
@@ -103,7 +104,7 @@ def test_embeddings_before_the_norm(way) -> None:
             loss = tf.reduce_sum(tf.gather(y, [0, 0, 2]) ** 3)
         return tape.gradient(loss, table)
 
-    assert_ours_does_as_theirs(lambda function: WAYS[way](lambda: gradient(function))())
+    assert_ours_does_as_theirs(gradient, way)
 
 
 def test_a_sparse_gradient_may_be_given() -> None:
@@ -130,7 +131,7 @@ def test_gradients_of_results_that_are_not_used(way) -> None:
             loss = tf.reduce_sum(X**2)
         return of_dweight, tape.gradient(loss, GIVEN, unconnected_gradients="zero")
 
-    assert_ours_does_as_theirs(lambda function: WAYS[way](lambda: unused(function))())
+    assert_ours_does_as_theirs(unused, way)
 
 
 @tf.custom_gradient
@@ -237,7 +238,7 @@ TOOLS = {
 @pytest.mark.parametrize("tool", TOOLS)
 @each_way
 def test_tools(way, tool) -> None:
-    assert_ours_does_as_theirs(lambda function: WAYS[way](lambda: TOOLS[tool](function))())
+    assert_ours_does_as_theirs(TOOLS[tool], way)
 
 
 @pytest.mark.parametrize("tool", [autographed, from_python], ids=lambda tool: tool.__name__)
@@ -316,22 +317,21 @@ def test_the_profiler() -> None:
         assert list(Path(folder).rglob("*.xplane.pb"))
 
 
-DETERMINISM = """
-import tensorflow as tf, layernorm.tensorflow as ours
-tf.config.experimental.enable_op_determinism()
-x = tf.random.stateless_normal((64, 8), (0, 0))
-def gradient():
-    with tf.GradientTape() as tape:
-        tape.watch(x)
-        loss = tf.reduce_sum(tf.gather(ours.layer_norm(x), [1, 1, 3]) ** 2)
-    return tape.gradient(loss, x)
-first, second, graph = gradient(), gradient(), tf.function(gradient)()
-assert (first.numpy().tobytes() == second.numpy().tobytes() == graph.numpy().tobytes())
-"""
-
-
 def test_determinism() -> None:
-    subprocess.run([sys.executable, "-c", DETERMINISM], check=True, capture_output=True)
+    x = tf.random.stateless_normal((64, 8), (0, 0))
+
+    def gradient():
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            loss = tf.reduce_sum(tf.gather(ours.layer_norm(x), [1, 1, 3]) ** 2)
+        return tape.gradient(loss, x)
+
+    tf.config.experimental.enable_op_determinism()
+    try:
+        results = [gradient(), gradient(), tf.function(gradient)()]
+    finally:
+        disable_op_determinism()
+    assert len({each.numpy().tobytes() for each in results}) == 1
 
 
 # What is no tensor.
@@ -456,17 +456,24 @@ model = tf.saved_model.load(sys.argv[1])
 y = model(tf.constant(np.load(sys.argv[2])))
 assert "layernorm" not in sys.modules
 np.save(sys.argv[2], y)
+try:
+    tf.saved_model.load(sys.argv[3])
+except Exception as error:
+    assert "import_layernorm_tensorflow" in str(error)
+else:
+    raise AssertionError("it runs without ours")
 """
 
 
-def test_a_portable_saved_model_runs_without_ours(tmp_path) -> None:
+def test_without_ours_a_portable_saved_model_runs_and_another_says_what_to_import(tmp_path) -> None:
     x = RNG.standard_normal((5, 8)).astype(np.float32)
     np.save(tmp_path / "x.npy", x)
     module = Normalizer()
     with ours.portable():
         tf.saved_model.save(module, str(tmp_path / "model"))
-    command = [sys.executable, "-c", RUN_ALONE, str(tmp_path / "model"), str(tmp_path / "x.npy")]
-    subprocess.run(command, check=True, capture_output=True)
+    tf.saved_model.save(Normalizer(), str(tmp_path / "other"))
+    paths = [str(tmp_path / each) for each in ("model", "x.npy", "other")]
+    subprocess.run([sys.executable, "-c", RUN_ALONE, *paths], check=True, capture_output=True)
     expected = numpy_front_end.layer_norm(x, module.weight.numpy())
     np.testing.assert_allclose(np.load(tmp_path / "x.npy"), expected, rtol=1e-6, atol=1e-6)
 

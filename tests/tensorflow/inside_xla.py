@@ -23,9 +23,8 @@ def test_results_are_within_their_bounds(kind, dtype, values) -> None:
 
 
 @pytest.mark.parametrize("layout", ["channels_first", "axes_apart", "last_two_axes"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_any_axis(dtype, layout) -> None:
-    case = Case("layer_norm", dtype, 24, layout=layout)
+def test_any_axis(layout) -> None:
+    case = Case("layer_norm", "float32", 24, layout=layout)
     check_forward(AsNumpy("xla"), case)
     check_backward(AsNumpy("xla"), case)
 

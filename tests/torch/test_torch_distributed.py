@@ -106,9 +106,7 @@ def check_quantized_dtensor() -> None:
             expected = function(x, (6,), *parameters, scale=scale)
             for placement in (Shard(0), Shard(1), Shard(2), Replicate()):
                 x_here = distribute_tensor(x.detach(), mesh, [placement])
-                own = [
-                    distribute_tensor(each.detach(), mesh, [Replicate()]) for each in parameters
-                ]
+                own = [distribute_tensor(each.detach(), mesh, [Replicate()]) for each in parameters]
                 given = scale
                 if scale and placement == Shard(0):
                     given = distribute_tensor(torch.tensor(scale), mesh, [Replicate()])

@@ -69,6 +69,7 @@ constexpr int kOk = 0, kInvalidArgument = 3, kResourceExhausted = 8;  // codes o
   X(int32_t, TF_TensorType, (const Tensor*))                                                  \
   X(int, TF_NumDims, (const Tensor*))                                                         \
   X(int64_t, TF_Dim, (const Tensor*, int))                                                    \
+  X(size_t, TF_TensorByteSize, (const Tensor*))                                               \
   X(void*, TF_TensorData, (const Tensor*))
 
 struct CApi {

@@ -90,11 +90,11 @@ Layout Call::layout_of(const Parameter& parameter) const {
 }
 
 Collapsed Call::to_read(const OwnedTensor& tensor) const {
-  return tensor ? Collapsed::to_read(layout_, tensor.data(), problem_.type) : Collapsed();
+  return tensor ? Collapsed::to_read(layout_, tensor.data(), size_of(problem_.type)) : Collapsed();
 }
 
 Collapsed Call::to_write(const OwnedTensor& tensor) const {
-  return tensor ? Collapsed::to_write(layout_, tensor.data(), problem_.type) : Collapsed();
+  return tensor ? Collapsed::to_write(layout_, tensor.data(), size_of(problem_.type)) : Collapsed();
 }
 
 Collapsed Call::to_read(const Parameter& parameter) const {
@@ -102,13 +102,13 @@ Collapsed Call::to_read(const Parameter& parameter) const {
   const void* data = parameter.tensor.data();
   // Parameters that vary along no axis are in order.
   const Layout layout = varies_ ? layout_of(parameter) : Layout();
-  return Collapsed::to_read(layout, data, problem_.parameter_type);
+  return Collapsed::to_read(layout, data, size_of(problem_.parameter_type));
 }
 
 Collapsed Call::to_write(const OwnedTensor& gradient, const Parameter& parameter) const {
   if (!gradient) return {};
   const Layout layout = varies_ ? layout_of(parameter) : Layout();
-  return Collapsed::to_write(layout, gradient.data(), problem_.parameter_type);
+  return Collapsed::to_write(layout, gradient.data(), size_of(problem_.parameter_type));
 }
 
 void Call::flush(const Collapsed& gradient, const Parameter& parameter) const {
@@ -135,8 +135,7 @@ OwnedTensor Call::output_as_x(int index, int input) {
                                             sizes().size, sizes().count, &forwarded, status_);
   check(tensor);
   OwnedTensor result(tensor);
-  if (result && forwarded < 0)
-    ask_for_huge_pages(result.data(), sizes().elements() * size_of(problem_.type));
+  if (result && forwarded < 0) ask_for_huge_pages(result.data(), result.bytes());
   return result;
 }
 
@@ -153,6 +152,13 @@ Sizes Call::statistics_sizes() const {
   sizes.count = 2;
   sizes.size[0] = statistics_count(definition_.centered);
   sizes.size[1] = rows_;
+  return sizes;
+}
+
+Sizes Call::scales_sizes() const {
+  Sizes sizes = this->sizes();
+  for (int axis = 0; axis < sizes.count; ++axis)
+    if (axes_.normalized[axis]) sizes.size[axis] = 1;
   return sizes;
 }
 

@@ -19,6 +19,8 @@ struct Definition {
   // Of an operation with a gate.
   Activation activation;
   bool norm_first;
+  // Of one that quantizes.
+  QuantizedType quantized_type;
 };
 
 // weight or bias, or without a tensor an absent one.
@@ -70,14 +72,15 @@ class Call {
   };
   bool place(const Placed* tensors, int count);
 
-  // Of x's sizes, in the memory of the input if one is named and nothing else reads that after this
-  // node.
+  // Of x's sizes and the type that the operation declares, in the memory of the input if one is
+  // named and nothing else reads that after this node.
   static constexpr int kNoInput = -1;
   OwnedTensor output_as_x(int index, int input);
   OwnedTensor output(int index, DataType type, const Sizes& sizes);
 
   // The statistics are (3, rows), mean, rstd and residual, or (1, rows), rstd, without centering.
   Sizes statistics_sizes() const;
+  Sizes scales_sizes() const;  // x's, with the normalized axes kept as 1
   Statistics statistics_at(const OwnedTensor& tensor) const;
 
   // Tell TensorFlow; false.

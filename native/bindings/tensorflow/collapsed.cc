@@ -43,23 +43,23 @@ void scatter(const Layout& layout, const void* from, void* to) {
 
 }  // namespace
 
-Collapsed Collapsed::to_read(const Layout& layout, const void* data, DataType type) {
-  Collapsed result = to_write(layout, const_cast<void*>(data), type);  // the kernels only read it
+Collapsed Collapsed::to_read(const Layout& layout, const void* data, int64_t element_bytes) {
+  Collapsed result = to_write(layout, const_cast<void*>(data), element_bytes);  // only read
   if (!result.copy_) return result;
-  const auto move = size_of(type) == 2   ? gather<int16_t>
-                    : size_of(type) == 4 ? gather<int32_t>
+  const auto move = element_bytes == 2   ? gather<int16_t>
+                    : element_bytes == 4 ? gather<int32_t>
                                          : gather<int64_t>;
   move(layout, data, result.copy_.get());
   return result;
 }
 
-Collapsed Collapsed::to_write(const Layout& layout, void* data, DataType type) {
+Collapsed Collapsed::to_write(const Layout& layout, void* data, int64_t element_bytes) {
   Collapsed result;
   result.data_ = data;
-  result.type_ = type;
+  result.element_bytes_ = element_bytes;
   if (layout.copies) {
     const int64_t elements = count_elements(layout.order.count, layout.order.sizes);
-    const auto bytes = static_cast<size_t>(elements * size_of(type));
+    const auto bytes = static_cast<size_t>(elements * element_bytes);
     result.copy_.reset(new (std::nothrow) char[bytes]);
     result.failed_ = !result.copy_;
   }
@@ -75,8 +75,9 @@ Ordered Collapsed::ordered(const Layout& layout) const {
 
 void Collapsed::flush(const Layout& layout) const {
   if (!copy_) return;
-  const auto move = size_of(type_) == 2   ? scatter<int16_t>
-                    : size_of(type_) == 4 ? scatter<int32_t>
+  const auto move = element_bytes_ == 1   ? scatter<int8_t>
+                    : element_bytes_ == 2 ? scatter<int16_t>
+                    : element_bytes_ == 4 ? scatter<int32_t>
                                           : scatter<int64_t>;
   move(layout, copy_.get(), data_);
 }

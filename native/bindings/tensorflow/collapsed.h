@@ -19,8 +19,8 @@ struct Layout {
 // A tensor in place, or a copy: one that is read is copied at once, one that is written by flush().
 class Collapsed {
  public:
-  static Collapsed to_read(const Layout& layout, const void* data, DataType type);
-  static Collapsed to_write(const Layout& layout, void* data, DataType type);
+  static Collapsed to_read(const Layout& layout, const void* data, int64_t element_bytes);
+  static Collapsed to_write(const Layout& layout, void* data, int64_t element_bytes);
   bool failed() const { return failed_; }  // no memory for the copy
   void* data() const { return copy_ ? copy_.get() : data_; }
   Ordered ordered(const Layout& layout) const;
@@ -28,7 +28,7 @@ class Collapsed {
 
  private:
   void* data_ = nullptr;
-  DataType type_ = DataType::float32;
+  int64_t element_bytes_ = 0;
   std::unique_ptr<char[]> copy_;
   bool failed_ = false;
 };

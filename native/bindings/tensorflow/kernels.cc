@@ -1,8 +1,10 @@
 #include "kernels.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <initializer_list>
+#include <limits>
 #include <memory>
 #include <new>
 
@@ -163,7 +165,12 @@ void backward_of_norm(void* kernel, KernelContext* context, Beside beside) {
   call.flush(collapsed_dbias, like_dbias);
 }
 
-void* create(KernelConstruction* construction, bool gated) {
+template <class C>
+void fill_with_smallest(void* scales, int64_t count) {
+  std::fill_n(static_cast<C*>(scales), count, std::numeric_limits<C>::min());
+}
+
+void* create(KernelConstruction* construction, bool gated, bool quantized) {
   const OwnedStatus status;
   const auto integer = [&](const char* name) {
     int64_t value = 0;
@@ -200,10 +207,14 @@ void* create(KernelConstruction* construction, bool gated) {
   }
   definition->has_weight = integer("weights") == 1;
   definition->has_bias = integer("biases") == 1;
-  int32_t code = 0;
-  if (status.ok()) c_api.TF_OpKernelConstruction_GetAttrType(construction, "P", &code, status);
-  if (status.ok() && !from_code(code, &definition->parameter_type))
-    c_api.TF_SetStatus(status, kInvalidArgument, "layernorm: P is not a type of parameters");
+  const auto type = [&](const char* name, auto* known, const char* mistake) {
+    int32_t code = 0;
+    if (status.ok()) c_api.TF_OpKernelConstruction_GetAttrType(construction, name, &code, status);
+    if (status.ok() && !from_code(code, known))
+      c_api.TF_SetStatus(status, kInvalidArgument, mistake);
+  };
+  type("P", &definition->parameter_type, "layernorm: P is not a type of parameters");
+  if (quantized) type("Q", &definition->quantized_type, "layernorm: Q is not a type of 8 bits");
   if (status.ok()) return definition.release();
   c_api.TF_OpKernelConstruction_Failure(construction, status);
   return nullptr;
@@ -211,9 +222,15 @@ void* create(KernelConstruction* construction, bool gated) {
 
 }  // namespace
 
-void* create_kernel(KernelConstruction* construction) { return create(construction, false); }
+void* create_kernel(KernelConstruction* construction) { return create(construction, false, false); }
 
-void* create_gated_kernel(KernelConstruction* construction) { return create(construction, true); }
+void* create_gated_kernel(KernelConstruction* construction) {
+  return create(construction, true, false);
+}
+
+void* create_quantized_kernel(KernelConstruction* construction) {
+  return create(construction, false, true);
+}
 
 void delete_kernel(void* kernel) { delete static_cast<Definition*>(kernel); }
 
@@ -225,6 +242,63 @@ void compute_norm_of_sum(void* kernel, KernelContext* context) {
 
 void compute_gated_norm(void* kernel, KernelContext* context) {
   norm(kernel, context, Beside::gate);
+}
+
+void compute_quantized_norm(void* kernel, KernelContext* context) {
+  Call call(kernel, context);
+  const Definition& definition = call.definition();
+  const OwnedTensor x = call.input(0);
+  if (!call.take_x(x)) return;
+  Parameter weight, bias;
+  const int after_weight = definition.has_weight ? 3 : 2;
+  if (definition.has_weight && !call.take_parameter("weight", 2, &weight)) return;
+  if (definition.has_bias && !call.take_parameter("bias", after_weight, &bias)) return;
+  if (!call.settle()) return;
+  Problem& problem = call.problem();
+  const DataType scale_type = compute_type(problem.type);
+  const OwnedTensor scale = call.input(1);
+  if (call.failed()) return;
+  DataType given_type;
+  const int64_t given = scale.bytes() / size_of(scale_type);
+  if (!scale.data_type(&given_type) || given_type != scale_type || given > 1) {
+    call.fail("scale needs one number, of the type of the scales of x's rows");
+    return;
+  }
+  const Sizes none = {1, {0}};
+  const Sizes sizes = given ? none : call.scales_sizes();
+  const OwnedTensor q = call.output_as_x(0, Call::kNoInput);
+  const OwnedTensor scales = call.output(1, scale_type, sizes);
+  if (call.failed()) return;
+  if (call.is_empty()) {
+    const auto fill =
+        scale_type == DataType::float64 ? fill_with_smallest<double> : fill_with_smallest<float>;
+    return fill(scales.data(), sizes.elements());
+  }
+  const Collapsed collapsed_x = call.to_read(x), collapsed_weight = call.to_read(weight),
+                  collapsed_bias = call.to_read(bias),
+                  collapsed_q = Collapsed::to_write(call.layout(), q.data(), 1);
+  for (const Collapsed* each : {&collapsed_x, &collapsed_weight, &collapsed_bias, &collapsed_q})
+    if (each->failed()) {
+      call.fail_for_memory();
+      return;
+    }
+  Forward job = {};
+  Quantized& quantized = job.quantized;
+  quantized.type = definition.quantized_type;
+  if (given)
+    quantized.given_scale = scale.data();
+  else
+    quantized.scales = scales.data();
+  const Call::Placed placed[] = {{collapsed_x, problem.x}, {collapsed_q, quantized.values}};
+  if (!call.place(placed, 2)) return;
+  problem.weight = collapsed_weight.data();
+  job.problem = problem;
+  job.bias = collapsed_bias.data();
+  if (forward(job, threads()) != layernorm::Status::ok) {
+    call.fail_for_memory();
+    return;
+  }
+  collapsed_q.flush(call.layout());
 }
 
 void compute_backward(void* kernel, KernelContext* context) {

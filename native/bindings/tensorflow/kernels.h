@@ -7,6 +7,7 @@ namespace layernorm::tensorflow {
 
 void* create_kernel(KernelConstruction* construction);
 void* create_gated_kernel(KernelConstruction* construction);
+void* create_quantized_kernel(KernelConstruction* construction);
 void delete_kernel(void* kernel);
 
 // Inputs: x, weight, bias. Outputs: y, statistics.
@@ -15,6 +16,10 @@ void compute_norm(void* kernel, KernelContext* context);
 void compute_norm_of_sum(void* kernel, KernelContext* context);
 // Inputs: x, gate, weight, bias. Outputs: y, statistics.
 void compute_gated_norm(void* kernel, KernelContext* context);
+
+// Inputs: x, scale, weight, bias; scale is empty where each row is to have its own. Outputs: q,
+// scales, which are empty with a given scale.
+void compute_quantized_norm(void* kernel, KernelContext* context);
 
 // Inputs: dy, x, statistics, weight. Outputs: dx, dweight, dbias.
 void compute_backward(void* kernel, KernelContext* context);

@@ -19,7 +19,7 @@ void copy_shape(ShapeContext* context, int from, int to, Status* status) {
   c_api.TF_DeleteShapeHandle(shape);
 }
 
-// y, total and dx have x's shape, dweight has weight's; the others depend on the axes.
+// y, q, total and dx have x's shape, dweight has weight's; the others depend on the axes.
 void infer_norm(ShapeContext* context, Status* status) {
   c_api.TF_ShapeInferenceContextSetUnknownShape(context, status);
   copy_shape(context, 0, 0, status);
@@ -49,9 +49,9 @@ void infer_backward(ShapeContext* context, Status* status) {
 struct Operation {
   const char* name;
   ShapeFunction infer;
+  Create create;
   Compute compute;
-  std::initializer_list<const char*> inputs, outputs;
-  bool gated = false;
+  std::initializer_list<const char*> inputs, outputs, attributes = {};
 };
 
 constexpr const char* kAttributes[] = {
@@ -65,7 +65,6 @@ constexpr const char* kAttributes[] = {
     "centered: bool",
     "zero_centered_weight: bool",
 };
-constexpr const char* kAttributesOfGate[] = {"silu: bool", "norm_before_gate: bool"};
 
 bool define(const Operation& operation, const OwnedStatus& status) {
   OpDefinition* definition = c_api.TF_NewOpDefinitionBuilder(operation.name);
@@ -73,15 +72,13 @@ bool define(const Operation& operation, const OwnedStatus& status) {
   for (const char* each : operation.outputs)
     c_api.TF_OpDefinitionBuilderAddOutput(definition, each);
   for (const char* each : kAttributes) c_api.TF_OpDefinitionBuilderAddAttr(definition, each);
-  if (operation.gated)
-    for (const char* each : kAttributesOfGate)
-      c_api.TF_OpDefinitionBuilderAddAttr(definition, each);
+  for (const char* each : operation.attributes)
+    c_api.TF_OpDefinitionBuilderAddAttr(definition, each);
   c_api.TF_OpDefinitionBuilderSetShapeInferenceFunction(definition, operation.infer);
   c_api.TF_RegisterOpDefinition(definition, status);
   if (!status.ok()) return false;
-  KernelBuilder* kernel = c_api.TF_NewKernelBuilder(
-      operation.name, "CPU", operation.gated ? create_gated_kernel : create_kernel,
-      operation.compute, delete_kernel);
+  KernelBuilder* kernel = c_api.TF_NewKernelBuilder(operation.name, "CPU", operation.create,
+                                                    operation.compute, delete_kernel);
   c_api.TF_RegisterKernelBuilder(operation.name, kernel, status);
   return status.ok();
 }
@@ -95,36 +92,49 @@ const char* define_operators() {
   const Operation operations[] = {
       {"LayerNorm__import_layernorm_tensorflow",
        infer_norm,
+       create_kernel,
        compute_norm,
        {"x: T", "weight: weights * P", "bias: biases * P"},
        {"y: T", "statistics: S"}},
       {"LayerNormBackward__import_layernorm_tensorflow",
        infer_backward<3>,
+       create_kernel,
        compute_backward,
        {"dy: T", "x: T", "statistics: S", "weight: weights * P"},
        {"dx: T", "dweight: weights * P", "dbias: biases * P"}},
       {"LayerNormOfSum__import_layernorm_tensorflow",
        infer_norm_of_sum,
+       create_kernel,
        compute_norm_of_sum,
        {"x: T", "residual: T", "weight: weights * P", "bias: biases * P"},
        {"y: T", "statistics: S", "total: T"}},
       {"LayerNormOfSumBackward__import_layernorm_tensorflow",
        infer_backward<4>,
+       create_kernel,
        compute_backward_of_sum,
        {"dy: T", "total: T", "statistics: S", "dtotal: T", "weight: weights * P"},
        {"dx: T", "dweight: weights * P", "dbias: biases * P"}},
       {"GatedLayerNorm__import_layernorm_tensorflow",
        infer_norm,
+       create_gated_kernel,
        compute_gated_norm,
        {"x: T", "gate: T", "weight: weights * P", "bias: biases * P"},
        {"y: T", "statistics: S"},
-       true},
+       {"silu: bool", "norm_before_gate: bool"}},
       {"GatedLayerNormBackward__import_layernorm_tensorflow",
        infer_gated_backward,
+       create_gated_kernel,
        compute_gated_backward,
        {"dy: T", "x: T", "statistics: S", "gate: T", "weight: weights * P", "bias: biases * P"},
        {"dx: T", "dgate: T", "dweight: weights * P", "dbias: biases * P"},
-       true},
+       {"silu: bool", "norm_before_gate: bool"}},
+      {"QuantizedLayerNorm__import_layernorm_tensorflow",
+       infer_norm,
+       create_quantized_kernel,
+       compute_quantized_norm,
+       {"x: T", "scale: S", "weight: weights * P", "bias: biases * P"},
+       {"q: Q", "scales: S"},
+       {"Q: type"}},  // the grammar for attributes has no float8, so the kernel checks it
   };
   for (const Operation& each : operations) {
     const OwnedStatus status;

@@ -1,5 +1,5 @@
 // The operations registered with TensorFlow: a norm and its backward, of x, of x + residual, and
-// with a gate.
+// with a gate; and a norm that quantizes.
 #pragma once
 
 namespace layernorm::tensorflow {

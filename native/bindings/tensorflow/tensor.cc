@@ -22,6 +22,15 @@ int32_t to_code(DataType type) {
   return 1;
 }
 
+bool from_code(int32_t code, QuantizedType* type) {
+  switch (code) {
+    case 6: *type = QuantizedType::int8; return true;
+    case 24: *type = QuantizedType::float8_e5m2; return true;
+    case 25: *type = QuantizedType::float8_e4m3fn; return true;
+    default: return false;
+  }
+}
+
 bool OwnedTensor::has_sizes(const Sizes& sizes) const {
   if (c_api.TF_NumDims(tensor_.get()) != sizes.count) return false;
   for (int axis = 0; axis < sizes.count; ++axis)

@@ -12,6 +12,7 @@ namespace layernorm::tensorflow {
 // know.
 bool from_code(int32_t code, DataType* type);
 int32_t to_code(DataType type);
+bool from_code(int32_t code, QuantizedType* type);
 
 struct DeleteTensor {
   void operator()(Tensor* tensor) const { c_api.TF_DeleteTensor(tensor); }
@@ -32,6 +33,7 @@ class OwnedTensor {
 
   explicit operator bool() const { return tensor_ != nullptr; }
   void* data() const { return c_api.TF_TensorData(tensor_.get()); }
+  int64_t bytes() const { return static_cast<int64_t>(c_api.TF_TensorByteSize(tensor_.get())); }
   bool data_type(DataType* type) const {
     return from_code(c_api.TF_TensorType(tensor_.get()), type);
   }

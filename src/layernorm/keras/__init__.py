@@ -3,5 +3,14 @@
 from layernorm.keras.conversion import convert
 from layernorm.keras.functional import layer_norm, rms_norm
 from layernorm.keras.layers import LayerNormalization, RMSNormalization
+from layernorm.keras.quantized import quantized_layer_norm, quantized_rms_norm
 
-__all__ = ["LayerNormalization", "RMSNormalization", "convert", "layer_norm", "rms_norm"]
+__all__ = [
+    "LayerNormalization",
+    "RMSNormalization",
+    "convert",
+    "layer_norm",
+    "quantized_layer_norm",
+    "quantized_rms_norm",
+    "rms_norm",
+]

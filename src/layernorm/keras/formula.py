@@ -1,12 +1,16 @@
 """The definition in Keras's operations, for backends that no front end serves."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
+import keras
 from keras import ops
 
 from layernorm import spec
 from layernorm.keras import beside
+
+_SMALLEST_NORMAL = {"float32": 2.0**-126, "float64": 2.0**-1022}
 
 
 def layer_norm(
@@ -59,6 +63,57 @@ def rms_norm(
         return _scaled(d, weight, None, axes, eps, zero_centered_weight)
 
     return _results(norm, x, residual, gate, activation, norm_before_gate)
+
+
+def quantized_layer_norm(
+    x: Any,
+    weight: Any = None,
+    bias: Any = None,
+    *,
+    dtype: str,
+    scale: Any = None,
+    axis: spec.Axis = -1,
+    **options: Any,
+) -> Any:
+    """Return (q, scales), or with a scale q, as `layernorm.keras.quantized_layer_norm` does."""
+    return _quantized(layer_norm(x, weight, bias, axis=axis, **options), dtype, scale, axis)
+
+
+def quantized_rms_norm(
+    x: Any,
+    weight: Any = None,
+    *,
+    dtype: str,
+    scale: Any = None,
+    axis: spec.Axis = -1,
+    **options: Any,
+) -> Any:
+    """Return (q, scales), or with a scale q, as `layernorm.keras.quantized_rms_norm` does."""
+    return _quantized(rms_norm(x, weight, axis=axis, **options), dtype, scale, axis)
+
+
+def _quantized(y: Any, dtype: str, scale: Any, axis: spec.Axis) -> Any:
+    y = ops.stop_gradient(beside.widened(y))
+    most = spec.QUANTIZED_TYPES[dtype]
+    if scale is None:
+        axes = spec.normalize_axes(axis, len(y.shape))
+        smallest = _SMALLEST_NORMAL[keras.backend.standardize_dtype(y.dtype)]
+        largest = ops.max(ops.abs(y), axes, keepdims=True)
+        # XLA would multiply by the reciprocal of a number.
+        scales = ops.maximum(largest / ops.full_like(largest, most), smallest)
+        # XLA's maximum may lose a NaN.
+        scales = ops.where(ops.any(ops.isnan(y), axes, keepdims=True), math.nan, scales)
+    elif ops.is_tensor(scale):
+        scales = ops.stop_gradient(ops.cast(ops.reshape(scale, ()), y.dtype))
+    else:
+        scales = ops.convert_to_tensor(spec.check_scale(scale), y.dtype)
+    quotient = y / scales
+    if dtype == "int8":
+        inside, of_nan = ops.round(ops.clip(quotient, -128.0, 127.0)), ops.zeros_like(y)
+    else:
+        inside, of_nan = ops.clip(quotient, -most, most), quotient
+    q = ops.cast(ops.where(ops.isnan(quotient), of_nan, inside), dtype)
+    return (q, scales) if scale is None else q
 
 
 def _results(

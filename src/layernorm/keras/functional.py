@@ -136,11 +136,7 @@ class Norm(keras.Operation):
         gate: Any = None,
     ) -> Any:
         """Return the shapes and types of what `call` returns."""
-        axes = spec.normalize_axes(self.options["axis"], len(x.shape))
-        for name, parameter in (("weight", weight), ("bias", bias)):
-            if parameter is not None:
-                shape, x_shape = (spec.symbolic_shape(each.shape) for each in (parameter, x))
-                spec.check_parameter(name, shape, x_shape, axes)
+        check_parameters(x, weight, bias, self.options["axis"])
         y = keras.KerasTensor(x.shape, dtype=x.dtype)
         if gate is not None:
             beside.check_as_x("gate", gate, x)
@@ -157,7 +153,21 @@ def _norm(x: Any, weight: Any, bias: Any, residual: Any, gate: Any, **options: A
     return norm(*given, **options)
 
 
-def _tensor(given: Any) -> Any:
+def check_parameters(x: Any, weight: Any, bias: Any, axis: spec.Axis) -> tuple[int, ...]:
+    """Check the shapes of weight and bias, as far as they are known; return the axes.
+
+    Raises: ValueError, TypeError.
+    """
+    axes = spec.normalize_axes(axis, len(x.shape))
+    for name, parameter in (("weight", weight), ("bias", bias)):
+        if parameter is not None:
+            shape, x_shape = (spec.symbolic_shape(each.shape) for each in (parameter, x))
+            spec.check_parameter(name, shape, x_shape, axes)
+    return axes
+
+
+def tensor(given: Any) -> Any:
+    """Return a tensor of the backend, or None for None."""
     if given is None or keras.ops.is_tensor(given):
         return given
     if hasattr(given, "ragged_rank"):  # a tensor of TensorFlow that Keras does not convert
@@ -180,7 +190,7 @@ def norm(
     norm_before_gate: bool = True,
 ) -> Any:
     """Return y or (y, total) for tensors of the backend, and for what Keras converts to them."""
-    x, weight, bias, residual, gate = map(_tensor, (x, weight, bias, residual, gate))
+    x, weight, bias, residual, gate = map(tensor, (x, weight, bias, residual, gate))
     options: dict[str, Any] = {"axis": axis, "eps": eps, "residual": residual, "gate": gate}
     options |= {"activation": activation, "norm_before_gate": norm_before_gate}
     options["zero_centered_weight"] = zero_centered_weight

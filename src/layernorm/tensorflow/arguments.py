@@ -86,6 +86,30 @@ def check_gating(activation: Any, norm_before_gate: Any) -> tuple[str, bool]:
     return spec.check_activation(activation), bool(norm_before_gate)
 
 
+def check_quantized_type(dtype: Any) -> tf.DType:
+    """Return the type of a quantized result, for a name or a type. Raises: TypeError."""
+    name = dtype if isinstance(dtype, str) else tf.as_dtype(dtype).name
+    return tf.as_dtype(spec.check_quantized_type(name))
+
+
+def to_scale(scale: Any, x: tf.Tensor) -> tf.Tensor | None:
+    """Return the scale of a quantized result as a tensor of the compute type.
+
+    A number is checked; of a tensor the shape is, as far as it is known. Raises: ValueError,
+    TypeError.
+    """
+    if scale is None:
+        return None
+    compute_type = spec.compute_type(x.dtype.name)
+    if not tf.is_tensor(scale):
+        return tf.constant(spec.check_scale(scale), compute_type)
+    scale = to_tensor("scale", scale)
+    if scale.shape.num_elements() not in (None, 1):
+        with tf.init_scope():
+            spec.check_scale(tf.ones(scale.shape))  # which raises
+    return tf.cast(scale, compute_type)
+
+
 def check_types(x: tf.Tensor, weight: tf.Tensor | None, bias: tf.Tensor | None) -> None:
     """Check the types. Raises: TypeError."""
     given = [each if each is None else each.dtype.name for each in (weight, bias)]

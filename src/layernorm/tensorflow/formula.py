@@ -10,11 +10,13 @@ import math
 
 import tensorflow as tf
 
+from layernorm import spec
 from layernorm.tensorflow import parameters
 from layernorm.tensorflow.arguments import Definition
 
 _LARGEST_EXPONENT = 1534  # biased, of the scale: 2**511, whose square is finite
 _MOST = 800.0  # the sigmoid of -_MOST is 0
+_SMALLEST_NORMAL = {tf.float32: 2.0**-126, tf.float64: 2.0**-1022}
 
 
 def y_of(
@@ -58,6 +60,39 @@ def y_and_total_of(
     # The value is total's, but the gradients of y and total are added before they are rounded.
     d += tf.stop_gradient(tf.cast(total, wide) - d)
     return tf.cast(_normalize(d, total, weight, bias, definition, portable), x_type), total
+
+
+def quantize(
+    y: tf.Tensor,
+    dtype: tf.DType,
+    scale: tf.Tensor | None,
+    axes: tuple[int, ...],
+    *,
+    portable: bool = False,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return q = y / scale in 8 bits, and the scale or those of the rows.
+
+    TensorFlow rounds float64 to float8 twice, through float32, and flushes subnormal numbers. XLA
+    multiplies by the reciprocal of a constant: in float64, float32's quotients are right then too.
+    """
+    wide, compute = _wide_type(y, portable), tf.as_dtype(spec.compute_type(y.dtype.name))
+    d = tf.cast(y, wide)
+    most = spec.QUANTIZED_TYPES[dtype.name]
+    if scale is None:
+        scale = tf.cast(tf.reduce_max(tf.abs(d), axes, keepdims=True) / most, compute)
+        scale = tf.maximum(scale, _SMALLEST_NORMAL[compute])
+        # XLA's maximum may lose a NaN.
+        has_nan = tf.reduce_any(tf.not_equal(d, d), axes, keepdims=True)
+        scale = tf.where(has_nan, tf.constant(math.nan, compute), scale)
+    else:
+        scale = tf.reshape(scale, [])
+    quotient = tf.cast(d / tf.cast(scale, wide), compute)
+    q = tf.clip_by_value(quotient, -128.0 if dtype == tf.int8 else -most, most)
+    if dtype == tf.int8:
+        q, of_nan = tf.round(q), tf.zeros_like(q)
+    else:
+        of_nan = quotient
+    return tf.cast(tf.where(tf.equal(quotient, quotient), q, of_nan), dtype), scale
 
 
 def _activate(z: tf.Tensor, activation: str) -> tf.Tensor:

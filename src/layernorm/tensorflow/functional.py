@@ -96,6 +96,102 @@ def rms_norm(
     return _norm(x, weight, None, residual, gate, *options)
 
 
+def quantized_layer_norm(
+    x: Any,
+    weight: Any = None,
+    bias: Any = None,
+    *,
+    dtype: Any = "int8",
+    scale: Any = None,
+    axis: spec.Axis = -1,
+    eps: SupportsFloat = 1e-5,
+    zero_centered_weight: bool = False,
+) -> Any:
+    """Return the layer norm of `x` in 8 bits, and the scale of each row: y is about q * scale.
+
+    q = y / scale, rounded to nearest, ties to even, and saturated, where y is what `layer_norm`
+    returns, rounded to x's type. The scale of a row is max|y| / m, where m is the largest number of
+    `dtype`, but at least the smallest normal number of the scale's type: so zeros give zeros. A row
+    with a NaN has the scale NaN; a NaN becomes 0 in int8, NaN in float8. There is no gradient, as
+    of tf.stop_gradient.
+
+    Args:
+        x, weight, bias, axis, eps, zero_centered_weight: as in `layer_norm`.
+        dtype: of q: tf.int8 (m = 127), or of tf.dtypes.experimental float8_e4m3fn (448) or
+            float8_e5m2 (57344); or the name.
+        scale: for all rows: a positive number, or a tensor with one, whose value is not checked.
+            Then int8 goes from -128 to 127.
+    Returns: (q, scales): q of x's shape; scales of x's shape with the normalized axes kept as size
+        1, float32 (float64 for float64 x). With a given scale q alone.
+    Raises: ValueError for shapes, axes, eps and scale; TypeError for types; for shapes that are
+        unknown until the graph runs, tf.errors.InvalidArgumentError.
+    """
+    options = (dtype, scale, axis, eps, True, zero_centered_weight)
+    return _quantized_norm(x, weight, bias, *options)
+
+
+def quantized_rms_norm(
+    x: Any,
+    weight: Any = None,
+    *,
+    dtype: Any = "int8",
+    scale: Any = None,
+    axis: spec.Axis = -1,
+    eps: SupportsFloat = 1e-6,
+    zero_centered_weight: bool = False,
+) -> Any:
+    """Return the RMS norm of `x` in 8 bits, and the scale of each row, as `quantized_layer_norm`.
+
+    Args: as in `rms_norm` and `quantized_layer_norm`.
+    Returns: (q, scales), or with a given scale q.
+    Raises: as `quantized_layer_norm` does.
+    """
+    options = (dtype, scale, axis, eps, False, zero_centered_weight)
+    return _quantized_norm(x, weight, None, *options)
+
+
+def _quantized_norm(
+    x: Any,
+    weight: Any,
+    bias: Any,
+    dtype: Any,
+    scale: Any,
+    axis: Any,
+    eps: Any,
+    centered: bool,
+    zero_centered_weight: bool,
+) -> Any:
+    dtype = arguments.check_quantized_type(dtype)
+    if isinstance(x, tf.RaggedTensor):
+        axis = arguments.axes_of_values(x, axis)
+        options = (dtype, scale, axis, eps, centered, zero_centered_weight)
+        results = _quantized_norm(x.flat_values, weight, bias, *options)
+        return tf.nest.map_structure(x.with_flat_values, results)
+    x = arguments.to_tensor("x", x)
+    definition = arguments.define(x, axis, eps, centered, zero_centered_weight, None)
+    weight = arguments.to_parameter("weight", weight, x)
+    bias = arguments.to_parameter("bias", bias, x)
+    arguments.check_types(x, weight, bias)
+    given = arguments.to_scale(scale, x)
+    weight = parameters.checked("weight", weight, x, definition.axes)
+    bias = parameters.checked("bias", bias, x, definition.axes)
+    x, weight, bias, given = (
+        None if each is None else tf.stop_gradient(each) for each in (x, weight, bias, given)
+    )
+    portable = _is_portable()
+    if c_api.serves() and not portable and not _is_for_xla():
+        q, scales = operators.quantized(x, weight, bias, given, dtype, definition)
+    else:
+        y = formula.y_of(x, weight, bias, definition, portable=portable)
+        q, scales = formula.quantize(y, dtype, given, definition.axes, portable=portable)
+    if given is not None:
+        return q
+    if x.shape.rank is not None and not tf.executing_eagerly():
+        sizes = enumerate(x.shape.as_list(), -x.shape.rank)
+        scales.set_shape([1 if axis in definition.axes else size for axis, size in sizes])
+    return q, scales
+
+
 def _norm(
     x: Any,
     weight: Any,
@@ -152,16 +248,19 @@ def _norm(
     if both:
         total = tf.add_n([x, residual])  # unlike +, it does not broadcast
         return _norm(total, weight, bias, None, gate, *options), total
-    if weight is not None:
-        weight = parameters.checked("weight", weight, x, definition.axes)
-    if bias is not None:
-        bias = parameters.checked("bias", bias, x, definition.axes)
-    portable = not tf.executing_eagerly() and portability.is_wanted()
+    weight = parameters.checked("weight", weight, x, definition.axes)
+    bias = parameters.checked("bias", bias, x, definition.axes)
+    portable = _is_portable()
     if c_api.serves() and not portable and not _is_for_xla():
         return operators.forward(x, weight, bias, residual, gate, definition)
     if residual is None:
         return formula.y_of(x, weight, bias, definition, gate, portable=portable)
     return formula.y_and_total_of(x, residual, weight, bias, definition, portable=portable)
+
+
+def _is_portable() -> bool:
+    """Tell whether the graph that is being built must run without this package."""
+    return not tf.executing_eagerly() and portability.is_wanted()
 
 
 def _is_for_xla() -> bool:

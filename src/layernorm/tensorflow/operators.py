@@ -6,11 +6,13 @@
     LayerNormOfSumBackward  dy, total, statistics, dtotal, weight -> dx, dweight, dbias
     GatedLayerNorm          x, gate, weight, bias               -> y, statistics
     GatedLayerNormBackward  dy, x, statistics, gate, weight, bias -> dx, dgate, dweight, dbias
+    QuantizedLayerNorm      x, scale, weight, bias              -> q, scales
 
 The compiled module defines them (native/bindings/tensorflow/operators.cc). There weight and bias
 are lists of one tensor or none, and so are their gradients. In the backward, dweight and dbias have
 the weight's sizes, or the normalized ones if there is no weight. dx is the gradient of the residual
-too. With a gate dbias has the bias's sizes, and weight and bias vary along the same axes.
+too. With a gate dbias has the bias's sizes, and weight and bias vary along the same axes. Of scale
+and scales one is empty.
 """
 
 from collections.abc import Sequence
@@ -21,6 +23,7 @@ from tensorflow.python import pywrap_tfe
 from tensorflow.python.eager import context, core, execute
 from tensorflow.python.framework import op_def_library, ops
 
+from layernorm import spec
 from layernorm.tensorflow.arguments import Definition
 
 Tensors = Sequence[tf.Tensor]
@@ -31,6 +34,7 @@ OF_SUM = "LayerNormOfSum__import_layernorm_tensorflow"
 OF_SUM_BACKWARD = "LayerNormOfSumBackward__import_layernorm_tensorflow"
 GATED = "GatedLayerNorm__import_layernorm_tensorflow"
 GATED_BACKWARD = "GatedLayerNormBackward__import_layernorm_tensorflow"
+QUANTIZED = "QuantizedLayerNorm__import_layernorm_tensorflow"
 
 # The inputs of each, with the attribute for their type, or for the length of a list (of type P).
 _INPUTS = {
@@ -46,9 +50,10 @@ _INPUTS = {
         **{"dy": "T", "x": "T", "statistics": "S", "gate": "T"},
         **{"weight": "weights", "bias": "biases"},
     },
+    QUANTIZED: {"x": "T", "scale": "S", "weight": "weights", "bias": "biases"},
 }
 # Those of a backward depend on the call: in front of dweight and dbias.
-_OUTPUTS = {LAYER_NORM: 2, OF_SUM: 3, GATED: 2}
+_OUTPUTS = {LAYER_NORM: 2, OF_SUM: 3, GATED: 2, QUANTIZED: 2}
 _IN_FRONT = {BACKWARD: 1, OF_SUM_BACKWARD: 1, GATED_BACKWARD: 2}
 
 
@@ -148,6 +153,25 @@ def gated_backward(
     if not (weight or bias):
         attributes += ("P", x.dtype)
     return _flat(_call(GATED_BACKWARD, (dy, x, statistics, gate, weight, bias), attributes))
+
+
+def quantized(
+    x: tf.Tensor,
+    weight: tf.Tensor | None,
+    bias: tf.Tensor | None,
+    scale: tf.Tensor | None,
+    dtype: tf.DType,
+    definition: Definition,
+) -> Sequence[tf.Tensor]:
+    """Return q, and the scales of the rows, which are empty with a given scale."""
+    if scale is None:
+        scale = tf.constant([], spec.compute_type(x.dtype.name))
+    attributes = (*definition.attributes, "Q", dtype)
+    if weight is None and bias is None:
+        attributes += ("P", x.dtype)
+    given = ([] if weight is None else [weight], [] if bias is None else [bias])
+    q, scales = _call(QUANTIZED, (x, scale, *given), attributes)
+    return q, scales
 
 
 def _flat(gradients: Sequence[Any]) -> list[tf.Tensor]:

@@ -11,12 +11,16 @@ import tensorflow as tf
 from layernorm import spec
 
 
-def checked(name: str, parameter: tf.Tensor, x: tf.Tensor, axes: tuple[int, ...]) -> tf.Tensor:
+def checked(
+    name: str, parameter: tf.Tensor | None, x: tf.Tensor, axes: tuple[int, ...]
+) -> tf.Tensor | None:
     """Check a parameter's shape, as far as it and x's are known. Raises: ValueError.
 
     Returns: the parameter; with all of x's axes if it broadcasts against x, but has as many axes as
         are normalized.
     """
+    if parameter is None:
+        return None
     rank, own = x.shape.rank, parameter.shape.rank
     if rank is None or own is None:
         return parameter
