@@ -50,5 +50,10 @@ def test_a_gate_takes_no_memory(call, layout) -> None:
     assert extra_part_of_x(call, layout) < 0.01
 
 
+@pytest.mark.parametrize("layout", ["rows", "channels_first"])
+def test_8_bits_take_no_memory_but_theirs(layout) -> None:
+    assert extra_part_of_x("quantized", layout) < 0.01
+
+
 def test_the_measure_of_memory_sees_a_copy() -> None:
     assert 0.98 < extra_part_of_x("copy", "rows") < 1.02

@@ -77,6 +77,10 @@ def measure(call: str, shape: list[int], axis: int, dtype: str) -> float:
             lambda: ours.layer_norm_backward(out, x, of_gate, weight, gate=x),
             2 * x.nbytes + 2 * weight.nbytes,
         ),
+        "quantized": (
+            lambda: ours.quantized_layer_norm(x, weight, weight, axis=axis),
+            x.size + statistics // 3,
+        ),
         "copy": (lambda: x.copy(), 0),  # what a needless copy would look like
     }
     return peak_beyond(*calls[call]) / x.nbytes
