@@ -336,10 +336,10 @@ def check_quantized_type(name: str) -> str:
     return name
 
 
-def check_scale(scale: Any) -> float:
-    """Return the scale of a quantized result as a float.
+def check_scale(scale: Any, x_type: str = "float32") -> float:
+    """Return the scale of a quantized result as a float, positive and normal in its own type.
 
-    Raises: ValueError if it is not a positive, finite number; TypeError if it is not a number.
+    Raises: ValueError if it is not; TypeError if it is not a number.
     """
     is_number = hasattr(type(scale), "__float__") and not isinstance(scale, bool)
     size = math.prod(getattr(scale, "shape", ()))
@@ -354,6 +354,13 @@ def check_scale(scale: Any) -> float:
         raise ValueError(
             f"scale is {value}, expected a positive, finite number: pass the largest |y| / 127, "
             "or omit scale for one for each row"
+        )
+    largest_exponent = 128 if compute_type(x_type) == "float32" else 1024
+    exponent = math.frexp(value)[1]  # value < 2 ** exponent
+    if not 3 - largest_exponent <= exponent <= largest_exponent:
+        raise ValueError(
+            f"scale is {value}, expected a normal number of {compute_type(x_type)}, the type of "
+            "scales for this x: pass one, or omit scale for one for each row"
         )
     return value
 

@@ -183,6 +183,14 @@ def test_the_scale_may_be_any_single_number() -> None:
         assert_same_bits(ours.quantized_layer_norm(X, scale=scale), expected, "q")
 
 
+def test_a_scale_of_float64_may_be_of_any_size() -> None:
+    for scale in (1e-300, 2.0**-126, 1e300):
+        q = ours.quantized_layer_norm(X.astype(np.float64), scale=scale)
+        assert q.min() == (0 if scale > 1 else -128)
+    for scale in (2.0**-126, 3e38):
+        assert ours.quantized_layer_norm(X, scale=scale).shape == X.shape
+
+
 X = np.random.default_rng(0).standard_normal((32, 64)).astype(np.float32)
 ERRORS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "another type": ({"dtype": "uint8"}, TypeError, "uint8.*int8, float8_e4m3fn or float8_e5m2"),
@@ -192,6 +200,8 @@ ERRORS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "negative scale": ({"scale": -1}, ValueError, "scale is -1.0.*positive"),
     "scale of NaN": ({"scale": math.nan}, ValueError, "scale is nan.*positive"),
     "infinite scale": ({"scale": math.inf}, ValueError, "scale is inf.*finite"),
+    "scale below float32": ({"scale": 1e-60}, ValueError, "scale is 1e-60.*normal.*float32"),
+    "scale above float32": ({"scale": 4e38}, ValueError, "scale is 4e.38.*normal.*float32"),
     "scales of rows": ({"scale": np.ones((32, 1))}, ValueError, r"scale has shape \(32, 1\).*one"),
     "text": ({"scale": "1"}, TypeError, "scale is '1'.*number"),
     "flag": ({"scale": True}, TypeError, "scale is True.*number"),

@@ -70,7 +70,7 @@ def checked_scale(scale: ArrayLike, x: Array) -> Array:
     if isinstance(scale, jax.core.Tracer):
         return scale.astype(dtype).reshape(()) if scale.size == 1 else spec.check_scale(scale)
     # Explicit transfers, which jax.transfer_guard allows.
-    return jax.device_put(np.asarray(spec.check_scale(jax.device_get(scale)), dtype))
+    return jax.device_put(np.asarray(spec.check_scale(jax.device_get(scale), x.dtype.name), dtype))
 
 
 def define(

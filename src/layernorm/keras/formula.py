@@ -106,7 +106,9 @@ def _quantized(y: Any, dtype: str, scale: Any, axis: spec.Axis) -> Any:
     elif ops.is_tensor(scale):
         scales = ops.stop_gradient(ops.cast(ops.reshape(scale, ()), y.dtype))
     else:
-        scales = ops.convert_to_tensor(spec.check_scale(scale), y.dtype)
+        scales = ops.convert_to_tensor(
+            spec.check_scale(scale, keras.backend.standardize_dtype(y.dtype)), y.dtype
+        )
     quotient = y / scales
     if dtype == "int8":
         inside, of_nan = ops.round(ops.clip(quotient, -128.0, 127.0)), ops.zeros_like(y)

@@ -95,7 +95,7 @@ class QuantizedNorm(keras.Operation):
         q = keras.KerasTensor(x.shape, dtype=self.quantized_type)
         if scale is not None:
             if not hasattr(scale, "shape"):
-                spec.check_scale(scale)
+                spec.check_scale(scale, x.dtype)
             return q
         shape = [1 if axis in axes else size for axis, size in enumerate(x.shape)]
         return q, keras.KerasTensor(shape, dtype=spec.compute_type(x.dtype))

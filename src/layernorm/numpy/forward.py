@@ -103,7 +103,7 @@ def forward_quantized(
     call = _checked(x, weight, bias, axis, eps, None, centered, zero_centered_weight)
     q_type = _quantized_type(dtype)
     compute = arrays.compute_type(call.x.dtype)
-    given = None if scale is None else np.array(spec.check_scale(scale), compute)
+    given = None if scale is None else np.array(spec.check_scale(scale, compute.name), compute)
     q = _native.empty(call.x.shape, q_type)
     scales = None
     if given is None:

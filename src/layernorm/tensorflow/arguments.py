@@ -102,7 +102,7 @@ def to_scale(scale: Any, x: tf.Tensor) -> tf.Tensor | None:
         return None
     compute_type = spec.compute_type(x.dtype.name)
     if not tf.is_tensor(scale):
-        return tf.constant(spec.check_scale(scale), compute_type)
+        return tf.constant(spec.check_scale(scale, compute_type), compute_type)
     scale = to_tensor("scale", scale)
     if scale.shape.num_elements() not in (None, 1):
         with tf.init_scope():

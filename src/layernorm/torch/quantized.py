@@ -146,7 +146,7 @@ def quantized_norm(
         if scale.numel() != 1:
             spec.check_scale(scale)  # which raises
     elif scale is not None:
-        scale = spec.check_scale(scale)
+        scale = spec.check_scale(scale, arguments.type_name(x.dtype))
     x, weight, bias = (None if each is None else each.detach() for each in (x, weight, bias))
     if type(x) is not Tensor and not torch.compiler.is_compiling():
         sharding.prepare(x)
