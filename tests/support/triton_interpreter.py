@@ -1,6 +1,5 @@
 """Triton's interpreter, made to round to bfloat16 as a GPU does, and made faster."""
 
-import dataclasses
 import functools
 import os
 from collections.abc import Sequence
@@ -26,7 +25,6 @@ def patch_interpreter() -> None:
     """Change the interpreter of this process."""
     _round_to_bfloat16()
     _patch_language_once_a_launch()
-    _let_integers_wrap()
     _remember_types()
 
 
@@ -77,14 +75,6 @@ def _patch_language_once_a_launch() -> None:
 
     interpreter._patch_lang = patch_once
     interpreter.GridExecutor.__call__ = launch_and_patch
-
-
-def _let_integers_wrap() -> None:
-    """Omit the test of each sum and product of integers for overflow, as compiled kernels do."""
-    from triton.runtime import interpreter
-
-    builder = interpreter.interpreter_builder
-    builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
 
 
 def _remember_types() -> None:

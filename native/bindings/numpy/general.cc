@@ -98,6 +98,16 @@ class Arguments {
     std::copy_n(PyArray_DIMS(x), axes.count, sizes);
     return keep_order(axes, sizes, order);
   }
+  // What a forward begins with: the problem, x, weight and bias.
+  Ordered forward(Forward* job, Order* order, bool* fits) {
+    *fits = this->problem(&job->problem, order);
+    Problem& problem = job->problem;
+    const Ordered x = ordered(*order, problem.type, fits);
+    problem.parameter_type = peek_types({0, 1}, problem.type);
+    problem.weight = array(problem.parameter_type);
+    job->bias = array(problem.parameter_type);
+    return x;
+  }
   // is_silu, norm_before_gate
   void activation(Gate* gate) {
     gate->activation = flag() ? Activation::silu : Activation::sigmoid;
@@ -162,12 +172,9 @@ PyObject* general_forward(PyObject*, PyObject* const* arguments, Py_ssize_t coun
   Arguments take("forward", arguments, count, 17);
   Forward job = {};
   Order order;
-  bool fits = take.problem(&job.problem, &order);
+  bool fits;
+  const Ordered x = take.forward(&job, &order, &fits);
   Problem& problem = job.problem;
-  const Ordered x = take.ordered(order, problem.type, &fits);
-  problem.parameter_type = take.peek_types({0, 1}, problem.type);
-  problem.weight = take.array(problem.parameter_type);
-  job.bias = take.array(problem.parameter_type);
   const Ordered y = take.ordered(order, problem.type, &fits);
   problem.statistics = take.statistics(problem.type);
   const Ordered addend = take.ordered(order, problem.type, &fits);
@@ -193,12 +200,9 @@ PyObject* general_forward_quantized(PyObject*, PyObject* const* arguments, Py_ss
   Arguments take("forward_quantized", arguments, count, 12);
   Forward job = {};
   Order order;
-  bool fits = take.problem(&job.problem, &order);
+  bool fits;
+  const Ordered x = take.forward(&job, &order, &fits);
   Problem& problem = job.problem;
-  const Ordered x = take.ordered(order, problem.type, &fits);
-  problem.parameter_type = take.peek_types({0, 1}, problem.type);
-  problem.weight = take.array(problem.parameter_type);
-  job.bias = take.array(problem.parameter_type);
   const Ordered q = take.ordered_bytes(order, &fits);
   job.quantized.type = take.quantized_type();
   job.quantized.scales = take.array(compute_type(problem.type));

@@ -1,7 +1,6 @@
 """The general path of the forward, for arrays of any strides: all checks, and copies if needed."""
 
 import functools
-import importlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, SupportsFloat
 
@@ -29,7 +28,7 @@ def forward(
     zero_centered_weight: bool,
 ) -> Array:
     """Return y, of layer norm if `centered`, else of RMS norm. Raises: as `layer_norm` does."""
-    call = _checked(x, weight, bias, axis, eps, out, centered, zero_centered_weight)
+    call = checked(x, weight, bias, axis, eps, out, centered, zero_centered_weight)
     return call.run(out, _NO_STATISTICS)
 
 
@@ -44,7 +43,7 @@ def forward_with_statistics(
     zero_centered_weight: bool,
 ) -> tuple[Array, StatsFields]:
     """Return y and the fields of its Stats, with the arguments and errors of `forward`."""
-    call = _checked(x, weight, bias, axis, eps, out, centered, zero_centered_weight)
+    call = checked(x, weight, bias, axis, eps, out, centered, zero_centered_weight)
     fields = call.new_stats_fields()
     return call.run(out, fields[:3]), fields
 
@@ -76,7 +75,7 @@ def forward_beside(
     spec.check_total(total is not None, residual is not None)
     x = arrays.as_array("x", x)
     addend = None if residual is None else arrays.as_array("residual", residual)
-    call = _checked(
+    call = checked(
         x, weight, bias, axis, eps, out, centered, zero_centered_weight, addend, total, gate
     )
     if addend is not None and total is None:
@@ -88,42 +87,7 @@ def forward_beside(
     return call.run(out, fields[:3] if save else _NO_STATISTICS, fused), total, fields
 
 
-def forward_quantized(
-    x: npt.ArrayLike,
-    weight: npt.ArrayLike | None,
-    bias: npt.ArrayLike | None,
-    axis: spec.Axis,
-    eps: SupportsFloat,
-    centered: bool,
-    zero_centered_weight: bool,
-    dtype: npt.DTypeLike,
-    scale: SupportsFloat | None,
-) -> tuple[Array, Array | None]:
-    """Return q, and the scales of the rows, or None with a given scale."""
-    call = _checked(x, weight, bias, axis, eps, None, centered, zero_centered_weight)
-    q_type = _quantized_type(dtype)
-    compute = arrays.compute_type(call.x.dtype)
-    given = None if scale is None else np.array(spec.check_scale(scale, compute.name), compute)
-    q = _native.empty(call.x.shape, q_type)
-    scales = None
-    if given is None:
-        # Rows that are empty have the scale of zeros.
-        shape = arrays.statistics_shape(call.x.shape, call.axes)
-        scales = np.full(shape, np.finfo(compute).smallest_normal)
-    if call.x.size:
-        call.quantize(q.view(np.int8), q_type.name, scales, given)
-    return q, scales
-
-
-def _quantized_type(dtype: npt.DTypeLike) -> np.dtype[Any]:
-    name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
-    if spec.check_quantized_type(name) == "int8":
-        return np.dtype(np.int8)
-    float8: np.dtype[Any] = np.dtype(getattr(importlib.import_module("ml_dtypes"), name))
-    return float8
-
-
-def _checked(
+def checked(
     x: npt.ArrayLike,
     weight: npt.ArrayLike | None,
     bias: npt.ArrayLike | None,
@@ -135,7 +99,8 @@ def _checked(
     addend: Array | None = None,
     total: Array | None = None,
     gate: Gate | None = None,
-) -> "_Call":
+) -> "Call":
+    """Check the arguments of a forward, and return its call."""
     x = arrays.as_array("x", x)
     weight = None if weight is None else arrays.as_array("weight", weight)
     bias = None if bias is None else arrays.as_array("bias", bias)
@@ -160,7 +125,7 @@ def _checked(
         arrays.check_output("out", out, x, **others, total=total)
     normalized = arrays.normalized_shape(x.shape, axes)
     has_kept_axes = any(shape != normalized for shape in shapes if shape is not None)
-    return _Call(
+    return Call(
         x,
         addend,
         arrays.spread(weight, x.shape, axes, varying),
@@ -209,7 +174,7 @@ def _check_shapes(
     return tuple(sorted(varying))
 
 
-class _Call(NamedTuple):
+class Call(NamedTuple):
     """A forward whose arguments have been checked; weight and bias as the kernels take them."""
 
     x: Array
@@ -255,7 +220,7 @@ class _Call(NamedTuple):
     ) -> None:
         """Write q, as bytes, and the scales of the rows, unless there is a given one."""
 
-        def run(call: "_Call", q: Array, scales: Array | None) -> bool:
+        def run(call: "Call", q: Array, scales: Array | None) -> bool:
             return _native.forward_quantized(
                 *(call.centered, call.zero_centered_weight, call.eps, call.axes, call.varying),
                 *(call.x, call.weight, call.bias),
@@ -281,7 +246,7 @@ class _Call(NamedTuple):
             if scales is not None and scales_here is not None:
                 np.copyto(scales[block], scales_here)
 
-    def of_sum(self, total: Array) -> "_Call":
+    def of_sum(self, total: Array) -> "Call":
         """Write x + addend, and return the call on it."""
         assert self.addend is not None
         with np.errstate(all="ignore"):
@@ -298,13 +263,13 @@ class _Call(NamedTuple):
             of_block = [None if each is None else each[block] for each in statistics]
             call._of_block(block)._write_block(y[block], of_block, scratch)
 
-    def _in_order(self, order: tuple[int, ...]) -> "_Call":
+    def _in_order(self, order: tuple[int, ...]) -> "Call":
         axes, varying = (tuple(map(order.index, each)) for each in (self.axes, self.varying))
         gate = None if self.gate is None else self.gate.transpose(order)
         call = self._replace(x=self.x.transpose(order), gate=gate, axes=axes, varying=varying)
         return call._with_parameters(lambda each: each.transpose(order)) if varying else call
 
-    def _of_block(self, block: Block) -> "_Call":
+    def _of_block(self, block: Block) -> "Call":
         gate = None if self.gate is None else arrays.contiguous(self.gate[block])
         call = self._replace(x=self.x[block], gate=gate)
         if not self.varying:
@@ -313,7 +278,7 @@ class _Call(NamedTuple):
         own = tuple(cut if axis in self.varying else slice(None) for axis, cut in cuts)
         return call._with_parameters(lambda each: arrays.contiguous(each[own]))
 
-    def _with_parameters(self, change: Callable[[Array], Array]) -> "_Call":
+    def _with_parameters(self, change: Callable[[Array], Array]) -> "Call":
         weight, bias = (None if e is None else change(e) for e in (self.weight, self.bias))
         return self._replace(weight=weight, bias=bias)
 
