@@ -71,7 +71,10 @@ inline Place place_of(const Shape& shape, int64_t run, int64_t outer) {
   Place place = {outer % run, {}};
   outer /= run;
   for (int axis = kAround - 1; axis >= 0; --axis) {
-    if (shape.around[axis] == 1) continue;  // saves two divisions
+    if (outer < shape.around[axis]) {  // saves a division, which takes longer than all the rest
+      place.around[axis] = outer;
+      break;
+    }
     place.around[axis] = outer % shape.around[axis];
     outer /= shape.around[axis];
   }

@@ -59,16 +59,6 @@ struct NormalizeRows {
 };
 
 template <class C>
-inline void save(const C* from, void* to, int64_t first, int64_t stride, int64_t count) {
-  if (!to) return;
-  C* const begin = static_cast<C*>(to) + first;
-  if (stride == 1) {
-    std::copy(from, from + count, begin);
-  } else {
-    for (int64_t at = 0; at < count; ++at) begin[at * stride] = from[at];
-  }
-}
-template <class C>
 inline void save(const RowStatistics<C>& row, const Statistics& statistics, int64_t index) {
   if (statistics.mean) static_cast<C*>(statistics.mean)[index] = row.mean;
   if (statistics.rstd) static_cast<C*>(statistics.rstd)[index] = row.rstd;
@@ -137,61 +127,47 @@ struct RowsForward {
   const C* const weight = static_cast<const C*>(task.weight);
   const C* const bias = static_cast<const C*>(task.bias);
   const Parts parts = {cols, task.threads};
-  const int64_t run = problem.shape.outer / problem.shape.runs();
-  // Distances in elements from each row to that to prefetch; 0: do not. Of x, or of the addends.
-  int64_t x_ahead = 0, addends_ahead[2] = {};
-  // From where row 0 would be if the rows of this run went on to both sides.
-  Stored* x_of_run = static_cast<Stored*>(problem.x.data);
-  const Stored* addends_of_run[2] = {static_cast<const Stored*>(job.addends[0].data),
-                                     static_cast<const Stored*>(job.addends[1].data)};
-  Stored* y_of_run = static_cast<Stored*>(job.y.data);
-  int64_t statistics_of_run = 0;
 
-  const Stored* x(int64_t row) const { return x_of_run + row * problem.x.strides.outer; }
-  Stored* y(int64_t row) const { return y_of_run + row * job.y.strides.outer; }
-  int64_t statistics_at(int64_t row) const {
-    return statistics_of_run + row * problem.statistics.strides.outer;
+  using Offsets = RowOffsets<kBatchRows>;
+  Offsets x_offset = {problem.shape, problem.x.strides};
+  Offsets addend_offset[2] = {{problem.shape, job.addends[0].strides},
+                              {problem.shape, job.addends[1].strides}};
+  Offsets y_offset = {problem.shape, job.y.strides};
+  Offsets statistics_offset = {problem.shape, problem.statistics.strides};
+
+  // The rows of a batch.
+  RowsOf<Stored> x() const { return x_offset.rows_of<Stored>(problem.x); }
+  RowsOf<Stored> y() const { return y_offset.rows_of<Stored>(job.y); }
+
+  // Of `most` rows from this one on: whole runs, or a part of one, so that all are as far from those
+  // to prefetch.
+  int64_t rows_together(int64_t first, int64_t most) const {
+    const Shape& shape = problem.shape;
+    if (shape.is_one_run()) return most;
+    const int64_t run = shape.outer / shape.runs(), in_run = first % run;
+    return in_run != 0 || run > most ? std::min(most, run - in_run) : most - most % run;
   }
 
-  void move_to_run_of(int64_t row) {
-    const Place place = place_of(problem.shape, run, row);
-    const auto offset = [&](const Strides& strides) {
-      return offset_of(strides, place) - row * strides.outer;
-    };
-    x_of_run = static_cast<Stored*>(problem.x.data) + offset(problem.x.strides);
-    if (job.adds()) {
-      for (int k = 0; k < 2; ++k)
-        addends_of_run[k] =
-            static_cast<const Stored*>(job.addends[k].data) + offset(job.addends[k].strides);
-    }
-    y_of_run = static_cast<Stored*>(job.y.data) + offset(job.y.strides);
-    statistics_of_run = offset(problem.statistics.strides);
-  }
-
-  // `rows`: from each row to that to prefetch.
-  void look_ahead(int64_t first, int64_t rows) {
-    const auto distance = [&](const Strides& strides) {
-      return offset_of(problem.shape, strides, first + rows) -
-             offset_of(problem.shape, strides, first);
-    };
-    if (!job.adds()) {
-      x_ahead = distance(problem.x.strides);
-    } else {
-      for (int k = 0; k < 2; ++k) addends_ahead[k] = distance(job.addends[k].strides);
-    }
+  // To a batch; `rows_ahead`: from each row to that to prefetch.
+  void move_to(int64_t first, int64_t count, int64_t rows_ahead) {
+    x_offset.move(first, count, job.adds() ? 0 : rows_ahead);
+    if (job.adds())
+      for (Offsets& each : addend_offset) each.move(first, count, rows_ahead);
+    y_offset.move(first, count, 0);
+    statistics_offset.move(first, count, 0);
   }
 
   template <int64_t R>
-  LAYERNORM_INLINE void normalize(const Batch<C, kBatchRows>& batch, int64_t at, int64_t row,
-                                  int64_t begin, int64_t end) const {
+  LAYERNORM_INLINE void normalize(const Batch<C, kBatchRows>& batch, int64_t at, RowsOf<Stored> x,
+                                  RowsOf<Stored> y, int64_t begin, int64_t end) const {
     NormalizeRows<Stored, centered, A, R> rows;
     rows.weight = weight;
     rows.bias = bias;
-    rows.ahead = x_ahead;
+    rows.ahead = x_offset.ahead();
     for (int64_t r = 0; r < R; ++r) {
       rows.normalizer[r] = Normalizer<C>(batch[at + r]);
-      rows.x[r] = x(row + r);
-      rows.y[r] = y(row + r);
+      rows.x[r] = x[at + r];
+      rows.y[r] = y[at + r];
     }
     if constexpr (R == 1) {
       if (task.stream) return walk_columns<true, Stored>(rows, begin, end);
@@ -199,60 +175,68 @@ struct RowsForward {
     walk_columns<false, Stored>(rows, begin, end);
   }
 
-  __attribute__((noinline)) void write_part(const Batch<C, kBatchRows>& batch, int64_t first,
-                                            int64_t count, int64_t begin, int64_t end) const {
+  __attribute__((noinline)) void write_part(const Batch<C, kBatchRows>& batch, int64_t count,
+                                            int64_t begin, int64_t end) const {
+    const RowsOf<Stored> of_x = x(), of_y = y();
     for (; begin < end; begin += kBlockCols) {
       const int64_t block_end = std::min(end, begin + kBlockCols);
       int64_t at = 0;
       if (!task.stream)
-        for (; at + 2 <= count; at += 2) normalize<2>(batch, at, first + at, begin, block_end);
-      for (; at < count; ++at) normalize<1>(batch, at, first + at, begin, block_end);
+        for (; at + 2 <= count; at += 2) normalize<2>(batch, at, of_x, of_y, begin, block_end);
+      for (; at < count; ++at) normalize<1>(batch, at, of_x, of_y, begin, block_end);
     }
   }
 
   // Writes x, of rows that the rest then finds in the cache.
-  __attribute__((noinline)) void add(int64_t first, int64_t count) const {
-    const int64_t x_stride = problem.x.strides.outer;
-    const int64_t a_stride = job.addends[0].strides.outer, b_stride = job.addends[1].strides.outer;
-    for (int64_t row = first; row < first + count; ++row) {
-      const Sum<Stored> sum = {addends_of_run[0] + row * a_stride,
-                               addends_of_run[1] + row * b_stride, x_of_run + row * x_stride};
+  __attribute__((noinline)) void add(int64_t count) const {
+    const int64_t a_ahead = addend_offset[0].ahead(), b_ahead = addend_offset[1].ahead();
+    const RowsOf<Stored> a = addend_offset[0].rows_of<Stored>(job.addends[0]),
+                         b = addend_offset[1].rows_of<Stored>(job.addends[1]), to = x();
+    for (int64_t at = 0; at < count; ++at) {
+      const Sum<Stored> sum = {a[at], b[at], to[at]};
       parts.each([&](int64_t, int64_t begin, int64_t end) {
-        if (addends_ahead[0] != 0)
-          prefetch(sum.a + addends_ahead[0], sum.b + addends_ahead[1], begin, end);
+        if (a_ahead != 0) prefetch(sum.a + a_ahead, sum.b + b_ahead, begin, end);
         add_elements(sum, begin, end);
       });
     }
   }
 
+  void save_batch(const Batch<C, kBatchRows>& batch, int64_t first, int64_t count) const {
+    const Statistics& to = problem.statistics;
+    if (!statistics_offset.are_neighbors()) {
+      for (int64_t at = 0; at < count; ++at) save(batch[at], to, statistics_offset(first + at));
+      return;
+    }
+    const auto copy = [&](const C* from, void* all) {
+      if (all) std::copy(from, from + count, static_cast<C*>(all) + first);
+    };
+    copy(batch.mean, to.mean);
+    copy(batch.rstd, to.rstd);
+    copy(batch.residual, to.residual);
+  }
+
   void batch(int64_t first, int64_t count) {
     Batch<C, kBatchRows> batch;
     if (task.cache == Cache::none && !task.stream && !task.threads)
-      for (int64_t row = first; row < first + count; ++row) prefetch_for_writing(y(row), cols);
-    if (job.adds()) add(first, count);
-    compute_statistics<Stored, centered>(x(first), problem.x.strides.outer, count, parts,
-                                         problem.eps, batch);
+      for (int64_t at = 0; at < count; ++at) prefetch_for_writing(y()[at], cols);
+    if (job.adds()) add(count);
+    compute_statistics<Stored, centered>(x(), count, parts, problem.eps, batch);
     if (!batch.are_ordinary(count)) return one_by_one(batch, first, count);
-    parts.each(
-        [&](int64_t, int64_t begin, int64_t end) { write_part(batch, first, count, begin, end); });
-    const Statistics& statistics = problem.statistics;
-    const int64_t at = statistics_at(first), stride = statistics.strides.outer;
-    save(batch.mean, statistics.mean, at, stride, count);
-    save(batch.rstd, statistics.rstd, at, stride, count);
-    save(batch.residual, statistics.residual, at, stride, count);
+    parts.each([&](int64_t, int64_t begin, int64_t end) { write_part(batch, count, begin, end); });
+    save_batch(batch, first, count);
   }
 
   void one_by_one(const Batch<C, kBatchRows>& batch, int64_t first, int64_t count) {
     for (int64_t at = 0; at < count; ++at) {
       const int64_t row = first + at;
       if (batch.is_ordinary(at)) {
-        normalize<1>(batch, at, row, 0, cols);
-        save(batch[at], problem.statistics, statistics_at(row));
+        normalize<1>(batch, at, x(), y(), 0, cols);
+        save(batch[at], problem.statistics, statistics_offset(row));
       } else {
         const auto scaled = forward_scaled_rows<Stored, centered>(
-            AlongRow{cols}, RowOf<const Stored>{x(row), 1}, weight, bias, problem.eps,
-            RowOf<Stored>{y(row), 1});
-        save(scaled.unscaled(0), problem.statistics, statistics_at(row));
+            AlongRow{cols}, RowOf<const Stored>{x()[at], 1}, weight, bias, problem.eps,
+            RowOf<Stored>{y()[at], 1});
+        save(scaled.unscaled(0), problem.statistics, statistics_offset(row));
       }
     }
   }
@@ -263,12 +247,8 @@ void forward_rows(const ForwardTask& task, int64_t begin, int64_t end) {
   RowsForward<Stored, centered, A> rows{task};
   const int64_t batch_rows = rows_per_batch<Stored>(rows.cols, task.cache);
   for (int64_t first = begin; first < end;) {
-    int64_t count = std::min(batch_rows, end - first);
-    if (!rows.problem.shape.is_one_run()) {
-      rows.move_to_run_of(first);
-      count = std::min(count, rows.run - first % rows.run);
-    }
-    rows.look_ahead(first, task.prefetch && end - first >= 2 * batch_rows ? batch_rows : 0);
+    const int64_t count = rows.rows_together(first, std::min(batch_rows, end - first));
+    rows.move_to(first, count, task.prefetch && end - first >= 2 * batch_rows ? count : 0);
     rows.batch(first, count);
     first += count;
   }

@@ -264,7 +264,7 @@ __attribute__((noinline)) void sum_a_row(const Stored* x, const Parts& parts,
 
 // Sums are added over the lanes for lanes<double> rows together.
 template <class Stored, bool centered, int64_t capacity>
-inline void sum_rows(const Stored* x, int64_t stride, int64_t rows, const Parts& parts,
+inline void sum_rows(RowsOf<Stored> x, int64_t rows, const Parts& parts,
                      Batch<Compute<Stored>, capacity>& batch) {
   using C = Compute<Stored>;
   const int64_t cols = parts.cols;
@@ -274,7 +274,7 @@ inline void sum_rows(const Stored* x, int64_t stride, int64_t rows, const Parts&
     for (int64_t first = 0; first < rows; first += together) {
       Vector<C> sums[together];
       for (int64_t k = 0; k < together; ++k)
-        sums[k] = first + k < rows ? sum_of_first(x + (first + k) * stride, cols) : Vector<C>{};
+        sums[k] = first + k < rows ? sum_of_first(x[first + k], cols) : Vector<C>{};
       C* shift = batch.shift + first;
       store_sums_of_lanes(shift, sums);
       for (int64_t k = 0; k < together; ++k) shift[k] /= guessed;
@@ -285,8 +285,7 @@ inline void sum_rows(const Stored* x, int64_t stride, int64_t rows, const Parts&
     for (int64_t k = 0; k < together; ++k) {
       Moments<C> moments = {};
       if (first + k < rows)
-        moments =
-            moments_of<Stored, centered>(x + (first + k) * stride, parts, batch.shift[first + k]);
+        moments = moments_of<Stored, centered>(x[first + k], parts, batch.shift[first + k]);
       if constexpr (centered) sums.put(k, moments.d);
       squares.put(k, moments.squares);
     }
@@ -295,10 +294,11 @@ inline void sum_rows(const Stored* x, int64_t stride, int64_t rows, const Parts&
   }
 }
 
-// The statistics of `rows` <= capacity rows, `stride` elements apart.
+// The statistics of `rows` <= capacity rows.
 template <class Stored, bool centered, int64_t capacity>
-inline void compute_statistics(const Stored* x, int64_t stride, int64_t rows, const Parts& parts,
-                               double eps, Batch<Compute<Stored>, capacity>& batch) {
+__attribute__((noinline)) void compute_statistics(RowsOf<Stored> x, int64_t rows,
+                                                  const Parts& parts, double eps,
+                                                  Batch<Compute<Stored>, capacity>& batch) {
   using C = Compute<Stored>;
   const double n = static_cast<double>(parts.cols);
   if constexpr (!centered) {
@@ -307,13 +307,12 @@ inline void compute_statistics(const Stored* x, int64_t stride, int64_t rows, co
     std::fill(batch.sum, batch.sum + padded, 0.0);
   }
   if (rows == 1)
-    sum_a_row<Stored, centered>(x, parts, batch);
+    sum_a_row<Stored, centered>(x[0], parts, batch);
   else
-    sum_rows<Stored, centered>(x, stride, rows, parts, batch);
+    sum_rows<Stored, centered>(x, rows, parts, batch);
   if constexpr (centered)
     batch.recenter(rows, n, kWellCentered<C>, [&](int64_t row) {
-      const Moments<C> moments =
-          moments_of<Stored, centered>(x + row * stride, parts, batch.shift[row]);
+      const Moments<C> moments = moments_of<Stored, centered>(x[row], parts, batch.shift[row]);
       batch.sum[row] = moments.d.sum();
       batch.squares[row] = moments.squares.sum();
     });

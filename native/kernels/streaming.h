@@ -4,11 +4,12 @@
 
 static_assert(kVectorBytes <= kLine, "a vector never spans more than two lines");
 
-// Prefetches a pack into the second-level cache.
+// Prefetches a pack into the first-level cache: rows with gaps between them take up to a quarter
+// longer where only the second-level cache has them.
 template <class Stored>
 inline void prefetch_pack(const Stored* from) {
   for (int64_t at = 0; at < kVectorBytes; at += kLine)
-    __builtin_prefetch(reinterpret_cast<const char*>(from) + at, 0, 2);
+    __builtin_prefetch(reinterpret_cast<const char*>(from) + at, 0, 3);
 }
 
 template <class Stored>

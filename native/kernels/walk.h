@@ -29,28 +29,75 @@ inline int64_t rows_per_wide_batch(int64_t row_bytes) {
   return rows;
 }
 
-// Where the rows of a batch are in an array, in elements from its first row.
+// The rows of a batch, wherever they are.
+template <class Stored>
+struct RowsOf {
+  Stored* data;
+  const int64_t* offsets;
+
+  Stored* operator[](int64_t at) const { return data + offsets[at]; }
+};
+
+// The place of a row, and from it, without divisions, that of a row a few runs on.
+class MovingPlace {
+ public:
+  MovingPlace(const Shape& shape, int64_t run) : shape_(shape), run_(run) {}
+
+  int64_t run() const { return run_; }
+  const Place& at(int64_t row) {
+    const int64_t from = row_, steps = row - from;
+    row_ = row;
+    if (from < 0 || steps < 0 || steps > 2 * run_) return place_ = place_of(shape_, run_, row);
+    for (place_.in_run += steps; place_.in_run >= run_; place_.in_run -= run_) {
+      int axis = kAround - 1;
+      while (++place_.around[axis] == shape_.around[axis] && axis > 0) place_.around[axis--] = 0;
+    }
+    return place_;
+  }
+
+ private:
+  const Shape& shape_;
+  const int64_t run_;
+  int64_t row_ = -1;
+  Place place_;
+};
+
+// Where the rows of a batch are in an array, in elements from the array's first.
 template <int64_t most>
 class RowOffsets {
  public:
   RowOffsets(const Shape& shape, const Strides& strides)
-      : shape_(shape), strides_(strides), has_one_stride_(shape.is_one_run() || has_one_stride()) {}
+      : shape_(shape),
+        strides_(strides),
+        has_one_stride_(shape.is_one_run() || has_one_stride()),
+        place_(shape, has_one_stride_ ? 0 : shape.outer / shape.runs()),
+        place_ahead_(shape, place_.run()) {
+    offsets_[0] = 0;
+  }
 
-  int64_t operator()(int64_t row) const { return offsets_[row - first_]; }
+  int64_t operator()(int64_t row) const { return base_ + offsets_[row - first_]; }
   // The distance from each row to that to prefetch; 0: do not.
   int64_t ahead() const { return ahead_; }
   bool are_neighbors() const { return has_one_stride_ && strides_.outer == 1; }
 
+  template <class Stored>
+  RowsOf<Stored> rows_of(const Array& array) const {
+    return {static_cast<Stored*>(array.data) + base_, offsets_};
+  }
+
   // To rows [first, first + count).
-  __attribute__((noinline)) void move(int64_t first, int64_t count, int64_t rows_ahead) {
+  void move(int64_t first, int64_t count, int64_t rows_ahead) {
     first_ = first;
-    if (!has_one_stride_) return move_among_runs(first, count, rows_ahead);
-    int64_t offset = first * strides_.outer;
-    for (int64_t at = 0; at < count; ++at, offset += strides_.outer) offsets_[at] = offset;
+    if (!has_one_stride_) return move_among_runs(count, rows_ahead);
+    if (count > known_) learn(count);
+    base_ = first * strides_.outer;
     ahead_ = rows_ahead * strides_.outer;
   }
 
  private:
+  __attribute__((noinline)) void learn(int64_t count) {
+    for (; known_ < count; ++known_) offsets_[known_] = known_ * strides_.outer;
+  }
   // Runs may follow each other as their rows do, in this array.
   __attribute__((noinline)) bool has_one_stride() const {
     int64_t expected = shape_.outer / shape_.runs() * strides_.outer;
@@ -60,25 +107,29 @@ class RowOffsets {
     }
     return true;
   }
-  void move_among_runs(int64_t first, int64_t count, int64_t rows_ahead) {
-    const int64_t run = shape_.outer / shape_.runs();
-    for (int64_t at = 0; at < count;) {
-      const Place place = place_of(shape_, run, first + at);
-      const int64_t end = std::min(count, at + run - place.in_run);
-      int64_t offset = offset_of(strides_, place);
+  __attribute__((noinline)) void move_among_runs(int64_t count, int64_t rows_ahead) {
+    const Place& first = place_.at(first_);
+    base_ = offset_of(strides_, first);
+    ahead_ =
+        rows_ahead == 0 ? 0 : offset_of(strides_, place_ahead_.at(first_ + rows_ahead)) - base_;
+    const int64_t run = place_.run(), regular = std::min(count, run - first.in_run);
+    if (known_ < regular) learn(regular);
+    if (regular == count) return;
+    for (int64_t at = regular; at < count;) {
+      const int64_t end = std::min(count, at + run);
+      int64_t offset = offset_of(strides_, place_.at(first_ + at)) - base_;
       for (; at < end; ++at, offset += strides_.outer) offsets_[at] = offset;
     }
-    ahead_ = 0;
-    if (rows_ahead != 0)
-      ahead_ = offset_of(strides_, place_of(shape_, run, first + rows_ahead)) - offsets_[0];
+    known_ = regular;
   }
 
   const Shape& shape_;
   const Strides& strides_;
   const bool has_one_stride_;
-  int64_t ahead_ = 0;
-  int64_t first_ = 0;
-  int64_t offsets_[most];
+  MovingPlace place_, place_ahead_;
+  int64_t first_ = 0, base_ = 0, ahead_ = 0;
+  int64_t known_ = 1;      // of offsets_, the first of which are of neighbors in a run
+  int64_t offsets_[most];  // from base_
 };
 
 // The parts of a row's columns; see kPartCols.

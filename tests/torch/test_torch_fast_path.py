@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 import layernorm  # noqa: E402
 import layernorm.torch as ours  # noqa: E402
 from layernorm import _native  # noqa: E402
-from layernorm.torch import functional, over_axes  # noqa: E402
+from layernorm.torch import autograd, functional, gate, over_axes  # noqa: E402
 
 SHAPE = (5,)
 
@@ -38,6 +38,61 @@ def test_contiguous_tensors_take_the_fast_path() -> None:
     assert dx.shape == x.shape
     assert dweight.shape == weight.shape
     assert others == [None, None]
+
+
+# Of sizes (4, 6, 5), each row contiguous.
+ROWS_APART = {
+    "gaps": lambda: torch.randn(4, 6, 8)[..., 2:7],
+    "a third of a projection": lambda: torch.randn(4, 90)[:, 30:60].unflatten(-1, (6, 5)),
+    "heads first": lambda: torch.randn(6, 4, 5).transpose(0, 1),
+    "every second": lambda: torch.randn(8, 6, 5)[::2],
+    "rows in common": lambda: torch.randn(50).as_strided((4, 6, 5), (5, 5, 1)),
+}
+
+
+@pytest.mark.parametrize("rows", ROWS_APART)
+@pytest.mark.parametrize("centered", [True, False])
+@pytest.mark.parametrize("beside", [None, "residual", "gate"])
+def test_contiguous_rows_take_the_fast_path_wherever_they_are(
+    rows, centered, beside, monkeypatch
+) -> None:
+    function = ours.layer_norm if centered else ours.rms_norm
+    x, other, weight = ROWS_APART[rows](), ROWS_APART["gaps"](), torch.randn(5)
+    dy = ROWS_APART["heads first"]()
+
+    def results(x, other, dy):
+        given = [each.detach().requires_grad_() for each in (x, other, weight)]
+        keyword = {} if beside is None else {beside: given[1]}
+        y = function(given[0], SHAPE, given[2], eps=1e-5, **keyword)
+        y, *total = y if beside == "residual" else (y,)
+        assert y.is_contiguous()
+        gradients = torch.autograd.grad(
+            (y, *total), given, [dy] * (1 + len(total)), allow_unused=True
+        )
+        return [each.detach() for each in (y, *total, *gradients) if each is not None]
+
+    with monkeypatch.context() as without_general_path:
+        without_general_path.delattr(functional, "_run")
+        without_general_path.delattr(autograd, "_general_backward")
+        without_general_path.delattr(gate, "_gradients_of")
+        fast = results(x, other, dy)
+    contiguous = results(*(each.contiguous() for each in (x, other, dy)))
+    monkeypatch.setattr(functional, "torch_try_forward", lambda *_: None)
+    general = results(x, other, dy)
+    assert len(fast) == len(general) == len(contiguous)
+    assert all(map(torch.equal, fast, contiguous))
+    assert all(map(torch.equal, fast, general))
+
+
+def test_over_axes_y_keeps_the_strides_of_a_dense_x() -> None:
+    call = (None, None, -1, 1e-5, True, False)
+    assert _native.torch_try_forward_over_axes(ROWS_APART["gaps"](), *call).is_contiguous()
+    x = ROWS_APART["heads first"]()
+    assert _native.torch_try_forward_over_axes(x, *call) is None
+    assert layernorm.layer_norm(x).stride() == x.stride()
+    weight = torch.randn(10)[::2]
+    assert not takes_fast_path(torch.randn(3, 5), weight)
+    assert not takes_fast_path(torch.randn(3, 5), None, weight)
 
 
 @pytest.mark.parametrize("axis", [-1, 2, (-1,), [1, 2], (0, -2, -1)], ids=repr)
@@ -278,10 +333,12 @@ def test_the_fast_path_writes_into_contiguous_tensors_alone() -> None:
     x, out = torch.randn(3, 5), torch.empty(3, 5)
     arguments = (x, None, None, -1, 1e-5, True, False)
     assert _native.torch_try_forward_into(*arguments, out)
+    assert not _native.torch_try_forward_into(torch.randn(3, 8)[:, :5], *arguments[1:], out)
     refused = {
         "another type": out.double(),
         "another shape": out[:2],
         "strided": torch.empty(5, 3).t(),
+        "rows apart": torch.empty(3, 8)[:, :5],
         "negated": torch._neg_view(torch.empty(3, 5)),
         "a gradient": out.clone().requires_grad_(),
         "no tensor": None,

@@ -32,32 +32,32 @@ Py_ssize_t statistics_bytes(const Problem& problem, int64_t rows) {
   return statistics_count(problem.centered) * rows * size_of(compute_type(problem.type));
 }
 
-Statistics statistics_in(PyObject* bytes, const Problem& problem, int64_t rows) {
-  const Statistics found = layernorm::statistics_in(PyBytes_AS_STRING(bytes), rows,
-                                                    compute_type(problem.type), problem.centered);
-  return contiguous_statistics(found.mean, found.rstd, found.residual, problem.shape);
+// The statistics in these bytes, which the problem's strides fit.
+void use_statistics(PyObject* bytes, int64_t rows, Problem& problem) {
+  const Strides strides = problem.statistics.strides;
+  problem.statistics =
+      statistics_in(PyBytes_AS_STRING(bytes), rows, compute_type(problem.type), problem.centered);
+  problem.statistics.strides = strides;
 }
 
-// Writes y, and with a residual total. False, with Python's error set, if memory runs out.
-bool run_forward(const FastCall& call, const Problem& problem, const Gate& gate, void* y,
-                 void* total = nullptr) {
-  Forward job = {problem, call.bias.data, contiguous_array(y, problem.shape)};
-  job.gate = gate;
-  if (total) {
-    job.addends[0] = problem.x;
-    job.addends[1] = contiguous_array(call.residual.data, problem.shape);
-    job.problem.x.data = total;
-  }
-  return run(forward, job, parallel_for());
+// Fills in all but the memory of the results. False where the fast path cannot serve the call.
+bool place(const FastCall& call, Forward& job) {
+  job.bias = call.bias.data;
+  const bool adds = call.residual.data, is_gated = call.gate.data;
+  return call.place({{&call.x, adds ? &job.addends[0] : &job.problem.x},
+                     {&call.residual, adds ? &job.addends[1] : nullptr},
+                     {nullptr, adds ? &job.problem.x : nullptr},
+                     {&call.gate, is_gated ? &job.gate.values : nullptr},
+                     {nullptr, &job.y}},
+                    job.problem);
 }
 
 // y, and with a residual total; null, with Python's error set, if memory runs out.
-Owned run_forward(const FastCall& call, const Problem& problem, const Gate& gate, Owned* total) {
-  void *data = nullptr, *sum = nullptr;
-  Owned y = empty_like(call.x, &data);
+Owned run_forward(const FastCall& call, Forward& job, Owned* total) {
+  Owned y = empty_like(call.x, &job.y.data);
   if (!y) return y;
-  if (call.residual.data && !(*total = empty_like(call.x, &sum))) return Owned();
-  return run_forward(call, problem, gate, data, sum) ? std::move(y) : Owned();
+  if (job.adds() && !(*total = empty_like(call.x, &job.problem.x.data))) return Owned();
+  return run(forward, job, parallel_for()) ? std::move(y) : Owned();
 }
 
 // What torch_try_backward needs besides x and weight: the arguments after them, and the statistics.
@@ -69,26 +69,22 @@ PyObject* normalized_shape(const FastCall& call) {
   return tuple_of_ints(call.axes, [&](Py_ssize_t at) { return call.normalized_shape()[at]; });
 }
 
-bool is_gradient_of(const View& x, PyObject* object, View* gradient) {
-  return view_of(object, gradient) && !is_negated(object) && gradient->type == x.type &&
-         gradient->has_sizes_of(x);
-}
-
 PyObject* try_forward(const char* name, PyObject* const* arguments, Py_ssize_t count, Over over) {
   PyObject* const* beside = arguments + kFastPathArguments;
   const bool is_gated = count == kFastPathArguments + 1 + kGateArguments;
   if (!is_gated && !has_count(name, count, kFastPathArguments, 1)) return nullptr;
   const bool adds = count > kFastPathArguments && !is_gated;
   FastCall call;
-  Problem problem = {};
-  Gate gate = {};
+  Forward job = {};
+  Problem& problem = job.problem;
   if (!exchange || !is_unwatched() || !call.take(arguments, over, problem) ||
       (adds && !call.take_residual(*beside)) ||
-      (is_gated && !call.take_gate(beside + 1, problem, gate)) || call.has_negated())
+      (is_gated && !call.take_gate(beside + 1, job.gate)) || call.has_negated() ||
+      !place(call, job))
     Py_RETURN_NONE;
   Owned total;
   if (!call.wants_gradient()) {
-    Owned y = run_forward(call, problem, gate, &total);
+    Owned y = run_forward(call, job, &total);
     if (!y || !adds) return y.release();
     return tuple_of({y.release(), total.release(), Py_NewRef(Py_None)});
   }
@@ -96,8 +92,8 @@ PyObject* try_forward(const char* name, PyObject* const* arguments, Py_ssize_t c
   // Before run_forward(): while it has released the GIL, another thread may resize x.
   Owned sizes(normalized_shape(call));
   if (!statistics || !sizes) return nullptr;
-  problem.statistics = statistics_in(statistics.get(), problem, call.rows());
-  Owned y = run_forward(call, problem, gate, &total);
+  use_statistics(statistics.get(), call.rows(), problem);
+  Owned y = run_forward(call, job, &total);
   if (!y) return nullptr;
   PyObject* const rest =
       tuple_of({Py_NewRef(call.bias_object), sizes.release(), PyFloat_FromDouble(problem.eps),
@@ -127,15 +123,16 @@ PyObject* try_forward_into(PyObject*, PyObject* const* arguments, Py_ssize_t cou
   if (!has_count("torch_try_forward_into", count, kFastPathArguments + 1)) return nullptr;
   FastCall call;
   View out;
-  Problem problem = {};
+  Forward job = {};
   PyObject* out_object = arguments[kFastPathArguments];
-  if (!exchange || !is_unwatched() || !call.take(arguments, Over::axes, problem) ||
-      !view_of(out_object, &out) || out.type != call.x.type || !out.has_sizes_of(call.x) ||
+  if (!exchange || !is_unwatched() || !call.take(arguments, Over::axes, job.problem) ||
+      !call.take_like_x(out_object, &out) || !call.x.is_contiguous() || !out.is_contiguous() ||
       (out.data != call.x.data && out.overlaps(call.x)) || out.overlaps(call.weight) ||
       out.overlaps(call.bias) || call.has_negated() || is_negated(out_object) ||
-      call.wants_gradient() || wants_gradient(out_object))
+      call.wants_gradient() || wants_gradient(out_object) || !place(call, job))
     Py_RETURN_FALSE;
-  if (!run_forward(call, problem, Gate{}, out.data)) return nullptr;
+  job.y.data = out.data;
+  if (!run(forward, job, parallel_for())) return nullptr;
   Py_RETURN_TRUE;
 }
 
@@ -162,18 +159,21 @@ PyObject* try_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count) 
   Backward job = {};
   Problem& problem = job.problem;
   if (!exchange || !is_unwatched() || !call.take(given, Over::normalized_shape, problem) ||
-      !is_gradient_of(call.x, arguments[3], &dy) ||
-      (dtotal_object != Py_None && !is_gradient_of(call.x, dtotal_object, &dtotal)) ||
-      (is_gated && !call.take_gate(arguments + 6, problem, job.gate)) ||
-      !PyBytes_Check(statistics) ||
+      !call.take_like_x(arguments[3], &dy) || is_negated(arguments[3]) ||
+      (dtotal_object != Py_None &&
+       (!call.take_like_x(dtotal_object, &dtotal) || is_negated(dtotal_object))) ||
+      (is_gated && !call.take_gate(arguments + 6, job.gate)) || !PyBytes_Check(statistics) ||
       PyBytes_GET_SIZE(statistics) != statistics_bytes(problem, call.rows()) ||
-      c_api.aoti_torch_grad_mode_is_enabled())
+      c_api.aoti_torch_grad_mode_is_enabled() ||
+      !call.place({{&call.x, &problem.x},
+                   {&dy, &job.dy},
+                   {nullptr, &job.dx},
+                   {&dtotal, dtotal.data ? &job.dtotal : nullptr},
+                   {&call.gate, is_gated ? &job.gate.values : nullptr},
+                   {nullptr, is_gated ? &job.dgate : nullptr}},
+                  problem))
     Py_RETURN_NONE;
-  problem.statistics = statistics_in(statistics, problem, call.rows());
-  job.dy = contiguous_array(dy.data, problem.shape);
-  job.dx = contiguous_array(nullptr, problem.shape);
-  job.dtotal = contiguous_array(dtotal.data, problem.shape);
-  job.dgate = contiguous_array(nullptr, problem.shape);
+  use_statistics(statistics, call.rows(), problem);
   job.bias = call.bias.data;
   // Of x, weight, bias, the forward's result, which has none, and the gate.
   const Py_ssize_t wanted = is_gated ? 5 : 4;

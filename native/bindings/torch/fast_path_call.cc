@@ -1,6 +1,6 @@
 #include "fast_path_call.h"
 
-#include <initializer_list>
+#include <algorithm>
 #include <limits>
 
 #include "bindings/owned.h"
@@ -87,7 +87,7 @@ bool view_of(PyObject* object, View* view) {
   view->strides = found.strides;
   view->data = static_cast<char*>(found.data) + found.byte_offset;
   view->is_served = true;
-  return view->is_contiguous();
+  return true;
 }
 
 bool FastCall::take(PyObject* const* arguments, Over over, Problem& problem) {
@@ -113,9 +113,8 @@ bool FastCall::take(PyObject* const* arguments, Over over, Problem& problem) {
   if (has_weight) problem.parameter_type = weight.type;
   if (has_bias) problem.parameter_type = bias.type;
   problem.weight = weight.data;
-  problem.shape = {rows(), cols, 1};
-  problem.x = contiguous_array(x.data, problem.shape);
-  return true;
+  // Over axes, y has the strides of such an x.
+  return over == Over::normalized_shape || x.is_contiguous() || x.has_gaps();
 }
 
 bool FastCall::take_like_x(PyObject* object, View* view) const {
@@ -127,17 +126,51 @@ bool FastCall::take_residual(PyObject* object) {
   return object == Py_None || take_like_x(object, &residual);
 }
 
-bool FastCall::take_gate(PyObject* const* arguments, const Problem& problem, Gate& of_job) {
+bool FastCall::take_gate(PyObject* const* arguments, Gate& of_job) {
   gate_object = arguments[0];
-  if (!take_like_x(gate_object, &gate)) return false;
-  of_job = {contiguous_array(gate.data, problem.shape),
-            arguments[1] == Py_True ? Activation::silu : Activation::sigmoid,
-            arguments[2] == Py_True};
+  of_job.activation = arguments[1] == Py_True ? Activation::silu : Activation::sigmoid;
+  of_job.norm_first = arguments[2] == Py_True;
+  return take_like_x(gate_object, &gate);
+}
+
+bool FastCall::place(std::initializer_list<Placed> tensors, Problem& problem) const {
+  for (const auto& [tensor, array] : tensors)
+    if (array && tensor && !tensor->is_contiguous()) return place_with_strides(tensors, problem);
+  problem.shape = {rows(), cols, 1};
+  for (const auto& [tensor, array] : tensors)
+    if (array) *array = contiguous_array(tensor ? tensor->data : nullptr, problem.shape);
+  problem.statistics.strides = {1};
   return true;
 }
 
+bool FastCall::place_with_strides(std::initializer_list<Placed> tensors, Problem& problem) const {
+  if (x.axes > kMostAxes) return false;
+  Axes normalized;
+  normalized.count = x.axes;
+  std::fill(normalized.normalized + x.axes - axes, normalized.normalized + x.axes, true);
+  Order order;
+  if (!keep_order(normalized, x.sizes, &order)) return false;
+  Ordered ordered[kMostTensors];
+  Order::Placed placed[kMostTensors];
+  int count = 0;
+  for (const auto& [tensor, array] : tensors) {
+    if (!array) continue;
+    Ordered& here = ordered[count];
+    placed[count++] = {&here, array};
+    if (!tensor) {
+      contiguous_strides(x.axes, x.sizes, here.strides);
+      continue;
+    }
+    here.data = tensor->data;
+    order.apply(tensor->strides, here.strides);
+    if (!order.fits(here.strides)) return false;
+  }
+  return order.place(placed, count, problem);
+}
+
 bool FastCall::take_parameter(PyObject* object, View* parameter) const {
-  return view_of(object, parameter) && parameter->has_sizes(axes, normalized_shape()) &&
+  return view_of(object, parameter) && parameter->is_contiguous() &&
+         parameter->has_sizes(axes, normalized_shape()) &&
          accepts_parameter(x.type, parameter->type);
 }
 

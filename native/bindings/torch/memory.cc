@@ -57,7 +57,7 @@ dlpack::ManagedTensor* managed_like(const View& like) {
   managed->tensor.strides = managed->sizes() + like.axes;
   managed->tensor.data = memory ? memory : managed->memory_behind();
   std::copy(like.sizes, like.sizes + like.axes, managed->tensor.shape);
-  std::copy(like.strides, like.strides + like.axes, managed->tensor.strides);
+  contiguous_strides(like.axes, like.sizes, managed->tensor.strides);
   return managed;
 }
 

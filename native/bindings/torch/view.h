@@ -26,6 +26,8 @@ struct View {
     return axes == count && std::equal(sizes, sizes + count, others);
   }
   bool has_sizes_of(const View& other) const { return has_sizes(other.axes, other.sizes); }
+  // Whether memory between the elements belongs to others, or elements share some.
+  bool has_gaps() const { return !is_dense(axes, sizes, strides); }
   // Whether two contiguous tensors share memory.
   bool overlaps(const View& other) const {
     const char *begin = static_cast<const char*>(data),
