@@ -9,7 +9,8 @@ one call of ours.
     residual   total = x + residual and layer_norm(total); the gradients of both go back
     adaptive   layer_norm(x) * (1 + scale) + shift, eight samples, a scale and a shift for each
     heads      RMS norm of the queries in a projection that holds keys and values too, 128 columns
-    each head  the same with a weight for each head
+    keys       the same of two heads, as grouped queries share them
+    each head  the norm of the queries with a weight for each head
     gate       rms_norm(x) * silu(gate)
     gate first rms_norm(x * silu(gate)), as in Mamba2
     quantized  layer_norm(x) in int8 with a scale for each row; no gradient
@@ -67,24 +68,30 @@ def main() -> None:
 
 
 def measure(kind: Kind) -> dict[str, dict[str, float]]:
-    """Return microseconds of the forward alone, and of the backward alone."""
+    """Return microseconds of the forward alone, of the backward alone, and of both in one go."""
     forwards = {name: (lambda way=way: way(*kind.arguments)) for name, way in kind.ways()}
     with torch.no_grad():
-        forward = interleave(forwards)
+        steps = {"forward": interleave(forwards)}
     leaves = [each.detach().requires_grad_() for each in kind.arguments]
     results = {name: as_tuple(way(*leaves)) for name, way in kind.ways()}
-    if not all(each.requires_grad for each in results["fused"]):
-        return {"forward": {name: 1e6 * each.median for name, each in forward.items()}}
-    gradients = [torch.randn(each.shape).to(each.dtype) for each in results["fused"]]
-    backward = interleave(
-        {
-            name: (lambda of=of: torch.autograd.grad(of, leaves, gradients, retain_graph=True))
-            for name, of in results.items()
-        }
-    )
+    if all(each.requires_grad for each in results["fused"]):
+        gradients = [torch.randn(each.shape).to(each.dtype) for each in results["fused"]]
+
+        def backward(of: tuple[Tensor, ...], *, again: bool) -> tuple[Tensor, ...]:
+            return torch.autograd.grad(of, leaves, gradients, retain_graph=again)
+
+        steps["backward"] = interleave(
+            {name: (lambda of=of: backward(of, again=True)) for name, of in results.items()}
+        )
+        steps["both"] = interleave(
+            {
+                name: (lambda way=way: backward(as_tuple(way(*leaves)), again=False))
+                for name, way in kind.ways()
+            }
+        )
     return {
         step: {name: 1e6 * each.median for name, each in times.items()}
-        for step, times in (("forward", forward), ("backward", backward))
+        for step, times in steps.items()
     }
 
 
@@ -137,34 +144,40 @@ def adaptive(rows: int, cols: int, dtype: torch.dtype) -> Kind:
 
 def heads(rows: int, cols: int, dtype: torch.dtype) -> Kind:
     """RMS norm of queries that are a third of each row of a projection."""
-    return _queries(rows, cols, dtype, torch.randn(HEAD).to(dtype))
+    return _part(rows, cols, dtype, torch.randn(HEAD).to(dtype), cols // HEAD)
+
+
+def keys(rows: int, cols: int, dtype: torch.dtype) -> Kind:
+    """RMS norm of two heads of such a projection."""
+    return _part(rows, cols, dtype, torch.randn(HEAD).to(dtype), 2)
 
 
 def each_head(rows: int, cols: int, dtype: torch.dtype) -> Kind:
-    """The same with a weight for each head."""
-    return _queries(rows, cols, dtype, torch.randn(cols // HEAD, HEAD).to(dtype))
+    """RMS norm of the queries with a weight for each head."""
+    heads = cols // HEAD
+    return _part(rows, cols, dtype, torch.randn(heads, HEAD).to(dtype), heads)
 
 
-def _queries(rows: int, cols: int, dtype: torch.dtype, weight: Tensor) -> Kind:
+def _part(rows: int, cols: int, dtype: torch.dtype, weight: Tensor, heads: int) -> Kind:
     projected = torch.randn(rows, 3 * cols).to(dtype)
-    query = projected[:, :cols].unflatten(-1, (-1, HEAD))
+    part = projected[:, : heads * HEAD].unflatten(-1, (-1, HEAD))
     of_last = weight.dim() == 1
 
-    def composition(query: Tensor, weight: Tensor) -> Tensor:
+    def composition(part: Tensor, weight: Tensor) -> Tensor:
         if of_last:
-            return torch.nn.functional.rms_norm(query, (HEAD,), weight, 1e-6)
-        return torch.nn.functional.rms_norm(query, (HEAD,), None, 1e-6) * weight
+            return torch.nn.functional.rms_norm(part, (HEAD,), weight, 1e-6)
+        return torch.nn.functional.rms_norm(part, (HEAD,), None, 1e-6) * weight
 
-    def unfused(query: Tensor, weight: Tensor) -> Tensor:
-        query = query.contiguous()
+    def unfused(part: Tensor, weight: Tensor) -> Tensor:
+        part = part.contiguous()
         if of_last:
-            return ln.rms_norm(query, (HEAD,), weight, 1e-6)
-        return ln.rms_norm(query, (HEAD,), None, 1e-6) * weight
+            return ln.rms_norm(part, (HEAD,), weight, 1e-6)
+        return ln.rms_norm(part, (HEAD,), None, 1e-6) * weight
 
-    def fused(query: Tensor, weight: Tensor) -> Tensor:
-        return ln.rms_norm(query, (HEAD,), weight, 1e-6)
+    def fused(part: Tensor, weight: Tensor) -> Tensor:
+        return ln.rms_norm(part, (HEAD,), weight, 1e-6)
 
-    return Kind((query, weight), composition, unfused, fused)
+    return Kind((part, weight), composition, unfused, fused)
 
 
 def gate(rows: int, cols: int, dtype: torch.dtype) -> Kind:
@@ -221,6 +234,7 @@ KINDS = {
     "residual": residual,
     "adaptive": adaptive,
     "heads": heads,
+    "keys": keys,
     "each head": each_head,
     "gate": gate,
     "gate first": gate_first,

@@ -38,30 +38,6 @@ struct RowsOf {
   Stored* operator[](int64_t at) const { return data + offsets[at]; }
 };
 
-// The place of a row, and from it, without divisions, that of a row a few runs on.
-class MovingPlace {
- public:
-  MovingPlace(const Shape& shape, int64_t run) : shape_(shape), run_(run) {}
-
-  int64_t run() const { return run_; }
-  const Place& at(int64_t row) {
-    const int64_t from = row_, steps = row - from;
-    row_ = row;
-    if (from < 0 || steps < 0 || steps > 2 * run_) return place_ = place_of(shape_, run_, row);
-    for (place_.in_run += steps; place_.in_run >= run_; place_.in_run -= run_) {
-      int axis = kAround - 1;
-      while (++place_.around[axis] == shape_.around[axis] && axis > 0) place_.around[axis--] = 0;
-    }
-    return place_;
-  }
-
- private:
-  const Shape& shape_;
-  const int64_t run_;
-  int64_t row_ = -1;
-  Place place_;
-};
-
 // Where the rows of a batch are in an array, in elements from the array's first.
 template <int64_t most>
 class RowOffsets {
@@ -70,8 +46,7 @@ class RowOffsets {
       : shape_(shape),
         strides_(strides),
         has_one_stride_(shape.is_one_run() || has_one_stride()),
-        place_(shape, has_one_stride_ ? 0 : shape.outer / shape.runs()),
-        place_ahead_(shape, place_.run()) {
+        run_(has_one_stride_ ? shape.outer : shape.outer / shape.runs()) {
     offsets_[0] = 0;
   }
 
@@ -108,28 +83,35 @@ class RowOffsets {
     return true;
   }
   __attribute__((noinline)) void move_among_runs(int64_t count, int64_t rows_ahead) {
-    const Place& first = place_.at(first_);
-    base_ = offset_of(strides_, first);
-    ahead_ =
-        rows_ahead == 0 ? 0 : offset_of(strides_, place_ahead_.at(first_ + rows_ahead)) - base_;
-    const int64_t run = place_.run(), regular = std::min(count, run - first.in_run);
-    if (known_ < regular) learn(regular);
-    if (regular == count) return;
-    for (int64_t at = regular; at < count;) {
-      const int64_t end = std::min(count, at + run);
-      int64_t offset = offset_of(strides_, place_.at(first_ + at)) - base_;
+    const Place place = place_of(shape_, run_, first_);
+    base_ = offset_of(strides_, place);
+    // Most batches lie among the runs as the last one did, but for the first on the axes further out.
+    constexpr int inner = kAround - 1;
+    const int64_t on_inner = place.around[inner] * run_ + place.in_run;
+    const bool stays = on_inner + std::max(count, rows_ahead + 1) <= shape_.around[inner] * run_;
+    if (stays && place.in_run == in_run_ && count == known_ && rows_ahead == rows_ahead_) return;
+    in_run_ = stays ? place.in_run : -1;
+    known_ = count;
+    rows_ahead_ = rows_ahead;
+    for (int64_t at = 0; at < count;) {
+      const Place here = place_of(shape_, run_, first_ + at);
+      const int64_t end = std::min(count, at + run_ - here.in_run);
+      int64_t offset = offset_of(strides_, here) - base_;
       for (; at < end; ++at, offset += strides_.outer) offsets_[at] = offset;
     }
-    known_ = regular;
+    ahead_ = 0;
+    if (rows_ahead != 0)
+      ahead_ = offset_of(strides_, place_of(shape_, run_, first_ + rows_ahead)) - base_;
   }
 
   const Shape& shape_;
   const Strides& strides_;
   const bool has_one_stride_;
-  MovingPlace place_, place_ahead_;
-  int64_t first_ = 0, base_ = 0, ahead_ = 0;
-  int64_t known_ = 1;      // of offsets_, the first of which are of neighbors in a run
-  int64_t offsets_[most];  // from base_
+  const int64_t run_;
+  int64_t first_, base_, ahead_ = 0;
+  int64_t known_ = 1;                 // how many of offsets_ are known
+  int64_t in_run_ = -1, rows_ahead_;  // among runs, where the last batch began and looked to
+  int64_t offsets_[most];             // from base_
 };
 
 // The parts of a row's columns; see kPartCols.

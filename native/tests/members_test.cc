@@ -230,6 +230,26 @@ void test_random_calls(uint64_t seed) {
   CHECK(runs > 20 && members > 20, "%d in several runs, %d of several members", runs, members);
 }
 
+// Runs of two rows, six of them side by side: batches of eight rows begin alike, but some go on
+// among the next six.
+void test_batches_among_runs(uint64_t seed) {
+  Random random(seed);
+  for (int trial = 0; trial < 16; ++trial) {
+    const int64_t sizes[] = {5, 6, 2, 40};
+    Axes axes;
+    axes.count = 4;
+    axes.normalized[3] = true;
+    Order order;
+    CHECK(keep_order(axes, sizes, &order), "the order");
+    Problem problem = {};
+    problem.centered = trial % 2 == 0;
+    problem.eps = 1e-5;
+    Call call(order, problem, 40, 60, random);
+    call.run(kAlone);
+    call.check();
+  }
+}
+
 // Enough of them that each gets a thread, and few large ones, which share the threads.
 void test_threads(uint64_t seed) {
   Random random(seed);
@@ -254,5 +274,6 @@ void test_threads(uint64_t seed) {
 int main() {
   test_random_calls(1);
   test_threads(2);
+  test_batches_among_runs(3);
   return finish();
 }
