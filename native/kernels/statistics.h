@@ -294,7 +294,7 @@ inline void sum_rows(RowsOf<Stored> x, int64_t rows, const Parts& parts,
   }
 }
 
-// The statistics of `rows` <= capacity rows.
+// The statistics of `rows` <= capacity rows. Not inlined: one copy serves all sets of parameters.
 template <class Stored, bool centered, int64_t capacity>
 __attribute__((noinline)) void compute_statistics(RowsOf<Stored> x, int64_t rows,
                                                   const Parts& parts, double eps,

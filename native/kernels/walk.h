@@ -109,9 +109,10 @@ class RowOffsets {
   const bool has_one_stride_;
   const int64_t run_;
   int64_t first_, base_, ahead_ = 0;
-  int64_t known_ = 1;                 // how many of offsets_ are known
-  int64_t in_run_ = -1, rows_ahead_;  // among runs, where the last batch began and looked to
-  int64_t offsets_[most];             // from base_
+  int64_t known_ = 1;  // of offsets_
+  // Among runs: where in its run the last batch began, or -1, and how far ahead it looked.
+  int64_t in_run_ = -1, rows_ahead_;
+  int64_t offsets_[most];  // from base_
 };
 
 // The parts of a row's columns; see kPartCols.
