@@ -7,6 +7,7 @@ checks before they allocate or write anything, so a failing call leaves its arra
 import itertools
 import math
 import operator
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, SupportsFloat, SupportsIndex
 
@@ -15,6 +16,11 @@ Shape = tuple[int, ...]
 Convert = Callable[[str, str], str]
 
 TYPES = ("float16", "bfloat16", "float32", "float64")
+
+
+# The smallest and the largest normal numbers of the compute types.
+SMALLEST_NORMAL = {"float32": 2.0**-126, "float64": 2.0**-1022}
+LARGEST = {"float32": 2.0**128 - 2.0**104, "float64": sys.float_info.max}
 
 
 def compute_type(x_type: str) -> str:
@@ -355,12 +361,11 @@ def check_scale(scale: Any, x_type: str = "float32") -> float:
             f"scale is {value}, expected a positive, finite number: pass the largest |y| / 127, "
             "or omit scale for one for each row"
         )
-    largest_exponent = 128 if compute_type(x_type) == "float32" else 1024
-    exponent = math.frexp(value)[1]  # value < 2 ** exponent
-    if not 3 - largest_exponent <= exponent <= largest_exponent:
+    type_of_scales = compute_type(x_type)
+    if not SMALLEST_NORMAL[type_of_scales] <= value <= LARGEST[type_of_scales]:
         raise ValueError(
-            f"scale is {value}, expected a normal number of {compute_type(x_type)}, the type of "
-            "scales for this x: pass one, or omit scale for one for each row"
+            f"scale is {value}, expected a normal number of {type_of_scales}, the type of scales "
+            "for this x: pass one, or omit scale for one for each row"
         )
     return value
 

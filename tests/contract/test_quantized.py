@@ -202,6 +202,11 @@ ERRORS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "infinite scale": ({"scale": math.inf}, ValueError, "scale is inf.*finite"),
     "scale below float32": ({"scale": 1e-60}, ValueError, "scale is 1e-60.*normal.*float32"),
     "scale above float32": ({"scale": 4e38}, ValueError, "scale is 4e.38.*normal.*float32"),
+    "scale that float32 rounds to infinity": (
+        {"scale": 2.0**128 - 2.0**103},
+        ValueError,
+        "scale is 3.4028235.*normal.*float32",
+    ),
     "scales of rows": ({"scale": np.ones((32, 1))}, ValueError, r"scale has shape \(32, 1\).*one"),
     "text": ({"scale": "1"}, TypeError, "scale is '1'.*number"),
     "flag": ({"scale": True}, TypeError, "scale is True.*number"),

@@ -10,8 +10,6 @@ from keras import ops
 from layernorm import spec
 from layernorm.keras import beside
 
-_SMALLEST_NORMAL = {"float32": 2.0**-126, "float64": 2.0**-1022}
-
 
 def layer_norm(
     x: Any,
@@ -97,7 +95,7 @@ def _quantized(y: Any, dtype: str, scale: Any, axis: spec.Axis) -> Any:
     most = spec.QUANTIZED_TYPES[dtype]
     if scale is None:
         axes = spec.normalize_axes(axis, len(y.shape))
-        smallest = _SMALLEST_NORMAL[keras.backend.standardize_dtype(y.dtype)]
+        smallest = spec.SMALLEST_NORMAL[keras.backend.standardize_dtype(y.dtype)]
         largest = ops.max(ops.abs(y), axes, keepdims=True)
         # XLA would multiply by the reciprocal of a number.
         scales = ops.maximum(largest / ops.full_like(largest, most), smallest)

@@ -16,7 +16,6 @@ from layernorm.tensorflow.arguments import Definition
 
 _LARGEST_EXPONENT = 1534  # biased, of the scale: 2**511, whose square is finite
 _MOST = 800.0  # the sigmoid of -_MOST is 0
-_SMALLEST_NORMAL = {tf.float32: 2.0**-126, tf.float64: 2.0**-1022}
 
 
 def y_of(
@@ -80,7 +79,7 @@ def quantize(
     most = spec.QUANTIZED_TYPES[dtype.name]
     if scale is None:
         scale = tf.cast(tf.reduce_max(tf.abs(d), axes, keepdims=True) / most, compute)
-        scale = tf.maximum(scale, _SMALLEST_NORMAL[compute])
+        scale = tf.maximum(scale, spec.SMALLEST_NORMAL[compute.name])
         # XLA's maximum may lose a NaN.
         has_nan = tf.reduce_any(tf.not_equal(d, d), axes, keepdims=True)
         scale = tf.where(has_nan, tf.constant(math.nan, compute), scale)
