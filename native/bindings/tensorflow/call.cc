@@ -174,6 +174,12 @@ bool Call::fail(const char* mistake, const char* of) {
   return report();
 }
 
+bool Call::has_memory_for(std::initializer_list<const Collapsed*> copies) {
+  for (const Collapsed* each : copies)
+    if (each->failed()) return fail_for_memory();
+  return true;
+}
+
 bool Call::fail_for_memory() {
   c_api.TF_SetStatus(status_, kResourceExhausted,
                      "layernorm: out of memory: give x fewer columns, or the process more");

@@ -1,6 +1,8 @@
 // One call that TensorFlow makes of a kernel: its node's attributes, its tensors, its failure.
 #pragma once
 
+#include <initializer_list>
+
 #include "collapsed.h"
 #include "tensor.h"
 
@@ -86,6 +88,8 @@ class Call {
   // Tell TensorFlow; false.
   bool fail(const char* mistake, const char* of = "");
   bool fail_for_memory();
+  // False, and told, where the memory of one was not to be had.
+  bool has_memory_for(std::initializer_list<const Collapsed*> copies);
   bool failed() const { return failed_; }
 
  private:

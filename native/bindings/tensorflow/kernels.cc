@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
-#include <initializer_list>
 #include <limits>
 #include <memory>
 #include <new>
@@ -58,12 +57,9 @@ void norm(void* kernel, KernelContext* context, Beside beside) {
   const Collapsed collapsed_x = call.to_read(x), collapsed_other = call.to_read(other),
                   collapsed_y = call.to_write(y), collapsed_total = call.to_write(total),
                   collapsed_weight = call.to_read(weight), collapsed_bias = call.to_read(bias);
-  for (const Collapsed* each : {&collapsed_x, &collapsed_other, &collapsed_y, &collapsed_total,
-                                &collapsed_weight, &collapsed_bias})
-    if (each->failed()) {
-      call.fail_for_memory();
-      return;
-    }
+  if (!call.has_memory_for({&collapsed_x, &collapsed_other, &collapsed_y, &collapsed_total,
+                            &collapsed_weight, &collapsed_bias}))
+    return;
   Forward job = {};
   job.gate = {{}, definition.activation, definition.norm_first};
   const Call::Placed placed[] = {{collapsed_x, adds ? job.addends[0] : problem.x},
@@ -135,13 +131,10 @@ void backward_of_norm(void* kernel, KernelContext* context, Beside beside) {
                   collapsed_bias = call.to_read(bias),
                   collapsed_dweight = call.to_write(dweight, weight),
                   collapsed_dbias = call.to_write(dbias, like_dbias);
-  for (const Collapsed* each :
-       {&collapsed_x, &collapsed_dy, &collapsed_other, &collapsed_dx, &collapsed_dgate,
-        &collapsed_weight, &collapsed_bias, &collapsed_dweight, &collapsed_dbias})
-    if (each->failed()) {
-      call.fail_for_memory();
-      return;
-    }
+  if (!call.has_memory_for({&collapsed_x, &collapsed_dy, &collapsed_other, &collapsed_dx,
+                            &collapsed_dgate, &collapsed_weight, &collapsed_bias,
+                            &collapsed_dweight, &collapsed_dbias}))
+    return;
   Backward job = {};
   job.gate = {{}, definition.activation, definition.norm_first};
   const Call::Placed placed[] = {{collapsed_x, problem.x},
@@ -277,11 +270,8 @@ void compute_quantized_norm(void* kernel, KernelContext* context) {
   const Collapsed collapsed_x = call.to_read(x), collapsed_weight = call.to_read(weight),
                   collapsed_bias = call.to_read(bias),
                   collapsed_q = Collapsed::to_write(call.layout(), q.data(), 1);
-  for (const Collapsed* each : {&collapsed_x, &collapsed_weight, &collapsed_bias, &collapsed_q})
-    if (each->failed()) {
-      call.fail_for_memory();
-      return;
-    }
+  if (!call.has_memory_for({&collapsed_x, &collapsed_weight, &collapsed_bias, &collapsed_q}))
+    return;
   Forward job = {};
   Quantized& quantized = job.quantized;
   quantized.type = definition.quantized_type;
