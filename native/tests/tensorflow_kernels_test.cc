@@ -21,7 +21,7 @@ FakeStatus* of(tf::Status* status) { return reinterpret_cast<FakeStatus*>(status
 
 int32_t of_q = 6;  // the type of a quantized result: int8
 
-// A node normalized over the last axis, without parameters.
+// A node normalized over the last axis, or over the last and the first, without parameters.
 struct FakeNode {
   int32_t axes = 1;
   int failure = tf::kOk;  // what TensorFlow was told
@@ -47,7 +47,7 @@ tf::CApi fake_c_api() {
                                                   int64_t* value, tf::Status*) { *value = 0; };
   c_api.TF_OpKernelConstruction_GetAttrInt64List = [](tf::KernelConstruction*, const char*,
                                                       int64_t* values, int count, tf::Status*) {
-    for (int at = 0; at < count; ++at) values[at] = -1;
+    for (int at = 0; at < count; ++at) values[at] = at == 0 ? -1 : 0;
   };
   c_api.TF_OpKernelConstruction_GetAttrBool = [](tf::KernelConstruction*, const char*,
                                                  unsigned char* value, tf::Status*) { *value = 1; };
@@ -61,10 +61,11 @@ tf::CApi fake_c_api() {
   return c_api;
 }
 
-// A call with one input, x, and no outputs.
+// A call with one input, x, whose memory all outputs take.
 struct FakeCall {
   std::vector<int64_t> sizes;
   int failure = tf::kOk;
+  float memory[16] = {};
 };
 FakeCall* of(tf::KernelContext* call) { return reinterpret_cast<FakeCall*>(call); }
 const FakeCall* of(const tf::Tensor* x) { return reinterpret_cast<const FakeCall*>(x); }
@@ -78,6 +79,19 @@ void add_calls(tf::CApi* c_api) {
   c_api->TF_NumDims = [](const tf::Tensor* x) { return static_cast<int>(of(x)->sizes.size()); };
   c_api->TF_Dim = [](const tf::Tensor* x, int axis) {
     return of(x)->sizes[static_cast<size_t>(axis)];
+  };
+  c_api->TF_TensorData = [](const tf::Tensor* x) {
+    return static_cast<void*>(const_cast<FakeCall*>(of(x))->memory);
+  };
+  c_api->TF_ForwardInputOrAllocateOutput = [](tf::KernelContext* call, const int*, int, int,
+                                              const int64_t*, int, int* forwarded, tf::Status*) {
+    *forwarded = 0;
+    return reinterpret_cast<tf::Tensor*>(call);
+  };
+  c_api->TF_AllocateOutput = [](tf::KernelContext* call, int, int32_t, const int64_t*, int, size_t,
+                                tf::Status*) {
+    has_memory = false;  // for what the kernel itself allocates after its outputs
+    return reinterpret_cast<tf::Tensor*>(call);
   };
   c_api->TF_OpKernelContext_Failure = [](tf::KernelContext* call, tf::Status* status) {
     of(call)->failure = of(status)->code;
@@ -135,6 +149,19 @@ void test_rows_beyond_number_are_a_failure() {
   tf::delete_kernel(kernel);
 }
 
+// Normalized axes with another one between them take a copy.
+void test_a_copy_without_memory_is_a_failure() {
+  FakeNode node;
+  node.axes = 2;
+  void* kernel = create(&node);
+  FakeCall call;
+  call.sizes = {2, 3, 2};
+  tf::compute_norm(kernel, reinterpret_cast<tf::KernelContext*>(&call));
+  has_memory = true;
+  CHECK(call.failure == tf::kResourceExhausted, "failure %d", call.failure);
+  tf::delete_kernel(kernel);
+}
+
 }  // namespace
 
 int main() {
@@ -145,5 +172,6 @@ int main() {
   test_a_quantized_kernel_needs_a_type_of_8_bits();
   test_more_axes_than_the_kernels_know_are_a_failure();
   test_rows_beyond_number_are_a_failure();
+  test_a_copy_without_memory_is_a_failure();
   return finish();
 }
