@@ -87,6 +87,11 @@ def huge(x: Any, dy: Any) -> None:
     x *= x.dtype.type(1e30)
 
 
+def tiny(x: Any, dy: Any) -> float:
+    x *= x.dtype.type(1e-30)
+    return 0.0
+
+
 def zeros(x: Any, dy: Any) -> float:
     x[...] = 0
     return 0.0
@@ -112,17 +117,23 @@ def dy_huge(x: Any, dy: Any) -> None:
     dy *= dy.dtype.type(1e30)
 
 
+def dy_tiny(x: Any, dy: Any) -> None:
+    dy *= dy.dtype.type(1e-35)
+
+
 CHANGES: dict[str, Callable[..., float | None]] = {
     "all NaN": all_nan,
     "an infinity in each row": an_infinity,
     "NaN in the last row alone": last_nan,
     "x times 1e30": huge,
+    "x times 1e-30, eps = 0": tiny,
     "zeros, eps = 0": zeros,
     "dy all zero": dy_zero,
     "dy all NaN": dy_nan,
     "dy with an infinite last row": dy_infinity,
     "dy with one infinity": dy_one_infinity,
     "dy times 1e30": dy_huge,
+    "dy times 1e-35": dy_tiny,
 }
 
 

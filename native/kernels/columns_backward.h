@@ -207,9 +207,10 @@ struct ColumnsBackward {
     sum_columns(strip_rows, rows, outer, inner, sums, sum_g, sum_g_xhat, squares_beyond_n);
     if (!ordinary && wanted != Wanted::nothing) {
       ordinary_lanes<V>(all, count)
-          .for_each_scaled(cols, count, [&](int64_t first, const AcrossRows& scaled_rows) {
-            add_dweight(all + first, scaled_rows, outer, inner + first, sums);
-          });
+          .template for_each_scaled<Stored>(
+              cols, count, [&](int64_t first, const AcrossRows<Stored>& scaled_rows) {
+                add_dweight(all + first, scaled_rows, outer, inner + first, sums);
+              });
     }
     if (!task.job->dx.data) return;
     alignas(64) C mean_g[V * W] = {}, slope[V * W] = {};
@@ -246,18 +247,19 @@ struct ColumnsBackward {
       const C* slope) const {
     const int64_t count = strip_rows.template rows<C>();
     SomeLanes<C, V> usual;
-    for (int64_t first = 0; first < count; first += lanes<double>) {
-      const int64_t end = std::min(count, first + lanes<double>);
-      const DoubleVector largest =
-          largest_magnitude(AcrossRows{cols, end - first, 0}, dy(outer, inner + first));
+    for (int64_t first = 0; first < count; first += W) {
+      const int64_t end = std::min(count, first + W);
+      alignas(64) C largest[W];
+      largest_magnitudes(AcrossRows<Stored>{cols, end - first, {}}, dy(outer, inner + first),
+                         largest);
       for (int64_t lane = first; lane < end; ++lane)
         if (all[lane].ordinary &&
             are_ordinary_sums<C>(sum_g[lane], sum_g_xhat[lane], static_cast<double>(all[lane].rstd),
-                                 [&] { return largest[lane - first]; }))
+                                 [&] { return static_cast<double>(largest[lane - first]); }))
           usual.include(lane);
     }
     write_dx(strip_rows, rows, outer, inner, mean_g, slope, usual);
-    usual.for_each_scaled(cols, count, [&](int64_t first, const AcrossRows& scaled) {
+    usual.template for_each_scaled<Stored>(cols, count, [&](int64_t first, const auto& scaled) {
       backward_scaled_rows<Stored, centered>(
           scaled, statistics(all + first, scaled, outer, inner + first), x(outer, inner + first),
           dy(outer, inner + first), weight, dtotal(outer, inner + first), dx(outer, inner + first),
@@ -265,26 +267,25 @@ struct ColumnsBackward {
     });
   }
 
-  ScaledStatistics<Stored> statistics(const RowStatistics<C>* all, const AcrossRows& rows,
+  ScaledStatistics<Stored> statistics(const RowStatistics<C>* all, const AcrossRows<Stored>& rows,
                                       int64_t outer, int64_t inner) const {
-    return scaled_statistics_from<Stored, centered>(all, rows.rows, rows, x(outer, inner),
-                                                    problem.eps);
+    return scaled_statistics_from<Stored, centered>(all, rows, x(outer, inner), problem.eps);
   }
 
   // Adds scaled rows to dweight; dbias has them already.
-  __attribute__((noinline)) void add_dweight(const RowStatistics<C>* all, const AcrossRows& rows,
-                                             int64_t outer, int64_t inner,
-                                             const PartialSums<C>& sums) const {
-    const ScaledStatistics<Stored> scaled = statistics(all, rows, outer, inner);
-    DoubleVector wanted_rows = {};
-    for (int64_t k = 0; k < rows.rows; ++k) wanted_rows[k] = rows.wanted >> k & 1;
-    for (int64_t col = 0; col < cols; ++col) {
-      const DoubleVector xhat = scaled.normalized(rows.read(x(outer, inner), col));
-      const DoubleVector term = rows.read(dy(outer, inner), col) * xhat;
-      LaneTotal<double> total = {};
-      total.add(wanted_rows == broadcast(1.0) ? term : DoubleVector{});
-      add_compensated(sums.dweight_high[col], sums.dweight_low[col], static_cast<C>(total.sum()));
-    }
+  __attribute__((noinline)) void add_dweight(const RowStatistics<C>* all,
+                                             const AcrossRows<Stored>& rows, int64_t outer,
+                                             int64_t inner, const PartialSums<C>& sums) const {
+    const auto normalizer = statistics(all, rows, outer, inner).normalizer();
+    const RowOf<const Stored> x_rows = x(outer, inner), dy_rows = dy(outer, inner);
+    const Vector<C> zero = {};
+    rows.each([&](const auto& at, int) {
+      const Vector<C> xhat = normalizer.template normalized<centered>(at.read(x_rows));
+      const Vector<C> term = at.read(dy_rows) * xhat;
+      const LaneTotal<C> total(rows.wanted ? term : zero);
+      add_compensated(sums.dweight_high[at.place()], sums.dweight_low[at.place()],
+                      static_cast<C>(total.sum()));
+    });
   }
 };
 

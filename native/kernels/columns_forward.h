@@ -83,7 +83,6 @@ struct SomeLanes {
   Mask mask[V] = {};
 
   void include(int64_t lane) { mask[lane / W][lane % W] = -1; }
-  bool includes(int64_t lane) const { return mask[lane / W][lane % W] != 0; }
   // The value in these lanes, in the others what other() returns.
   template <class F>
   Vector<C> choose(int v, Vector<C> value, F other) const {
@@ -91,13 +90,16 @@ struct SomeLanes {
                                        (reinterpret_cast<Mask>(other()) & ~mask[v]));
   }
   // f(first row, rows) for each few neighboring rows that are scaled together, if any of them is.
-  template <class F>
+  template <class Stored, class F>
   void for_each_scaled(int64_t cols, int64_t count, F f) const {
-    for (int64_t first = 0; first < count; first += lanes<double>) {
-      AcrossRows rows = {cols, std::min(lanes<double>, count - first), 0};
-      for (int64_t k = 0; k < rows.rows; ++k)
-        if (!includes(first + k)) rows.wanted |= 1u << k;
-      if (rows.wanted != 0) f(first, rows);
+    for (int64_t first = 0; first < count; first += W) {
+      AcrossRows<Stored> rows = {cols, std::min(W, count - first), {}};
+      bool any = false;
+      for (int64_t row = 0; row < rows.rows; ++row) {
+        rows.wanted[row] = ~mask[first / W][row];
+        any = any || rows.wanted[row];
+      }
+      if (any) f(first, rows);
     }
   }
 };
@@ -162,7 +164,7 @@ struct StripStatistics {
       batch.recenter(rows, n, kWellCenteredStrips<C>, [&](int64_t) { again = true; });
       if (again) sum_moments(strip, x, stride, cols);
     }
-    batch.finish(rows, n, eps);
+    batch.finish(rows, n, [&](int64_t) { return broadcast(eps); });
   }
 
   Normalizer<C> normalizer(int v) const {
@@ -257,12 +259,12 @@ struct ColumnsForward {
       save(statistics.batch[row], problem.statistics, index + row);
     }
     write_y(strip, statistics, x(outer, inner), y(outer, inner), usual);
-    usual.for_each_scaled(cols, count, [&](int64_t first, const AcrossRows& rows) {
+    usual.template for_each_scaled<Stored>(cols, count, [&](int64_t first, const auto& rows) {
       const auto scaled = forward_scaled_rows<Stored, centered>(
           rows, RowOf<const Stored>{x(outer, inner + first), problem.x.col_stride}, weight, bias,
           problem.eps, RowOf<Stored>{y(outer, inner + first), job.y.col_stride});
       for (int64_t k = 0; k < rows.rows; ++k)
-        if (rows.wanted >> k & 1) save(scaled.unscaled(k), problem.statistics, index + first + k);
+        if (rows.wanted[k]) save(scaled.unscaled[k], problem.statistics, index + first + k);
     });
   }
 };

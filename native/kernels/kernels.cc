@@ -4,6 +4,7 @@
 #include "kernels.h"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cfloat>
 #include <cmath>
@@ -36,6 +37,10 @@ namespace {
 #include "statistics.h"
 //
 #include "cancellation.h"
+//
+#include "row_vectors.h"
+//
+#include "powers_of_two.h"
 //
 #include "scaled_rows.h"
 //

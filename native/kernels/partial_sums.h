@@ -41,50 +41,17 @@ __attribute__((noinline)) void fold(C* high, C* low, int64_t begin, int64_t end)
   }
 }
 
-// Adds to high + low, exactly but for the rounding of low. After an overflow, low stays finite.
-template <class C>
-inline void add_first(C* high, C* low, Vector<C> v, int64_t count) {
-  const bool whole = count == lanes<C>;
-  Vector<C> sum = whole ? load(high) : load_first(high, count);
-  Vector<C> rest = whole ? load(low) : load_first(low, count);
-  add_compensated_vector(sum, rest, v);
-  if (low == high) rest = sum;
-  if (whole) {
-    store(high, sum);
-    store(low, rest);
-  } else {
-    store_first(high, sum, count);
-    store_first(low, rest, count);
-  }
-}
-
-// Adds a scaled row to the parameters' gradients, pack by pack.
-template <class Stored>
+// Adds a scaled row to the parameters' gradients.
+template <class Stored, bool centered>
 void accumulate_scaled_row(const ScaledStatistics<Stored>& statistics, RowOf<const Stored> x,
                            RowOf<const Stored> dy, const PartialSums<Compute<Stored>>& sums,
                            int64_t cols, Wanted wanted) {
   using C = Compute<Stored>;
-  constexpr int64_t size = pack_size<Stored>;
-  const AlongRow row = {cols};
-  for (int64_t col = 0; col < cols; col += size) {
-    C dweight[size], dbias[size];
-    const int64_t count = std::min(size, cols - col);
-    for (int64_t at = 0; at < count; at += AlongRow::W) {
-      const int64_t step = (col + at) / AlongRow::W;
-      const DoubleVector dy_here = row.read(dy, step);
-      store_doubles(dweight + at, dy_here * statistics.normalized(row.read(x, step)));
-      store_doubles(dbias + at, dy_here);
-    }
-    if (count == size) {
-      in_pack_order<Stored>(dweight);
-      in_pack_order<Stored>(dbias);
-    }
-    for (int64_t at = 0; at < count; at += lanes<C>) {
-      const int64_t first = col + at, lanes_here = std::min(lanes<C>, count - at);
-      add_first(sums.dweight_high + first, sums.dweight_low + first, load(dweight + at),
-                lanes_here);
-      if (wanted == Wanted::both)
-        add_first(sums.dbias_high + first, sums.dbias_low + first, load(dbias + at), lanes_here);
-    }
-  }
+  const ScaledNormalizer<C> normalizer = statistics.normalizer();
+  AlongRow<Stored>{cols}.each([&](const auto& at, int) {
+    const Vector<C> dy_here = at.read(dy),
+                    xhat = normalizer.template normalized<centered>(at.read(x));
+    at.add(sums.dweight_low, dy_here * xhat);
+    if (wanted == Wanted::both) at.add(sums.dbias_low, dy_here);
+  });
 }

@@ -3,21 +3,6 @@
 // magnitude and write q.
 #pragma once
 
-template <class C>
-using BitsOf = typename VectorOf<C>::mask;
-
-template <class C>
-LAYERNORM_INLINE BitsOf<C> bits_of(Vector<C> v) {
-  return reinterpret_cast<BitsOf<C>>(v);
-}
-
-// The bits of |v|, which are ordered as the numbers are; those of a NaN are above all.
-template <class C>
-LAYERNORM_INLINE BitsOf<C> bits_of_magnitude(Vector<C> v) {
-  using Bits = std::remove_reference_t<decltype(BitsOf<C>{}[0])>;
-  return bits_of<C>(v) & std::numeric_limits<Bits>::max();
-}
-
 // The 8-bit types: code() rounds to nearest, ties to even, and saturates. The code is the low byte.
 struct Int8 {
   static constexpr double most = 127;
@@ -60,33 +45,13 @@ struct Float8 {
 using Float8E4M3 = Float8<3, -6, 448, 0x7f>;
 using Float8E5M2 = Float8<2, -14, 57344, 0x7e>;
 
-// The largest magnitude; NaN, if there is one.
-template <class Stored>
-__attribute__((noinline)) Compute<Stored> largest_magnitude(const Stored* y, int64_t count) {
-  using C = Compute<Stored>;
-  BitsOf<C> most = {};
-  const auto raise = [&](Vector<C> v) {
-    const BitsOf<C> bits = bits_of_magnitude<C>(v);
-    most = bits > most ? bits : most;
-  };
-  int64_t at = 0;
-  for (; at + lanes<C> <= count; at += lanes<C>) raise(load(y + at));
-  if (at < count) raise(load_first(y + at, count - at));
-  std::remove_reference_t<decltype(most[0])> of_lanes[lanes<C>];
-  std::memcpy(of_lanes, &most, sizeof(most));
-  const auto bits = *std::max_element(of_lanes, of_lanes + lanes<C>);
-  C largest;
-  std::memcpy(&largest, &bits, sizeof(largest));
-  return largest;
-}
-
 // Raises the largest magnitudes of neighboring rows to those of one of their columns.
 template <class Stored, class C>
 __attribute__((noinline)) void raise_to_largest(const Stored* y, C* most, int64_t count) {
   each_vector<C>(count, [&](const auto& elements, int64_t at) {
     const BitsOf<C> bits = bits_of_magnitude<C>(elements.read(y + at));
     const BitsOf<C> before = bits_of<C>(elements.read(most + at));
-    elements.write(most + at, reinterpret_cast<Vector<C>>(bits > before ? bits : before), false);
+    elements.write(most + at, reinterpret_cast<Vector<C>>(larger(bits, before)), false);
   });
 }
 

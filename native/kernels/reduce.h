@@ -22,27 +22,38 @@ inline void prepare_row(const BackwardTask& task, int64_t row, int64_t begin, in
   task.around->prepare(row / inner * tiles + row % inner / kTileRows, begin, end);
 }
 
-// A row's statistics as the forward saved them, or computed again.
-template <class Stored, bool centered, class Rows>
-ScaledStatistics<Stored> saved_statistics(const Problem& problem, const Rows& rows, int64_t row) {
-  using C = Compute<Stored>;
-  const Statistics& from = problem.statistics;
-  const int64_t at = offset_of_row(problem, from.strides, row);
-  RowStatistics<C> saved = {0, 0, static_cast<const C*>(from.rstd)[at], true};
-  if constexpr (centered) {
-    saved.mean = static_cast<const C*>(from.mean)[at];
-    if (from.residual) saved.residual = static_cast<const C*>(from.residual)[at];
+// Rows that are read together, so that what belongs to a column stays in registers, and of strided
+// rows a cache line in the cache. One, where the next replaces it.
+constexpr int64_t kRowsTogether = 8;
+inline int64_t rows_together(const BackwardTask& task) { return task.around ? 1 : kRowsTogether; }
+
+// A row, the one that many rows on prefetched: `count` elements are too few for the processor to
+// foresee.
+template <class Stored>
+inline RowOf<const Stored> prefetching_row_of(const Problem& problem, const Array& array,
+                                              int64_t row, int64_t begin, int64_t count) {
+  constexpr int64_t step = kLine / static_cast<int64_t>(sizeof(Stored));
+  if (array.col_stride == 1 && row + kRowsTogether < problem.shape.rows()) {
+    const Stored* const next = &row_of<Stored>(problem, array, row + kRowsTogether)[begin];
+    for (int64_t at = 0; at < count; at += step) __builtin_prefetch(next + at, 0, 2);
   }
-  if (is_ordinary_rstd(saved.rstd)) return without_scale<Stored>(saved);
-  return scaled_statistics_from<Stored, centered>(
-             &saved, 1, rows, row_of<Stored>(problem, problem.x, row), problem.eps)
-      .in_all_lanes(0);
+  return row_of<Stored>(problem, array, row);
+}
+
+// lanes<double> elements, or the first of them.
+template <class Stored>
+inline DoubleVector load_first_doubles(const Stored* from, int64_t count) {
+  if (count == lanes<double>) return load_doubles(from);
+  Stored padded[lanes<double>] = {};
+  std::copy(from, from + count, padded);
+  return load_doubles(padded);
 }
 
 // Columns that are summed again over all rows, in double: dy for dbias, or dy * xhat for dweight.
 // Each is scaled by a power of two and back, which terms of float64 may need.
 template <class Stored, bool centered>
 struct SummedColumns {
+  using C = Compute<Stored>;
   static constexpr int64_t W = lanes<double>;
 
   const BackwardTask& task;
@@ -58,18 +69,50 @@ struct SummedColumns {
     return (sum[at][lane] + rest[at][lane]) / scale[col - begin];
   }
 
+  struct Row {
+    RowOf<const Stored> dy, x;
+    NormalizerInDouble normalizer;
+  };
+  Row row_at(int64_t row) const {
+    Row result = {prefetching_row_of<Stored>(problem, task.job->dy, row, begin, count), {}, {}};
+    if (!of_dweight) return result;
+    result.x = prefetching_row_of<Stored>(problem, problem.x, row, begin, count);
+    if (problem.shape.inner == 1)
+      result.normalizer = normalizer(AlongRow<Stored>{problem.shape.cols}, row);
+    else
+      result.normalizer = normalizer(AcrossRows<Stored>{problem.shape.cols, 1, {}}, row);
+    return result;
+  }
+  // Of the statistics that the forward has saved, or computed again.
   template <class Rows>
-  void add_row(const Rows& rows, int64_t row) {
-    const RowOf<const Stored> dy = row_of<Stored>(problem, task.job->dy, row),
-                              x = row_of<Stored>(problem, problem.x, row);
-    ScaledStatistics<Stored> statistics;
-    if (of_dweight) statistics = saved_statistics<Stored, centered>(problem, rows, row);
+  NormalizerInDouble normalizer(const Rows& rows, int64_t row) const {
+    const Statistics& from = problem.statistics;
+    const int64_t at = offset_of_row(problem, from.strides, row);
+    RowStatistics<C> saved = {0, 0, static_cast<const C*>(from.rstd)[at], true};
+    if constexpr (centered) {
+      saved.mean = static_cast<const C*>(from.mean)[at];
+      if (from.residual) saved.residual = static_cast<const C*>(from.residual)[at];
+    }
+    return scaled_statistics_from<Stored, centered>(
+               &saved, rows, row_of<Stored>(problem, problem.x, row), problem.eps)
+        .in_double();
+  }
+
+  void add(const Row* rows, int64_t together) {
     for (int64_t at = 0; at * W < count; ++at) {
       if (!wanted[at]) continue;
       const int64_t first = begin + at * W, columns = std::min(W, count - at * W);
-      DoubleVector term = elements(dy, first, columns) * load_doubles(scale + at * W);
-      if (of_dweight) term *= statistics.normalized(elements(x, first, columns));
-      add_compensated_vector(sum[at], rest[at], term);
+      const DoubleVector scales = load_doubles(scale + at * W);
+      DoubleVector total = sum[at];
+      for (const Row* row = rows; row < rows + together; ++row) {
+        DoubleVector term = elements(row->dy, first, columns) * scales;
+        if (of_dweight) term *= row->normalizer(elements(row->x, first, columns));
+        if constexpr (sizeof(C) == sizeof(double))
+          add_compensated_vector(total, rest[at], term);
+        else
+          total += term;  // double has bits to spare
+      }
+      sum[at] = total;
     }
   }
   DoubleVector elements(RowOf<const Stored> row, int64_t first, int64_t columns) const {
@@ -82,7 +125,7 @@ struct SummedColumns {
   // Whether a row's xhat is NaN, and so its share of each column of dweight.
   bool any_xhat_is_nan() const {
     const Statistics& from = problem.statistics;
-    const auto* rstd = static_cast<const Compute<Stored>*>(from.rstd);
+    const auto* rstd = static_cast<const C*>(from.rstd);
     for (int64_t row = 0; row < problem.shape.rows(); ++row)
       if (std::isnan(rstd[offset_of_row(problem, from.strides, row)])) return true;
     return false;
@@ -102,13 +145,14 @@ struct SummedColumns {
       for (DoubleVector& each : sum) each = broadcast(std::numeric_limits<double>::quiet_NaN());
       return;
     }
-    for (int64_t row = 0; row < problem.shape.rows(); ++row) {
-      if (row % 16 == 0 && all_are_nan()) return;
-      prepare_row(task, row, 0, cols);
-      if (problem.shape.inner == 1)
-        add_row(AlongRow{cols}, row);
-      else
-        add_row(AcrossRows{cols, 1, 1}, row);
+    const int64_t all = problem.shape.rows(), most = rows_together(task);
+    for (int64_t first = 0; first < all; first += most) {
+      if (first % 16 == 0 && all_are_nan()) return;
+      prepare_row(task, first, 0, cols);
+      Row rows[kRowsTogether];
+      const int64_t together = std::min(most, all - first);
+      for (int64_t k = 0; k < together; ++k) rows[k] = row_at(first + k);
+      add(rows, together);
     }
   }
 };
@@ -158,20 +202,24 @@ struct ReduceStrip {
 
   void find_largest() {
     has_largest = true;
-    for (int64_t row = 0; row < problem.shape.rows(); ++row) {
-      prepare_row(task, row, begin, end);
-      const RowOf<const Stored> dy = row_of<Stored>(problem, task.job->dy, row);
+    const int64_t all = problem.shape.rows(), most = rows_together(task);
+    for (int64_t first = 0; first < all; first += most) {
+      prepare_row(task, first, begin, end);
+      RowOf<const Stored> rows[kRowsTogether];
+      const int64_t together = std::min(most, all - first);
+      for (int64_t k = 0; k < together; ++k)
+        rows[k] = prefetching_row_of<Stored>(problem, task.job->dy, first + k, begin, end - begin);
       int64_t col = begin;
-      if (dy.stride == 1) {
-        for (; col + lanes<C> <= end; col += lanes<C>) {
-          const Vector<C> most = load(largest + col - begin), here = load(&dy[col]);
-          const Vector<C> size = here < Vector<C>{} ? -here : here;
-          store(largest + col - begin, size > most ? size : most);
-        }
+      for (; rows[0].stride == 1 && col + lanes<C> <= end; col += lanes<C>) {
+        BitsOf<C> bits = bits_of<C>(load(largest + col - begin));
+        for (int64_t k = 0; k < together; ++k)
+          bits = larger(bits, bits_of_magnitude<C>(load(&rows[k][col])));
+        store(largest + col - begin, reinterpret_cast<Vector<C>>(bits));
       }
       for (; col < end; ++col) {
-        const C magnitude = std::fabs(to_compute(dy[col]));
-        largest[col - begin] = magnitude > largest[col - begin] ? magnitude : largest[col - begin];
+        C& of_column = largest[col - begin];
+        for (int64_t k = 0; k < together; ++k)
+          of_column = std::max(of_column, std::fabs(to_compute(rows[k][col])));
       }
     }
   }

@@ -132,8 +132,8 @@ struct RowsBackward {
                                             const PartialSums<C>& sums) const {
     const ScaledStatistics<Stored> statistics = gradients.scaled(row_statistics, row);
     if constexpr (wanted != Wanted::nothing)
-      accumulate_scaled_row<Stored>(statistics, {gradients.x(row), 1}, {gradients.dy(row), 1}, sums,
-                                    cols, wanted);
+      accumulate_scaled_row<Stored, centered>(statistics, {gradients.x(row), 1},
+                                              {gradients.dy(row), 1}, sums, cols, wanted);
     if (wants_dx) gradients.write_scaled(statistics, row);
   }
 

@@ -234,9 +234,9 @@ struct RowsForward {
         save(batch[at], problem.statistics, statistics_offset(row));
       } else {
         const auto scaled = forward_scaled_rows<Stored, centered>(
-            AlongRow{cols}, RowOf<const Stored>{x()[at], 1}, weight, bias, problem.eps,
+            AlongRow<Stored>{cols}, RowOf<const Stored>{x()[at], 1}, weight, bias, problem.eps,
             RowOf<Stored>{y()[at], 1});
-        save(scaled.unscaled(0), problem.statistics, statistics_offset(row));
+        save(scaled.unscaled[0], problem.statistics, statistics_offset(row));
       }
     }
   }

@@ -205,13 +205,14 @@ struct RowGradients {
   }
 
   ScaledStatistics<Stored> scaled(const RowStatistics<C>& row_statistics, int64_t row) const {
-    return scaled_statistics_from<Stored, centered>(&row_statistics, 1, AlongRow{cols},
+    return scaled_statistics_from<Stored, centered>(&row_statistics, AlongRow<Stored>{cols},
                                                     RowOf<const Stored>{x(row), 1}, problem.eps);
   }
   void write_scaled(const ScaledStatistics<Stored>& statistics, int64_t row) const {
     backward_scaled_rows<Stored, centered>(
-        AlongRow{cols}, statistics, RowOf<const Stored>{x(row), 1}, RowOf<const Stored>{dy(row), 1},
-        weight, RowOf<const Stored>{dtotal(row), 1}, RowOf<Stored>{dx(row), 1}, problem.eps);
+        AlongRow<Stored>{cols}, statistics, RowOf<const Stored>{x(row), 1},
+        RowOf<const Stored>{dy(row), 1}, weight, RowOf<const Stored>{dtotal(row), 1},
+        RowOf<Stored>{dx(row), 1}, problem.eps);
   }
 
   LAYERNORM_INLINE RowGradient<Stored, centered, has_weight> gradient(
@@ -239,6 +240,13 @@ struct RowGradients {
         slope_along_xhat<C>(sums.g_xhat.sum(), sums.squares.sum(n), rstd, problem.eps, n));
   }
 
+  void correct_slope(const RowStatistics<C>* rows, RowMeans<C>& means, int64_t first,
+                     int64_t at) const {
+    const Vector<C> mean_g_xhat = broadcast(means.g_xhat[at]);
+    if (may_cancel<Stored, has_weight>(mean_g_xhat, dy(first + at), weight, cols))
+      means.slope[at] = accurate_slope(rows[at], first + at);
+  }
+
   // Columns [begin, end) of rows [at, last) of a batch.
   __attribute__((noinline)) void write_part(const RowStatistics<C>* rows, const RowMeans<C>& means,
                                             int64_t first, int64_t at, int64_t last, int64_t begin,
@@ -261,19 +269,18 @@ struct RowGradients {
   }
 
   // A batch that may have a scaled row.
-  __attribute__((noinline)) void write_one_by_one(const RowStatistics<C>* rows,
-                                                  const RowMeans<C>& means, int64_t first,
-                                                  int64_t count) {
+  __attribute__((noinline)) void write_one_by_one(const RowStatistics<C>* rows, RowMeans<C>& means,
+                                                  int64_t first, int64_t count) {
     for (int64_t at = 0; at < count; ++at) {
       const int64_t row = first + at;
-      const auto largest_dy = [&] {
-        return largest_magnitude(AlongRow{cols}, RowOf<const Stored>{dy(row), 1})[0];
-      };
+      const auto largest_dy = [&] { return static_cast<double>(largest_magnitude(dy(row), cols)); };
       if (are_ordinary_sums<C>(means.sum_g[at], means.sum_g_xhat[at],
-                               static_cast<double>(rows[at].rstd), largest_dy))
+                               static_cast<double>(rows[at].rstd), largest_dy)) {
+        correct_slope(rows, means, first, at);
         write_part(rows, means, first, at, at + 1, 0, cols);
-      else
+      } else {
         write_scaled(scaled(rows[at], row), row);
+      }
     }
   }
 
@@ -287,10 +294,8 @@ struct RowGradients {
       for (int64_t at = 0; at < count; ++at) gathered[at] = rows[at].rstd;
     }
     means.finish(rstd, count, static_cast<double>(cols));
-    for (int64_t at = 0; at < count; ++at)
-      if (may_cancel<Stored, has_weight>(broadcast(means.g_xhat[at]), dy(first + at), weight, cols))
-        means.slope[at] = accurate_slope(rows[at], first + at);
     if (!means.ordinary) return write_one_by_one(rows, means, first, count);
+    for (int64_t at = 0; at < count; ++at) correct_slope(rows, means, first, at);
     parts.each([&](int64_t, int64_t begin, int64_t end) {
       write_part(rows, means, first, 0, count, begin, end);
     });

@@ -1,323 +1,187 @@
-// Scaled rows: rows done again in float64, scaled by a power of two where even float64 would
-// overflow or underflow. The usual kernels leave to it the rare rows whose sums overflow, whose
-// squares underflow, or that hold a NaN or an infinity.
+// Scaled rows: rows done again with x, and with g = dy * weight, times powers of two that bring them
+// to the middle of their type's range. The usual kernels leave to it the rare rows whose sums
+// overflow, whose squares underflow, or that hold a NaN or an infinity.
 #pragma once
 
-// One row of an array.
-template <class Stored>
-struct RowOf {
-  Stored* data;
-  int64_t stride;
-  Stored& operator[](int64_t col) const { return data[col * stride]; }
-};
+// Turns x into xhat, as the statistics of x * scale have it.
+template <class C>
+struct ScaledNormalizer {
+  Vector<C> scale;
+  Normalizer<C> normalizer;
 
-template <class Stored>
-inline DoubleVector load_first_doubles(const Stored* from, int64_t count) {
-  if (count == lanes<double>) return load_doubles(from);
-  Stored padded[lanes<double>] = {};
-  std::copy(from, from + count, padded);
-  return load_doubles(padded);
-}
-template <class Stored>
-inline void store_first_doubles(Stored* to, DoubleVector v, int64_t count) {
-  if constexpr (sizeof(Stored) == 2) {
-    const auto packed = to_stored(as_first_half(v), Stored{});
-    if (count == lanes<double>)
-      std::memcpy(to, &packed, lanes<double> * sizeof(Stored));  // one store
-    else
-      std::memcpy(to, &packed, static_cast<size_t>(count) * sizeof(Stored));
-  } else if (count == lanes<double>) {
-    store_doubles(to, v);
-  } else {
-    Stored rounded[lanes<double>];
-    store_doubles(rounded, v);
-    std::copy(rounded, rounded + count, to);
-  }
-}
-
-// A total for each lane. Of floats, double holds sums with bits to spare.
-template <class Stored>
-struct ScaledTotal : LaneTotal<double> {
-  void add(DoubleVector v) {
-    if constexpr (sizeof(Stored) == sizeof(double))
-      LaneTotal<double>::add(v);
-    else
-      total += v;
+  template <bool centered>
+  Vector<C> normalized(Vector<C> x) const {
+    return normalizer.template normalized<centered>(x * scale);
   }
 };
 
-// Sums term(step) over all steps; two sums in turns, so that an addition need not wait for the one
-// before.
-template <class Stored, class F>
-LAYERNORM_INLINE LaneTotal<double> sum_over_steps(int64_t steps, F term) {
-  ScaledTotal<Stored> even = {}, odd = {};
-  int64_t step = 0;
-  for (; step + 2 <= steps; step += 2) {
-    even.add(term(step));
-    odd.add(term(step + 1));
-  }
-  if (step < steps) even.add(term(step));
-  LaneTotal<double> result = even;
-  result.add(odd.total);
-  result.error += odd.error;
-  return result;
-}
+// The same of one row, in double.
+struct NormalizerInDouble {
+  double scale, mean, residual, rstd;
 
-// The following two read and write vectors of doubles, step by step: along one contiguous row, or
-// across neighboring rows, one in each lane. The arithmetic is written once, for both.
-struct AlongRow {
-  static constexpr int64_t W = lanes<double>;
-  int64_t cols;
-
-  int64_t steps() const { return (cols + W - 1) / W; }
-  int64_t count(int64_t step) const { return std::min(W, cols - step * W); }
-  template <class Stored>
-  DoubleVector read(RowOf<const Stored> row, int64_t step) const {
-    return load_first_doubles(row.data + step * W, count(step));
-  }
-  // `values` are in pack order.
-  template <class Stored>
-  DoubleVector parameter(const Compute<Stored>* values, int64_t step) const {
-    constexpr int64_t size = pack_size<Stored>, parts = vectors_in_pack<Stored>;
-    static_assert(size % W == 0 && W % parts == 0, "a step lies in one pack");
-    const int64_t col = step * W;
-    if (parts == 1 || col - col % size + size > cols)
-      return load_first_doubles(values + col, count(step));
-    Compute<Stored> in_order[W];
-    for (int64_t k = 0; k < W; ++k)
-      in_order[k] =
-          values[position_in_row<Stored>(col, cols) + k % parts * (size / parts) + k / parts];
-    return load_doubles(in_order);
-  }
-  // Zero past the row's end, where elements read as 0 would not stay 0.
-  DoubleVector keep(DoubleVector v, int64_t step) const {
-    return count(step) == W ? v : keep_first(v, count(step));
-  }
-  template <class Stored>
-  void write(RowOf<Stored> row, int64_t step, DoubleVector value) const {
-    store_first_doubles(row.data + step * W, value, count(step));
-  }
-  // The total of the row, in each lane.
-  static DoubleVector total(const LaneTotal<double>& of_lanes, double beyond = 0) {
-    return broadcast(of_lanes.sum(beyond));
-  }
-  static DoubleVector largest(DoubleVector of_lanes) {
-    double result = 0;
-    for (int64_t lane = 0; lane < W; ++lane)
-      if (result == result && !(of_lanes[lane] <= result)) result = of_lanes[lane];
-    return broadcast(result);
+  DoubleVector operator()(DoubleVector x) const {
+    const DoubleVector d = (x * broadcast(scale) - broadcast(mean)) - broadcast(residual);
+    return d * broadcast(rstd);
   }
 };
 
-struct AcrossRows {
-  static constexpr int64_t W = lanes<double>;
-  int64_t cols;
-  int64_t rows;     // at most W
-  uint32_t wanted;  // bit k: row k is written
-
-  int64_t steps() const { return cols; }
-  template <class Stored>
-  DoubleVector read(RowOf<const Stored> first, int64_t step) const {
-    return load_first_doubles(&first[step], rows);
-  }
-  template <class Stored>
-  DoubleVector parameter(const Compute<Stored>* values, int64_t step) const {
-    return broadcast(static_cast<double>(values[step]));
-  }
-  DoubleVector keep(DoubleVector v, int64_t) const { return v; }
-  template <class Stored>
-  void write(RowOf<Stored> first, int64_t step, DoubleVector value) const {
-    Compute<Stored> rounded[W];
-    store_doubles(rounded, value);
-    for (int64_t lane = 0; lane < rows; ++lane)
-      if (wanted >> lane & 1) (&first[step])[lane] = to_stored<Stored>(rounded[lane]);
-  }
-  static DoubleVector total(const LaneTotal<double>& of_lanes, double beyond = 0) {
-    return (of_lanes.total - broadcast(beyond)) + of_lanes.error;
-  }
-  static DoubleVector largest(DoubleVector of_lanes) { return of_lanes; }
-};
-
-// The largest magnitude of each row; not finite where the row holds a NaN or an infinity.
-template <class Rows, class Stored>
-inline DoubleVector largest_magnitude(const Rows& rows, RowOf<const Stored> x) {
-  DoubleVector largest = {}, special = {};
-  for (int64_t step = 0; step < rows.steps(); ++step) {
-    const DoubleVector v = magnitude(rows.read(x, step));
-    special += v - v;
-    largest = v > largest ? v : largest;
-  }
-  return Rows::largest(largest + special);
-}
-
-// The exponent that brings `largest` to [1, 2); 0 where double holds squares and products anyway.
-template <class Stored>
-inline int scaling_exponent(double largest) {
-  if (sizeof(Stored) < sizeof(double) || !(largest > 0) || !std::isfinite(largest)) return 0;
-  return largest > 0x1p-400 && largest < 0x1p400 ? 0 : std::ilogb(largest);
-}
-
-// A power of two for each lane, in two factors: one could overflow. Floats need none.
-template <class Stored>
-struct Scale {
-  static constexpr int64_t W = lanes<double>;
-  DoubleVector first, second;
-
-  Scale() : first(broadcast(1.0)), second(broadcast(1.0)) {}
-  explicit Scale(const int* exponent) : Scale() {
-    if constexpr (sizeof(Stored) < sizeof(double)) return;
-    for (int64_t lane = 0; lane < W; ++lane) {
-      first[lane] = std::ldexp(1.0, exponent[lane] / 2);
-      second[lane] = std::ldexp(1.0, exponent[lane] - exponent[lane] / 2);
-    }
-  }
-  DoubleVector operator()(DoubleVector v) const {
-    return sizeof(Stored) < sizeof(double) ? v : v * first * second;
-  }
-};
-
-// The statistics of the rows in the lanes, times 2^-exponent.
+// The statistics of x * scale, where scale is 2^-exponent; of a constant row, xhat of which is 0,
+// scale is 0 and the exponent that of rstd alone.
 template <class Stored>
 struct ScaledStatistics {
-  static constexpr int64_t W = lanes<double>;
   using C = Compute<Stored>;
+  static constexpr int64_t W = lanes<C>;
 
-  int exponent[W] = {};
-  DoubleVector mean = {}, residual = {};
-  DoubleVector rstd = {};  // 0 for a constant row with eps 0: its xhat is 0
-  Scale<Stored> scale = {};
+  alignas(64) C scale[W], mean[W], residual[W], rstd[W];
+  int exponent[W];
+  RowStatistics<C> unscaled[W];
 
-  void set_exponents(const int* exponents) {
-    if constexpr (sizeof(Stored) < sizeof(double)) return;
-    int down[W];
-    for (int64_t lane = 0; lane < W; ++lane) {
-      exponent[lane] = exponents[lane];
-      down[lane] = -exponents[lane];
-    }
-    scale = Scale<Stored>(down);
+  ScaledNormalizer<C> normalizer() const {
+    return {load(scale), {load(mean), load(residual), load(rstd)}};
   }
-  DoubleVector normalized(DoubleVector x) const {
-    if constexpr (sizeof(Stored) < sizeof(double)) return (x - mean) * rstd;
-    return ((scale(x) - mean) - residual) * rstd;
+  // Those of a row of x.
+  void take(int64_t lane, const RowStatistics<C>& row, int of_scale) {
+    exponent[lane] = of_scale;
+    scale[lane] = power_of_two<C>(-of_scale);
+    mean[lane] = row.mean * scale[lane];
+    residual[lane] = row.residual * scale[lane];
+    rstd[lane] = row.rstd * power_of_two<C>(of_scale);
   }
-  // A row's ordinary statistics. A mean of floats needs no second part here.
-  void take(const RowStatistics<C>& row, int64_t lane) {
-    mean[lane] = static_cast<double>(row.mean);
-    if constexpr (sizeof(Stored) < sizeof(double))
-      mean[lane] += static_cast<double>(row.residual);
-    else
-      residual[lane] = row.residual;
-    rstd[lane] = static_cast<double>(row.rstd);
+  // Those of a row of x * scale, whose scale and exponent are there.
+  void put(int64_t lane, const RowStatistics<C>& row) {
+    mean[lane] = row.mean;
+    residual[lane] = row.residual;
+    rstd[lane] = row.rstd;
+    const auto up = [&](C value) {
+      return times_power(static_cast<double>(value), exponent[lane]);
+    };
+    const double whole = up(row.mean);
+    const C rounded = static_cast<C>(whole);
+    const double rest = (whole - static_cast<double>(rounded)) + up(row.residual);
+    const double of_x = times_power(static_cast<double>(row.rstd), -exponent[lane]);
+    unscaled[lane] = {rounded, static_cast<C>(rest), static_cast<C>(of_x), false};
   }
-  bool all_are_nan() const {
-    bool all = true;
-    for (int64_t lane = 0; lane < W; ++lane) all = all && std::isnan(rstd[lane]);
-    return all;
+  void put_nan(int64_t lane) {
+    constexpr C nan = std::numeric_limits<C>::quiet_NaN();
+    unscaled[lane] = {nan, nan, nan, false};
+    take(lane, unscaled[lane], 0);
   }
-  // One row's in all lanes.
-  ScaledStatistics in_all_lanes(int64_t lane) const {
-    ScaledStatistics result;
-    int exponents[W];
-    std::fill(exponents, exponents + W, exponent[lane]);
-    result.set_exponents(exponents);
-    result.mean = broadcast(mean[lane]);
-    result.residual = broadcast(residual[lane]);
-    result.rstd = broadcast(rstd[lane]);
-    return result;
+  // rstd depends on eps alone, which the scale of x could lose.
+  void put_constant(int64_t lane, const RowStatistics<C>& row, double eps) {
+    put(lane, row);
+    const int of_eps = eps > 0 ? exponent_of(eps) / 2 : 0;
+    const double root = eps > 0 ? 1 / std::sqrt(times_power(eps, -2 * of_eps)) : 0;
+    scale[lane] = mean[lane] = residual[lane] = 0;
+    rstd[lane] = static_cast<C>(root);
+    exponent[lane] = of_eps;
+    unscaled[lane].rstd = static_cast<C>(times_power(root, -of_eps));
   }
-
-  RowStatistics<C> unscaled(int64_t lane) const {
-    RowStatistics<C> row;
-    const double whole = std::ldexp(mean[lane], exponent[lane]);
-    row.mean = static_cast<C>(whole);
-    row.residual = static_cast<C>((whole - static_cast<double>(row.mean)) +
-                                  std::ldexp(residual[lane], exponent[lane]));
-    row.rstd = static_cast<C>(std::ldexp(rstd[lane], -exponent[lane]));
-    row.ordinary = false;
-    return row;
+  template <class Rows>
+  void spread(const Rows& rows) {
+    for (C* each : {scale, mean, residual, rstd}) rows.spread(each);
+    rows.spread(exponent);
+  }
+  NormalizerInDouble in_double() const {
+    const auto convert = [](C value) { return static_cast<double>(value); };
+    return {convert(scale[0]), convert(mean[0]), convert(residual[0]), convert(rstd[0])};
   }
 };
 
-inline bool any_finite(DoubleVector v) {
-  bool any = false;
-  for (int64_t lane = 0; lane < lanes<double>; ++lane) any = any || std::isfinite(v[lane]);
-  return any;
+template <class C>
+inline bool all_are_nan(const C* of_rows, int64_t count) {
+  return std::all_of(of_rows, of_rows + count, [](C value) { return std::isnan(value); });
+}
+
+// The statistics of the rows of x * scale. As those of ordinary rows, but for the first guess of the
+// means, which is of all elements.
+template <class Stored, bool centered, class Rows>
+Batch<Compute<Stored>, lanes<Compute<Stored>>> batch_of_scaled(const Rows& rows,
+                                                               RowOf<const Stored> x,
+                                                               const Compute<Stored>* scales,
+                                                               const double* scaled_eps) {
+  using C = Compute<Stored>;
+  constexpr int64_t W = lanes<C>;
+  const double n = static_cast<double>(rows.cols);
+  const Vector<C> scale = load(scales);
+  Batch<C, W> batch;
+  std::fill(batch.shift, batch.shift + W, C{});
+  std::fill(batch.sum, batch.sum + W, 0.0);
+  if constexpr (centered) {
+    Vector<C> sum[2] = {};
+    rows.each([&](const auto& at, int turn) { sum[turn] += at.read(x) * scale; });
+    rows.put_total(LaneTotal<C>(sum[0] + sum[1]), batch.sum);
+    for (int64_t row = 0; row < rows.count(); ++row)
+      batch.shift[row] = static_cast<C>(batch.sum[row] / n);
+    rows.spread(batch.shift);
+  }
+  const auto sum_moments = [&] {
+    const Vector<C> shift = load(batch.shift);
+    FlushedSums<C, 2> sums;
+    rows.each([&](const auto& at, int turn) {
+      const Vector<C> d = at.keep(at.read(x) * scale - shift);
+      sums.add(turn, {d, d * d});
+    });
+    if constexpr (centered) rows.put_total(sums.total(0), batch.sum);
+    rows.put_total(sums.total(1), batch.squares);
+  };
+  sum_moments();
+  if constexpr (centered) {
+    // Sums all rows again; those whose shift did not change get the same sums as before.
+    bool again = false;
+    batch.recenter(rows.count(), n, kWellCentered<C>, [&](int64_t) { again = true; });
+    rows.spread(batch.shift);
+    if (again) sum_moments();
+  }
+  batch.finish(rows.count(), n, [&](int64_t row) { return load_doubles(scaled_eps + row); });
+  return batch;
 }
 
 template <class Stored, bool centered, class Rows>
 ScaledStatistics<Stored> scaled_statistics(const Rows& rows, RowOf<const Stored> x, double eps) {
-  constexpr int64_t W = lanes<double>;
-  constexpr double nan = std::numeric_limits<double>::quiet_NaN();
+  using C = Compute<Stored>;
+  constexpr int64_t W = lanes<C>;
+  constexpr int most = std::numeric_limits<C>::max_exponent - 2, least = -most - 1;
   ScaledStatistics<Stored> result;
-  if constexpr (sizeof(Stored) == sizeof(double)) {
-    const DoubleVector largest = largest_magnitude(rows, x);
-    int exponent[W];
-    for (int64_t lane = 0; lane < W; ++lane) {
-      exponent[lane] = scaling_exponent<Stored>(largest[lane]);
-      // Beside an eps that overflows when scaled, the variance vanishes: no scaling is needed.
-      if (!(std::ldexp(eps, -2 * exponent[lane]) < 0x1p1000)) exponent[lane] = 0;
-    }
-    result.set_exponents(exponent);
+  C largest[W];
+  largest_magnitudes(rows, x, largest);
+  bool any_finite = false;
+  alignas(64) double scaled_eps[W];
+  for (int64_t row = 0; row < rows.count(); ++row) {
+    any_finite = any_finite || std::isfinite(largest[row]);
+    // Brings the largest to [1, 4), or as near as a normal scale does; with less, eps could overflow.
+    int exponent = std::clamp(exponent_of(static_cast<double>(largest[row])), least, most);
+    exponent = std::max(exponent, (exponent_of(eps) - 900) / 2);
+    result.exponent[row] = exponent;
+    result.scale[row] = power_of_two<C>(-exponent);
+    scaled_eps[row] = times_power(eps, -2 * exponent);
   }
-  const DoubleVector n = broadcast(static_cast<double>(rows.cols));
-  const auto sum_over_row = [&](auto term) {
-    return Rows::total(sum_over_steps<Stored>(
-        rows.steps(), [&](int64_t step) { return term(result.scale(rows.read(x, step)), step); }));
-  };
-  if constexpr (centered) {
-    const DoubleVector mean = sum_over_row([](DoubleVector v, int64_t) { return v; }) / n;
-    if (!any_finite(mean)) {
-      result.rstd = broadcast(nan);
-      result.mean = result.residual = result.rstd;
-      return result;
-    }
-    result.mean = mean;
-    // Sums of floats in double need no second pass.
-    if constexpr (sizeof(Stored) == sizeof(double)) {
-      const DoubleVector residual =
-          sum_over_row([&](DoubleVector v, int64_t step) { return rows.keep(v - mean, step); }) / n;
-      result.mean = mean + residual;
-      result.residual = two_sum_error(mean, residual, result.mean);
-    }
+  rows.spread(result.scale);
+  rows.spread(scaled_eps);
+  Batch<C, W> batch;
+  if (any_finite) batch = batch_of_scaled<Stored, centered>(rows, x, result.scale, scaled_eps);
+  for (int64_t row = 0; row < rows.count(); ++row) {
+    if (!std::isfinite(largest[row]))
+      result.put_nan(row);
+    else if (batch.squares[row] == 0)
+      result.put_constant(row, batch[row], eps);
+    else
+      result.put(row, batch[row]);
   }
-  const DoubleVector squares = sum_over_row([&](DoubleVector v, int64_t step) {
-    const DoubleVector d = rows.keep((v - result.mean) - result.residual, step);
-    return d * d;
-  });
-  const DoubleVector var = squares / n;
-  DoubleVector scaled_eps;
-  for (int64_t lane = 0; lane < W; ++lane)
-    scaled_eps[lane] = std::ldexp(eps, -2 * result.exponent[lane]);
-  const DoubleVector with_eps = var + scaled_eps;
-  const DoubleVector low = division_error(squares, n) + two_sum_error(var, scaled_eps, with_eps);
-  result.rstd = reciprocal_root(with_eps, low);
-  int exponent[W];
-  for (int64_t lane = 0; lane < W; ++lane) {
-    exponent[lane] = result.exponent[lane];
-    if (!std::isfinite(squares[lane])) {
-      result.mean[lane] = result.residual[lane] = result.rstd[lane] = nan;
-    } else if (squares[lane] == 0) {
-      // A constant row: rstd depends on eps alone, which scaling could lose.
-      result.mean[lane] = std::ldexp(result.mean[lane], exponent[lane]);
-      result.residual[lane] = std::ldexp(result.residual[lane], exponent[lane]);
-      result.rstd[lane] = eps > 0 ? 1 / std::sqrt(eps) : 0;
-      exponent[lane] = 0;
-    }
-  }
-  result.set_exponents(exponent);
+  result.spread(rows);
   return result;
 }
 
 // A row that is NaN holds the same NaN whether its neighbors are NaN or not.
-inline DoubleVector nan_where(DoubleVector is_nan, DoubleVector value) {
-  const DoubleVector nan = broadcast(std::numeric_limits<double>::quiet_NaN());
-  return is_nan == is_nan ? value : nan;
+template <class V>
+inline V nan_where(V is_nan, V value) {
+  using C = std::remove_reference_t<decltype(value[0])>;
+  return is_nan == is_nan ? value : broadcast(std::numeric_limits<C>::quiet_NaN());
 }
 
 template <class Rows, class Stored>
 void write_nan(const Rows& rows, RowOf<Stored> to) {
-  const DoubleVector nan = broadcast(std::numeric_limits<double>::quiet_NaN());
-  for (int64_t step = 0; step < rows.steps(); ++step) rows.write(to, step, nan);
+  using C = Compute<Stored>;
+  rows.write(to, [](const auto&) { return broadcast(std::numeric_limits<C>::quiet_NaN()); });
 }
 
 // Writes y of the rows and returns their statistics.
@@ -326,17 +190,19 @@ ScaledStatistics<Stored> forward_scaled_rows(const Rows& rows, RowOf<const Store
                                              const Compute<Stored>* weight,
                                              const Compute<Stored>* bias, double eps,
                                              RowOf<Stored> y) {
+  using C = Compute<Stored>;
   const auto statistics = scaled_statistics<Stored, centered>(rows, x, eps);
-  if (statistics.all_are_nan()) {
+  if (all_are_nan(statistics.rstd, rows.count())) {
     write_nan(rows, y);
     return statistics;
   }
-  for (int64_t step = 0; step < rows.steps(); ++step) {
-    DoubleVector value = statistics.normalized(rows.read(x, step));
-    if (weight) value *= rows.template parameter<Stored>(weight, step);
-    if (bias) value += rows.template parameter<Stored>(bias, step);
-    rows.write(y, step, nan_where(statistics.rstd, value));
-  }
+  const ScaledNormalizer<C> normalizer = statistics.normalizer();
+  rows.write(y, [&](const auto& at) {
+    const Vector<C> xhat = normalizer.template normalized<centered>(at.read(x));
+    const Vector<C> w = weight ? at.parameter(weight) : broadcast(C{1});
+    const Vector<C> b = bias ? at.parameter(bias) : Vector<C>{};
+    return nan_where(normalizer.normalizer.rstd, fma(xhat, w, b));
+  });
   return statistics;
 }
 
@@ -344,40 +210,76 @@ ScaledStatistics<Stored> forward_scaled_rows(const Rows& rows, RowOf<const Store
 inline bool is_ordinary_rstd(float rstd) { return rstd > 0x1p-64f && rstd < 0x1p64f; }
 inline bool is_ordinary_rstd(double rstd) { return rstd > 0x1p-500 && rstd < 0x1p500; }
 
-// One row's ordinary statistics, in all lanes.
-template <class Stored>
-ScaledStatistics<Stored> without_scale(const RowStatistics<Compute<Stored>>& saved) {
-  ScaledStatistics<Stored> result;
-  result.take(saved, 0);
-  return result.in_all_lanes(0);
+// Whether the statistics of a row are as precise as the arithmetic on scaled rows needs. What the
+// forward has saved of a row of tiny numbers may not be; rstd is 0 for a constant row, or has
+// underflowed.
+template <class C>
+inline bool are_precise(const RowStatistics<C>& saved, double eps) {
+  const bool is_normal =
+      saved.rstd >= std::numeric_limits<C>::min() || (saved.rstd == 0 && eps == 0);
+  return is_normal && std::isfinite(saved.residual) &&
+         (is_ordinary_rstd(saved.rstd) || saved.rstd < 1);
 }
 
-// Of `count` rows. What the forward has saved is used where it is ordinary.
+// Of all rows: what the forward has saved, where it is precise.
 template <class Stored, bool centered, class Rows>
 ScaledStatistics<Stored> scaled_statistics_from(const RowStatistics<Compute<Stored>>* saved,
-                                                int64_t count, const Rows& rows,
-                                                RowOf<const Stored> x, double eps) {
+                                                const Rows& rows, RowOf<const Stored> x,
+                                                double eps) {
   ScaledStatistics<Stored> result;
-  bool ordinary = true;
-  for (int64_t k = 0; k < count; ++k) ordinary = ordinary && is_ordinary_rstd(saved[k].rstd);
-  if (!ordinary) result = scaled_statistics<Stored, centered>(rows, x, std::isnan(eps) ? 0 : eps);
-  int exponent[lanes<double>];
-  for (int64_t lane = 0; lane < lanes<double>; ++lane) {
-    const auto& from = saved[std::min(lane, count - 1)];
-    exponent[lane] = result.exponent[lane];
-    if (!is_ordinary_rstd(from.rstd)) continue;
-    exponent[lane] = 0;
-    result.take(from, lane);
+  bool all_precise = true;
+  for (int64_t row = 0; row < rows.count(); ++row)
+    all_precise = all_precise && are_precise(saved[row], eps);
+  if (!all_precise)
+    result = scaled_statistics<Stored, centered>(rows, x, std::isnan(eps) ? 0 : eps);
+  for (int64_t row = 0; row < rows.count(); ++row) {
+    if (!are_precise(saved[row], eps)) continue;
+    const bool as_is = is_ordinary_rstd(saved[row].rstd) || saved[row].rstd == 0;
+    result.take(row, saved[row], as_is ? 0 : -exponent_of(static_cast<double>(saved[row].rstd)));
   }
-  result.set_exponents(exponent);
+  result.spread(rows);
   return result;
 }
 
-// To the compute type and back.
-template <class C>
-inline DoubleVector rounded(DoubleVector v) {
-  return sizeof(C) == sizeof(double) ? v : first_half_as_doubles(as_first_half(v));
-}
+// The powers of two, 2^a for dy and 2^b for the weight, that bring the largest |g| of a row near 1,
+// and the factors of every g that counts into the middle of their range.
+template <class Stored>
+struct ExponentsOfG {
+  using C = Compute<Stored>;
+  static constexpr int64_t W = lanes<C>;
+  int a[W], b[W];
+  bool finite[W];  // false: dy holds a NaN or an infinity
+  bool any_finite = false;
+
+  template <class Rows>
+  ExponentsOfG(const Rows& rows, RowOf<const Stored> dy, const C* weight) {
+    int of_dy[W], of_weight[W], of_g[W];
+    const auto take = [&](BitsOf<C> from, int* to) { rows.put_largest(from, to); };
+    if (weight) {
+      const auto largest = largest_over<3>(rows, [&](const auto& at) {
+        const BitsOf<C> dy_here = exponents_of<C>(at.read(dy));
+        const BitsOf<C> w = exponents_of<C>(at.parameter(weight));
+        return std::array<BitsOf<C>, 3>{dy_here, w, dy_here + w};
+      });
+      take(largest[0], of_dy);
+      take(largest[1], of_weight);
+      take(largest[2], of_g);
+    } else {
+      take(largest_over(rows, [&](const auto& at) { return exponents_of<C>(at.read(dy)); }), of_dy);
+    }
+    for (int64_t row = 0; row < rows.count(); ++row) {
+      finite[row] = of_dy[row] <= Exponential<C>::bias;
+      any_finite = any_finite || finite[row];
+      const bool has_product = weight && of_g[row] > kExponentOfZero / 2;
+      // The largest of |g| is this far below the product of the largest factors.
+      const int below = has_product ? of_dy[row] + of_weight[row] - of_g[row] : 0;
+      a[row] = in_range<C>(below / 2 - of_dy[row]);
+      b[row] = has_product ? in_range<C>(-of_g[row] - a[row]) : 0;
+    }
+    rows.spread(a);
+    rows.spread(b);
+  }
+};
 
 // Writes dx, plus dtotal unless that is null.
 template <class Stored, bool centered, class Rows>
@@ -386,52 +288,50 @@ void backward_scaled_rows(const Rows& rows, const ScaledStatistics<Stored>& stat
                           const Compute<Stored>* weight, RowOf<const Stored> dtotal,
                           RowOf<Stored> dx, double eps) {
   using C = Compute<Stored>;
-  constexpr int64_t W = lanes<double>;
-  if (statistics.all_are_nan()) return write_nan(rows, dx);
-  const DoubleVector largest = largest_magnitude(rows, dy);
-  if (!any_finite(largest)) return write_nan(rows, dx);
-  int down[W] = {}, weight_down[W] = {}, up[W] = {};
-  if constexpr (sizeof(Stored) == sizeof(double)) {
-    int weight_exponent = 0;
-    if (weight)
-      weight_exponent =
-          scaling_exponent<C>(largest_magnitude(AlongRow{rows.cols}, RowOf<const C>{weight, 1})[0]);
-    for (int64_t lane = 0; lane < W; ++lane) {
-      down[lane] = -scaling_exponent<Stored>(largest[lane]);
-      weight_down[lane] = -weight_exponent;
-      up[lane] = weight_exponent - down[lane] - statistics.exponent[lane];
-    }
-  }
-  const Scale<Stored> of_dy(down), of_weight(weight_down), of_dx(up);
-  const auto g = [&](int64_t step) {
-    DoubleVector value = of_dy(rows.read(dy, step));
-    if (weight) value *= of_weight(rows.template parameter<Stored>(weight, step));
-    return value;
+  constexpr int64_t W = lanes<C>;
+  if (all_are_nan(statistics.rstd, rows.count())) return write_nan(rows, dx);
+  const ExponentsOfG<Stored> exponents(rows, dy, weight);
+  if (!exponents.any_finite) return write_nan(rows, dx);
+  const Scale<C> scale(exponents.a, exponents.b);
+  const auto g = [&](const auto& at) {
+    const Vector<C> dy_here = at.read(dy);
+    return weight ? scale.product(dy_here, at.parameter(weight)) : scale(dy_here);
   };
-  const auto xhat = [&](int64_t step) {
-    return rows.keep(statistics.normalized(rows.read(x, step)), step);
+  const ScaledNormalizer<C> normalizer = statistics.normalizer();
+  const auto xhat = [&](const auto& at) {
+    return at.keep(normalizer.template normalized<centered>(at.read(x)));
   };
-  ScaledTotal<Stored> total_g = {}, total_g_xhat = {}, total_squares = {};
-  for (int64_t step = 0; step < rows.steps(); ++step) {
-    const DoubleVector g_here = g(step), xhat_here = xhat(step);
-    if constexpr (centered) total_g.add(g_here);
-    total_g_xhat.add(g_here * xhat_here);
-    total_squares.add(xhat_here * xhat_here);
-  }
+  FlushedSums<C, 3> sums;
+  rows.each([&](const auto& at, int turn) {
+    const Vector<C> g_here = g(at), xhat_here = xhat(at);
+    sums.add(turn, {g_here, g_here * xhat_here, xhat_here * xhat_here});
+  });
   const double n = static_cast<double>(rows.cols);
-  const DoubleVector mean_g = Rows::total(total_g) / broadcast(n);
-  const DoubleVector g_xhat = Rows::total(total_g_xhat);
-  const DoubleVector squares_beyond_n = Rows::total(total_squares, n);
-  DoubleVector slope, rstd = statistics.rstd;
-  for (int64_t lane = 0; lane < W; ++lane) {
-    slope[lane] = slope_along_xhat<C>(g_xhat[lane], squares_beyond_n[lane], rstd[lane],
-                                      std::ldexp(eps, -2 * statistics.exponent[lane]), n);
+  alignas(64) double sum_g[W], sum_g_xhat[W], squares_beyond_n[W];
+  rows.put_total(sums.total(0), sum_g);
+  rows.put_total(sums.total(1), sum_g_xhat);
+  rows.put_total(sums.total(2), squares_beyond_n, n);
+  alignas(64) C mean_g[W] = {}, slope[W] = {}, rstd[W] = {};
+  int up[W] = {}, rest[W] = {};
+  for (int64_t row = 0; row < rows.count(); ++row) {
+    if constexpr (centered) mean_g[row] = static_cast<C>(sum_g[row] / n);
+    rstd[row] = statistics.rstd[row];
+    slope[row] = static_cast<C>(
+        slope_along_xhat<C>(sum_g_xhat[row], squares_beyond_n[row], static_cast<double>(rstd[row]),
+                            times_power(eps, -2 * statistics.exponent[row]), n));
     // An infinity in dy makes the whole row NaN, as one in x does.
-    if (!std::isfinite(largest[lane])) rstd[lane] = std::numeric_limits<double>::quiet_NaN();
+    if (!exponents.finite[row]) rstd[row] = std::numeric_limits<C>::quiet_NaN();
+    const int exponent = -exponents.a[row] - exponents.b[row] - statistics.exponent[row];
+    up[row] = exponent / 2;
+    rest[row] = exponent - exponent / 2;
   }
-  for (int64_t step = 0; step < rows.steps(); ++step) {
-    DoubleVector value = of_dx(fma(g(step) - mean_g, rstd, -xhat(step) * slope));
-    if (dtotal.data) value = rounded<C>(value) + rows.read(dtotal, step);
-    rows.write(dx, step, nan_where(rstd, value));
-  }
+  for (C* each : {mean_g, slope, rstd}) rows.spread(each);
+  for (int* each : {up, rest}) rows.spread(each);
+  const Scale<C> of_dx(up, rest);
+  const Vector<C> mean_of_g = load(mean_g), of_g = load(rstd), of_xhat = -load(slope);
+  rows.write(dx, [&](const auto& at) {
+    Vector<C> value = of_dx(fma(g(at) - mean_of_g, of_g, xhat(at) * of_xhat));
+    if (dtotal.data) value += at.read(dtotal);
+    return nan_where(of_g, value);
+  });
 }

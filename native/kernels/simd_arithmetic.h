@@ -50,19 +50,6 @@ inline DoubleVector second_half_as_doubles(FloatVector v) {
 #endif
 }
 
-// v rounded to float, in the first half.
-inline FloatVector as_first_half(DoubleVector v) {
-#if defined(__AVX512F__)
-  return _mm512_castps256_ps512(_mm512_cvtpd_ps(v));
-#elif defined(__AVX2__)
-  return _mm256_castps128_ps256(_mm256_cvtpd_ps(v));
-#elif defined(__SSE2__)
-  return _mm_cvtpd_ps(v);
-#else
-  return FloatVector{static_cast<float>(v[0]), static_cast<float>(v[1])};
-#endif
-}
-
 inline DoubleVector square_root(DoubleVector v) {
 #if defined(__AVX512F__)
   return _mm512_sqrt_pd(v);
@@ -80,9 +67,54 @@ inline DoubleVector at_least_zero(DoubleVector a) {
   return reinterpret_cast<DoubleVector>(reinterpret_cast<LongVector>(a) & ~negative);
 }
 
+template <class C>
+using BitsOf = typename VectorOf<C>::mask;
+
+template <class C>
+LAYERNORM_INLINE BitsOf<C> bits_of(Vector<C> v) {
+  return reinterpret_cast<BitsOf<C>>(v);
+}
+
+// The bits of |v|, which are ordered as the numbers are; those of a NaN are above all.
+template <class C>
+LAYERNORM_INLINE BitsOf<C> bits_of_magnitude(Vector<C> v) {
+  using Bits = std::remove_reference_t<decltype(BitsOf<C>{}[0])>;
+  return bits_of<C>(v) & std::numeric_limits<Bits>::max();
+}
+
+// The larger of two integers, lane by lane, and the largest of the lanes. Compilers take a mask and
+// a masked move for the first, which is slow in a row of them.
+inline IntVector larger(IntVector a, IntVector b) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<IntVector>(
+      _mm512_max_epi32(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<IntVector>(
+      _mm256_max_epi32(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
+#else
+  return a > b ? a : b;
+#endif
+}
+inline LongVector larger(LongVector a, LongVector b) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<LongVector>(
+      _mm512_max_epi64(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
+#else
+  return a > b ? a : b;
+#endif
+}
+template <class Bits>
+inline auto largest_of_lanes(Bits v) {
+  std::remove_reference_t<decltype(v[0])> of_lanes[sizeof(v) / sizeof(v[0])];
+#if defined(__AVX512F__)
+  if constexpr (sizeof(v[0]) == 4) return _mm512_reduce_max_epi32(reinterpret_cast<__m512i>(v));
+#endif
+  std::memcpy(of_lanes, &v, sizeof(v));
+  return *std::max_element(of_lanes, of_lanes + sizeof(v) / sizeof(v[0]));
+}
+
 inline DoubleVector magnitude(DoubleVector v) {
-  constexpr int64_t sign = std::numeric_limits<int64_t>::min();
-  return reinterpret_cast<DoubleVector>(reinterpret_cast<LongVector>(v) & ~sign);
+  return reinterpret_cast<DoubleVector>(bits_of_magnitude<double>(v));
 }
 
 inline double sum_of_lanes(DoubleVector v) {

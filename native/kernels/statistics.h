@@ -102,14 +102,16 @@ struct Batch {
     }
   }
 
-  void finish(int64_t rows, double n, double eps) {
+  // eps_of(row) is that of the rows of a vector, from `row` on.
+  template <class F>
+  LAYERNORM_INLINE void finish(int64_t rows, double n, F eps_of) {
     for (int64_t row = 0; row < rows; row += W) {
       split_mean(shift + row, delta(row, n), mean + row, residual + row);
-      const DoubleVector var = at_least_zero(variance(row, n)), with_eps = var + broadcast(eps);
+      const DoubleVector eps = eps_of(row);
+      const DoubleVector var = at_least_zero(variance(row, n)), with_eps = var + eps;
       store_doubles(total + row, with_eps);
       if constexpr (sizeof(C) == sizeof(double)) {
-        const DoubleVector low =
-            variance_error(row, n) + two_sum_error(var, broadcast(eps), with_eps);
+        const DoubleVector low = variance_error(row, n) + two_sum_error(var, eps, with_eps);
         store_doubles(rstd + row, reciprocal_root(with_eps, low));
       } else {
         store_doubles(rstd + row, broadcast(1.0) / square_root(with_eps));
@@ -316,7 +318,7 @@ __attribute__((noinline)) void compute_statistics(RowsOf<Stored> x, int64_t rows
       batch.sum[row] = moments.d.sum();
       batch.squares[row] = moments.squares.sum();
     });
-  batch.finish(rows, n, eps);
+  batch.finish(rows, n, [&](int64_t) { return broadcast(eps); });
 }
 
 // sum(x - mean) / cols: the residual, for statistics that came without it.

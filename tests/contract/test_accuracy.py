@@ -1,5 +1,6 @@
 """docs/specification.md, "Accuracy", in ulp of the definition."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 from calls import backward, forward
@@ -15,7 +16,8 @@ from cases import (
     value_cases,
     width_cases,
 )
-from checkers import check_backward, check_forward, judge_gradients
+from checkers import check_backward, check_forward, judge_gradients, judge_y
+from values import dtype_of
 
 import layernorm.numpy as ours
 from layernorm import accuracy
@@ -55,11 +57,11 @@ def test_gradients_are_within_their_bounds_for_dy_along_xhat(case: Case) -> None
     check_backward(ours, case)
 
 
-def dx_error_of(kind: str, x, dy, weight, axis: int) -> float:
-    definition = {"axis": axis, "eps": 1e-6, "zero_centered_weight": True}
+def dx_error_of(kind: str, x, dy, weight, axis: int, zero_centered_weight: bool = True) -> float:
+    centered = {"zero_centered_weight": zero_centered_weight}
+    definition = {"axis": axis, "eps": 1e-6, **centered}
     _, stats = getattr(ours, f"{kind}_forward")(x, weight, **definition)
-    gradients = getattr(ours, f"{kind}_backward")(dy, x, stats, weight, zero_centered_weight=True)
-    dx = gradients[0]
+    dx = getattr(ours, f"{kind}_backward")(dy, x, stats, weight, **centered)[0]
     return accuracy.dx_error(dx, dy, x, weight, kind=kind, **definition)
 
 
@@ -85,6 +87,23 @@ def test_dx_that_is_large_beside_its_scale_is_within_its_bound(axis, dtype) -> N
     if axis == 1:
         x, dy = np.ascontiguousarray(x.T), np.ascontiguousarray(dy.T)
     assert dx_error_of("rms_norm", x, dy, weight, axis) <= accuracy.BOUNDS[dtype].dx
+
+
+# Each product dy * weight is of one size, 2**100 or 2**905, which takes scaled rows; its factors come
+# from all of the type's range.
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("kind", ["layer_norm", "rms_norm"])
+def test_dx_of_factors_far_apart_is_within_its_bound(kind, axis, dtype) -> None:
+    product, least, most = (905, -118, 1020) if dtype == "float64" else (100, -26, 124)
+    rng = np.random.default_rng(5)
+    exponents = np.linspace(least, most, 40).round()
+    dy = (rng.uniform(1, 2, (6, 40)) * 2**exponents).astype(dtype)
+    weight = (rng.uniform(1, 2, 40) * 2 ** (product - exponents)).astype(dtype)
+    x = rng.standard_normal(dy.shape).astype(dtype)
+    if axis == 0:
+        x, dy = np.ascontiguousarray(x.T), np.ascontiguousarray(dy.T)
+    assert dx_error_of(kind, x, dy, weight, axis, False) <= accuracy.BOUNDS[dtype].dx
 
 
 @each(*of_each_kind(layout_cases))
@@ -204,3 +223,30 @@ def test_rstd_of_float64_rows_is_within_two_ulp(kind, cols, scale) -> None:
     exact = 1 / np.sqrt((d * d).mean(axis=1, keepdims=True) + np.longdouble(1e-5))
     error = np.abs(stats.rstd.reshape(exact.shape) - exact)
     assert (error <= 2 * np.spacing(exact.astype(np.float64))).all()
+
+
+# One element is nearly twice the type's largest number from the mean.
+@each_pair
+def test_rows_whose_differences_overflow_are_within_their_bounds(kind, dtype, layout) -> None:
+    case = Case(kind, dtype, cols=400, layout=layout)
+    x, dy, weight, bias = case.arrays()
+    largest = float(ml_dtypes.finfo(dtype_of(dtype)).max)
+    np.moveaxis(x, case.axis, -1)[...] = -largest
+    np.moveaxis(x, case.axis, -1)[..., 3] = largest
+    y, stats = forward(ours, case, x, weight, bias)
+    judge_y(case, y, x, weight, bias)
+    judge_gradients(case, backward(ours, case, dy, x, stats, weight), dy, x, weight)
+
+
+# Each term of dweight is subnormal, or zero in the last rows; together they could lose many ulp.
+@each_pair
+def test_dweight_of_tiny_terms_is_within_its_bound(kind, dtype, layout) -> None:
+    case = Case(kind, dtype, cols=48, layout=layout, rows=3000)
+    x, dy, weight, bias = case.arrays()
+    rows = np.moveaxis(dy, case.axis, -1).reshape(-1, case.cols)
+    tiny = np.zeros_like(rows)
+    smallest = float(ml_dtypes.finfo(dtype_of(dtype)).smallest_subnormal)
+    tiny[:-100] = (np.round(20 * rows[:-100].astype("float64")) * smallest).astype(dy.dtype)
+    np.moveaxis(dy, case.axis, -1)[...] = tiny.reshape(np.moveaxis(dy, case.axis, -1).shape)
+    _, stats = forward(ours, case, x, weight, bias)
+    judge_gradients(case, backward(ours, case, dy, x, stats, weight), dy, x, weight)

@@ -150,6 +150,21 @@ def test_the_inner_place_of_a_row_changes_no_bit(kind, dtype) -> None:
             assert_same_bits(moved[name], whole[name][..., order], f"{name} in another order")
 
 
+# A NaN that arithmetic makes has a sign, which differs from that of a NaN written as such.
+@each_type
+@each_kind
+def test_a_row_of_an_infinite_dy_gets_the_same_nan_among_others(kind, dtype) -> None:
+    case = Case(kind, dtype, 33, layout="channels_first_67")
+    x, dy, weight, bias = case.arrays()
+    dy[:, 3, ::5], dy[:, 4, ::5] = np.inf, -np.inf
+    whole = forward_and_backward(ours, case, x, dy, weight, bias)
+    infinite = slice(None, None, 5)
+    alone = forward_and_backward(
+        ours, case, *(np.ascontiguousarray(a[..., infinite]) for a in (x, dy)), weight, bias
+    )
+    assert_same_bits(alone["dx"], whole["dx"][..., infinite], "dx")
+
+
 @pytest.mark.parametrize(("cols", "layout"), [(67, "contiguous"), (16, "channels_first")])
 @each_type
 @each_kind

@@ -1,0 +1,50 @@
+// Exponents, and powers of two.
+#pragma once
+
+// Subnormal numbers count as the smallest normal one of float64.
+inline int exponent_of(double v) {
+  int64_t bits;
+  std::memcpy(&bits, &v, sizeof(bits));
+  return static_cast<int>(bits >> 52 & 0x7ff) - 1023;
+}
+// The exponent of the nearest normal power of two.
+template <class C>
+inline int in_range(int exponent) {
+  constexpr int most = std::numeric_limits<C>::max_exponent - 1;
+  return std::clamp(exponent, 1 - most, most);
+}
+template <class C = double>
+inline C power_of_two(int exponent) {
+  const int64_t bits = static_cast<int64_t>(in_range<C>(exponent) + 1023) << 52;
+  double result;
+  std::memcpy(&result, &bits, sizeof(result));
+  return static_cast<C>(result);
+}
+inline double times_power(double v, int exponent) {
+  return v * power_of_two(exponent / 2) * power_of_two(exponent - exponent / 2);
+}
+
+// Of a vector's magnitudes; of 0, far below.
+constexpr int kExponentOfZero = -9999;
+template <class C>
+inline BitsOf<C> exponents_of(Vector<C> v) {
+  using E = Exponential<C>;
+  const BitsOf<C> bits = bits_of_magnitude<C>(v);
+  return bits == 0 ? BitsOf<C>{} + kExponentOfZero : (bits >> E::digits) - E::bias;
+}
+
+// A power of two for each lane, in two factors, 2^a and 2^b: one could be beyond the type's range, as
+// could be a product of the numbers that they multiply.
+template <class C>
+struct Scale {
+  Vector<C> first, second;
+
+  Scale(const int* a, const int* b) {
+    for (int64_t lane = 0; lane < lanes<C>; ++lane) {
+      first[lane] = power_of_two<C>(a[lane]);
+      second[lane] = power_of_two<C>(b[lane]);
+    }
+  }
+  Vector<C> operator()(Vector<C> v) const { return v * first * second; }
+  Vector<C> product(Vector<C> v, Vector<C> w) const { return (v * first) * (w * second); }
+};
