@@ -161,29 +161,28 @@ struct ColumnsBackward {
     }
   }
 
-  template <int V, bool whole, class Lanes>
+  static LAYERNORM_INLINE Vector<C> gradient(const Normalizer<C>& normalizer, Vector<C> x_here,
+                                             Vector<C> g, Vector<C> mean_g, Vector<C> slope) {
+    const Vector<C> xhat = normalizer.template normalized<centered>(x_here);
+    if constexpr (centered) g -= mean_g;
+    return fma(g, normalizer.rstd, xhat * -slope);
+  }
+
+  template <int V, bool whole>
   LAYERNORM_INLINE void write_dx(Strip<V, whole> strip, const RowLanes<V>& rows, int64_t outer,
-                                 int64_t inner, const C* mean_g, const C* slope,
-                                 const Lanes& lanes) const {
+                                 int64_t inner, const C* mean_g, const C* slope) const {
     const RowOf<const Stored> x_rows = x(outer, inner), dy_rows = dy(outer, inner);
     const RowOf<const Stored> dtotal_rows = dtotal(outer, inner);
     const RowOf<Stored> dx_rows = dx(outer, inner);
-    const bool streamed = Lanes::all && task.stream;
     for (int64_t col = 0; col < cols; ++col) {
       const Vector<C> w = broadcast(weight ? weight[col] : 1);
       LAYERNORM_UNROLL
       for (int v = 0; v < V; ++v) {
-        const Normalizer<C> normalizer = rows.normalizer(v);
-        const Vector<C> dy_here = strip.read(&dy_rows[col], v);
-        const Vector<C> xhat =
-            normalizer.template normalized<centered>(strip.read(&x_rows[col], v));
-        Vector<C> g = dy_here * w;
-        if constexpr (centered) g -= load(mean_g + v * W);
-        Vector<C> value = fma(g, normalizer.rstd, xhat * -load(slope + v * W));
+        const Vector<C> g = strip.read(&dy_rows[col], v) * w;
+        Vector<C> value = gradient(rows.normalizer(v), strip.read(&x_rows[col], v), g,
+                                   load(mean_g + v * W), load(slope + v * W));
         if (dtotal_rows.data) value += strip.read(&dtotal_rows[col], v);
-        value = lanes.choose(
-            v, value, [&] { return strip.read(static_cast<const Stored*>(&dx_rows[col]), v); });
-        strip.write(&dx_rows[col], v, value, streamed);
+        strip.write(&dx_rows[col], v, value, task.stream);
       }
     }
   }
@@ -205,13 +204,7 @@ struct ColumnsBackward {
     }
     alignas(64) double sum_g[V * W], sum_g_xhat[V * W], squares_beyond_n[V * W];
     sum_columns(strip_rows, rows, outer, inner, sums, sum_g, sum_g_xhat, squares_beyond_n);
-    if (!ordinary && wanted != Wanted::nothing) {
-      ordinary_lanes<V>(all, count)
-          .template for_each_scaled<Stored>(
-              cols, count, [&](int64_t first, const AcrossRows<Stored>& scaled_rows) {
-                add_dweight(all + first, scaled_rows, outer, inner + first, sums);
-              });
-    }
+    if (!ordinary && wanted != Wanted::nothing) add_scaled_rows(all, count, outer, inner, sums);
     if (!task.job->dx.data) return;
     alignas(64) C mean_g[V * W] = {}, slope[V * W] = {};
     for (int64_t lane = 0; lane < count; ++lane) {
@@ -225,67 +218,72 @@ struct ColumnsBackward {
       if (!are_ordinary_sums<C>(sum_g[lane], sum_g_xhat[lane], rstd, unknown)) ordinary = false;
     }
     if (ordinary)
-      write_dx(strip_rows, rows, outer, inner, mean_g, slope, AllLanes{});
+      write_dx(strip_rows, rows, outer, inner, mean_g, slope);
     else
-      write_dx_with_scaled_rows(strip_rows, rows, all, outer, inner, sum_g, sum_g_xhat, mean_g,
-                                slope);
+      write_dx_with_scaled_rows(count, rows, all, outer, inner, sum_g, sum_g_xhat, mean_g, slope);
   }
 
+  // dx may be dy or x: the usual rows of a vector are written first, around the others.
   template <int V>
-  static SomeLanes<C, V> ordinary_lanes(const RowStatistics<C>* all, int64_t count) {
-    SomeLanes<C, V> result;
-    for (int64_t lane = 0; lane < count; ++lane)
-      if (all[lane].ordinary) result.include(lane);
-    return result;
-  }
-
-  // dx may be dy or x: the usual rows are written first, around the others.
-  template <int V, bool whole>
-  __attribute__((noinline)) void write_dx_with_scaled_rows(
-      Strip<V, whole> strip_rows, const RowLanes<V>& rows, const RowStatistics<C>* all,
-      int64_t outer, int64_t inner, const double* sum_g, const double* sum_g_xhat, const C* mean_g,
-      const C* slope) const {
-    const int64_t count = strip_rows.template rows<C>();
-    SomeLanes<C, V> usual;
-    for (int64_t first = 0; first < count; first += W) {
-      const int64_t end = std::min(count, first + W);
+  __attribute__((noinline)) void write_dx_with_scaled_rows(int64_t count, const RowLanes<V>& rows,
+                                                           const RowStatistics<C>* all,
+                                                           int64_t outer, int64_t inner,
+                                                           const double* sum_g,
+                                                           const double* sum_g_xhat,
+                                                           const C* mean_g, const C* slope) const {
+    for (int v = 0; v * W < count; ++v) {
+      const int64_t first = v * W, at_row = inner + first;
+      const RowOf<const Stored> x_rows = x(outer, at_row), dy_rows = dy(outer, at_row),
+                                dtotal_rows = dtotal(outer, at_row);
+      const RowOf<Stored> dx_rows = dx(outer, at_row);
+      const int64_t here = std::min(W, count - first);
       alignas(64) C largest[W];
-      largest_magnitudes(AcrossRows<Stored>{cols, end - first, {}}, dy(outer, inner + first),
-                         largest);
-      for (int64_t lane = first; lane < end; ++lane)
-        if (all[lane].ordinary &&
-            are_ordinary_sums<C>(sum_g[lane], sum_g_xhat[lane], static_cast<double>(all[lane].rstd),
-                                 [&] { return static_cast<double>(largest[lane - first]); }))
-          usual.include(lane);
+      largest_magnitudes(AcrossRows<Stored>(cols, here), dy_rows, largest);
+      const AcrossRows<Stored> usual(cols, here, [&](int64_t lane) {
+        const int64_t row = first + lane;
+        return all[row].ordinary &&
+               are_ordinary_sums<C>(sum_g[row], sum_g_xhat[row], static_cast<double>(all[row].rstd),
+                                    [&] { return static_cast<double>(largest[lane]); });
+      });
+      const Normalizer<C> normalizer = rows.normalizer(v);
+      usual.write(dx_rows, [&](const auto& at) {
+        const Vector<C> w = weight ? at.parameter(weight) : broadcast(C{1});
+        Vector<C> value = gradient(normalizer, at.read(x_rows), at.read(dy_rows) * w,
+                                   load(mean_g + first), load(slope + first));
+        if (dtotal_rows.data) value += at.read(dtotal_rows);
+        return value;
+      });
+      if (usual.all_are_wanted()) continue;
+      const AcrossRows<Stored> others = usual.others();
+      const auto statistics =
+          scaled_statistics_from<Stored, centered>(all + first, others, x_rows, problem.eps);
+      backward_scaled_rows<Stored, centered>(others, statistics, x_rows, dy_rows, weight,
+                                             dtotal_rows, dx_rows, problem.eps);
     }
-    write_dx(strip_rows, rows, outer, inner, mean_g, slope, usual);
-    usual.template for_each_scaled<Stored>(cols, count, [&](int64_t first, const auto& scaled) {
-      backward_scaled_rows<Stored, centered>(
-          scaled, statistics(all + first, scaled, outer, inner + first), x(outer, inner + first),
-          dy(outer, inner + first), weight, dtotal(outer, inner + first), dx(outer, inner + first),
-          problem.eps);
-    });
   }
 
-  ScaledStatistics<Stored> statistics(const RowStatistics<C>* all, const AcrossRows<Stored>& rows,
-                                      int64_t outer, int64_t inner) const {
-    return scaled_statistics_from<Stored, centered>(all, rows, x(outer, inner), problem.eps);
-  }
-
-  // Adds scaled rows to dweight; dbias has them already.
-  __attribute__((noinline)) void add_dweight(const RowStatistics<C>* all,
-                                             const AcrossRows<Stored>& rows, int64_t outer,
-                                             int64_t inner, const PartialSums<C>& sums) const {
-    const auto normalizer = statistics(all, rows, outer, inner).normalizer();
-    const RowOf<const Stored> x_rows = x(outer, inner), dy_rows = dy(outer, inner);
-    const Vector<C> zero = {};
-    rows.each([&](const auto& at, int) {
-      const Vector<C> xhat = normalizer.template normalized<centered>(at.read(x_rows));
-      const Vector<C> term = at.read(dy_rows) * xhat;
-      const LaneTotal<C> total(rows.wanted ? term : zero);
-      add_compensated(sums.dweight_high[at.place()], sums.dweight_low[at.place()],
-                      static_cast<C>(total.sum()));
-    });
+  // Adds them to dweight; dbias has them already.
+  __attribute__((noinline)) void add_scaled_rows(const RowStatistics<C>* all, int64_t count,
+                                                 int64_t outer, int64_t inner,
+                                                 const PartialSums<C>& sums) const {
+    for (int64_t first = 0; first < count; first += W) {
+      const AcrossRows<Stored> rows(cols, std::min(W, count - first),
+                                    [&](int64_t row) { return !all[first + row].ordinary; });
+      const RowOf<const Stored> x_rows = x(outer, inner + first),
+                                dy_rows = dy(outer, inner + first);
+      if (rows.others().all_are_wanted()) continue;
+      const auto normalizer =
+          scaled_statistics_from<Stored, centered>(all + first, rows, x_rows, problem.eps)
+              .normalizer();
+      const Vector<C> zero = {};
+      rows.each([&](const auto& at, int) {
+        const Vector<C> xhat = normalizer.template normalized<centered>(at.read(x_rows));
+        const Vector<C> term = at.read(dy_rows) * xhat;
+        const LaneTotal<C> total(rows.wanted ? term : zero);
+        add_compensated(sums.dweight_high[at.place()], sums.dweight_low[at.place()],
+                        static_cast<C>(total.sum()));
+      });
+    }
   }
 };
 

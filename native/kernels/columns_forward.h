@@ -67,43 +67,6 @@ constexpr int64_t kFlushColumns = sizeof(C) == sizeof(float) ? 6 : 4;
 template <class C>
 constexpr double kWellCenteredStrips = sizeof(C) == sizeof(float) ? 1 : kWellCentered<C>;
 
-// The lanes of a strip that the usual kernel writes: all, or some, where others hold scaled rows.
-struct AllLanes {
-  static constexpr bool all = true;
-  template <class V, class F>
-  V choose(int, V value, F) const {
-    return value;
-  }
-};
-template <class C, int V>
-struct SomeLanes {
-  static constexpr bool all = false;
-  static constexpr int64_t W = lanes<C>;
-  using Mask = typename VectorOf<C>::mask;
-  Mask mask[V] = {};
-
-  void include(int64_t lane) { mask[lane / W][lane % W] = -1; }
-  // The value in these lanes, in the others what other() returns.
-  template <class F>
-  Vector<C> choose(int v, Vector<C> value, F other) const {
-    return reinterpret_cast<Vector<C>>((reinterpret_cast<Mask>(value) & mask[v]) |
-                                       (reinterpret_cast<Mask>(other()) & ~mask[v]));
-  }
-  // f(first row, rows) for each few neighboring rows that are scaled together, if any of them is.
-  template <class Stored, class F>
-  void for_each_scaled(int64_t cols, int64_t count, F f) const {
-    for (int64_t first = 0; first < count; first += W) {
-      AcrossRows<Stored> rows = {cols, std::min(W, count - first), {}};
-      bool any = false;
-      for (int64_t row = 0; row < rows.rows; ++row) {
-        rows.wanted[row] = ~mask[first / W][row];
-        any = any || rows.wanted[row];
-      }
-      if (any) f(first, rows);
-    }
-  }
-};
-
 template <class Stored, bool centered, int V, bool whole>
 struct StripStatistics {
   using C = Compute<Stored>;
@@ -166,15 +129,17 @@ struct StripStatistics {
     }
     batch.finish(rows, n, [&](int64_t) { return broadcast(eps); });
   }
-
-  Normalizer<C> normalizer(int v) const {
-    return {load(batch.mean + v * W), load(batch.residual + v * W), load(batch.rstd + v * W)};
-  }
 };
+
+template <class C, int64_t capacity>
+inline Normalizer<C> normalizer_of(const Batch<C, capacity>& batch, int64_t first) {
+  return {load(batch.mean + first), load(batch.residual + first), load(batch.rstd + first)};
+}
 
 template <class Stored, bool centered>
 struct ColumnsForward {
   using C = Compute<Stored>;
+  static constexpr int64_t W = lanes<C>;
 
   const ForwardTask& task;
   const Forward& job = *task.job;
@@ -216,22 +181,22 @@ struct ColumnsForward {
     Stored* to = y(outer, inner);
     StripStatistics<Stored, centered, V, whole> rows;
     rows.compute(strip, from, problem.x.col_stride, cols, problem.eps);
-    if (!rows.batch.are_ordinary(count)) return strip_with_scaled_rows(strip, rows, outer, inner);
-    write_y(strip, rows, from, to, AllLanes{});
+    if (!rows.batch.are_ordinary(count))
+      return strip_with_scaled_rows(rows.batch, count, outer, inner);
+    write_y(strip, rows, from, to);
     const int64_t at = statistics_at(outer, inner);
     for (int64_t row = 0; row < count; ++row) save(rows.batch[row], problem.statistics, at + row);
   }
 
-  template <int V, bool whole, class Lanes>
+  template <int V, bool whole>
   LAYERNORM_INLINE void write_y(Strip<V, whole> strip,
                                 const StripStatistics<Stored, centered, V, whole>& statistics,
-                                const Stored* from, Stored* to, const Lanes& lanes) const {
+                                const Stored* from, Stored* to) const {
     Normalizer<C> normalizer[V];
     LAYERNORM_UNROLL
-    for (int v = 0; v < V; ++v) normalizer[v] = statistics.normalizer(v);
+    for (int v = 0; v < V; ++v) normalizer[v] = normalizer_of(statistics.batch, v * W);
     const int64_t x_stride = problem.x.col_stride, y_stride = job.y.col_stride;
     const C *weights = weight, *biases = bias;
-    const bool streamed = Lanes::all && task.stream;
     for (int64_t col = 0; col < cols; ++col) {
       const Vector<C> w = broadcast(weights ? weights[col] : 1);
       const Vector<C> b = broadcast(biases ? biases[col] : 0);
@@ -239,33 +204,37 @@ struct ColumnsForward {
       for (int v = 0; v < V; ++v) {
         const Vector<C> xhat =
             normalizer[v].template normalized<centered>(strip.read(from + col * x_stride, v));
-        const Vector<C> value =
-            lanes.choose(v, fma(xhat, w, b), [&] { return strip.read(to + col * y_stride, v); });
-        strip.write(to + col * y_stride, v, value, streamed);
+        strip.write(to + col * y_stride, v, fma(xhat, w, b), task.stream);
       }
     }
   }
 
-  // y may be x: the usual rows are written first, around the others.
-  template <int V, bool whole>
-  __attribute__((noinline)) void strip_with_scaled_rows(
-      Strip<V, whole> strip, const StripStatistics<Stored, centered, V, whole>& statistics,
-      int64_t outer, int64_t inner) const {
-    const int64_t count = strip.template rows<C>(), index = statistics_at(outer, inner);
-    SomeLanes<C, V> usual;
-    for (int64_t row = 0; row < count; ++row) {
-      if (!statistics.batch.is_ordinary(row)) continue;
-      usual.include(row);
-      save(statistics.batch[row], problem.statistics, index + row);
+  // y may be x: the usual rows of a vector are written first, around the others.
+  template <int64_t capacity>
+  __attribute__((noinline)) void strip_with_scaled_rows(const Batch<C, capacity>& batch,
+                                                        int64_t count, int64_t outer,
+                                                        int64_t inner) const {
+    for (int64_t first = 0; first < count; first += W) {
+      const RowOf<const Stored> x_rows = {x(outer, inner + first), problem.x.col_stride};
+      const RowOf<Stored> y_rows = {y(outer, inner + first), job.y.col_stride};
+      const int64_t statistics = statistics_at(outer, inner) + first;
+      const auto is_usual = [&](int64_t row) { return batch.is_ordinary(first + row); };
+      const AcrossRows<Stored> usual(cols, std::min(W, count - first), is_usual);
+      const Normalizer<C> normalizer = normalizer_of(batch, first);
+      const Vector<C> one = broadcast(C{1}), zero = {};
+      usual.write(y_rows, [&](const auto& at) {
+        const Vector<C> xhat = normalizer.template normalized<centered>(at.read(x_rows));
+        return fma(xhat, weight ? at.parameter(weight) : one, bias ? at.parameter(bias) : zero);
+      });
+      for (int64_t row = 0; row < usual.rows; ++row)
+        if (is_usual(row)) save(batch[first + row], problem.statistics, statistics + row);
+      if (usual.all_are_wanted()) continue;
+      const AcrossRows<Stored> others = usual.others();
+      const auto scaled =
+          forward_scaled_rows<Stored, centered>(others, x_rows, weight, bias, problem.eps, y_rows);
+      for (int64_t row = 0; row < usual.rows; ++row)
+        if (!is_usual(row)) save(scaled.unscaled[row], problem.statistics, statistics + row);
     }
-    write_y(strip, statistics, x(outer, inner), y(outer, inner), usual);
-    usual.template for_each_scaled<Stored>(cols, count, [&](int64_t first, const auto& rows) {
-      const auto scaled = forward_scaled_rows<Stored, centered>(
-          rows, RowOf<const Stored>{x(outer, inner + first), problem.x.col_stride}, weight, bias,
-          problem.eps, RowOf<Stored>{y(outer, inner + first), job.y.col_stride});
-      for (int64_t k = 0; k < rows.rows; ++k)
-        if (rows.wanted[k]) save(scaled.unscaled[k], problem.statistics, index + first + k);
-    });
   }
 };
 

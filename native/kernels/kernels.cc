@@ -128,6 +128,12 @@ void backward_blocks(const BackwardTask& task, int64_t begin, int64_t end) {
   });
 }
 
+// x's own type; or the compute type, which has parameters of any other where it stands for x's.
+template <class Stored, class Parameter>
+constexpr bool can_have =
+    std::is_same<Compute<Stored>, Compute<Parameter>>::value &&
+    (std::is_same<Stored, Parameter>::value || sizeof(Stored) >= 4 || sizeof(Parameter) >= 4);
+
 void reduce_strips(const BackwardTask& task, int64_t begin, int64_t end) {
   const Problem& problem = task.job->problem;
   with_stored_type(problem.type, [&](auto stored) {
@@ -135,7 +141,7 @@ void reduce_strips(const BackwardTask& task, int64_t begin, int64_t end) {
     with_stored_type(problem.parameter_type, [&](auto parameter) {
       using Stored = decltype(stored);
       using Parameter = decltype(parameter);
-      if constexpr (std::is_same<Compute<Stored>, Compute<Parameter>>::value)
+      if constexpr (can_have<Stored, Parameter>)
         reduce_partial_sums<Stored, Parameter>(task, begin, end);
     });
   });

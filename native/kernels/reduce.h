@@ -80,7 +80,7 @@ struct SummedColumns {
     if (problem.shape.inner == 1)
       result.normalizer = normalizer(AlongRow<Stored>{problem.shape.cols}, row);
     else
-      result.normalizer = normalizer(AcrossRows<Stored>{problem.shape.cols, 1, {}}, row);
+      result.normalizer = normalizer(AcrossRows<Stored>(problem.shape.cols, 1), row);
     return result;
   }
   // Of the statistics that the forward has saved, or computed again.

@@ -114,6 +114,21 @@ struct AcrossRows {
   int64_t rows;      // at most W
   BitsOf<C> wanted;  // the lanes of the rows to write: all bits set
 
+  AcrossRows(int64_t of_cols, int64_t of_rows) : cols(of_cols), rows(of_rows), wanted{} {}
+  template <class F>
+  AcrossRows(int64_t of_cols, int64_t of_rows, const F& is_wanted) : AcrossRows(of_cols, of_rows) {
+    for (int64_t row = 0; row < rows; ++row) wanted[row] = is_wanted(row) ? -1 : 0;
+  }
+  bool is_wanted(int64_t row) const { return wanted[row] != 0; }
+  bool all_are_wanted() const {
+    bool all = true;
+    for (int64_t row = 0; row < rows; ++row) all = all && is_wanted(row);
+    return all;
+  }
+  AcrossRows others() const {
+    return AcrossRows(cols, rows, [&](int64_t row) { return !is_wanted(row); });
+  }
+
   int64_t count() const { return rows; }
   template <class F>
   LAYERNORM_INLINE void each(const F& f) const {

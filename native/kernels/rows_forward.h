@@ -175,12 +175,13 @@ struct RowsForward {
     walk_columns<false, Stored>(rows, begin, end);
   }
 
-  __attribute__((noinline)) void write_part(const Batch<C, kBatchRows>& batch, int64_t count,
-                                            int64_t begin, int64_t end) const {
+  // Columns [begin, end) of rows [first, count) of a batch.
+  __attribute__((noinline)) void write_part(const Batch<C, kBatchRows>& batch, int64_t first,
+                                            int64_t count, int64_t begin, int64_t end) const {
     const RowsOf<Stored> of_x = x(), of_y = y();
     for (; begin < end; begin += kBlockCols) {
       const int64_t block_end = std::min(end, begin + kBlockCols);
-      int64_t at = 0;
+      int64_t at = first;
       if (!task.stream)
         for (; at + 2 <= count; at += 2) normalize<2>(batch, at, of_x, of_y, begin, block_end);
       for (; at < count; ++at) normalize<1>(batch, at, of_x, of_y, begin, block_end);
@@ -222,7 +223,8 @@ struct RowsForward {
     if (job.adds()) add(count);
     compute_statistics<Stored, centered>(x(), count, parts, problem.eps, batch);
     if (!batch.are_ordinary(count)) return one_by_one(batch, first, count);
-    parts.each([&](int64_t, int64_t begin, int64_t end) { write_part(batch, count, begin, end); });
+    parts.each(
+        [&](int64_t, int64_t begin, int64_t end) { write_part(batch, 0, count, begin, end); });
     save_batch(batch, first, count);
   }
 
@@ -230,7 +232,7 @@ struct RowsForward {
     for (int64_t at = 0; at < count; ++at) {
       const int64_t row = first + at;
       if (batch.is_ordinary(at)) {
-        normalize<1>(batch, at, x(), y(), 0, cols);
+        write_part(batch, at, at + 1, 0, cols);
         save(batch[at], problem.statistics, statistics_offset(row));
       } else {
         const auto scaled = forward_scaled_rows<Stored, centered>(
