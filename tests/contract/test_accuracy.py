@@ -89,8 +89,8 @@ def test_dx_that_is_large_beside_its_scale_is_within_its_bound(axis, dtype) -> N
     assert dx_error_of("rms_norm", x, dy, weight, axis) <= accuracy.BOUNDS[dtype].dx
 
 
-# Each product dy * weight is of one size, 2**100 or 2**905, which takes scaled rows; its factors come
-# from all of the type's range.
+# Each product dy * weight is of one size, 2**100 or 2**905, which takes scaled rows. Its factors
+# come from all of the type's range.
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("kind", ["layer_norm", "rms_norm"])

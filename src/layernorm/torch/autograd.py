@@ -1,7 +1,7 @@
 """Autograd's nodes: one for the fast path, and one that all of PyTorch's transforms accept."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +33,6 @@ class FastPathNorm(torch.autograd.Function):
         """Return y."""
         # bias is in `rest`, not saved: the backward needs its shape and type alone.
         y, ctx.rest = result
-        ctx.adds = False
         ctx.save_for_backward(x, weight)
         return y
 
@@ -78,10 +77,19 @@ class FastPathNormOfSum(torch.autograd.Function):
         return *gradients, gradients[0]
 
 
-# (x, weight, bias, result) -> y, with its node; (..., residual) -> y and total. Not Function.apply,
-# which first looks for transforms, as torch_try_forward has done.
-record_fast_path = super(torch.autograd.Function, FastPathNorm).apply
-record_fast_path_of_sum = super(torch.autograd.Function, FastPathNormOfSum).apply
+def recorder(node: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """Return what applies a node of the fast path, with less around it than `Function.apply`.
+
+    That first looks for transforms, as torch_try_forward has done; and autograd would look for
+    the name of the backward in every call, 0.7 us.
+    """
+    node._backward_cls.apply = node.backward
+    return super(torch.autograd.Function, node).apply
+
+
+# (x, weight, bias, result) -> y, with its node; (..., residual) -> y and total.
+record_fast_path = recorder(FastPathNorm)
+record_fast_path_of_sum = recorder(FastPathNormOfSum)
 
 
 def requires_gradient(*tensors: Tensor | None) -> bool:
@@ -131,7 +139,8 @@ def _gradients(
     dtotal: Tensor | None = None,
 ) -> list[Tensor | None]:
     """Return dx, dweight and dbias, differentiable again; None for what is not needed."""
-    needs_dx = ctx.needs_input_grad[0] or (ctx.adds and ctx.needs_input_grad[-1])
+    adds = getattr(ctx, "adds", False)
+    needs_dx = ctx.needs_input_grad[0] or (adds and ctx.needs_input_grad[-1])
     need = operators.needed((needs_dx, *ctx.needs_input_grad[1:]), weight, bias)
     if weight is None or bias is None or weight.shape == bias.shape:
         return _gradients_of(dy, x, weight, bias, definition, need, statistics, dtotal)

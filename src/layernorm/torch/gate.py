@@ -9,7 +9,7 @@ from torch import Tensor
 from layernorm import _native, spec
 from layernorm.torch import arguments, derivatives, fallback, operators
 from layernorm.torch.arguments import Definition
-from layernorm.torch.autograd import definition_of_rest
+from layernorm.torch.autograd import definition_of_rest, recorder
 from layernorm.torch.gpu import operators as gpu
 
 
@@ -50,7 +50,7 @@ class FastPathGatedNorm(torch.autograd.Function):
 
 
 # (x, weight, bias, result, gate, gating) -> y, with its node: as `autograd.record_fast_path`.
-record_fast_path_of_gate = super(torch.autograd.Function, FastPathGatedNorm).apply
+record_fast_path_of_gate = recorder(FastPathGatedNorm)
 
 
 class GatedNorm(torch.autograd.Function):
