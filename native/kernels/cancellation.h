@@ -7,13 +7,19 @@
 // is 1 without them, so its distance from 1 says what to take back. A larger distance, or NaN, is
 // not theirs: the statistics are not those of x and eps. squares_beyond_n is sum(xhat^2) - n.
 template <class C>
+inline DoubleVector slope_along_xhat(DoubleVector sum_g_xhat, DoubleVector squares_beyond_n,
+                                     DoubleVector rstd, DoubleVector eps, double n) {
+  const DoubleVector of_n = broadcast(n), mean = sum_g_xhat / of_n, slope = rstd * mean;
+  const DoubleVector excess = squares_beyond_n / of_n + eps * rstd * rstd;
+  constexpr double most = 16 * static_cast<double>(std::numeric_limits<C>::epsilon());
+  const DoubleVector corrected = slope + (two_product_error(rstd, mean, slope) - slope * excess);
+  return magnitude(excess) <= broadcast(most) ? corrected : slope;
+}
+template <class C>
 inline double slope_along_xhat(double sum_g_xhat, double squares_beyond_n, double rstd, double eps,
                                double n) {
-  const double mean = sum_g_xhat / n, slope = rstd * mean;
-  const double excess = squares_beyond_n / n + eps * rstd * rstd;
-  constexpr double most = 16 * static_cast<double>(std::numeric_limits<C>::epsilon());
-  if (!(std::fabs(excess) <= most)) return slope;
-  return slope + (two_product_error(rstd, mean, slope) - slope * excess);
+  return slope_along_xhat<C>(broadcast(sum_g_xhat), broadcast(squares_beyond_n), broadcast(rstd),
+                             broadcast(eps), n)[0];
 }
 
 // Whether dx may be small by cancellation: no |g| of the row's first vector is above

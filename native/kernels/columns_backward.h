@@ -74,37 +74,48 @@ struct ColumnsBackward {
     return {static_cast<Stored*>(to.data) + offset(to, outer) + inner, to.col_stride};
   }
 
-  RowStatistics<C> saved(int64_t outer, int64_t inner) const {
-    const Statistics& from = problem.statistics;
-    const int64_t row = offset_of(problem.shape, from.strides, outer) + inner;
-    RowStatistics<C> result = {0, 0, static_cast<const C*>(from.rstd)[row], true};
-    if constexpr (centered) {
-      result.mean = static_cast<const C*>(from.mean)[row];
-      if (from.residual) {
-        result.residual = static_cast<const C*>(from.residual)[row];
-      } else {
-        double sum = 0, rest = 0;
-        for (int64_t col = 0; col < cols; ++col)
-          add_compensated(sum, rest,
-                          static_cast<double>(to_compute(x(outer, inner)[col]) - result.mean));
-        result.residual = static_cast<C>((sum + rest) / n);
-      }
-    }
-    result.ordinary = is_ordinary_rstd(result.rstd);
-    return result;
-  }
-
-  template <int V>
+  // The statistics of rows side by side; those of lanes past them are 0, and so is their xhat.
   struct RowLanes {
-    alignas(64) C mean[V * W] = {}, residual[V * W] = {}, rstd[V * W] = {};
+    alignas(64) C mean[kStripRows<C>] = {}, residual[kStripRows<C>] = {}, rstd[kStripRows<C>] = {};
+
     Normalizer<C> normalizer(int v) const {
       return {load(mean + v * W), load(residual + v * W), load(rstd + v * W)};
     }
+    bool is_ordinary(int64_t lane) const { return is_ordinary_rstd(rstd[lane]); }
+    RowStatistics<C> operator[](int64_t lane) const {
+      return {mean[lane], residual[lane], rstd[lane], is_ordinary(lane)};
+    }
   };
+
+  RowLanes saved(int64_t outer, int64_t inner, int64_t count) const {
+    const Statistics& from = problem.statistics;
+    const int64_t row = offset_of(problem.shape, from.strides, outer) + inner;
+    const auto copy = [&](const void* all, C* to) {
+      std::copy_n(static_cast<const C*>(all) + row, count, to);
+    };
+    RowLanes rows;
+    copy(from.rstd, rows.rstd);
+    if constexpr (centered) {
+      copy(from.mean, rows.mean);
+      if (from.residual) {
+        copy(from.residual, rows.residual);
+      } else {
+        for (int64_t lane = 0; lane < count; ++lane)
+          rows.residual[lane] = residual_of_mean(rows.mean[lane], x(outer, inner + lane));
+      }
+    }
+    return rows;
+  }
+  C residual_of_mean(C mean, RowOf<const Stored> row) const {
+    double sum = 0, rest = 0;
+    for (int64_t col = 0; col < cols; ++col)
+      add_compensated(sum, rest, static_cast<double>(to_compute(row[col]) - mean));
+    return static_cast<C>((sum + rest) / n);
+  }
 
   // The sums of each row, and each column's share of the parameters' gradients.
   template <int V, bool whole>
-  void sum_columns(Strip<V, whole> strip, const RowLanes<V>& rows, int64_t outer, int64_t inner,
+  void sum_columns(Strip<V, whole> strip, const RowLanes& rows, int64_t outer, int64_t inner,
                    const PartialSums<C>& sums, double* sum_g, double* sum_g_xhat,
                    double* squares_beyond_n) const {
     const RowOf<const Stored> x_rows = x(outer, inner), dy_rows = dy(outer, inner);
@@ -161,26 +172,35 @@ struct ColumnsBackward {
     }
   }
 
-  static LAYERNORM_INLINE Vector<C> gradient(const Normalizer<C>& normalizer, Vector<C> x_here,
-                                             Vector<C> g, Vector<C> mean_g, Vector<C> slope) {
-    const Vector<C> xhat = normalizer.template normalized<centered>(x_here);
-    if constexpr (centered) g -= mean_g;
-    return fma(g, normalizer.rstd, xhat * -slope);
-  }
+  // What dx needs of a vector of rows.
+  struct Gradient {
+    Normalizer<C> normalizer;
+    Vector<C> mean_g, minus_slope;
+
+    LAYERNORM_INLINE Vector<C> value(Vector<C> x_here, Vector<C> g) const {
+      const Vector<C> xhat = normalizer.template normalized<centered>(x_here);
+      if constexpr (centered) g -= mean_g;
+      return fma(g, normalizer.rstd, xhat * minus_slope);
+    }
+  };
 
   template <int V, bool whole>
-  LAYERNORM_INLINE void write_dx(Strip<V, whole> strip, const RowLanes<V>& rows, int64_t outer,
+  LAYERNORM_INLINE void write_dx(Strip<V, whole> strip, const RowLanes& rows, int64_t outer,
                                  int64_t inner, const C* mean_g, const C* slope) const {
     const RowOf<const Stored> x_rows = x(outer, inner), dy_rows = dy(outer, inner);
     const RowOf<const Stored> dtotal_rows = dtotal(outer, inner);
     const RowOf<Stored> dx_rows = dx(outer, inner);
+    const C* const weights = weight;
+    Gradient gradient[V];
+    LAYERNORM_UNROLL
+    for (int v = 0; v < V; ++v)
+      gradient[v] = {rows.normalizer(v), load(mean_g + v * W), -load(slope + v * W)};
     for (int64_t col = 0; col < cols; ++col) {
-      const Vector<C> w = broadcast(weight ? weight[col] : 1);
+      const Vector<C> w = broadcast(weights ? weights[col] : 1);
       LAYERNORM_UNROLL
       for (int v = 0; v < V; ++v) {
         const Vector<C> g = strip.read(&dy_rows[col], v) * w;
-        Vector<C> value = gradient(rows.normalizer(v), strip.read(&x_rows[col], v), g,
-                                   load(mean_g + v * W), load(slope + v * W));
+        Vector<C> value = gradient[v].value(strip.read(&x_rows[col], v), g);
         if (dtotal_rows.data) value += strip.read(&dtotal_rows[col], v);
         strip.write(&dx_rows[col], v, value, task.stream);
       }
@@ -191,32 +211,32 @@ struct ColumnsBackward {
   void strip(Strip<V, whole> strip_rows, int64_t outer, int64_t inner,
              const PartialSums<C>& sums) const {
     const int64_t count = strip_rows.template rows<C>();
-    RowLanes<V> rows;
-    RowStatistics<C> all[V * W];
+    const RowLanes all = saved(outer, inner, count);
+    RowLanes rows = all;
     bool ordinary = true;
-    for (int64_t lane = 0; lane < count; ++lane) {
-      all[lane] = saved(outer, inner + lane);
-      ordinary = ordinary && all[lane].ordinary;
-      if (!all[lane].ordinary) continue;  // its xhat is 0 below
-      rows.mean[lane] = all[lane].mean;
-      rows.residual[lane] = all[lane].residual;
-      rows.rstd[lane] = all[lane].rstd;
+    for (int64_t lane = 0; lane < count; ++lane) ordinary = ordinary && all.is_ordinary(lane);
+    if (!ordinary) {
+      for (int64_t lane = 0; lane < count; ++lane)
+        if (!all.is_ordinary(lane)) rows.mean[lane] = rows.residual[lane] = rows.rstd[lane] = 0;
     }
     alignas(64) double sum_g[V * W], sum_g_xhat[V * W], squares_beyond_n[V * W];
     sum_columns(strip_rows, rows, outer, inner, sums, sum_g, sum_g_xhat, squares_beyond_n);
     if (!ordinary && wanted != Wanted::nothing) add_scaled_rows(all, count, outer, inner, sums);
     if (!task.job->dx.data) return;
-    alignas(64) C mean_g[V * W] = {}, slope[V * W] = {};
-    for (int64_t lane = 0; lane < count; ++lane) {
-      if (!all[lane].ordinary) continue;
-      const double rstd = static_cast<double>(all[lane].rstd);
-      mean_g[lane] = static_cast<C>(sum_g[lane] / n);
-      slope[lane] = static_cast<C>(
-          slope_along_xhat<C>(sum_g_xhat[lane], squares_beyond_n[lane], rstd, problem.eps, n));
-      // Tiny sums are looked into only with the others of the strip.
-      const auto unknown = [] { return std::numeric_limits<double>::quiet_NaN(); };
-      if (!are_ordinary_sums<C>(sum_g[lane], sum_g_xhat[lane], rstd, unknown)) ordinary = false;
+    alignas(64) C mean_g[V * W], slope[V * W];
+    for (int64_t first = 0; first < V * W; first += lanes<double>) {
+      const DoubleVector rstd = load_doubles(rows.rstd + first);
+      const DoubleVector g = load_doubles(sum_g + first), g_xhat = load_doubles(sum_g_xhat + first);
+      const DoubleVector squares = load_doubles(squares_beyond_n + first);
+      store_doubles(mean_g + first, g / broadcast(n));
+      store_doubles(slope + first,
+                    slope_along_xhat<C>(g_xhat, squares, rstd, broadcast(problem.eps), n));
     }
+    // Tiny sums are looked into only with the others of the strip.
+    const auto unknown = [] { return std::numeric_limits<double>::quiet_NaN(); };
+    for (int64_t lane = 0; lane < count; ++lane)
+      ordinary = ordinary && are_ordinary_sums<C>(sum_g[lane], sum_g_xhat[lane],
+                                                  static_cast<double>(rows.rstd[lane]), unknown);
     if (ordinary)
       write_dx(strip_rows, rows, outer, inner, mean_g, slope);
     else
@@ -224,11 +244,9 @@ struct ColumnsBackward {
   }
 
   // dx may be dy or x: the usual rows of a vector are written first, around the others.
-  template <int V>
-  __attribute__((noinline)) void write_dx_with_scaled_rows(int64_t count, const RowLanes<V>& rows,
-                                                           const RowStatistics<C>* all,
-                                                           int64_t outer, int64_t inner,
-                                                           const double* sum_g,
+  __attribute__((noinline)) void write_dx_with_scaled_rows(int64_t count, const RowLanes& rows,
+                                                           const RowLanes& all, int64_t outer,
+                                                           int64_t inner, const double* sum_g,
                                                            const double* sum_g_xhat,
                                                            const C* mean_g, const C* slope) const {
     for (int v = 0; v * W < count; ++v) {
@@ -241,40 +259,43 @@ struct ColumnsBackward {
       largest_magnitudes(AcrossRows<Stored>(cols, here), dy_rows, largest);
       const AcrossRows<Stored> usual(cols, here, [&](int64_t lane) {
         const int64_t row = first + lane;
-        return all[row].ordinary &&
-               are_ordinary_sums<C>(sum_g[row], sum_g_xhat[row], static_cast<double>(all[row].rstd),
+        return all.is_ordinary(row) &&
+               are_ordinary_sums<C>(sum_g[row], sum_g_xhat[row], static_cast<double>(all.rstd[row]),
                                     [&] { return static_cast<double>(largest[lane]); });
       });
-      const Normalizer<C> normalizer = rows.normalizer(v);
+      const Gradient gradient = {rows.normalizer(v), load(mean_g + first), -load(slope + first)};
       usual.write(dx_rows, [&](const auto& at) {
         const Vector<C> w = weight ? at.parameter(weight) : broadcast(C{1});
-        Vector<C> value = gradient(normalizer, at.read(x_rows), at.read(dy_rows) * w,
-                                   load(mean_g + first), load(slope + first));
+        Vector<C> value = gradient.value(at.read(x_rows), at.read(dy_rows) * w);
         if (dtotal_rows.data) value += at.read(dtotal_rows);
         return value;
       });
       if (usual.all_are_wanted()) continue;
       const AcrossRows<Stored> others = usual.others();
-      const auto statistics =
-          scaled_statistics_from<Stored, centered>(all + first, others, x_rows, problem.eps);
+      const auto statistics = scaled(all, first, others, x_rows);
       backward_scaled_rows<Stored, centered>(others, statistics, x_rows, dy_rows, weight,
                                              dtotal_rows, dx_rows, problem.eps);
     }
   }
 
+  __attribute__((noinline)) ScaledStatistics<Stored> scaled(const RowLanes& all, int64_t first,
+                                                            const AcrossRows<Stored>& rows,
+                                                            RowOf<const Stored> x_rows) const {
+    RowStatistics<C> of_rows[W];
+    for (int64_t row = 0; row < rows.rows; ++row) of_rows[row] = all[first + row];
+    return scaled_statistics_from<Stored, centered>(of_rows, rows, x_rows, problem.eps);
+  }
+
   // Adds them to dweight; dbias has them already.
-  __attribute__((noinline)) void add_scaled_rows(const RowStatistics<C>* all, int64_t count,
-                                                 int64_t outer, int64_t inner,
-                                                 const PartialSums<C>& sums) const {
+  __attribute__((noinline)) void add_scaled_rows(const RowLanes& all, int64_t count, int64_t outer,
+                                                 int64_t inner, const PartialSums<C>& sums) const {
     for (int64_t first = 0; first < count; first += W) {
       const AcrossRows<Stored> rows(cols, std::min(W, count - first),
-                                    [&](int64_t row) { return !all[first + row].ordinary; });
+                                    [&](int64_t row) { return !all.is_ordinary(first + row); });
       const RowOf<const Stored> x_rows = x(outer, inner + first),
                                 dy_rows = dy(outer, inner + first);
       if (rows.others().all_are_wanted()) continue;
-      const auto normalizer =
-          scaled_statistics_from<Stored, centered>(all + first, rows, x_rows, problem.eps)
-              .normalizer();
+      const auto normalizer = scaled(all, first, rows, x_rows).normalizer();
       const Vector<C> zero = {};
       rows.each([&](const auto& at, int) {
         const Vector<C> xhat = normalizer.template normalized<centered>(at.read(x_rows));

@@ -55,6 +55,10 @@ inline void prefetch_next_strip(const Stored* from) {
     __builtin_prefetch(reinterpret_cast<const char*>(from) + at, 0, 2);
 }
 
+// The most rows of a strip.
+template <class C>
+constexpr int64_t kStripRows = 4 * lanes<C>;
+
 constexpr int64_t kGuessColumns = 16;  // read for the first guess of the means
 
 // The most additions to a lane before it is flushed. A row has one lane here, so the roundings of
@@ -72,7 +76,7 @@ struct StripStatistics {
   using C = Compute<Stored>;
   static constexpr int64_t W = lanes<C>;
 
-  Batch<C, V * W> batch;
+  Batch<C, kStripRows<C>> batch;
 
   void guess(Strip<V, whole> strip, const Stored* x, int64_t stride, int64_t cols) {
     const int64_t taken = std::min(cols, kGuessColumns);
@@ -131,8 +135,8 @@ struct StripStatistics {
   }
 };
 
-template <class C, int64_t capacity>
-inline Normalizer<C> normalizer_of(const Batch<C, capacity>& batch, int64_t first) {
+template <class C>
+inline Normalizer<C> normalizer_of(const Batch<C, kStripRows<C>>& batch, int64_t first) {
   return {load(batch.mean + first), load(batch.residual + first), load(batch.rstd + first)};
 }
 
@@ -210,8 +214,7 @@ struct ColumnsForward {
   }
 
   // y may be x: the usual rows of a vector are written first, around the others.
-  template <int64_t capacity>
-  __attribute__((noinline)) void strip_with_scaled_rows(const Batch<C, capacity>& batch,
+  __attribute__((noinline)) void strip_with_scaled_rows(const Batch<C, kStripRows<C>>& batch,
                                                         int64_t count, int64_t outer,
                                                         int64_t inner) const {
     for (int64_t first = 0; first < count; first += W) {
