@@ -101,18 +101,11 @@ struct ColumnsBackward {
         copy(from.residual, rows.residual);
       } else {
         for (int64_t lane = 0; lane < count; ++lane)
-          rows.residual[lane] = residual_of_mean(rows.mean[lane], x(outer, inner + lane));
+          rows.residual[lane] = residual_of(rows.mean[lane], x(outer, inner + lane), cols);
       }
     }
     return rows;
   }
-  C residual_of_mean(C mean, RowOf<const Stored> row) const {
-    double sum = 0, rest = 0;
-    for (int64_t col = 0; col < cols; ++col)
-      add_compensated(sum, rest, static_cast<double>(to_compute(row[col]) - mean));
-    return static_cast<C>((sum + rest) / n);
-  }
-
   // The sums of each row, and each column's share of the parameters' gradients.
   template <int V, bool whole>
   void sum_columns(Strip<V, whole> strip, const RowLanes& rows, int64_t outer, int64_t inner,
@@ -256,7 +249,7 @@ struct ColumnsBackward {
       const RowOf<Stored> dx_rows = dx(outer, at_row);
       const int64_t here = std::min(W, count - first);
       alignas(64) C largest[W];
-      largest_magnitudes(AcrossRows<Stored>(cols, here), dy_rows, largest);
+      largest_g(AcrossRows<Stored>(cols, here), dy_rows, weight, largest);
       const AcrossRows<Stored> usual(cols, here, [&](int64_t lane) {
         const int64_t row = first + lane;
         return all.is_ordinary(row) &&
@@ -264,13 +257,14 @@ struct ColumnsBackward {
                                     [&] { return static_cast<double>(largest[lane]); });
       });
       const Gradient gradient = {rows.normalizer(v), load(mean_g + first), -load(slope + first)};
-      usual.write(dx_rows, [&](const auto& at) {
-        const Vector<C> w = weight ? at.parameter(weight) : broadcast(C{1});
-        Vector<C> value = gradient.value(at.read(x_rows), at.read(dy_rows) * w);
-        if (dtotal_rows.data) value += at.read(dtotal_rows);
-        return value;
-      });
-      if (usual.all_are_wanted()) continue;
+      if (usual.count_wanted() > 0)
+        usual.write(dx_rows, [&](const auto& at) {
+          const Vector<C> w = weight ? at.parameter(weight) : broadcast(C{1});
+          Vector<C> value = gradient.value(at.read(x_rows), at.read(dy_rows) * w);
+          if (dtotal_rows.data) value += at.read(dtotal_rows);
+          return value;
+        });
+      if (usual.count_wanted() == usual.rows) continue;
       const AcrossRows<Stored> others = usual.others();
       const auto statistics = scaled(all, first, others, x_rows);
       backward_scaled_rows<Stored, centered>(others, statistics, x_rows, dy_rows, weight,
@@ -286,7 +280,7 @@ struct ColumnsBackward {
     return scaled_statistics_from<Stored, centered>(of_rows, rows, x_rows, problem.eps);
   }
 
-  // Adds them to dweight; dbias has them already.
+  // Adds the rows that are not ordinary to dweight; dbias has them already.
   __attribute__((noinline)) void add_scaled_rows(const RowLanes& all, int64_t count, int64_t outer,
                                                  int64_t inner, const PartialSums<C>& sums) const {
     for (int64_t first = 0; first < count; first += W) {
@@ -294,7 +288,7 @@ struct ColumnsBackward {
                                     [&](int64_t row) { return !all.is_ordinary(first + row); });
       const RowOf<const Stored> x_rows = x(outer, inner + first),
                                 dy_rows = dy(outer, inner + first);
-      if (rows.others().all_are_wanted()) continue;
+      if (rows.count_wanted() == 0) continue;
       const auto normalizer = scaled(all, first, rows, x_rows).normalizer();
       const Vector<C> zero = {};
       rows.each([&](const auto& at, int) {

@@ -225,13 +225,14 @@ struct ColumnsForward {
       const AcrossRows<Stored> usual(cols, std::min(W, count - first), is_usual);
       const Normalizer<C> normalizer = normalizer_of(batch, first);
       const Vector<C> one = broadcast(C{1}), zero = {};
-      usual.write(y_rows, [&](const auto& at) {
-        const Vector<C> xhat = normalizer.template normalized<centered>(at.read(x_rows));
-        return fma(xhat, weight ? at.parameter(weight) : one, bias ? at.parameter(bias) : zero);
-      });
+      if (usual.count_wanted() > 0)
+        usual.write(y_rows, [&](const auto& at) {
+          const Vector<C> xhat = normalizer.template normalized<centered>(at.read(x_rows));
+          return fma(xhat, weight ? at.parameter(weight) : one, bias ? at.parameter(bias) : zero);
+        });
       for (int64_t row = 0; row < usual.rows; ++row)
         if (is_usual(row)) save(batch[first + row], problem.statistics, statistics + row);
-      if (usual.all_are_wanted()) continue;
+      if (usual.count_wanted() == usual.rows) continue;
       const AcrossRows<Stored> others = usual.others();
       const auto scaled =
           forward_scaled_rows<Stored, centered>(others, x_rows, weight, bias, problem.eps, y_rows);

@@ -1,13 +1,13 @@
 // Exponents, and powers of two.
 #pragma once
 
-// Subnormal numbers count as the smallest normal one of float64.
+// Of 0 and of subnormal numbers -1023, one less than that of the smallest normal number.
 inline int exponent_of(double v) {
   int64_t bits;
   std::memcpy(&bits, &v, sizeof(bits));
   return static_cast<int>(bits >> 52 & 0x7ff) - 1023;
 }
-// The exponent of the nearest normal power of two.
+// The exponent of the nearest normal power of two. Powers beyond the range are that one.
 template <class C>
 inline int in_range(int exponent) {
   constexpr int most = std::numeric_limits<C>::max_exponent - 1;
@@ -24,7 +24,7 @@ inline double times_power(double v, int exponent) {
   return v * power_of_two(exponent / 2) * power_of_two(exponent - exponent / 2);
 }
 
-// Of a vector's magnitudes; of 0, far below.
+// The exponent of each magnitude; of 0, one so low that a sum with it stays below all others.
 constexpr int kExponentOfZero = -9999;
 template <class C>
 inline BitsOf<C> exponents_of(Vector<C> v) {
@@ -33,8 +33,8 @@ inline BitsOf<C> exponents_of(Vector<C> v) {
   return bits == 0 ? BitsOf<C>{} + kExponentOfZero : (bits >> E::digits) - E::bias;
 }
 
-// A power of two for each lane, in two factors, 2^a and 2^b: one could be beyond the type's range, as
-// could be a product of the numbers that they multiply.
+// A power of two for each lane, in two factors, 2^a and 2^b, since 2^(a+b) may be beyond the type's
+// range. product() gives one to each factor of a product that may be beyond it.
 template <class C>
 struct Scale {
   Vector<C> first, second;

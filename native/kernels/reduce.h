@@ -27,8 +27,7 @@ inline void prepare_row(const BackwardTask& task, int64_t row, int64_t begin, in
 constexpr int64_t kRowsTogether = 8;
 inline int64_t rows_together(const BackwardTask& task) { return task.around ? 1 : kRowsTogether; }
 
-// A row, the one that many rows on prefetched: `count` elements are too few for the processor to
-// foresee.
+// A row. The one kRowsTogether rows on is prefetched: the processor does not foresee so few elements.
 template <class Stored>
 inline RowOf<const Stored> prefetching_row_of(const Problem& problem, const Array& array,
                                               int64_t row, int64_t begin, int64_t count) {
@@ -88,14 +87,14 @@ struct SummedColumns {
   NormalizerInDouble normalizer(const Rows& rows, int64_t row) const {
     const Statistics& from = problem.statistics;
     const int64_t at = offset_of_row(problem, from.strides, row);
+    const RowOf<const Stored> x = row_of<Stored>(problem, problem.x, row);
     RowStatistics<C> saved = {0, 0, static_cast<const C*>(from.rstd)[at], true};
     if constexpr (centered) {
       saved.mean = static_cast<const C*>(from.mean)[at];
-      if (from.residual) saved.residual = static_cast<const C*>(from.residual)[at];
+      saved.residual = from.residual ? static_cast<const C*>(from.residual)[at]
+                                     : residual_of(saved.mean, x, problem.shape.cols);
     }
-    return scaled_statistics_from<Stored, centered>(
-               &saved, rows, row_of<Stored>(problem, problem.x, row), problem.eps)
-        .in_double();
+    return scaled_statistics_from<Stored, centered>(&saved, rows, x, problem.eps).in_double();
   }
 
   void add(const Row* rows, int64_t together) {

@@ -1,5 +1,5 @@
-// Passes over a row, or over neighboring strided rows, a vector at a time, for what is not written
-// for one layout: scaled_rows.h and reduce.h.
+// Passes over a row, or over neighboring strided rows, a vector at a time, for what is written once
+// for both.
 #pragma once
 
 // One row of an array.
@@ -9,6 +9,15 @@ struct RowOf {
   int64_t stride;
   Stored& operator[](int64_t col) const { return data[col * stride]; }
 };
+
+// sum(x - mean) / cols: the residual, for statistics that came without it.
+template <class Stored>
+inline Compute<Stored> residual_of(Compute<Stored> mean, RowOf<const Stored> x, int64_t cols) {
+  double sum = 0, rest = 0;
+  for (int64_t col = 0; col < cols; ++col)
+    add_compensated(sum, rest, static_cast<double>(to_compute(x[col]) - mean));
+  return static_cast<Compute<Stored>>((sum + rest) / static_cast<double>(cols));
+}
 
 // A vector of elements: a part of a row's pack, a row's last ones, or a column of several rows.
 template <class Stored>
@@ -90,9 +99,7 @@ struct AlongRow {
   void spread(T* of_rows) const {
     std::fill(of_rows + 1, of_rows + W, of_rows[0]);
   }
-  static void put_largest(BitsOf<C> of_lanes, int* to) {
-    *to = static_cast<int>(largest_of_lanes(of_lanes));
-  }
+  static BitsOf<C> largest(BitsOf<C> of_lanes) { return BitsOf<C>{} + largest_of_lanes(of_lanes); }
 
  private:
   static constexpr bool joined = vectors_in_pack<Stored> == 2;
@@ -120,10 +127,10 @@ struct AcrossRows {
     for (int64_t row = 0; row < rows; ++row) wanted[row] = is_wanted(row) ? -1 : 0;
   }
   bool is_wanted(int64_t row) const { return wanted[row] != 0; }
-  bool all_are_wanted() const {
-    bool all = true;
-    for (int64_t row = 0; row < rows; ++row) all = all && is_wanted(row);
-    return all;
+  int64_t count_wanted() const {
+    int64_t count = 0;
+    for (int64_t row = 0; row < rows; ++row) count += is_wanted(row);
+    return count;
   }
   AcrossRows others() const {
     return AcrossRows(cols, rows, [&](int64_t row) { return !is_wanted(row); });
@@ -151,15 +158,13 @@ struct AcrossRows {
   void spread(T* of_rows) const {
     std::fill(of_rows + rows, of_rows + W, of_rows[0]);
   }
-  static void put_largest(BitsOf<C> of_lanes, int* to) {
-    for (int64_t lane = 0; lane < W; ++lane) to[lane] = static_cast<int>(of_lanes[lane]);
-  }
+  static BitsOf<C> largest(BitsOf<C> of_lanes) { return of_lanes; }
 };
 
-// Sums of a few terms each: some additions to a lane, then a LaneTotal.
+// Sums of several terms: a few are added to a lane, in turns, then flushed into the totals.
 template <class C, int count>
 struct FlushedSums {
-  static constexpr int kMost = 4;  // additions to a lane, as few as for strided rows
+  static constexpr int kMost = 4;  // additions to a lane
   Vector<C> part[2][count] = {};
   LaneTotal<C> totals[count] = {};
   int added = 0;
@@ -167,9 +172,7 @@ struct FlushedSums {
   LAYERNORM_INLINE void add(int turn, const std::array<Vector<C>, count>& terms) {
     LAYERNORM_UNROLL
     for (int k = 0; k < count; ++k) part[turn][k] += terms[static_cast<size_t>(k)];
-    if (turn == 0 || ++added < kMost) return;
-    flush();
-    added = 0;
+    if (turn == 1 && ++added == kMost) flush();
   }
   LAYERNORM_INLINE void flush() {
     LAYERNORM_UNROLL
@@ -177,14 +180,11 @@ struct FlushedSums {
       totals[k].add(part[0][k] + part[1][k]);
       part[0][k] = part[1][k] = Vector<C>{};
     }
-  }
-  LAYERNORM_INLINE const LaneTotal<C>& total(int k) {
-    flush();
-    return totals[k];
+    added = 0;
   }
 };
 
-// The largest of each lane, of several terms.
+// For each row the largest of several terms, in all its lanes.
 template <int count, class Rows, class F>
 LAYERNORM_INLINE std::array<BitsOf<typename Rows::C>, count> largest_over(const Rows& rows,
                                                                           const F& terms) {
@@ -198,36 +198,44 @@ LAYERNORM_INLINE std::array<BitsOf<typename Rows::C>, count> largest_over(const 
     for (size_t k = 0; k < count; ++k) most[turn][k] = larger(here[k], most[turn][k]);
   });
   std::array<Bits, count> result;
-  for (size_t k = 0; k < count; ++k) result[k] = larger(most[0][k], most[1][k]);
+  for (size_t k = 0; k < count; ++k) result[k] = rows.largest(larger(most[0][k], most[1][k]));
   return result;
 }
-
 template <class Rows, class F>
 LAYERNORM_INLINE auto largest_over(const Rows& rows, const F& term) {
   using Terms = std::array<BitsOf<typename Rows::C>, 1>;
   return largest_over<1>(rows, [&](const auto& elements) { return Terms{term(elements)}; })[0];
 }
 
-// The largest magnitude of neighboring elements, or of each row; not finite where one is not.
-template <class Stored>
-__attribute__((noinline)) Compute<Stored> largest_magnitude(const Stored* y, int64_t count) {
-  using C = Compute<Stored>;
-  const AlongRow<Stored> row = {count};
-  const auto bits = largest_of_lanes(
-      largest_over(row, [&](const auto& at) { return bits_of_magnitude<C>(at.read({y, 1})); }));
-  C largest;
-  std::memcpy(&largest, &bits, sizeof(largest));
-  return largest;
-}
-template <class Stored>
-void largest_magnitudes(const AlongRow<Stored>& row, RowOf<const Stored> x, Compute<Stored>* to) {
-  *to = largest_magnitude(x.data, row.cols);
-}
-template <class Stored>
-void largest_magnitudes(const AcrossRows<Stored>& rows, RowOf<const Stored> x,
-                        Compute<Stored>* to) {
+// The largest magnitude of each row; not finite where the row holds a NaN or an infinity.
+template <class Rows, class Stored>
+inline void largest_magnitudes(const Rows& rows, RowOf<const Stored> x, Compute<Stored>* to) {
   using C = Compute<Stored>;
   const BitsOf<C> most =
       largest_over(rows, [&](const auto& at) { return bits_of_magnitude<C>(at.read(x)); });
   store(to, reinterpret_cast<Vector<C>>(most));
+}
+// The same of one row, or of any neighboring elements.
+template <class Stored>
+__attribute__((noinline)) Compute<Stored> largest_magnitude(const Stored* x, int64_t count) {
+  Compute<Stored> largest[lanes<Compute<Stored>>];
+  largest_magnitudes(AlongRow<Stored>{count}, RowOf<const Stored>{x, 1}, largest);
+  return largest[0];
+}
+
+// The largest |g| of each row, where g = dy * weight. Where all have underflowed to 0, the smallest
+// number; 0 where dy is 0.
+template <class Rows, class Stored>
+__attribute__((noinline)) void largest_g(const Rows& rows, RowOf<const Stored> dy,
+                                         const Compute<Stored>* weight, Compute<Stored>* to) {
+  using C = Compute<Stored>;
+  using Terms = std::array<BitsOf<C>, 2>;
+  const Terms most = largest_over<2>(rows, [&](const auto& at) {
+    const Vector<C> dy_here = at.read(dy);
+    const Vector<C> g = weight ? dy_here * at.parameter(weight) : dy_here;
+    return Terms{bits_of_magnitude<C>(g), bits_of_magnitude<C>(dy_here)};
+  });
+  const BitsOf<C> least = BitsOf<C>{} + 1;  // the bits of the smallest number
+  const BitsOf<C> of_g = most[0] == 0 ? (most[1] == 0 ? most[1] : least) : most[0];
+  store(to, reinterpret_cast<Vector<C>>(of_g));
 }

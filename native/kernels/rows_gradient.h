@@ -34,16 +34,16 @@ template <class C>
 constexpr double kTiny = sizeof(C) == sizeof(float) ? 0x1p-90 : 0x1p-900;
 
 // False where dx needs a scaled row: huge sums, or their products with rstd, may overflow; tiny
-// ones may have lost bits to underflow, unless they are small by cancellation (dy is not tiny) or
-// dy is zero. largest_dy() is the largest |dy| of the row.
+// ones may have lost bits to underflow, unless they are small by cancellation (g is not tiny) or
+// dy is zero. largest_g() is the largest |g| of the row.
 template <class C, class F>
-inline bool are_ordinary_sums(double sum_g, double sum_g_xhat, double rstd, F largest_dy) {
+inline bool are_ordinary_sums(double sum_g, double sum_g_xhat, double rstd, F largest_g) {
   const double sum = std::fabs(sum_g) + std::fabs(sum_g_xhat);
   const double least = std::min(1.0, rstd), most = std::max(1.0, rstd);
   constexpr double tiny = kTiny<C>;
   if (sum * least >= tiny && sum * most <= 1 / tiny) return true;
   if (!(sum * least < tiny)) return false;
-  const double largest = largest_dy();
+  const double largest = largest_g();
   return largest == 0 || largest * least >= tiny;
 }
 
@@ -273,9 +273,13 @@ struct RowGradients {
                                                   int64_t first, int64_t count) {
     for (int64_t at = 0; at < count; ++at) {
       const int64_t row = first + at;
-      const auto largest_dy = [&] { return static_cast<double>(largest_magnitude(dy(row), cols)); };
+      const auto largest = [&] {
+        C of_g[lanes<C>];
+        largest_g(AlongRow<Stored>{cols}, RowOf<const Stored>{dy(row), 1}, weight, of_g);
+        return static_cast<double>(of_g[0]);
+      };
       if (are_ordinary_sums<C>(means.sum_g[at], means.sum_g_xhat[at],
-                               static_cast<double>(rows[at].rstd), largest_dy)) {
+                               static_cast<double>(rows[at].rstd), largest)) {
         correct_slope(rows, means, first, at);
         write_part(rows, means, first, at, at + 1, 0, cols);
       } else {

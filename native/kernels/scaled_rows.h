@@ -121,8 +121,9 @@ Batch<Compute<Stored>, lanes<Compute<Stored>>> batch_of_scaled(const Rows& rows,
       const Vector<C> d = at.keep(at.read(x) * scale - shift);
       sums.add(turn, {d, d * d});
     });
-    if constexpr (centered) rows.put_total(sums.total(0), batch.sum);
-    rows.put_total(sums.total(1), batch.squares);
+    sums.flush();
+    if constexpr (centered) rows.put_total(sums.totals[0], batch.sum);
+    rows.put_total(sums.totals[1], batch.squares);
   };
   sum_moments();
   if constexpr (centered) {
@@ -141,6 +142,7 @@ ScaledStatistics<Stored> scaled_statistics(const Rows& rows, RowOf<const Stored>
   using C = Compute<Stored>;
   constexpr int64_t W = lanes<C>;
   constexpr int most = std::numeric_limits<C>::max_exponent - 2, least = -most - 1;
+  const int most_of_eps = sizeof(C) == sizeof(float) ? 200 : 900;  // its exponent, scaled
   ScaledStatistics<Stored> result;
   C largest[W];
   largest_magnitudes(rows, x, largest);
@@ -148,9 +150,11 @@ ScaledStatistics<Stored> scaled_statistics(const Rows& rows, RowOf<const Stored>
   alignas(64) double scaled_eps[W];
   for (int64_t row = 0; row < rows.count(); ++row) {
     any_finite = any_finite || std::isfinite(largest[row]);
-    // Brings the largest to [1, 4), or as near as a normal scale does; with less, eps could overflow.
-    int exponent = std::clamp(exponent_of(static_cast<double>(largest[row])), least, most);
-    exponent = std::max(exponent, (exponent_of(eps) - 900) / 2);
+    // Brings the largest to [1, 4), or as near as a normal scale does. With less, eps could overflow,
+    // or rstd underflow beside a huge eps.
+    int exponent = std::max(exponent_of(static_cast<double>(largest[row])),
+                            (exponent_of(eps) - most_of_eps) / 2);
+    exponent = std::clamp(exponent, least, most);
     result.exponent[row] = exponent;
     result.scale[row] = power_of_two<C>(-exponent);
     scaled_eps[row] = times_power(eps, -2 * exponent);
@@ -241,8 +245,8 @@ ScaledStatistics<Stored> scaled_statistics_from(const RowStatistics<Compute<Stor
   return result;
 }
 
-// The powers of two, 2^a for dy and 2^b for the weight, that bring the largest |g| of a row near 1,
-// and the factors of every g that counts into the middle of their range.
+// The powers of two, 2^a for dy and 2^b for the weight, that bring the largest |g| of a row near 1.
+// They are balanced, so that neither factor of a g that counts leaves the range.
 template <class Stored>
 struct ExponentsOfG {
   using C = Compute<Stored>;
@@ -253,28 +257,29 @@ struct ExponentsOfG {
 
   template <class Rows>
   ExponentsOfG(const Rows& rows, RowOf<const Stored> dy, const C* weight) {
-    int of_dy[W], of_weight[W], of_g[W];
-    const auto take = [&](BitsOf<C> from, int* to) { rows.put_largest(from, to); };
-    if (weight) {
-      const auto largest = largest_over<3>(rows, [&](const auto& at) {
-        const BitsOf<C> dy_here = exponents_of<C>(at.read(dy));
-        const BitsOf<C> w = exponents_of<C>(at.parameter(weight));
-        return std::array<BitsOf<C>, 3>{dy_here, w, dy_here + w};
-      });
-      take(largest[0], of_dy);
-      take(largest[1], of_weight);
-      take(largest[2], of_g);
-    } else {
-      take(largest_over(rows, [&](const auto& at) { return exponents_of<C>(at.read(dy)); }), of_dy);
-    }
+    using Terms = std::array<BitsOf<C>, 3>;
+    const Vector<C> one = broadcast(C{1});
+    // Of dy, of the weight, and of g.
+    const Terms most = largest_over<3>(rows, [&](const auto& at) {
+      const BitsOf<C> of_dy = exponents_of<C>(at.read(dy));
+      const BitsOf<C> of_weight = exponents_of<C>(weight ? at.parameter(weight) : one);
+      return Terms{of_dy, of_weight, of_dy + of_weight};
+    });
+    const auto in_row = [](BitsOf<C> of_rows, int64_t row) {
+      return static_cast<int>(of_rows[row]);
+    };
     for (int64_t row = 0; row < rows.count(); ++row) {
-      finite[row] = of_dy[row] <= Exponential<C>::bias;
+      const int of_dy = in_row(most[0], row), of_weight = in_row(most[1], row),
+                of_g = in_row(most[2], row);
+      finite[row] = of_dy <= Exponential<C>::bias;
       any_finite = any_finite || finite[row];
-      const bool has_product = weight && of_g[row] > kExponentOfZero / 2;
-      // The largest of |g| is this far below the product of the largest factors.
-      const int below = has_product ? of_dy[row] + of_weight[row] - of_g[row] : 0;
-      a[row] = in_range<C>(below / 2 - of_dy[row]);
-      b[row] = has_product ? in_range<C>(-of_g[row] - a[row]) : 0;
+      a[row] = b[row] = 0;
+      if (of_g < kExponentOfZero / 2) continue;
+      // The largest of |g| is this far below the product of the largest factors. Its own factors are
+      // brought no farther from 1 than by half of a type's range.
+      const int below = of_dy + of_weight - of_g;
+      a[row] = in_range<C>(below / 2 - of_dy);
+      b[row] = in_range<C>(-of_g - a[row]);
     }
     rows.spread(a);
     rows.spread(b);
@@ -295,7 +300,10 @@ void backward_scaled_rows(const Rows& rows, const ScaledStatistics<Stored>& stat
   const Scale<C> scale(exponents.a, exponents.b);
   const auto g = [&](const auto& at) {
     const Vector<C> dy_here = at.read(dy);
-    return weight ? scale.product(dy_here, at.parameter(weight)) : scale(dy_here);
+    if (!weight) return scale(dy_here);
+    const Vector<C> w = at.parameter(weight), product = scale.product(dy_here, w);
+    // Where one factor is 0, the other may have overflowed.
+    return product == product ? product : dy_here * w;
   };
   const ScaledNormalizer<C> normalizer = statistics.normalizer();
   const auto xhat = [&](const auto& at) {
@@ -308,9 +316,10 @@ void backward_scaled_rows(const Rows& rows, const ScaledStatistics<Stored>& stat
   });
   const double n = static_cast<double>(rows.cols);
   alignas(64) double sum_g[W], sum_g_xhat[W], squares_beyond_n[W];
-  rows.put_total(sums.total(0), sum_g);
-  rows.put_total(sums.total(1), sum_g_xhat);
-  rows.put_total(sums.total(2), squares_beyond_n, n);
+  sums.flush();
+  rows.put_total(sums.totals[0], sum_g);
+  rows.put_total(sums.totals[1], sum_g_xhat);
+  rows.put_total(sums.totals[2], squares_beyond_n, n);
   alignas(64) C mean_g[W] = {}, slope[W] = {}, rstd[W] = {};
   int up[W] = {}, rest[W] = {};
   for (int64_t row = 0; row < rows.count(); ++row) {

@@ -82,8 +82,8 @@ LAYERNORM_INLINE BitsOf<C> bits_of_magnitude(Vector<C> v) {
   return bits_of<C>(v) & std::numeric_limits<Bits>::max();
 }
 
-// The larger of two integers, lane by lane, and the largest of the lanes. Compilers take a mask and
-// a masked move for the first, which is slow in a row of them.
+// The larger of two integers, lane by lane, and the largest of the lanes. For the first, compilers
+// take a comparison and a masked move, slow where each maximum waits for the one before.
 inline IntVector larger(IntVector a, IntVector b) {
 #if defined(__AVX512F__)
   return reinterpret_cast<IntVector>(

@@ -61,7 +61,7 @@ inline Pack<Stored> load_ordered(const Compute<Stored>* from) {
 }
 
 // Leaves the rounded bfloat16 in the upper half of each element. A NaN with its low bits set would
-// overflow to a number: rows with NaNs are scaled rows, and the parameters' NaNs are canonical.
+// overflow to a number. There is none: scaled rows write one NaN, and the parameters' are canonical.
 inline BitVector round_to_bfloat16(FloatVector v) {
   const BitVector bits = reinterpret_cast<BitVector>(v);
 #if defined(__AVX512F__)

@@ -57,9 +57,11 @@ def test_gradients_are_within_their_bounds_for_dy_along_xhat(case: Case) -> None
     check_backward(ours, case)
 
 
-def dx_error_of(kind: str, x, dy, weight, axis: int, zero_centered_weight: bool = True) -> float:
+def dx_error_of(
+    kind: str, x, dy, weight, axis: int, zero_centered_weight: bool = True, eps: float = 1e-6
+) -> float:
     centered = {"zero_centered_weight": zero_centered_weight}
-    definition = {"axis": axis, "eps": 1e-6, **centered}
+    definition = {"axis": axis, "eps": eps, **centered}
     _, stats = getattr(ours, f"{kind}_forward")(x, weight, **definition)
     dx = getattr(ours, f"{kind}_backward")(dy, x, stats, weight, **centered)[0]
     return accuracy.dx_error(dx, dy, x, weight, kind=kind, **definition)
@@ -104,6 +106,56 @@ def test_dx_of_factors_far_apart_is_within_its_bound(kind, axis, dtype) -> None:
     if axis == 0:
         x, dy = np.ascontiguousarray(x.T), np.ascontiguousarray(dy.T)
     assert dx_error_of(kind, x, dy, weight, axis, False) <= accuracy.BOUNDS[dtype].dx
+
+
+# x takes scaled rows. Where dy or the weight is 0 the other is huge; the other products are tiny,
+# or of factors from both ends of the range.
+@pytest.mark.parametrize(
+    ("dtype", "of_x", "huge", "factors"),
+    [
+        ("float32", 1e-24, 1e30, (1e-18, 1e-18)),
+        ("float32", 1e-24, 2.0**125, (2.0**-140, 2.0**125)),
+        ("float64", 1e200, 1e300, (1e-150, 1e-150)),
+        ("float64", 1e200, 2.0**1021, (2.0**-1060, 2.0**1021)),
+    ],
+)
+@pytest.mark.parametrize("axis", [0, 1])
+def test_dx_of_huge_factors_beside_zeros_is_within_its_bound(
+    axis, dtype, of_x, huge, factors
+) -> None:
+    rng = np.random.default_rng(5)
+    x = rng.standard_normal((6, 40))
+    dy, weight = rng.uniform(1, 2, (6, 40)), rng.uniform(1, 2, 40)
+    dy *= np.resize([huge, 0, factors[0]], 40)
+    weight *= np.resize([0, huge, factors[1]], 40)
+    x, dy, weight = (each.astype(dtype) for each in (of_x * x, dy, weight))
+    if axis == 0:
+        x, dy = np.ascontiguousarray(x.T), np.ascontiguousarray(dy.T)
+    error = dx_error_of("layer_norm", x, dy, weight, axis, False, eps=0)
+    assert error <= accuracy.BOUNDS[dtype].dx
+
+
+# The products dy * weight are subnormal, and rstd is large, so dx is not.
+@pytest.mark.parametrize(
+    ("dtype", "of_x", "factor"), [("float32", 1e-18, 1e-20), ("float64", 1e-120, 1e-157)]
+)
+@pytest.mark.parametrize("axis", [0, 1])
+def test_dx_of_subnormal_products_is_within_its_bound(axis, dtype, of_x, factor) -> None:
+    rng = np.random.default_rng(5)
+    x, dy = rng.standard_normal((2, 40, 40))
+    weight = rng.standard_normal(40)
+    x, dy, weight = (
+        (scale * each).astype(dtype) for scale, each in ((of_x, x), (factor, dy), (factor, weight))
+    )
+    assert dx_error_of("rms_norm", x, dy, weight, axis, False, eps=0) <= accuracy.BOUNDS[dtype].dx
+
+
+@pytest.mark.parametrize("eps", [1e60, 1e78, 1e84, 1e120])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_dx_beside_a_huge_eps_is_within_its_bound(axis, eps) -> None:
+    x, dy = np.random.default_rng(5).standard_normal((2, 33, 33)).astype("float32")
+    dy *= np.float32(1e30)
+    assert dx_error_of("layer_norm", x, dy, None, axis, False, eps) <= accuracy.BOUNDS["float32"].dx
 
 
 @each(*of_each_kind(layout_cases))
