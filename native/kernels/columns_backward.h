@@ -106,6 +106,7 @@ struct ColumnsBackward {
     }
     return rows;
   }
+
   // The sums of each row, and each column's share of the parameters' gradients.
   template <int V, bool whole>
   void sum_columns(Strip<V, whole> strip, const RowLanes& rows, int64_t outer, int64_t inner,

@@ -149,8 +149,7 @@ void reduce_strips(const BackwardTask& task, int64_t begin, int64_t end) {
 
 template <class V>
 V with_canonical_nan(V value) {
-  using C = std::remove_reference_t<decltype(V{}[0])>;
-  return value == value ? value : broadcast(std::numeric_limits<C>::quiet_NaN());
+  return nan_where(value, value);
 }
 
 // Writes f(vector) of `count` values, a vector at a time.

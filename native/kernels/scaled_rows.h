@@ -33,8 +33,8 @@ struct ScaledStatistics {
   static constexpr int64_t W = lanes<C>;
 
   alignas(64) C scale[W], mean[W], residual[W], rstd[W];
-  int exponent[W];
-  RowStatistics<C> unscaled[W];
+  int exponent[W];               // of the rows alone, as the next
+  RowStatistics<C> unscaled[W];  // of x itself
 
   ScaledNormalizer<C> normalizer() const {
     return {load(scale), {load(mean), load(residual), load(rstd)}};
@@ -79,7 +79,6 @@ struct ScaledStatistics {
   template <class Rows>
   void spread(const Rows& rows) {
     for (C* each : {scale, mean, residual, rstd}) rows.spread(each);
-    rows.spread(exponent);
   }
   NormalizerInDouble in_double() const {
     const auto convert = [](C value) { return static_cast<double>(value); };
@@ -320,22 +319,28 @@ void backward_scaled_rows(const Rows& rows, const ScaledStatistics<Stored>& stat
   rows.put_total(sums.totals[0], sum_g);
   rows.put_total(sums.totals[1], sum_g_xhat);
   rows.put_total(sums.totals[2], squares_beyond_n, n);
-  alignas(64) C mean_g[W] = {}, slope[W] = {}, rstd[W] = {};
+  alignas(64) double scaled_eps[W];
+  alignas(64) C mean_g[W] = {}, slope[W], rstd[W];
   int up[W] = {}, rest[W] = {};
   for (int64_t row = 0; row < rows.count(); ++row) {
-    if constexpr (centered) mean_g[row] = static_cast<C>(sum_g[row] / n);
-    rstd[row] = statistics.rstd[row];
-    slope[row] = static_cast<C>(
-        slope_along_xhat<C>(sum_g_xhat[row], squares_beyond_n[row], static_cast<double>(rstd[row]),
-                            times_power(eps, -2 * statistics.exponent[row]), n));
+    scaled_eps[row] = times_power(eps, -2 * statistics.exponent[row]);
     // An infinity in dy makes the whole row NaN, as one in x does.
-    if (!exponents.finite[row]) rstd[row] = std::numeric_limits<C>::quiet_NaN();
+    rstd[row] = exponents.finite[row] ? statistics.rstd[row] : std::numeric_limits<C>::quiet_NaN();
     const int exponent = -exponents.a[row] - exponents.b[row] - statistics.exponent[row];
     up[row] = exponent / 2;
     rest[row] = exponent - exponent / 2;
   }
-  for (C* each : {mean_g, slope, rstd}) rows.spread(each);
+  rows.spread(scaled_eps);
+  rows.spread(rstd);
   for (int* each : {up, rest}) rows.spread(each);
+  for (int64_t first = 0; first < W; first += lanes<double>) {
+    const DoubleVector along = slope_along_xhat<C>(
+        load_doubles(sum_g_xhat + first), load_doubles(squares_beyond_n + first),
+        load_doubles(statistics.rstd + first), load_doubles(scaled_eps + first), n);
+    store_doubles(slope + first, along);
+    if constexpr (centered)
+      store_doubles(mean_g + first, load_doubles(sum_g + first) / broadcast(n));
+  }
   const Scale<C> of_dx(up, rest);
   const Vector<C> mean_of_g = load(mean_g), of_g = load(rstd), of_xhat = -load(slope);
   rows.write(dx, [&](const auto& at) {

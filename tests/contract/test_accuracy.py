@@ -1,5 +1,7 @@
 """docs/specification.md, "Accuracy", in ulp of the definition."""
 
+from dataclasses import replace
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -302,3 +304,16 @@ def test_dweight_of_tiny_terms_is_within_its_bound(kind, dtype, layout) -> None:
     np.moveaxis(dy, case.axis, -1)[...] = tiny.reshape(np.moveaxis(dy, case.axis, -1).shape)
     _, stats = forward(ours, case, x, weight, bias)
     judge_gradients(case, backward(ours, case, dy, x, stats, weight), dy, x, weight)
+
+
+# The terms of dweight are tiny, and the means far from zero: xhat needs the residual, not given.
+@pytest.mark.parametrize("axis", [0, 1])
+def test_dweight_of_tiny_terms_without_residual_is_within_its_bound(axis) -> None:
+    rng = np.random.default_rng(5)
+    x = (2.0**20 + rng.standard_normal((300, 300))).astype("float32")
+    dy = (1e-40 * rng.standard_normal(x.shape)).astype("float32")
+    weight = np.ones(300, "float32")
+    _, stats = ours.layer_norm_forward(x, weight, axis=axis, eps=1e-6)
+    _, dweight, _ = ours.layer_norm_backward(dy, x, replace(stats, residual=None), weight)
+    error = accuracy.dweight_error(dweight, dy, x, axis=axis, eps=1e-6, kind="layer_norm")
+    assert error <= accuracy.BOUNDS["float32"].parameter

@@ -58,7 +58,6 @@ class FastPathNormOfSum(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         """Return y and total."""
         y, total, ctx.rest = result
-        ctx.adds = True
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(total, weight)
         return y, total
@@ -81,7 +80,7 @@ def recorder(node: type[torch.autograd.Function]) -> Callable[..., Any]:
     """Return what applies a node of the fast path, with less around it than `Function.apply`.
 
     That first looks for transforms, as torch_try_forward has done; and autograd would look for
-    the name of the backward in every call, 0.7 us.
+    the name of the backward in every call, half a microsecond.
     """
     node._backward_cls.apply = node.backward
     return super(torch.autograd.Function, node).apply
@@ -139,8 +138,8 @@ def _gradients(
     dtotal: Tensor | None = None,
 ) -> list[Tensor | None]:
     """Return dx, dweight and dbias, differentiable again; None for what is not needed."""
-    adds = getattr(ctx, "adds", False)
-    needs_dx = ctx.needs_input_grad[0] or (adds and ctx.needs_input_grad[-1])
+    # The last input is the residual, or has no gradient.
+    needs_dx = ctx.needs_input_grad[0] or ctx.needs_input_grad[-1]
     need = operators.needed((needs_dx, *ctx.needs_input_grad[1:]), weight, bias)
     if weight is None or bias is None or weight.shape == bias.shape:
         return _gradients_of(dy, x, weight, bias, definition, need, statistics, dtotal)
