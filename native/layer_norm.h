@@ -171,6 +171,25 @@ struct Backward {
   const void* bias = nullptr;
 };
 
+// A step over rows that are split: other processes have the rest of each. Between the steps they
+// gather what each has summed. A row's numbers are at the offset of its statistics, the next number
+// of all rows `stride` behind.
+struct SplitRows {
+  enum class Step : int32_t { moments, norm, sums, gradient };
+  Step step;
+  Problem problem;   // without eps; of the statistics, the strides alone
+  const void* bias;  // of a norm, or null
+  Array dy, dtotal;  // of sums and of a gradient; of a gradient, data null: there is none
+  Array result;      // y of a norm, dx of a gradient
+  // Of whole rows times 2^-power: rstd, mean, residual, power; but for moments.
+  const double* statistics;
+  // Written: moments, the deviation, mean and residual of a part, for float32 and 16 bits without
+  // the residual, for RMS norm the deviation alone; sums, of g * xhat, xhat^2 and g.
+  // Read: gradient, the means of g * xhat and g of whole rows.
+  double* numbers;
+  int64_t stride;
+};
+
 // A framework's threads. run() calls body(context, begin, end) on disjoint ranges that cover
 // [0, tasks), on any threads, and returns after all of them. The results do not depend on the
 // ranges.
@@ -188,6 +207,7 @@ enum class Status : int32_t { ok, out_of_memory };
 
 Status forward(const Forward& job, const Threads& threads);
 Status backward(const Backward& job, const Threads& threads);
+Status split_rows(const SplitRows& job, const Threads& threads);
 
 // Instruction sets. At first use, the best that the processor supports is chosen; LAYERNORM_ISA
 // selects a lower one.

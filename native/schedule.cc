@@ -243,13 +243,13 @@ class Member {
             all.given_scale};
   }
 
- private:
   int64_t offset(const Strides& strides) const {
     int64_t sum = 0;
     for (int axis = 0; axis < kMemberAxes; ++axis) sum += place_[axis] * strides.members[axis];
     return sum;
   }
 
+ private:
   const Problem& problem_;
   const int64_t index_;
   int64_t place_[kMemberAxes];
@@ -273,6 +273,19 @@ Backward of_member(const Backward& job, int64_t index) {
           member.gate(job.gate),
           member.array(job.dgate),
           member.parameter(job.bias)};
+}
+
+SplitRows of_member(const SplitRows& job, int64_t index) {
+  const Member member(job.problem, index);
+  SplitRows one = job;
+  one.problem = member.problem();
+  one.bias = member.parameter(job.bias);
+  for (Array SplitRows::* each : {&SplitRows::dy, &SplitRows::dtotal, &SplitRows::result})
+    one.*each = member.array(job.*each);
+  const int64_t place = member.offset(job.problem.statistics.strides);
+  if (job.statistics) one.statistics += place;
+  if (job.numbers) one.numbers += place;
+  return one;
 }
 
 // Calls one() for each member: with the threads where members are few, else each on one of them.
@@ -412,6 +425,25 @@ Status backward_of_one(const Backward& job, const Threads& threads, int64_t memb
   return status;
 }
 
+Status split_rows_of_one(const SplitRows& job, const Threads& threads, int64_t) {
+  const NoFlushToZero mode;
+  const Problem& problem = job.problem;
+  if (problem.shape.rows() == 0 || problem.shape.cols == 0) return Status::ok;
+  Parameter weight(problem, problem.weight, problem.zero_centered_weight);
+  Parameter bias(problem, job.bias, false);
+  Workspace workspace(weight.extra_bytes() + bias.extra_bytes());
+  if (!workspace) return Status::out_of_memory;
+  for (Parameter* each : {&weight, &bias}) {
+    each->take_memory(workspace);
+    each->copy(0, problem.shape.cols);
+  }
+  const ThreadsWithSubnormals with_subnormals = {threads};
+  const Threads* const use = worthwhile(with_subnormals.threads, 2 * bytes_of(problem, 1));
+  const SplitRowsTask task = {&job, weight.values(), bias.values()};
+  run(use, units_of(problem.shape), task, chosen_kernels().split_rows);
+  return Status::ok;
+}
+
 }  // namespace
 
 Status forward(const Forward& job, const Threads& threads) {
@@ -420,6 +452,10 @@ Status forward(const Forward& job, const Threads& threads) {
 
 Status backward(const Backward& job, const Threads& threads) {
   return over_members(job, threads, 3, backward_of_one);
+}
+
+Status split_rows(const SplitRows& job, const Threads& threads) {
+  return over_members(job, threads, 2, split_rows_of_one);
 }
 
 }  // namespace layernorm

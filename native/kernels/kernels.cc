@@ -65,6 +65,8 @@ namespace {
 #include "gated.h"
 //
 #include "quantized.h"
+//
+#include "split_rows.h"
 
 // Calls f with a value of the stored type.
 template <class F>
@@ -147,6 +149,11 @@ void reduce_strips(const BackwardTask& task, int64_t begin, int64_t end) {
   });
 }
 
+void split_rows_units(const SplitRowsTask& task, int64_t begin, int64_t end) {
+  with_stored_type(task.job->problem.type,
+                   [&](auto stored) { step_over_units<decltype(stored)>(task, begin, end); });
+}
+
 template <class V>
 V with_canonical_nan(V value) {
   return nan_where(value, value);
@@ -200,6 +207,7 @@ const Kernels LAYERNORM_TABLE(LAYERNORM_ISA) = {
     forward_units,
     backward_blocks,
     reduce_strips,
+    split_rows_units,
     widen,
     has_pack_order,
     to_pack_order,

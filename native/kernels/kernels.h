@@ -79,12 +79,21 @@ struct BackwardTask {
   Around* around = nullptr;
 };
 
+// The parameters as in a ForwardTask.
+struct SplitRowsTask {
+  const SplitRows* job;
+  const void* weight;
+  const void* bias;
+};
+
 struct Kernels {
   const char* name;
   // [begin, end) counts units in forward, blocks in backward, strips of columns in reduce.
   void (*forward)(const ForwardTask& task, int64_t begin, int64_t end);
   void (*backward)(const BackwardTask& task, int64_t begin, int64_t end);
   void (*reduce)(const BackwardTask& task, int64_t begin, int64_t end);
+  // Units, as in forward.
+  void (*split_rows)(const SplitRowsTask& task, int64_t begin, int64_t end);
   // Writes a parameter in the compute type, plus 1 where asked, with canonical NaNs.
   void (*widen)(DataType type, const void* parameter, bool add_one, int64_t cols, void* widened);
   // Whether pack order differs from the columns' order for this type, and the copy into it.

@@ -39,7 +39,7 @@ template <class C>
 struct Scale {
   Vector<C> first, second;
 
-  Scale(const int* a, const int* b) {
+  __attribute__((noinline)) Scale(const int* a, const int* b) {
     for (int64_t lane = 0; lane < lanes<C>; ++lane) {
       first[lane] = power_of_two<C>(a[lane]);
       second[lane] = power_of_two<C>(b[lane]);

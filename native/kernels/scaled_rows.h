@@ -137,7 +137,9 @@ Batch<Compute<Stored>, lanes<Compute<Stored>>> batch_of_scaled(const Rows& rows,
 }
 
 template <class Stored, bool centered, class Rows>
-ScaledStatistics<Stored> scaled_statistics(const Rows& rows, RowOf<const Stored> x, double eps) {
+__attribute__((noinline)) ScaledStatistics<Stored> scaled_statistics(const Rows& rows,
+                                                                     RowOf<const Stored> x,
+                                                                     double eps) {
   using C = Compute<Stored>;
   constexpr int64_t W = lanes<C>;
   constexpr int most = std::numeric_limits<C>::max_exponent - 2, least = -most - 1;
@@ -187,18 +189,15 @@ void write_nan(const Rows& rows, RowOf<Stored> to) {
   rows.write(to, [](const auto&) { return broadcast(std::numeric_limits<C>::quiet_NaN()); });
 }
 
-// Writes y of the rows and returns their statistics.
+// Writes y of the rows.
 template <class Stored, bool centered, class Rows>
-ScaledStatistics<Stored> forward_scaled_rows(const Rows& rows, RowOf<const Stored> x,
-                                             const Compute<Stored>* weight,
-                                             const Compute<Stored>* bias, double eps,
-                                             RowOf<Stored> y) {
+__attribute__((noinline)) void write_scaled_norm(const Rows& rows,
+                                                 const ScaledStatistics<Stored>& statistics,
+                                                 RowOf<const Stored> x,
+                                                 const Compute<Stored>* weight,
+                                                 const Compute<Stored>* bias, RowOf<Stored> y) {
   using C = Compute<Stored>;
-  const auto statistics = scaled_statistics<Stored, centered>(rows, x, eps);
-  if (all_are_nan(statistics.rstd, rows.count())) {
-    write_nan(rows, y);
-    return statistics;
-  }
+  if (all_are_nan(statistics.rstd, rows.count())) return write_nan(rows, y);
   const ScaledNormalizer<C> normalizer = statistics.normalizer();
   rows.write(y, [&](const auto& at) {
     const Vector<C> xhat = normalizer.template normalized<centered>(at.read(x));
@@ -206,6 +205,16 @@ ScaledStatistics<Stored> forward_scaled_rows(const Rows& rows, RowOf<const Store
     const Vector<C> b = bias ? at.parameter(bias) : Vector<C>{};
     return nan_where(normalizer.normalizer.rstd, fma(xhat, w, b));
   });
+}
+
+// Writes y of the rows and returns their statistics.
+template <class Stored, bool centered, class Rows>
+ScaledStatistics<Stored> forward_scaled_rows(const Rows& rows, RowOf<const Stored> x,
+                                             const Compute<Stored>* weight,
+                                             const Compute<Stored>* bias, double eps,
+                                             RowOf<Stored> y) {
+  const auto statistics = scaled_statistics<Stored, centered>(rows, x, eps);
+  write_scaled_norm<Stored, centered>(rows, statistics, x, weight, bias, y);
   return statistics;
 }
 
@@ -285,6 +294,78 @@ struct ExponentsOfG {
   }
 };
 
+template <class C>
+struct ScaledSums {
+  alignas(64) double g[lanes<C>], g_xhat[lanes<C>], squares_beyond[lanes<C>];
+};
+
+// The gradient of scaled rows: the sums along them, then dx.
+template <class Stored, bool centered, class Rows>
+struct ScaledGradient {
+  using C = Compute<Stored>;
+  static constexpr int64_t W = lanes<C>;
+
+  const Rows& rows;
+  const ScaledStatistics<Stored>& statistics;
+  const RowOf<const Stored> x, dy;
+  const C* const weight;
+  const ExponentsOfG<Stored> exponents{rows, dy, weight};
+  const Scale<C> scale{exponents.a, exponents.b};
+  const ScaledNormalizer<C> normalizer = statistics.normalizer();
+
+  template <class At>
+  Vector<C> g(const At& at) const {
+    const Vector<C> dy_here = at.read(dy);
+    if (!weight) return scale(dy_here);
+    const Vector<C> w = at.parameter(weight), product = scale.product(dy_here, w);
+    // Where one factor is 0, the other may have overflowed.
+    return product == product ? product : dy_here * w;
+  }
+  template <class At>
+  Vector<C> xhat(const At& at) const {
+    return at.keep(normalizer.template normalized<centered>(at.read(x)));
+  }
+
+  // Of g as it is scaled; squares_beyond is sum(xhat^2) less a number.
+  __attribute__((noinline)) ScaledSums<C> sum(double beyond) const {
+    FlushedSums<C, 3> sums;
+    rows.each([&](const auto& at, int turn) {
+      const Vector<C> g_here = g(at), xhat_here = xhat(at);
+      sums.add(turn, {g_here, g_here * xhat_here, xhat_here * xhat_here});
+    });
+    sums.flush();
+    ScaledSums<C> result;
+    rows.put_total(sums.totals[0], result.g);
+    rows.put_total(sums.totals[1], result.g_xhat);
+    rows.put_total(sums.totals[2], result.squares_beyond, beyond);
+    return result;
+  }
+
+  // Writes dx, plus dtotal unless that is null; the slope is rstd * mean(g * xhat), scaled.
+  __attribute__((noinline)) void write(const C* mean_g, const C* slope, RowOf<const Stored> dtotal,
+                                       RowOf<Stored> dx) const {
+    alignas(64) C rstd[W];
+    int up[W] = {}, rest[W] = {};
+    for (int64_t row = 0; row < rows.count(); ++row) {
+      // An infinity in dy makes the whole row NaN, as one in x does.
+      rstd[row] =
+          exponents.finite[row] ? statistics.rstd[row] : std::numeric_limits<C>::quiet_NaN();
+      const int exponent = -exponents.a[row] - exponents.b[row] - statistics.exponent[row];
+      up[row] = exponent / 2;
+      rest[row] = exponent - exponent / 2;
+    }
+    rows.spread(rstd);
+    for (int* each : {up, rest}) rows.spread(each);
+    const Scale<C> of_dx(up, rest);
+    const Vector<C> mean_of_g = load(mean_g), of_g = load(rstd), of_xhat = -load(slope);
+    rows.write(dx, [&](const auto& at) {
+      Vector<C> value = of_dx(fma(g(at) - mean_of_g, of_g, xhat(at) * of_xhat));
+      if (dtotal.data) value += at.read(dtotal);
+      return nan_where(of_g, value);
+    });
+  }
+};
+
 // Writes dx, plus dtotal unless that is null.
 template <class Stored, bool centered, class Rows>
 void backward_scaled_rows(const Rows& rows, const ScaledStatistics<Stored>& statistics,
@@ -294,58 +375,22 @@ void backward_scaled_rows(const Rows& rows, const ScaledStatistics<Stored>& stat
   using C = Compute<Stored>;
   constexpr int64_t W = lanes<C>;
   if (all_are_nan(statistics.rstd, rows.count())) return write_nan(rows, dx);
-  const ExponentsOfG<Stored> exponents(rows, dy, weight);
-  if (!exponents.any_finite) return write_nan(rows, dx);
-  const Scale<C> scale(exponents.a, exponents.b);
-  const auto g = [&](const auto& at) {
-    const Vector<C> dy_here = at.read(dy);
-    if (!weight) return scale(dy_here);
-    const Vector<C> w = at.parameter(weight), product = scale.product(dy_here, w);
-    // Where one factor is 0, the other may have overflowed.
-    return product == product ? product : dy_here * w;
-  };
-  const ScaledNormalizer<C> normalizer = statistics.normalizer();
-  const auto xhat = [&](const auto& at) {
-    return at.keep(normalizer.template normalized<centered>(at.read(x)));
-  };
-  FlushedSums<C, 3> sums;
-  rows.each([&](const auto& at, int turn) {
-    const Vector<C> g_here = g(at), xhat_here = xhat(at);
-    sums.add(turn, {g_here, g_here * xhat_here, xhat_here * xhat_here});
-  });
+  const ScaledGradient<Stored, centered, Rows> gradient{rows, statistics, x, dy, weight};
+  if (!gradient.exponents.any_finite) return write_nan(rows, dx);
   const double n = static_cast<double>(rows.cols);
-  alignas(64) double sum_g[W], sum_g_xhat[W], squares_beyond_n[W];
-  sums.flush();
-  rows.put_total(sums.totals[0], sum_g);
-  rows.put_total(sums.totals[1], sum_g_xhat);
-  rows.put_total(sums.totals[2], squares_beyond_n, n);
+  const ScaledSums<C> sums = gradient.sum(n);
   alignas(64) double scaled_eps[W];
-  alignas(64) C mean_g[W] = {}, slope[W], rstd[W];
-  int up[W] = {}, rest[W] = {};
-  for (int64_t row = 0; row < rows.count(); ++row) {
+  for (int64_t row = 0; row < rows.count(); ++row)
     scaled_eps[row] = times_power(eps, -2 * statistics.exponent[row]);
-    // An infinity in dy makes the whole row NaN, as one in x does.
-    rstd[row] = exponents.finite[row] ? statistics.rstd[row] : std::numeric_limits<C>::quiet_NaN();
-    const int exponent = -exponents.a[row] - exponents.b[row] - statistics.exponent[row];
-    up[row] = exponent / 2;
-    rest[row] = exponent - exponent / 2;
-  }
   rows.spread(scaled_eps);
-  rows.spread(rstd);
-  for (int* each : {up, rest}) rows.spread(each);
+  alignas(64) C mean_g[W] = {}, slope[W];
   for (int64_t first = 0; first < W; first += lanes<double>) {
     const DoubleVector along = slope_along_xhat<C>(
-        load_doubles(sum_g_xhat + first), load_doubles(squares_beyond_n + first),
+        load_doubles(sums.g_xhat + first), load_doubles(sums.squares_beyond + first),
         load_doubles(statistics.rstd + first), load_doubles(scaled_eps + first), n);
     store_doubles(slope + first, along);
     if constexpr (centered)
-      store_doubles(mean_g + first, load_doubles(sum_g + first) / broadcast(n));
+      store_doubles(mean_g + first, load_doubles(sums.g + first) / broadcast(n));
   }
-  const Scale<C> of_dx(up, rest);
-  const Vector<C> mean_of_g = load(mean_g), of_g = load(rstd), of_xhat = -load(slope);
-  rows.write(dx, [&](const auto& at) {
-    Vector<C> value = of_dx(fma(g(at) - mean_of_g, of_g, xhat(at) * of_xhat));
-    if (dtotal.data) value += at.read(dtotal);
-    return nan_where(of_g, value);
-  });
+  gradient.write(mean_g, slope, dtotal, dx);
 }

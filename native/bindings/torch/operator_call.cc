@@ -1,5 +1,6 @@
 #include "operator_call.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <initializer_list>
@@ -151,6 +152,18 @@ Tensor Call::empty_statistics(DataType type) const {
   return empty_contiguous(axes.count, statistics_sizes_, type);
 }
 
+Tensor Call::empty_numbers(int64_t count) const {
+  check(axes.count < kMostAxes, "layernorm: x has more than 63 axes");
+  int64_t sizes[kMostAxes] = {count};
+  std::copy_n(statistics_sizes_, axes.count, sizes + 1);
+  return empty_contiguous(axes.count + 1, sizes, DataType::float64);
+}
+
+int64_t Call::numbers(SplitRows::Step step) const {
+  if (step == SplitRows::Step::sums) return problem.centered ? 3 : 2;
+  return !problem.centered ? 1 : problem.type == DataType::float64 ? 3 : 2;
+}
+
 SavedRows Call::saved_rows(bool for_aten) const {
   const bool in_16_bits = size_of(problem.type) == 2 && problem.parameter_type == problem.type;
   const DataType shown = for_aten && in_16_bits ? problem.type : compute();
@@ -276,6 +289,50 @@ QuantizedResults run_quantized(Call& call, const Tensor& given_scale, int64_t ty
     results.q.in_order(call.order).copy_from(q);
   }
   return results;
+}
+
+Tensor run_split_rows(Call& call, SplitRows::Step step, const Tensor& dy, const Tensor& dtotal,
+                      Tensor statistics, Tensor means) {
+  call.check_tensors();
+  Problem& problem = call.problem;
+  const int64_t rows = call.rows();
+  if (dy) call.check_like_x(dy, "layernorm: dy needs x's sizes and type");
+  if (dtotal) call.check_like_x(dtotal, "layernorm: dtotal needs x's sizes and type");
+  const auto take = [&](Tensor& given, int64_t count) -> double* {
+    if (!given) return nullptr;
+    check(given.view().elements() == count * rows, "layernorm: these are not of the rows of x");
+    given = contiguous(std::move(given), DataType::float64);
+    return static_cast<double*>(given.data());
+  };
+  SplitRows job = {};
+  job.step = step;
+  job.stride = rows;
+  job.statistics = take(statistics, 4);
+  job.numbers = take(means, problem.centered ? 2 : 1);
+  const bool is_of_x = step == SplitRows::Step::norm || step == SplitRows::Step::gradient;
+  Tensor result = is_of_x ? call.empty_as_x(false) : call.empty_numbers(call.numbers(step));
+  if (call.is_empty()) {
+    if (!is_of_x) fill_zero(result);
+    return result;
+  }
+  if (!is_of_x) job.numbers = static_cast<double*>(result.data());
+  const Tensor absent;
+  const Order parameter_order = call.parameter_order();
+  const Parameter weight(call.weight, parameter_order, InOrder::read),
+      bias(call.bias, parameter_order, InOrder::read);
+  problem.weight = weight.data();
+  job.bias = bias.data();
+  InOrder x(call.x, call.order, InOrder::read);
+  Optional in_dy(dy, call.order, InOrder::read), in_dtotal(dtotal, call.order, InOrder::read),
+      written(is_of_x ? result : absent, call.order, InOrder::write);
+  place(call, {{&x, problem.x},
+               {in_dy.get(), job.dy},
+               {in_dtotal.get(), job.dtotal},
+               {written.get(), job.result}});
+  job.problem = problem;
+  check_memory(split_rows(job, parallel_for()));
+  written.flush();
+  return result;
 }
 
 BackwardResults run_backward(Call& call, const Tensor& dy, const Tensor& dtotal, Tensor (&saved)[3],

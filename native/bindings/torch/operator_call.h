@@ -33,6 +33,9 @@ struct Call {
   Tensor empty_parameter() const;
   Order parameter_order() const;
   Tensor empty_statistics(DataType type) const;
+  // So many numbers of each row, in double: (count, statistics).
+  Tensor empty_numbers(int64_t count) const;
+  int64_t numbers(SplitRows::Step step) const;
   SavedRows saved_rows(bool for_aten) const;
   // A mean, rstd or residual that was saved, as the kernels read it.
   Tensor statistics(Tensor given) const;
@@ -59,6 +62,11 @@ struct QuantizedResults {
 
 // With a given scale, of one element of the compute type, the scales are absent.
 QuantizedResults run_quantized(Call& call, const Tensor& given_scale, int64_t type);
+
+// A step over split rows: returns the moments, y, the sums or dx. `statistics` and `means` are what
+// the step reads; they, dy and dtotal may be absent.
+Tensor run_split_rows(Call& call, SplitRows::Step step, const Tensor& dy, const Tensor& dtotal,
+                      Tensor statistics, Tensor means);
 
 struct BackwardResults {
   Tensor dx, dweight, dbias, dgate;  // absent: not wanted

@@ -189,6 +189,43 @@ void rms_norm_backward(Value* stack, uint64_t, uint64_t) {
   if (beside == Beside::gate) stack[2] = result(or_nothing(std::move(results.dgate)));
 }
 
+constexpr char kSplitRowsMoments[] =
+    "split_rows_moments(Tensor x, int[] axis, bool centered) -> Tensor";
+
+constexpr char kSplitRowsNorm[] =
+    "split_rows_norm(Tensor x, Tensor? weight, Tensor? bias, Tensor statistics, int[] axis, "
+    "bool centered, bool zero_centered_weight) -> Tensor";
+
+constexpr char kSplitRowsSums[] =
+    "split_rows_sums(Tensor dy, Tensor x, Tensor? weight, Tensor statistics, int[] axis, "
+    "bool centered, bool zero_centered_weight) -> Tensor";
+
+constexpr char kSplitRowsGradient[] =
+    "split_rows_gradient(Tensor dy, Tensor? dtotal, Tensor x, Tensor? weight, Tensor statistics, "
+    "Tensor means, int[] axis, bool centered, bool zero_centered_weight) -> Tensor";
+
+template <SplitRows::Step step>
+void split_rows_step(Value* stack, uint64_t, uint64_t) {
+  using Step = SplitRows::Step;
+  Arguments take(stack);
+  Call call;
+  const bool is_backward = step == Step::sums || step == Step::gradient;
+  const Tensor dy = is_backward ? take.tensor() : Tensor();
+  const Tensor dtotal = step == Step::gradient ? take.optional_tensor() : Tensor();
+  call.x = take.tensor();
+  if (step != Step::moments) call.weight = take.optional_tensor();
+  if (step == Step::norm) call.bias = take.optional_tensor();
+  Tensor statistics = step != Step::moments ? take.tensor() : Tensor();
+  Tensor means = step == Step::gradient ? take.tensor() : Tensor();
+  int64_t given[kMostAxes];
+  const int64_t count = take.list(given);
+  call.problem.centered = take.flag();
+  if (step != Step::moments) call.problem.zero_centered_weight = take.flag();
+  call.view = call.x.view();
+  call.axes = axes_of(given, count, call.view.axes);
+  *stack = result(run_split_rows(call, step, dy, dtotal, std::move(statistics), std::move(means)));
+}
+
 // aten::native_layer_norm(Tensor input, SymInt[] normalized_shape, Tensor? weight, Tensor? bias,
 //                         float eps) -> (Tensor, Tensor, Tensor)
 void native_layer_norm(Value* stack, uint64_t, uint64_t) {
@@ -281,7 +318,11 @@ bool define_operators() {
         {kGatedRmsNorm, rms_norm<Beside::gate>},
         {kGatedRmsNormBackward, rms_norm_backward<Beside::gate>},
         {kQuantizedLayerNorm, quantized_norm<true>},
-        {kQuantizedRmsNorm, quantized_norm<false>}}) {
+        {kQuantizedRmsNorm, quantized_norm<false>},
+        {kSplitRowsMoments, split_rows_step<SplitRows::Step::moments>},
+        {kSplitRowsNorm, split_rows_step<SplitRows::Step::norm>},
+        {kSplitRowsSums, split_rows_step<SplitRows::Step::sums>},
+        {kSplitRowsGradient, split_rows_step<SplitRows::Step::gradient>}}) {
     const std::string name(schema, std::strchr(schema, '('));
     if (c_api.aoti_torch_library_def(definitions.get(), schema) != 0 ||
         !implement(kernels.get(), name.c_str(), kernel))

@@ -9,6 +9,7 @@ All operations are differentiable, so derivatives of any order follow. float32 i
 float64 and the 16-bit types in float32, which keeps the digits of rows with large means.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,12 @@ from torch import Tensor
 from layernorm.torch.arguments import Axes, Definition, has_kept_axes, spread
 
 _WIDENED = {torch.float32: torch.float64, torch.float64: torch.float64}
+
+Mean = Callable[[Tensor, Axes], Tensor]  # along the axes, which are kept as size 1
+
+
+def _mean(v: Tensor, axes: Axes) -> Tensor:
+    return v.mean(axes, keepdim=True)
 
 
 class Rows(NamedTuple):
@@ -28,6 +35,7 @@ class Rows(NamedTuple):
     parameter_shape: tuple[int, ...] | None  # None: the normalized shape
     axes: Axes
     centered: bool
+    mean_along: "Mean"
 
     def widened(self, v: Tensor) -> Tensor:
         """Return v in the type of xhat."""
@@ -35,7 +43,7 @@ class Rows(NamedTuple):
 
     def mean(self, v: Tensor) -> Tensor:
         """Return the mean over the normalized axes."""
-        return v.mean(self.axes, keepdim=True)
+        return self.mean_along(v, self.axes)
 
     def jacobian(self, v: Tensor) -> Tensor:
         """Return J v."""
@@ -65,20 +73,27 @@ class Rows(NamedTuple):
 
 
 def rows_of(
-    x: Tensor, weight: Tensor | None, definition: Definition, bias: Tensor | None = None
+    x: Tensor,
+    weight: Tensor | None,
+    definition: Definition,
+    bias: Tensor | None = None,
+    mean: Mean = _mean,
 ) -> Rows:
-    """Return x normalized, in differentiable operations. `bias` gives the parameters' shape."""
+    """Return x normalized, in differentiable operations. `bias` gives the parameters' shape.
+
+    Where rows are split over processes, `mean` is that of all their parts.
+    """
     axes, centered = definition.axes, definition.centered
     parameter = bias if weight is None else weight
     has_own_shape = parameter is not None and has_kept_axes(parameter, axes)
     shape = tuple(parameter.shape) if parameter is not None and has_own_shape else None
     widened = x.to(_WIDENED.get(x.dtype, torch.float32))
-    d = widened - widened.mean(axes, keepdim=True) if centered else widened
-    rstd = torch.rsqrt((d * d).mean(axes, keepdim=True) + definition.eps)
+    d = widened - mean(widened, axes) if centered else widened
+    rstd = torch.rsqrt(mean(d * d, axes) + definition.eps)
     if weight is not None:
         weight = spread(weight.to(widened.dtype), x.dim(), axes)
         weight = 1 + weight if definition.zero_centered_weight else weight
-    return Rows(d * rstd, rstd, weight, shape, axes, centered)
+    return Rows(d * rstd, rstd, weight, shape, axes, centered, mean)
 
 
 def forward_tangent(
@@ -190,13 +205,14 @@ def _gated_rows(
     weight: Tensor | None,
     bias: Tensor | None,
     definition: Definition,
+    mean: Mean = _mean,
 ) -> tuple[Gate, Rows, Tensor]:
     """Return the gate, the rows that are normalized, and their norm."""
     activated = Gate.of(gate, definition)
     u = x.to(activated.act.dtype)
     if not definition.norm_before_gate:
         u = u * activated.act
-    rows = rows_of(u, weight, definition, bias)
+    rows = rows_of(u, weight, definition, bias, mean)
     n = rows.times_weight(rows.xhat)
     return activated, rows, n if bias is None else n + rows.spread(bias)
 
@@ -221,29 +237,40 @@ def gated_tangent(
     return forward_tangent(rows, of_u, of_weight, of_bias)
 
 
-def gated_gradients(
+def gradients(
     dy: Tensor,
     x: Tensor,
-    gate: Tensor,
+    gate: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
     definition: Definition,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return dx, dweight, dbias and dgate of a gated norm, to be differentiated again.
+    mean: Mean = _mean,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Return dx, dweight, dbias and dgate, to be differentiated again.
 
     dweight and dbias have their parameters' shapes, or the normalized shape.
     """
-    (act, slope), rows, n = _gated_rows(x, gate, weight, bias, definition)
+    if gate is None:
+        rows = rows_of(x, weight, definition, bias, mean)
+        dy = rows.widened(dy)
+        of_weight, of_bias = _of_parameters(dy, rows, weight, bias)
+        return rows.jacobian(rows.times_weight(dy)), of_weight, of_bias, None
+    (act, slope), rows, n = _gated_rows(x, gate, weight, bias, definition, mean)
     dy = rows.widened(dy)
     dn = dy * act if definition.norm_before_gate else dy
     du = rows.jacobian(rows.times_weight(dn))
-
-    def summed(v: Tensor, parameter: Tensor | None) -> Tensor:
-        own = has_kept_axes(parameter, definition.axes)
-        shape = tuple(parameter.shape) if parameter is not None and own else None
-        return rows._replace(parameter_shape=shape).over_rows(v)
-
-    of_parameters = summed(dn * rows.xhat, weight), summed(dn, bias)
+    of_parameters = _of_parameters(dn, rows, weight, bias)
     if definition.norm_before_gate:
         return du, *of_parameters, dy * n * slope
     return du * act, *of_parameters, du * rows.widened(x) * slope
+
+
+def _of_parameters(
+    dn: Tensor, rows: Rows, weight: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    def summed(v: Tensor, parameter: Tensor | None) -> Tensor:
+        own = has_kept_axes(parameter, rows.axes)
+        shape = tuple(parameter.shape) if parameter is not None and own else None
+        return rows._replace(parameter_shape=shape).over_rows(v)
+
+    return summed(dn * rows.xhat, weight), summed(dn, bias)

@@ -74,7 +74,8 @@ def _is_watched() -> bool:
     if torch.jit.is_tracing():
         return True
     if torch._C._len_torch_dispatch_stack() and not all(
-        isinstance(mode, _OPEN_MODES) for mode in _get_current_dispatch_mode_stack()
+        isinstance(mode, _OPEN_MODES) or sharding.is_counting(mode)
+        for mode in _get_current_dispatch_mode_stack()
     ):
         return True
     return torch._C._are_functorch_transforms_active() and any(

@@ -440,6 +440,12 @@ def _run(
         eps = arguments.machine_epsilon(x.dtype)
     definition = Definition(axes, float(eps), centered, bool(zero_centered_weight), *gating)
     beside = {"addend": addend, "gate": gate}
+    if not is_compiled and any(
+        each is not None and sharding.splits_rows(each, axes) for each in (x, addend)
+    ):
+        from layernorm.torch import split_rows  # which imports torch.distributed
+
+        return split_rows.norm(x, addend, gate, weight, bias, definition)
     if is_compiled:  # the compiler must see an operator, which a node of ours would hide
         return operators.forward(x, weight, bias, definition, **beside)
     given = (x, weight, bias, addend, gate)

@@ -119,7 +119,7 @@ def _gradients_of(
     """Return dx, dweight, dbias and dgate, None for those not needed."""
     if not torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active():
         return _of_kernels(dy, x, gate, weight, bias, definition, need, statistics)
-    results = derivatives.gated_gradients(dy, x, gate, weight, bias, definition)
+    results = derivatives.gradients(dy, x, gate, weight, bias, definition)
     types = (x.dtype, *(arguments.type_of(each) for each in (weight, bias)), x.dtype)
     return [
         result.to(dtype) if needed else None

@@ -1,6 +1,7 @@
 """DTensor's rules for our operators: they may be sharded along axes that are not normalized.
 
-DTensor itself gathers a tensor that is sharded along a normalized axis.
+Eager calls of an x that is sharded along normalized axes do not reach them: see split_rows.py. In
+compiled graphs, and for 8 bits, DTensor itself gathers such an x.
 """
 
 import sys
@@ -10,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from layernorm.torch.arguments import Axes
 
 Placements = list[Any]
 
@@ -23,10 +26,27 @@ def knows(kind: type) -> bool:
     )
 
 
+def is_counting(mode: object) -> bool:
+    """Tell whether a mode is CommDebugMode, which counts collectives and takes any operator."""
+    debug = sys.modules.get("torch.distributed.tensor.debug")
+    return debug is not None and isinstance(mode, debug.CommDebugMode)
+
+
 def prepare(x: Tensor) -> None:
     """Register the rules, if x is a DTensor and they are not registered yet."""
     if knows(type(x)):
         _register()
+
+
+def splits_rows(x: Tensor, axes: Axes) -> bool:
+    """Tell whether x is a DTensor that is sharded along a normalized axis, as `Shard` does."""
+    tensor = sys.modules.get("torch.distributed.tensor")
+    if type(x) is Tensor or tensor is None or not isinstance(x, tensor.DTensor):
+        return False
+    sharded = [each for each in x.placements if not each.is_replicate() and not each.is_partial()]
+    return all(type(each) is tensor.Shard for each in sharded) and any(
+        each.dim - x.dim() in axes for each in sharded
+    )
 
 
 @cache
