@@ -7,8 +7,8 @@ JOBS ?= 2
 WORKERS ?= $(if $(findstring .py,$(ARGS)),0,2)
 # How long `make soak` runs.
 MINUTES ?= 10
-# Passed on by `make test` (to pytest), `make demo`, `make demo-all`, `make soak`, `make bench` and
-# `make minilm`.
+# Passed on by `make test` (to pytest), `make demo`, `make demo-all`, `make demo-distributed`,
+# `make soak`, `make bench` and `make minilm`.
 ARGS ?=
 
 SHELL := /bin/bash
@@ -28,7 +28,7 @@ CXX_FILES = $(sort $(shell find native -name '*.h' -o -name '*.cc'))
 
 .PHONY: help
 help:  ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
 # ---- environments
 
@@ -117,6 +117,10 @@ demo-all: .venv-demo-all/ready  ## the demo in PyTorch, JAX, TensorFlow and Kera
 	.venv-demo-all/bin/pip install -qq -c constraints.txt torch
 	.venv-demo-all/bin/pip install $(FROM_SOURCE) '.[demo,peers]'
 	touch $@
+
+.PHONY: demo-distributed
+demo-distributed: .venv/installed  ## train a transformer in PyTorch on 4 processes, and on one
+	cd examples && ../.venv/bin/python -m parallel_transformer $(ARGS)
 
 .PHONY: minilm
 minilm: .venv/installed  ## a real PyTorch model with its own layer norms and with ours (minutes)

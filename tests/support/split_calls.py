@@ -117,9 +117,9 @@ class Traffic(CommDebugMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = super().__torch_dispatch__(function, types, args, kwargs)
-        if function is torch.ops.c10d.allgather_.default:
-            (outputs,), (own,) = args[:2]
-            self.bytes += (len(outputs) - 1) * own.numel() * own.itemsize
+        if function is torch.ops._c10d_functional.all_gather_into_tensor.default:
+            own, processes, _group = args
+            self.bytes += (processes - 1) * own.numel() * own.itemsize
         return result
 
     def collectives(self) -> dict[str, int]:

@@ -1,6 +1,7 @@
 """DTensors that are sharded along normalized axes, on four processes over gloo."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from torch.distributed.tensor import (  # noqa: E402
     Shard,
     distribute_tensor,
 )
+from torch.utils import checkpoint  # noqa: E402
 
 import layernorm.torch as ours  # noqa: E402
 from layernorm import accuracy  # noqa: E402
@@ -51,7 +53,7 @@ def test_calls_are_within_their_bounds_and_send_a_few_numbers_a_row() -> None:
         assert each["bytes"] == [moments * others, (24 if centered else 16) * others], call
         reduced = {"all_reduce": 1} if Partial() in call.placements else {}
         of_rows = {"all_reduce": 1 + centered} if Shard(0) in call.placements else {}
-        gathers = {"allgather_": len(levels)}
+        gathers = {"all_gather_into_tensor": len(levels)}
         assert each["collectives"] == [gathers | reduced, gathers | of_rows], call
 
 
@@ -258,14 +260,69 @@ def check_errors() -> None:
         RuntimeError, match=r"weight is no DTensor, but .* pass .*distribute_tensor"
     ):
         ours.layer_norm(x, (8,), torch.ones(8))
-    with pytest.raises(RuntimeError, match="residual is no DTensor"):
-        ours.layer_norm(x, (8,), residual=torch.ones(2, 8))
+    for beside in ("residual", "gate"):
+        with pytest.raises(RuntimeError, match=f"one of {beside} and the input is a DTensor"):
+            ours.layer_norm(x, (8,), **{beside: torch.ones(2, 8)})
     other = init_device_mesh("cpu", MESHES["2x2"])
     weight = distribute_tensor(torch.ones(8), other, [Replicate()] * 2)
     with pytest.raises(RuntimeError, match="weight is on DeviceMesh"):
         ours.layer_norm(x, (8,), weight)
     with pytest.raises(RuntimeError, match=r"expected input with shape \[\*, 7\]"):
         ours.layer_norm(x, (7,))
+
+
+def check_compiled() -> None:
+    """In one graph, with the bits of an eager call; also as the first call of the process."""
+    mesh = init_device_mesh("cpu", (WORLD,))
+    torch.manual_seed(6)
+    x, residual, dy = (distribute_tensor(torch.randn(3, 10), mesh, [Shard(1)]) for _ in range(3))
+    weight = distribute_tensor(torch.randn(10), mesh, [Shard(0)])
+    inputs = [each.requires_grad_() for each in (x, weight, residual)]
+
+    def function(x, weight, residual):
+        return ours.layer_norm(x, (10,), weight, residual=residual)[0]
+
+    results = []
+    for call in (torch.compile(function, fullgraph=True, backend="aot_eager"), function):
+        y = call(*inputs)
+        assert y.placements == (Shard(1),)
+        results.append([y, *torch.autograd.grad(y, inputs, dy)])
+    for compiled, eager in zip(*results, strict=True):
+        assert compiled.placements == eager.placements
+        assert torch.equal(compiled.full_tensor(), eager.full_tensor())
+
+
+def check_transforms() -> None:
+    """vmap and torch.func.grad gather x; PyTorch itself refuses forward mode."""
+    mesh = init_device_mesh("cpu", (WORLD,))
+    torch.manual_seed(7)
+    whole = torch.randn(3, 2, 10)
+    x = distribute_tensor(whole, mesh, [Shard(2)])
+    norm = partial(ours.rms_norm, normalized_shape=(10,))
+    torch.testing.assert_close(torch.func.vmap(norm)(x).full_tensor(), norm(whole))
+    gradient = torch.func.grad(lambda given: norm(given).square().sum())
+    torch.testing.assert_close(gradient(x).full_tensor(), gradient(whole))
+    with pytest.raises(NotImplementedError), torch.autograd.forward_ad.dual_level():
+        norm(torch.autograd.forward_ad.make_dual(x, x))
+
+
+def check_selective_checkpointing() -> None:
+    """What is saved may be any of the operators, the collectives among them."""
+    mesh = init_device_mesh("cpu", (WORLD,))
+    x, dy = (distribute_tensor(torch.randn(3, 10), mesh, [Shard(1)]) for _ in range(2))
+    x.requires_grad_()
+    policy = checkpoint.CheckpointPolicy
+    norm = partial(ours.layer_norm, normalized_shape=(10,))
+    (expected,) = torch.autograd.grad(norm(x), x, dy)
+    for saved in ("all_gather", "split_rows", "layernorm", "aten", "c10d"):
+
+        def decide(_ctx, operator, *_args, saved=saved, **_kwargs):
+            return policy.MUST_SAVE if saved in str(operator) else policy.PREFER_RECOMPUTE
+
+        contexts = partial(checkpoint.create_selective_checkpoint_contexts, decide)
+        y = checkpoint.checkpoint(norm, x, use_reentrant=False, context_fn=contexts)
+        (dx,) = torch.autograd.grad(y, x, dy)
+        assert torch.equal(dx.full_tensor(), expected.full_tensor()), saved
 
 
 def check_8_bits() -> None:
@@ -280,6 +337,7 @@ def check_8_bits() -> None:
 
 def work() -> None:
     for check in (
+        *(check_compiled, check_transforms, check_selective_checkpointing),
         *(check_bits, check_parameters, check_several_normalized_axes, check_residuals),
         *(check_second_derivatives, check_edges, check_errors, check_8_bits),
     ):

@@ -199,6 +199,11 @@ def check_like(x: Tensor, name: str, given: object) -> None:
             f"the input and {name} must be tensors, but one is of type {kind}: pass tensors of "
             "one shape and type"
         )
+    if type(given) is not type(x) and hasattr(given, "device_mesh") != hasattr(x, "device_mesh"):
+        raise RuntimeError(
+            f"one of {name} and the input is a DTensor and the other is not, but both must agree: "
+            "pass torch.distributed.tensor.distribute_tensor(..., mesh, placements)"
+        )
     if given.dtype != x.dtype:
         raise RuntimeError(
             f"{name} has type {type_name(given.dtype)}, but the input has type "

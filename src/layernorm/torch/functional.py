@@ -261,8 +261,7 @@ def norm(
 ) -> Tensor:
     """Return y on the general path: check the arguments, then call the operators."""
     sizes = arguments.sizes_of(normalized_shape)
-    if type(x) is not Tensor and not torch.compiler.is_compiling():
-        sharding.prepare(x)
+    sharding.prepare()
     if not fallback.serves(x, sizes, weight, bias, eps, centered=centered):
         return fallback.call(
             x,
@@ -314,8 +313,7 @@ def norm_of_sum(
         return y.to(x.dtype), total
     arguments.check_like(x, "residual", residual)
     sizes = arguments.sizes_of(normalized_shape)
-    if type(x) is not Tensor and not torch.compiler.is_compiling():
-        sharding.prepare(x)
+    sharding.prepare()
     is_seen = has_torch_function_variadic(x, residual, weight, bias)
     if is_seen or not (
         fallback.serves(x, sizes, weight, bias, eps, centered=centered)
@@ -371,8 +369,7 @@ def gated_norm(
         rest = (gate, normalized_shape, weight, bias, eps, axis)
         return gated_norm(total, None, *rest, **options, activation=activation).to(dtype), total
     sizes = arguments.sizes_of(normalized_shape)
-    if type(x) is not Tensor and not torch.compiler.is_compiling():
-        sharding.prepare(x)
+    sharding.prepare()
     if has_torch_function_variadic(x, gate, weight, bias) or not (
         fallback.serves(x, sizes, weight, bias, eps, centered=centered)
         and fallback.serves(gate, sizes, None, None, eps, centered=centered)
@@ -440,9 +437,7 @@ def _run(
         eps = arguments.machine_epsilon(x.dtype)
     definition = Definition(axes, float(eps), centered, bool(zero_centered_weight), *gating)
     beside = {"addend": addend, "gate": gate}
-    if not is_compiled and any(
-        each is not None and sharding.splits_rows(each, axes) for each in (x, addend)
-    ):
+    if any(each is not None and sharding.splits_rows(each, axes) for each in (x, addend)):
         from layernorm.torch import split_rows  # which imports torch.distributed
 
         return split_rows.norm(x, addend, gate, weight, bias, definition)

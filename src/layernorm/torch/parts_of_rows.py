@@ -12,6 +12,7 @@ first axis. A sum's order depends on nothing but the sizes of a row and of its p
 
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -112,30 +113,63 @@ def parameter_gradients(
     need: Sequence[bool],
 ) -> list[Tensor | None]:
     """Return dweight and dbias of the rows that a process has, None for those not needed."""
+    needed = [
+        each is not None and wanted for each, wanted in zip((weight, bias), need, strict=True)
+    ]
+    if not any(needed):
+        return [None, None]
+    axes, eps, centered = list(definition.axes), definition.eps, definition.centered
+    rest = (weight, bias, statistics, axes, eps, centered, needed)
+    # The compiler cannot follow a branch that depends on numbers; it sees an operator.
+    function = _parameter_gradients
+    if torch.compiler.is_compiling():
+        function = torch.ops.layernorm.split_rows_parameter_gradients
+    found = function(dn, u, *rest)
+    return [each if wanted else None for each, wanted in zip(found, needed, strict=True)]
+
+
+def _parameter_gradients(
+    dn: Tensor,
+    u: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    statistics: Tensor,
+    axes: list[int],
+    eps: float,
+    centered: bool,
+    need: list[bool],
+) -> tuple[Tensor, Tensor]:
+    """Return dweight and dbias; those not needed are empty."""
+    definition = Definition(tuple(axes), eps, centered)
     saved = _saved(statistics, u.dtype, definition)
 
     def of_parameter(terms: Tensor, parameter: Tensor) -> Tensor:
         """Sum over the rows that share the parameter."""
-        sizes = arguments.spread(parameter, u.dim(), definition.axes).shape
-        shared = [at - u.dim() for at, size in enumerate(sizes) if size != u.shape[at]]
-        return _sum(terms, shared).reshape(parameter.shape)
+        if not arguments.has_kept_axes(parameter, axes):
+            shared = [at for at in range(-u.dim(), 0) if at not in axes]
+        else:
+            sizes = arguments.spread(parameter, u.dim(), definition.axes).shape
+            shared = [at - u.dim() for at, size in enumerate(sizes) if size != u.shape[at]]
+        return _sum(terms, shared).reshape(parameter.shape).to(parameter.dtype)
 
-    dweight = dbias = None
+    def by_kernels(
+        weight: Tensor | None, bias: Tensor | None, need: Sequence[bool]
+    ) -> Sequence[Tensor]:
+        needed = (False, *need)
+        return operators.backward(dn, u, weight, bias, definition, needed, saved or [])[1:]
+
+    dweight = dbias = operators.nothing(u)
     if saved is None:
         if weight is not None and need[0]:
             dweight = of_parameter(dn * normalized(u, statistics, definition), weight)
         if bias is not None and need[1]:
             dbias = of_parameter(dn.double(), bias)
     elif weight is None or bias is None or weight.shape == bias.shape:
-        given = (dn, u, weight, bias, definition, (False, *need), saved)
-        _, dweight, *rest = operators.backward(*given)
-        dbias = rest[0] if rest else None
+        dweight, dbias = (*by_kernels(weight, bias, need), dbias)[:2]
     else:  # each of its own shape
-        dweight = operators.backward(
-            dn, u, weight, None, definition, (False, need[0], False), saved
-        )[1]
-        dbias = operators.backward(dn, u, None, bias, definition, (False, False, need[1]), saved)[2]
-    return [each if needed else None for each, needed in zip((dweight, dbias), need, strict=True)]
+        dweight = by_kernels(weight, None, (need[0], False))[0]
+        dbias = by_kernels(None, bias, (False, need[1]))[1]
+    return dweight, dbias
 
 
 def _saved(statistics: Tensor, dtype: torch.dtype, definition: Definition) -> list[Tensor] | None:
@@ -242,3 +276,20 @@ def _fake_sums(
 @torch.library.register_fake("layernorm::split_rows_gradient")
 def _fake_gradient(dy: Tensor, dtotal: Tensor | None, x: Tensor, *_: object) -> Tensor:
     return operators.empty_as(x)
+
+
+_operator = torch.library.custom_op(
+    "layernorm::split_rows_parameter_gradients", _parameter_gradients, mutates_args=()
+)
+
+
+@_operator.register_fake
+def _fake_parameter_gradients(
+    dn: Tensor, u: Tensor, weight: Tensor | None, bias: Tensor | None, *rest: Any
+) -> tuple[Tensor, Tensor]:
+    *_, need = rest
+    dweight, dbias = (
+        torch.empty_like(each) if each is not None and needed else operators.nothing(u)
+        for each, needed in zip((weight, bias), need, strict=True)
+    )
+    return dweight, dbias

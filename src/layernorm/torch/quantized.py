@@ -148,8 +148,7 @@ def quantized_norm(
     elif scale is not None:
         scale = spec.check_scale(scale, arguments.type_name(x.dtype))
     x, weight, bias = (None if each is None else each.detach() for each in (x, weight, bias))
-    if type(x) is not Tensor and not torch.compiler.is_compiling():
-        sharding.prepare(x)
+    sharding.prepare()
     is_seen = has_torch_function_variadic(x, weight, bias)
     if is_seen or not fallback.serves(x, sizes, weight, bias, eps, centered=centered):
         y = fallback.call(

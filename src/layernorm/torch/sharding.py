@@ -1,7 +1,7 @@
 """DTensor's rules for our operators: they may be sharded along axes that are not normalized.
 
-Eager calls of an x that is sharded along normalized axes do not reach them: see split_rows.py. In
-compiled graphs, and for 8 bits, DTensor itself gathers such an x.
+Calls of an x that is sharded along normalized axes do not reach them (see split_rows.py), but for
+8 bits: there DTensor itself gathers such an x.
 """
 
 import sys
@@ -32,10 +32,15 @@ def is_counting(mode: object) -> bool:
     return debug is not None and isinstance(mode, debug.CommDebugMode)
 
 
-def prepare(x: Tensor) -> None:
-    """Register the rules, if x is a DTensor and they are not registered yet."""
-    if knows(type(x)):
-        _register()
+def prepare() -> None:
+    """Register the rules, if there may be DTensors, which transforms hide, and they are not yet."""
+    if "torch.distributed.tensor" in sys.modules:
+        _prepare()
+
+
+@torch.compiler.assume_constant_result  # which the compiler calls, and does not trace
+def _prepare() -> None:
+    _register()
 
 
 def splits_rows(x: Tensor, axes: Axes) -> bool:

@@ -18,7 +18,6 @@ from math import prod
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
@@ -105,10 +104,10 @@ def _local_parameter(
 class Level(NamedTuple):
     """The processes along one axis of the mesh, among which rows are split.
 
-    `counts` has the elements of a row that each of them has, together with all inner levels.
+    `group` is their name. `counts` has the elements of a row that each has, with all inner levels.
     """
 
-    group: dist.ProcessGroup
+    group: str
     counts: list[int]
 
 
@@ -120,8 +119,9 @@ def _levels(x: DTensor, placements: Sequence[Any], axes: Axes) -> list[Level]:
         axis = placement.dim - x.dim() if type(placement) is Shard else None
         if axis in sizes:
             of_ranks = _chunks(sizes[axis], mesh.size(dim))
-            counts = [prod({**sizes, axis: size}.values()) for size in of_ranks]
-            levels.insert(0, Level(mesh.get_group(dim), counts))
+            others = prod([size for each, size in sizes.items() if each != axis])
+            counts = [others * size for size in of_ranks]
+            levels.insert(0, Level(mesh.get_group(dim).group_name, counts))
             sizes[axis] = of_ranks[mesh.get_local_rank(dim)]
     return levels
 
@@ -138,11 +138,13 @@ def _chunks(size: int, processes: int) -> list[int]:
 def _gathered(level: Level, numbers: Sequence[Tensor]) -> Sequence[Tensor]:
     """Return each as all processes have it, stacked along a new first axis: one collective."""
     own = torch.stack(tuple(numbers))
-    if own.numel() == 0:  # no rows
-        return torch.stack([own] * len(level.counts), 1).unbind()
-    every = [torch.empty_like(own) for _ in level.counts]
-    dist.all_gather(every, own, group=level.group)
-    return torch.stack(every, 1).unbind()
+    every = own.new_empty((len(level.counts) * len(own), *own.shape[1:]))
+    if own.numel() != 0:
+        # Operators with results of their own, as the compiler and selective checkpointing need.
+        collectives = torch.ops._c10d_functional
+        every = collectives.all_gather_into_tensor(own, len(level.counts), level.group)
+        every = collectives.wait_tensor(every)
+    return every.unflatten(0, (-1, len(own))).unbind(1)
 
 
 def _sum_of_parts(v: Tensor) -> Tensor:
@@ -328,8 +330,7 @@ def _gradients(
         dx = dx if norm_first else dx * act
         dx = dx if dtotal is None else dx + dtotal
     of_parameters = parts_of_rows.parameter_gradients(
-        *(dn, u, wide_weight, wide_bias, statistics, definition),
-        [each is not None and n for each, n in zip((weight, bias), need_parameters, strict=True)],
+        *(dn, u, wide_weight, wide_bias, statistics, definition, need_parameters)
     )
     types = (x, x, weight, bias)
     return [

@@ -1,0 +1,1 @@
+"""Tensor and sequence parallelism in PyTorch: a small transformer on four processes and on one."""
