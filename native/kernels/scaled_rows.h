@@ -136,13 +136,19 @@ Batch<Compute<Stored>, lanes<Compute<Stored>>> batch_of_scaled(const Rows& rows,
   return batch;
 }
 
+// The nearest exponent of which 2^-exponent is a normal number, and 2^exponent too.
+template <class C>
+int scale_exponent(int exponent) {
+  constexpr int most = std::numeric_limits<C>::max_exponent - 2, least = -most - 1;
+  return std::clamp(exponent, least, most);
+}
+
 template <class Stored, bool centered, class Rows>
 __attribute__((noinline)) ScaledStatistics<Stored> scaled_statistics(const Rows& rows,
                                                                      RowOf<const Stored> x,
                                                                      double eps) {
   using C = Compute<Stored>;
   constexpr int64_t W = lanes<C>;
-  constexpr int most = std::numeric_limits<C>::max_exponent - 2, least = -most - 1;
   const int most_of_eps = sizeof(C) == sizeof(float) ? 200 : 900;  // its exponent, scaled
   ScaledStatistics<Stored> result;
   C largest[W];
@@ -155,7 +161,7 @@ __attribute__((noinline)) ScaledStatistics<Stored> scaled_statistics(const Rows&
     // or rstd underflow beside a huge eps.
     int exponent = std::max(exponent_of(static_cast<double>(largest[row])),
                             (exponent_of(eps) - most_of_eps) / 2);
-    exponent = std::clamp(exponent, least, most);
+    exponent = scale_exponent<C>(exponent);
     result.exponent[row] = exponent;
     result.scale[row] = power_of_two<C>(-exponent);
     scaled_eps[row] = times_power(eps, -2 * exponent);

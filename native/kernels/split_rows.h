@@ -21,7 +21,8 @@ struct NumbersOfRows {
     constexpr bool is_double = std::is_same<Stored, double>::value;
     for (int64_t row = 0; row < count; ++row) {
       const auto rstd = static_cast<double>(statistics.rstd[row]);
-      (*this)(0, row) = rstd == 0 ? 0 : times_power(1 / rstd, statistics.exponent[row]);
+      const double deviation = rstd == 0 ? 0 : times_power(1 / rstd, statistics.exponent[row]);
+      (*this)(0, row) = std::min(deviation, DBL_MAX);  // rounded up, it may be infinite
       if (!job.problem.centered) continue;
       const auto mean = static_cast<double>(statistics.unscaled[row].mean);
       const auto residual = static_cast<double>(statistics.unscaled[row].residual);
@@ -36,9 +37,14 @@ struct NumbersOfRows {
     using C = Compute<Stored>;
     for (int64_t row = 0; row < count; ++row) {
       const double rstd = statistic(0, row);
-      const int more = std::isfinite(rstd) && rstd != 0 ? -exponent_of(rstd) : 0;
+      // Brings rstd near 1, unless the mean would leave the range: beside it, a row may be constant.
+      constexpr int most_of_mean = sizeof(C) == sizeof(float) ? 100 : 500;
+      const int power = static_cast<int>(statistic(3, row));
+      const int of_rstd = std::isfinite(rstd) && rstd != 0 ? -exponent_of(rstd) : 0;
+      const int of_mean = exponent_of(statistic(1, row)) - most_of_mean;
+      to.exponent[row] = scale_exponent<C>(power + std::max(of_rstd, of_mean));
+      const int more = to.exponent[row] - power;
       const double mean = times_power(statistic(1, row), -more);
-      to.exponent[row] = static_cast<int>(statistic(3, row)) + more;
       to.scale[row] = power_of_two<C>(-to.exponent[row]);
       to.mean[row] = static_cast<C>(mean);
       to.residual[row] = static_cast<C>((mean - static_cast<double>(to.mean[row])) +

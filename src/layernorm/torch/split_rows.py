@@ -167,7 +167,9 @@ def _statistics(u: Tensor, levels: Sequence[Level], definition: Definition) -> T
     zero = torch.zeros_like(moments[0])
     power, root_eps = zero, torch.full_like(zero, definition.eps).sqrt()
     if is_float64:
-        power = _power_of((*moments, root_eps))
+        # Beside a mean that is far larger than rstd's inverse, x may be large, but not infinite.
+        power = _power_of((moments[0], root_eps))
+        power = torch.maximum(power, _power_of(moments) - 500)
         *moments, root_eps = (times_power(each, -power) for each in (*moments, root_eps))
     deviation, mean, residual = (*moments, zero, zero)[:3]
     # Operations that PyTorch rounds exactly: of others the bits depend on the place in memory.
@@ -224,7 +226,9 @@ def _means(
     root_eps = times_power(torch.full_like(rstd, definition.eps).sqrt(), -power)
     slope = of_g_xhat / squares * (1 - (root_eps * rstd).square())
     slope = torch.where(squares == 0, 0, slope)
-    return torch.stack([slope, *(each / sum(levels[-1].counts) for each in of_g)])
+    means = torch.stack([slope, *(each / sum(levels[-1].counts) for each in of_g)])
+    # An infinity in dy, of any process, makes the whole row NaN.
+    return torch.where(means.isfinite().all(0), means, torch.nan)
 
 
 # ---- the node
