@@ -1,6 +1,9 @@
 """Arrays sharded over 8 devices of the host, in a process of its own."""
 
+import functools
 import json
+import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +12,7 @@ from own_process import run_script
 
 pytest.importorskip("jax")
 
+import jax
 from calls import assert_same_bits
 from sharded_calls import (
     CALLS,
@@ -19,27 +23,33 @@ from sharded_calls import (
     with_residual,
 )
 
+import layernorm.jax as ours
 from layernorm import accuracy, reference
 
 NONE: dict[str, int] = {}
-# One all-gather for the moments; one all-reduce for dweight and dbias, and two of sums along rows.
+# One all-gather for the moments, and two of means along rows; one all-reduce for dweight and dbias.
+# The second programs compute both directions.
 COLLECTIVES = {
     "rows": (NONE, {"all-reduce": 1}),
     "two kept axes": (NONE, {"all-reduce": 1}),
     "rows over both": (NONE, {"all-reduce": 1}),
-    "normalized axis": ({"all-gather": 1}, {"all-gather": 1, "all-reduce": 2}),
-    "rows and normalized axis": ({"all-gather": 1}, {"all-gather": 1, "all-reduce": 3}),
-    "normalized axis over both": ({"all-gather": 1}, {"all-gather": 1, "all-reduce": 2}),
+    "normalized axis": ({"all-gather": 1}, {"all-gather": 3}),
+    "rows and normalized axis": ({"all-gather": 1}, {"all-gather": 3, "all-reduce": 1}),
+    "normalized axis over both": ({"all-gather": 1}, {"all-gather": 3}),
     # dweight and dbias are sums over the second axis alone.
     "adaptive, varying axis": (NONE, NONE),
     "adaptive, varying axis, parameters whole": (NONE, NONE),
     "adaptive, rows": (NONE, {"all-reduce": 1}),
-    "adaptive, normalized axis": ({"all-gather": 1}, {"all-gather": 1, "all-reduce": 2}),
+    "adaptive, normalized axis": ({"all-gather": 1}, {"all-gather": 3}),
     "adaptive, varying and normalized axis": (
         {"all-gather": 1},
-        {"all-gather": 1, "all-reduce": 2},
+        {"all-gather": 3},
     ),
 }
+
+
+# The numbers of each all-gather, for each row and part of it.
+GATHERED = {"layer_norm": ([5], [5, 3, 2]), "rms_norm": ([2], [2, 2, 1])}
 
 
 def reports() -> list[dict]:
@@ -105,13 +115,13 @@ def test_sharded_calls_are_right_and_communicate_no_more_than_needed() -> None:
     of_gates, others = others[: len(GATED_CALLS)], others[len(GATED_CALLS) :]
     of_8_bits, (in_shard_map, *others) = others[:4], others[4:]
     uneven, within_shard_map, explicit, parameters, pmap, batched, *others = others
-    residual, explicit_residual, gate, exported = others
+    residual, explicit_residual, gate, bits, named, exported, *of_flax = others
     assert {each["what"] for each in calls} == set(COLLECTIVES)
     for each in calls:
-        what = (each["what"], each["kind"], each["dtype"])
+        what = (each["what"], each["kind"], each["dtype"], each["is_named"])
         assert (each["forward"], each["backward"]) == COLLECTIVES[each["what"]], what
-        gathered = [5 if each["kind"] == "layer_norm" else 2] * each["forward"].get("all-gather", 0)
-        assert each["gathered"] == gathered, what
+        gathered = GATHERED[each["kind"]] if "all-gather" in each["forward"] else ([], [])
+        assert tuple(map(sorted, each["gathered"])) == tuple(map(sorted, gathered)), what
         assert each["kept"] == [True, True], f"{what}: y and dx are not sharded as x"
         judge(each)
     for each in of_sums:
@@ -140,6 +150,41 @@ def test_sharded_calls_are_right_and_communicate_no_more_than_needed() -> None:
     assert parameters["difference"] < 2e-6
     assert pmap["differences"] == [0] * 12
     assert batched["difference"] < 1e-5
+    assert bits["compared"] > 0
+    assert bits["differences"] == 0
+    assert max(named["differences"]) < 1e-5
+    for each in of_flax:
+        assert each["collectives"] == [{"all-gather": 1}] * 2
+        assert max(each["differences"]) < 1e-5
     assert exported["kernels"] == [False, True]
     assert exported["differences"][0] < 1e-5
     assert exported["differences"][1] == 0
+
+
+@pytest.mark.parametrize("names", ["cols", ("rows", "cols"), ["cols"], 1])
+def test_an_axis_name_that_nothing_maps_over_is_refused(names) -> None:
+    with pytest.raises(ValueError, match=r"axis_name is .* jax\.shard_map"):
+        ours.layer_norm(np.ones((2, 4), np.float32), axis_name=names)
+
+
+def test_the_axis_of_a_vmap_is_refused() -> None:
+    function = functools.partial(ours.rms_norm, axis_name="batch")
+    with pytest.raises(ValueError, match=r"'batch', but .* jax\.vmap, where no device"):
+        jax.vmap(function, axis_name="batch")(np.ones((2, 4), np.float32))
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_two_processes_share_the_rows(devices) -> None:
+    """Each has some of the devices; the collectives go over the loopback interface."""
+    script = Path(__file__).parents[1] / "support" / "sharded_processes.py"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    with ThreadPoolExecutor() as pool:
+        printed = pool.map(
+            lambda index: run_script(script, port, index, str(devices), timeout=60), "01"
+        )
+    for each in printed:
+        found = json.loads(each.splitlines()[-1])
+        assert found["devices"] == 2 * devices
+        assert max(found["differences"]) < 1e-5

@@ -1,9 +1,11 @@
 """The Keras front end, on each backend in a process of its own (see own_process.py)."""
 
 import importlib.util
+import json
+from pathlib import Path
 
 import pytest
-from own_process import run_tests
+from own_process import run_script, run_tests
 
 if importlib.util.find_spec("keras") is None:
     pytest.skip("could not import keras", allow_module_level=True)
@@ -18,3 +20,21 @@ def test_inside(backend, tests) -> None:
     environment = {"KERAS_BACKEND": backend, "JAX_ENABLE_X64": "1", "JAX_PLATFORMS": "cpu"}
     files = [f"keras/inside_{name}.py" for name in ("backend", "conversion")]
     assert run_tests(*files, timeout=900, **environment)["passed"] >= tests
+
+
+def test_layers_on_jax_train_where_the_normalized_axis_is_split_over_devices() -> None:
+    if importlib.util.find_spec("jax") is None:
+        pytest.skip("could not import jax")
+    found = json.loads(
+        run_script(
+            Path(__file__).parents[1] / "support" / "keras_sharded.py",
+            KERAS_BACKEND="jax",
+            JAX_PLATFORMS="cpu",
+            XLA_FLAGS="--xla_force_host_platform_device_count=8",
+        )
+    )
+    assert max(found["differences"]) < 1e-5
+    assert {"layer_norm/gamma", "layer_norm/beta", "rms_norm/scale"} <= set(found["split"])
+    # Five numbers for each row and part of it, at most: no device gets whole rows.
+    assert found["numbers_gathered"]
+    assert max(found["numbers_gathered"]) < found["numbers_in_x"]

@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import importlib.util
 import json
 import math
 import re
@@ -73,7 +74,8 @@ def rows_of_every_kind(dtype: str) -> list[jax.Array]:
     x, weight, bias, dy = arrays_of(8, 16, 64)
     x[:, 0] = 1 + x[:, 0] * 1e-3  # far from zero
     x[:, 1] = np.linspace(-5, 5, 64) + x[:, 1]  # a shard's mean is far from the row's
-    x[0, 2], x[1, 2] = x[0, 2] * 1e18, 3.0  # large; constant
+    x[0, 2], x[1, 2] = x[0, 2] * 1e37, 3.0  # large; constant
+    dy[0, 2], dy[2, 2] = dy[0, 2] * 1e37, dy[2, 2] * 1e37  # so dx is ordinary; large
     up = dy[:, 3:] > 0.5
     x[:, 3:], dy[:, 3:] = np.where(up, 1.3, -0.7), np.where(up, 1, -1) / weight  # g along xhat
     return [jnp.asarray(each, dtype) for each in (x, weight, bias, dy)]
@@ -92,35 +94,56 @@ def report(what: str, **found) -> None:
     print(json.dumps({"what": what, **found}))
 
 
+# The last: whether the axes of the mesh are named, within shard_map.
 CALLS = [
     *[
-        ("layer_norm", "bfloat16" if " and " in name else "float32", name)
+        ("layer_norm", "bfloat16" if " and " in name else "float32", name, False)
         for name in SHARDINGS
         if name != "normalized axis over both"
     ],
-    ("rms_norm", "float32", "normalized axis over both"),
-    ("rms_norm", "float32", "adaptive, varying and normalized axis"),
-    ("layer_norm", "bfloat16", "rows"),
-    ("layer_norm", "bfloat16", "adaptive, rows"),
+    ("rms_norm", "float32", "normalized axis over both", False),
+    ("rms_norm", "float32", "adaptive, varying and normalized axis", False),
+    ("layer_norm", "bfloat16", "rows", False),
+    ("layer_norm", "bfloat16", "adaptive, rows", False),
+    ("layer_norm", "bfloat16", "normalized axis", True),
+    ("layer_norm", "float32", "rows and normalized axis", True),
+    ("rms_norm", "float32", "normalized axis over both", True),
+    ("rms_norm", "float32", "adaptive, varying and normalized axis", True),
 ]
 
 
-def call(kind: str, dtype: str, name: str) -> None:
+def with_named_axes(function, x_spec, *specs):
+    """Map a norm over the mesh, with the names of the axes that shard x's last axis."""
+    function = functools.partial(function, axis_name=x_spec[-1])
+    specs = [PartitionSpec(*each) for each in (x_spec, *specs)]
+    return jax.shard_map(function, mesh=mesh(), in_specs=tuple(specs), out_specs=specs[0])
+
+
+def call(kind: str, dtype: str, name: str, is_named: bool) -> None:
     spec, parameter_spec = SHARDINGS[name]
     specs = (spec, parameter_spec, parameter_spec, spec)
-    given = [placed(*each) for each in zip(arrays_for(name, dtype), specs, strict=True)]
-    parameters = given[1:3] if kind == "layer_norm" else given[1:2]
-    forward = jax.jit(getattr(ours, kind)).lower(given[0], *parameters).compile()
-    backward = jax.jit(gradients, static_argnums=0).lower(kind, *given).compile()
-    y, found = forward(given[0], *parameters), backward(*given)
+    x, *parameters, dy = map(placed, arrays_for(name, dtype), specs)
+    parameters = parameters[: 2 if kind == "layer_norm" else 1]
+    function = getattr(ours, kind)
+    if is_named:
+        function = with_named_axes(function, spec, *[parameter_spec] * len(parameters))
+
+    def derivative(dy, *arrays):
+        return jax.vjp(function, *arrays)[1](dy)
+
+    forward = jax.jit(function).lower(x, *parameters).compile()
+    backward = jax.jit(derivative).lower(dy, x, *parameters).compile()
+    y, found = forward(x, *parameters), backward(dy, x, *parameters)
+    rows = math.prod(y.sharding.shard_shape(y.shape)[:2])
     report(
         name,
         kind=kind,
         dtype=dtype,
         forward=collectives(forward),
         backward=collectives(backward),
-        gathered=numbers_gathered(forward, math.prod(y.sharding.shard_shape(y.shape)[:2])),
-        kept=[each.sharding.is_equivalent_to(given[0].sharding, 3) for each in (y, found[0])],
+        gathered=[numbers_gathered(each, rows) for each in (forward, backward)],
+        is_named=is_named,
+        kept=[each.sharding.is_equivalent_to(x.sharding, 3) for each in (y, found[0])],
         y=np.asarray(y, np.float64).tolist(),
         gradients=[np.asarray(each, np.float64).tolist() for each in found],
     )
@@ -502,6 +525,118 @@ def batched_parameters_within_shard_map() -> None:
     report("batched parameters", difference=largest_difference(found, expected))
 
 
+def bits_of_rows() -> None:
+    """Count the parts of y and dx that differ with the device, the run, or the number of rows."""
+    differences = []
+    many, weight, bias, many_dy = arrays_of(2049, 768)
+    for kind, names, is_named in (
+        ("layer_norm", "cols", False),
+        ("rms_norm", ("rows", "cols"), True),
+    ):
+        spec = (None, names)
+        parameters = (weight, bias)[: 2 if kind == "layer_norm" else 1]
+        function = getattr(ours, kind)
+        if is_named:
+            function = with_named_axes(function, spec, *[(names,)] * len(parameters))
+
+        @jax.jit
+        def both(dy, *arrays, function=function):
+            y, transposed = jax.vjp(function, *arrays)
+            return y, transposed(dy)[0]
+
+        expected = None
+        for count in (2049, 2049, 257, 2):
+            own = (placed(each, (names,)) for each in parameters)
+            found = both(placed(many_dy[:count], spec), placed(many[:count], spec), *own)
+            expected = expected or [np.asarray(each) for each in found]
+            differences += [
+                np.asarray(each.data).tobytes() != whole[:count][each.index].tobytes()
+                for one, whole in zip(found, expected, strict=True)
+                for each in one.addressable_shards
+            ]
+    report("bits", compared=len(differences), differences=sum(differences))
+
+
+def residual_and_gate_with_named_axes() -> None:
+    """Values, gradients, tangents and second derivatives; arrays that devices share; vmap."""
+    x, weight, bias, residual = arrays_of(8, 64)
+    gate = np.roll(residual, 1, 0)
+
+    def loss(x, residual, gate, weight, bias, axis_name=None):
+        options = {"gate": gate, "axis_name": axis_name}
+        y, total = ours.layer_norm(x, weight, bias, residual=residual, **options)
+        normed = ours.rms_norm(total, gate=gate, norm_before_gate=False, axis_name=axis_name)
+        return jnp.sum(jnp.sin(y) * jnp.cos(total) + jnp.sin(normed))
+
+    def derivatives(function):
+        def all_of_them(*arrays):
+            every = tuple(range(len(arrays)))
+            gradient = jax.grad(function, every)
+            along = tuple(jnp.cos(each) for each in arrays)
+            return gradient(*arrays), jax.jvp(gradient, arrays, along)
+
+        return jax.jit(all_of_them)
+
+    differences = []
+    arrays = (x, residual, gate, weight, bias)
+    expected = derivatives(loss)(*arrays)
+    for names, is_checked in (("cols", True), (("rows", "cols"), False)):
+
+        def summed(*arrays, names=names):
+            return jax.lax.psum(loss(*arrays, axis_name=names), names)
+
+        of_rows, of_parameters = PartitionSpec(None, names), PartitionSpec(names)
+        specs = (of_rows, of_rows, of_rows, of_parameters, of_parameters)
+        mapped = jax.shard_map(
+            summed, mesh=mesh(), in_specs=specs, out_specs=PartitionSpec(), check_vma=is_checked
+        )
+        differences.append(relative_difference(derivatives(mapped)(*arrays), expected))
+
+    def of_half(x):  # all devices have this part of x
+        return jax.lax.psum(jnp.sin(ours.rms_norm(x, axis_name="cols")).sum(), "cols")
+
+    def of_copies(x):
+        return jnp.sin(ours.rms_norm(jnp.tile(x, (1, 2)))).sum()
+
+    whole = PartitionSpec()
+    mapped = jax.shard_map(of_half, mesh=mesh(), in_specs=whole, out_specs=whole)
+    found, expected = (jax.jit(jax.grad(each))(x[:, :32]) for each in (mapped, of_copies))
+    differences.append(relative_difference(found, expected))
+    function = with_named_axes(ours.rms_norm, (None, "cols"), ("cols",))
+    batches = (np.stack([x, residual]), np.stack([weight, bias]))
+    expected = jax.vmap(ours.rms_norm)(*batches)
+    differences.append(relative_difference(jax.jit(jax.vmap(function))(*batches), expected))
+    report("named axes", differences=differences)
+
+
+def modules_of_flax_with_named_axes() -> None:
+    """Compare with the same modules on one device; count the collectives of the forward."""
+    if importlib.util.find_spec("flax") is None:
+        return
+    from layernorm.flax import linen
+
+    x, scale, bias, residual = arrays_of(8, 64)
+    differences, counts = [], []
+    for module, names in ((linen.LayerNorm, ("scale", "bias")), (linen.RMSNorm, ("scale",))):
+        arrays = (x, residual, *(scale, bias)[: len(names)])
+
+        def both(x, residual, *own, module=module, names=names, **options):
+            parameters = {"params": dict(zip(names, own, strict=True))}
+            return module(**options).apply(parameters, x, residual=residual)
+
+        specs = (PartitionSpec("rows", "cols"),) * 2 + (PartitionSpec("cols"),) * len(names)
+        mapped = jax.shard_map(
+            functools.partial(both, axis_name="cols"),
+            mesh=mesh(),
+            in_specs=specs,
+            out_specs=specs[:2],
+        )
+        compiled = jax.jit(mapped).lower(*arrays).compile()
+        counts.append(collectives(compiled))
+        differences.append(relative_difference(jax.jit(mapped)(*arrays), both(*arrays)))
+    report("flax", differences=differences, collectives=counts)
+
+
 def exported() -> None:
     """Programs for several devices: the formula; within shard_map the kernels."""
     x, weight, bias, dy = arrays_of(8, 64)
@@ -557,4 +692,7 @@ if __name__ == "__main__":
     residual_within_shard_map()
     residual_with_explicit_axes()
     gate_within_shard_map_and_with_explicit_axes()
+    bits_of_rows()
+    residual_and_gate_with_named_axes()
     exported()
+    modules_of_flax_with_named_axes()

@@ -20,7 +20,7 @@ class Settings(NamedTuple):
     dtype: Any
     reduction_axes: Any
     feature_axes: Any
-    axis_name: str | None
+    axis_name: str | tuple[str, ...] | None
     axis_index_groups: Any
     centered: bool
 
@@ -65,7 +65,7 @@ def normalize(
     out_type = canonicalize_dtype(x, scale, bias, dtype=settings.dtype)
     axes = axes_of(settings.reduction_axes, x.ndim)
     features = axes_of(settings.feature_axes, x.ndim)
-    moments = mask is not None or settings.axis_name is not None
+    moments = mask is not None or not _are_whole_or_split(settings)
     alike = (features == axes and not _is_complex(out_type)) or (scale is None and bias is None)
     rounded = beside.residual is not None and x.dtype != out_type
     if not beside.is_nothing and (moments or not alike or rounded):
@@ -90,6 +90,16 @@ def normalize(
     return y.astype(out_type)
 
 
+def _are_whole_or_split(settings: Settings) -> bool:
+    """Tell whether our functions take the rows: whole, or in parts over axes of a mesh."""
+    names = settings.axis_name
+    if names is None:
+        return True
+    every = names if isinstance(names, tuple) else (names,)
+    mapped = jax.sharding.get_abstract_mesh().manual_axes
+    return settings.axis_index_groups is None and all(name in mapped for name in every)
+
+
 def _widened(x: Array) -> Array:
     return x.astype(spec.compute_type(x.dtype.name))
 
@@ -111,6 +121,7 @@ def _norm(
     if beside.gate is not None:
         beside = beside._replace(gate=beside.gate.astype(x.dtype))
     options: dict[str, Any] = {**beside._asdict(), "axis": axes, "eps": settings.epsilon}
+    options["axis_name"] = settings.axis_name
     if settings.centered:
         return functions.layer_norm(x, scale, bias, **options)
     return functions.rms_norm(x, scale, **options)

@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 from layernorm import spec
 from layernorm.jax.definition import Definition, Gating, Quantizing, compute_type
 
+AxisNames = str | tuple[str, ...]
 Description = tuple[tuple[int, ...], Any]  # an array's shape and type
 
 
@@ -84,13 +85,26 @@ def define(
     zero_centered_weight: bool,
     gating: Gating | None = None,
     quantizing: Quantizing | None = None,
+    axis_name: AxisNames | None = None,
 ) -> Definition:
     """Check all other arguments, and define the call. Raises: TypeError and ValueError."""
-    beside = (gating, quantizing)
+    beside = (gating, quantizing, _checked_names(axis_name))
     definition: tuple[Any, ...] = (axis, eps, centered, bool(zero_centered_weight), *beside)
     # Only these types: for a cache, True and 1.0 are the axis 1.
     checked = _checked_once if type(axis) is int and type(eps) is float else _checked
     return checked((x.shape, x.dtype), _described(weight), _described(bias), *definition)
+
+
+def _checked_names(axis_name: AxisNames | None) -> tuple[str, ...]:
+    names = () if axis_name is None else axis_name if isinstance(axis_name, tuple) else (axis_name,)
+    mapped = tuple(jax.sharding.get_abstract_mesh().manual_axes)
+    if not all(name in mapped for name in names):
+        raise ValueError(
+            f"axis_name is {axis_name!r}, but the call is mapped over the axes {mapped} of a mesh: "
+            "make it in a function that jax.shard_map maps over the named axes; under jax.vmap, "
+            "where no device has a part of a row, normalize over the axis itself"
+        )
+    return names
 
 
 def _described(parameter: Array | None) -> Description | None:
@@ -107,6 +121,7 @@ def _checked(
     zero_centered_weight: bool,
     gating: Gating | None,
     quantizing: Quantizing | None,
+    across: tuple[str, ...],
 ) -> Definition:
     shape, dtype = x
     if isinstance(eps, jax.core.Tracer):
@@ -124,7 +139,7 @@ def _checked(
             varying.update(own)
     eps = spec.check_eps(eps)
     own = tuple(sorted(varying))
-    return Definition(axes, eps, centered, zero_centered_weight, own, gating, quantizing)
+    return Definition(axes, eps, centered, zero_centered_weight, own, gating, quantizing, across)
 
 
 _checked_once = functools.lru_cache(maxsize=1024)(_checked)

@@ -41,6 +41,7 @@ class Definition(NamedTuple):
         varying: the kept axes of x along which weight and bias vary, sorted.
         gating: how the gate is applied, if there is one: an operand of x's shape.
         quantizing: how y is rounded to 8 bits, if it is; then nothing else stands beside x.
+        across: the axes of a mesh whose devices each have a part of every row.
     """
 
     axes: tuple[int, ...]
@@ -50,6 +51,7 @@ class Definition(NamedTuple):
     varying: tuple[int, ...] = ()
     gating: Gating | None = None
     quantizing: Quantizing | None = None
+    across: tuple[str, ...] = ()
 
     @property
     def has_gate(self) -> bool:

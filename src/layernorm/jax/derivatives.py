@@ -39,7 +39,7 @@ class Rows(NamedTuple):
 
     def mean(self, v: Array) -> Array:
         """Return the mean of each row."""
-        return v.mean(self.definition.axes, keepdims=True)
+        return _mean(v, self.definition)
 
     def jacobian(self, v: Array) -> Array:
         """Return J v."""
@@ -56,16 +56,20 @@ class Rows(NamedTuple):
         return self.factors.by_gate(self.x, n if self.bias is None else n + self.bias)
 
 
+def _mean(v: Array, definition: Definition) -> Array:
+    own = v.mean(definition.axes, keepdims=True)
+    return jax.lax.pmean(own, definition.across) if definition.across else own
+
+
 def rows_of(saved: Saved, definition: Definition) -> Rows:
     """Normalize x by the definition, differentiably, without the statistics."""
-    axes = definition.axes
     x, factors = _widened(saved, definition)
     d = factors.before(x)
     if definition.centered:
         # Twice: far from 0 the mean is rounded, and the second mean is that rounding error.
-        d = d - jax.lax.stop_gradient(d.mean(axes, keepdims=True))
-        d = d - d.mean(axes, keepdims=True)
-    rstd = jax.lax.rsqrt((d * d).mean(axes, keepdims=True) + definition.eps)
+        d = d - jax.lax.stop_gradient(_mean(d, definition))
+        d = d - _mean(d, definition)
+    rstd = jax.lax.rsqrt(_mean(d * d, definition) + definition.eps)
     return _rows(x, factors, d * rstd, rstd, saved, definition)
 
 

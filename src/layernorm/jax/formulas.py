@@ -18,25 +18,31 @@ from layernorm.jax.definition import Definition, compute_type
 from layernorm.jax.gate import Factors, factors_of
 from layernorm.jax.primitives import Saved, present, saved_in, spaced
 
-Means = Callable[[Sequence[Array], Definition], list[Array]]
+# From the means of parts, and the power of their scale or None, to those of whole rows.
+Merge = Callable[[Sequence[Array], Array | None], tuple[list[Array], Any]]
 
 # Up to this many terms are left to jnp.sum, which adds in an order of the compiler's choice.
 _SHORT = 32
 
 
-def total(v: Array, axes: tuple[int, ...]) -> Array:
+def total(v: Array, axes: tuple[int, ...], short: int = _SHORT) -> Array:
     """Sum pairwise over the axes, which are kept as size 1: the error grows with log2(n)."""
     kept = tuple(1 if axis in axes else size for axis, size in enumerate(v.shape))
     if not axes:
         return v
     v = jnp.moveaxis(v, axes, range(-len(axes), 0))
     v = v.reshape(*v.shape[: -len(axes)], -1)
-    while isinstance(v.shape[-1], int) and v.shape[-1] > _SHORT:  # exports have symbolic sizes
+    while isinstance(v.shape[-1], int) and v.shape[-1] > short:  # exports have symbolic sizes
         half = (v.shape[-1] + 1) // 2
         rest = v[..., half:]
         rest = jnp.pad(rest, [(0, 0)] * (v.ndim - 1) + [(0, half - rest.shape[-1])])
         v = v[..., :half] + rest
     return v.sum(-1).reshape(kept)
+
+
+def _row_sums(v: Array, definition: Definition) -> Array:
+    """Sum each row; a part of it in an order that does not follow the number of rows."""
+    return total(v, definition.axes, 1 if definition.across else _SHORT)
 
 
 def exponent(v: Array, axes: tuple[int, ...]) -> Array:
@@ -74,21 +80,22 @@ def centered(x: Array, definition: Definition) -> tuple[Array, Moments]:
     rest = times_power(x, -mean_power)
     mean = residual = jnp.zeros_like(mean_power, x.dtype)
     if definition.centered:
-        near = _mean_or_constant(rest, axes, count)
+        near = _mean_or_constant(rest, definition, count)
         rest = rest - near
-        more = total(rest, axes) / count
+        more = _row_sums(rest, definition) / count
         rest = rest - more
         mean = near + more
         residual = (near - mean) + more
     power = jnp.maximum(exponent(rest, axes) + mean_power, power_of_eps(definition.eps))
     rest = times_power(rest, mean_power - power)
-    return rest, Moments(mean, residual, total(rest * rest, axes) / count, mean_power, power)
+    square = _row_sums(rest * rest, definition) / count
+    return rest, Moments(mean, residual, square, mean_power, power)
 
 
-def _mean_or_constant(v: Array, axes: tuple[int, ...], count: int) -> Array:
+def _mean_or_constant(v: Array, definition: Definition, count: int) -> Array:
     """Return the mean; for a constant row exactly the constant, without a sum's rounding."""
-    highest, lowest = v.max(axes, keepdims=True), v.min(axes, keepdims=True)
-    return jnp.where(highest == lowest, highest, total(v, axes) / count)
+    highest, lowest = (each(definition.axes, keepdims=True) for each in (v.max, v.min))
+    return jnp.where(highest == lowest, highest, _row_sums(v, definition) / count)
 
 
 def power_of_eps(eps: float) -> int:
@@ -237,35 +244,42 @@ def backward(
         factors,
         definition,
         x_power=moments.power,
-        dy_power=exponent(factors.after(dy.astype(dtype)), definition.axes),
         dtotal=dtotal,
         need=need,
         parameter_type=parameter_type,
     )
 
 
-def _means(arrays: Sequence[Array], definition: Definition) -> list[Array]:
-    """Return the mean of each array along the rows."""
-    return [total(each, definition.axes) / definition.cols(each.shape) for each in arrays]
-
-
 def _centered_and_projected(
-    g: Array, xhat: Array, rest_of_one: Array, means: Means, definition: Definition
-) -> tuple[Array, Array]:
-    """Return v and c with dx = rstd * (v - c * xhat).
+    g: Array,
+    power: Array,
+    xhat: Array,
+    rest_of_one: Array,
+    merged: Merge | None,
+    definition: Definition,
+) -> tuple[Array, Array, Array]:
+    """Return v, c and power with dx = rstd * (v - c * xhat) * 2**power, where g is scaled likewise.
 
     dx may be small by cancellation, so the roundings of the first means are projected too.
     `rest_of_one` is 1 - mean(xhat^2) = eps * rstd^2.
     """
-    if not definition.centered:
-        (inner,) = means([g * xhat], definition)
-        v = g - xhat * inner
-        (rest,) = means([v * xhat], definition)
-        return v, rest - inner * rest_of_one
-    mean, inner = means([g, g * xhat], definition)
-    v = (g - mean) - xhat * inner
-    mean, rest = means([v, v * xhat], definition)
-    return v - mean, rest - inner * rest_of_one
+
+    def means(v: Array) -> list[Array]:
+        every = [v, v * xhat] if definition.centered else [v * xhat]
+        return [_row_sums(each, definition) / definition.cols(v.shape) for each in every]
+
+    def without(v: Array, mean: Sequence[Array]) -> Array:
+        return v - mean[0] if mean else v
+
+    *mean, inner = means(g)
+    if merged is not None:
+        (*mean, inner), whole = merged([*mean, inner], power)
+        g, power = times_power(g, power - whole), whole
+    v = without(g, mean) - xhat * inner
+    *mean, rest = means(v)
+    if merged is not None:
+        (*mean, rest), _ = merged([*mean, rest], None)
+    return without(v, mean), rest - inner * rest_of_one, power
 
 
 def gradients(
@@ -277,28 +291,28 @@ def gradients(
     definition: Definition,
     *,
     x_power: Array,
-    dy_power: Array,
     dtotal: Array | None,
     need: tuple[bool, ...],
     parameter_type: Any,
-    means: Means = _means,
+    merged: Merge | None = None,
 ) -> list[Array]:
     """Return those of dx, dweight, dbias and dgate that are needed.
 
     `rstd` is scaled by 2**x_power. For dx, each row of dy, times the gate where that is last, is
-    scaled by 2**-dy_power, and dtotal is added. Each call of `means` is one collective where other
-    devices have parts of the rows.
+    scaled by a power of two, and dtotal is added. Where x holds parts of rows, `merged` turns the
+    means of the parts, and the power of their scale, into those of whole rows.
     """
     widened = dy.astype(xhat.dtype)
     dn = factors.after(widened)
     need_dx, need_dweight, need_dbias, need_dgate = need
     du = dx = dweight = dbias = dgate = None
     if need_dx or (need_dgate and not factors.norm_first):
+        dy_power = exponent(dn, definition.axes)
         g = times_power(dn, -dy_power)
         if saved.weight is not None:
             g = g * _weight(saved.weight, g, definition)
         rest_of_one = _scaled_eps(definition.eps, x_power, rstd.dtype) * rstd * rstd
-        v, c = _centered_and_projected(g, xhat, rest_of_one, means, definition)
+        v, c, dy_power = _centered_and_projected(g, dy_power, xhat, rest_of_one, merged, definition)
         du = times_power(rstd * (v - c * xhat), dy_power - x_power)
     if du is not None and need_dx:
         dx = factors.before(du)

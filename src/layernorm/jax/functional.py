@@ -28,6 +28,7 @@ def layer_norm(
     axis: spec.Axis = -1,
     eps: SupportsFloat = 1e-5,
     zero_centered_weight: bool = False,
+    axis_name: arguments.AxisNames | None = None,
 ) -> Array: ...
 @overload
 def layer_norm(
@@ -42,6 +43,7 @@ def layer_norm(
     axis: spec.Axis = -1,
     eps: SupportsFloat = 1e-5,
     zero_centered_weight: bool = False,
+    axis_name: arguments.AxisNames | None = None,
 ) -> tuple[Array, Array]: ...
 def layer_norm(
     x: ArrayLike,
@@ -55,6 +57,7 @@ def layer_norm(
     axis: spec.Axis = -1,
     eps: SupportsFloat = 1e-5,
     zero_centered_weight: bool = False,
+    axis_name: arguments.AxisNames | None = None,
 ) -> Array | tuple[Array, Array]:
     """Normalize `x` over `axis` to zero mean and unit variance, then scale and shift.
 
@@ -74,15 +77,23 @@ def layer_norm(
         axis: int or ints; need not be the last, nor adjacent.
         eps: added to the variance, in units of x squared. A number, not a traced array.
         zero_centered_weight: multiply by 1 + weight; no effect without a weight.
+        axis_name: within `jax.shard_map`, the axis of the mesh, or a tuple of axes, whose devices
+            each have a part of every row, of equal sizes: the mean and the variance are those of
+            the whole rows. The arrays are this device's parts.
     Returns: y, with x's shape and type. With a residual (y, total): total is x + residual, rounded
         to the residual's type, and y the norm of that. Both have derivatives. With a gate, y is
         computed in float32 (float64 for float64) and rounded once.
-    Raises: while the call is traced, ValueError for shapes, axes, eps and an unknown activation,
-        TypeError for types.
+    Raises: while the call is traced, ValueError for shapes, axes, eps, an unknown activation and an
+        axis_name that no `shard_map` around the call maps over, TypeError for types.
     Source: Ba, Kiros and Hinton 2016, arXiv:1607.06450.
     """
     gated = (gate, activation, norm_before_gate)
-    options = {"axis": axis, "eps": eps, "zero_centered_weight": zero_centered_weight}
+    options = {
+        "axis": axis,
+        "eps": eps,
+        "zero_centered_weight": zero_centered_weight,
+        "axis_name": axis_name,
+    }
     return _norm(x, residual, gated, weight, bias, centered=True, **options)
 
 
@@ -98,6 +109,7 @@ def rms_norm(
     axis: spec.Axis = -1,
     eps: SupportsFloat = 1e-6,
     zero_centered_weight: bool = False,
+    axis_name: arguments.AxisNames | None = None,
 ) -> Array: ...
 @overload
 def rms_norm(
@@ -111,6 +123,7 @@ def rms_norm(
     axis: spec.Axis = -1,
     eps: SupportsFloat = 1e-6,
     zero_centered_weight: bool = False,
+    axis_name: arguments.AxisNames | None = None,
 ) -> tuple[Array, Array]: ...
 def rms_norm(
     x: ArrayLike,
@@ -123,21 +136,27 @@ def rms_norm(
     axis: spec.Axis = -1,
     eps: SupportsFloat = 1e-6,
     zero_centered_weight: bool = False,
+    axis_name: arguments.AxisNames | None = None,
 ) -> Array | tuple[Array, Array]:
     """Divide `x` by its root mean square over `axis`, then scale.
 
     y = x / sqrt(mean(x**2) + eps) * weight
 
     Args:
-        x, weight, residual, gate, activation, norm_before_gate, axis, zero_centered_weight: as in
-            `layer_norm`.
+        x, weight, residual, gate, activation, norm_before_gate, axis, zero_centered_weight,
+            axis_name: as in `layer_norm`.
         eps: added to the mean square, in units of x squared.
     Returns: y, with x's shape and type; with a residual (y, total), as in `layer_norm`.
     Raises: as `layer_norm` does.
     Source: Zhang and Sennrich 2019, arXiv:1910.07467.
     """
     gated = (gate, activation, norm_before_gate)
-    options = {"axis": axis, "eps": eps, "zero_centered_weight": zero_centered_weight}
+    options = {
+        "axis": axis,
+        "eps": eps,
+        "zero_centered_weight": zero_centered_weight,
+        "axis_name": axis_name,
+    }
     return _norm(x, residual, gated, weight, None, centered=False, **options)
 
 

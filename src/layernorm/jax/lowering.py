@@ -102,6 +102,7 @@ def _or_formula_in_export(partitioned: Any, formula: Any) -> Any:
         # Within a shard_map over all axes there is no such number: the call sees one device.
         devices = getattr(module.axis_context, "num_devices", 1) or 1
         is_formula = is_exported and (devices > 1 or is_called_from("keras.src.export."))
+        is_formula = is_formula and not params["definition"].across  # which is no partitioned call
         lower_it = lower_formula if is_formula else lower_partitioned
         return lower_it(ctx, *operands, **params)
 

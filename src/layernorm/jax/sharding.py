@@ -4,8 +4,14 @@ Sharded along kept axes, each device has whole rows: only the sums for dweight a
 communication, along the axes that the parameters do not vary along. Sharded along normalized axes,
 each device has a part of every row. The moments of the parts, of equal counts, are gathered and
 merged: mean, residual, mean square and two scales, in RMS norm the mean square and its scale. The
-backward adds up two sums of each row (RMS norm: one), and those of the rest once more: see
-`formulas`. For 8 bits, the largest |y| of the parts are gathered too.
+backward gathers two means of each part (RMS norm: one) and a scale, and the means of the rest once
+more: see `formulas`. For 8 bits, the largest |y| of the parts are gathered too.
+
+Each device merges what it has gathered in the same fixed order, where an all-reduce would add in an
+order of its own choice. So the bits of a row do not depend on the device or the run, nor on other
+rows, as far as XLA fuses the same operations.
+
+Within `shard_map` a call itself names the axes (`Definition.across`), and is not partitioned.
 """
 
 import contextlib
@@ -25,7 +31,6 @@ from layernorm.jax import derivatives, formulas
 from layernorm.jax.definition import Definition, compute_type
 from layernorm.jax.formulas import Moments, times_power
 from layernorm.jax.primitives import (
-    Saved,
     backward_p,
     forward_p,
     present,
@@ -132,6 +137,8 @@ def _partitioned(
 def forward(*operands: Array, **params: Any) -> list[Array]:
     """Compute forward_p, on any number of devices."""
     definition, dims = params["definition"], operands[0].ndim
+    if definition.across:
+        return _forward_of_parts(*operands, **params)
     of_results = {name: params[name] for name in ("has_addend", "with_statistics")}
     axes = Axes(
         operands=[
@@ -148,19 +155,25 @@ def forward(*operands: Array, **params: Any) -> list[Array]:
         return results
 
     def on_each(own: MeshAxes) -> Callable[..., Any]:
-        names = own.over(definition.axes)
-        if not names:
+        across = own.over(definition.axes)
+        if not across:
             return lambda *operands: tuple(whole(*operands))
-        merged = functools.partial(_merge if definition.centered else _merge_squares, names)
-
-        def largest(of_part: Array) -> Array:
-            return jax.lax.all_gather(of_part, names).max(0)
-
-        return lambda *operands: tuple(
-            formulas.forward(*operands, **params, merged=merged, largest=largest)
-        )
+        of_parts = params | {"definition": definition._replace(across=across)}
+        return lambda *operands: tuple(_forward_of_parts(*operands, **of_parts))
 
     return _partitioned(whole, on_each, axes, operands)
+
+
+def _forward_of_parts(*operands: Array, definition: Definition, **params: Any) -> list[Array]:
+    merge = _merge if definition.centered else _merge_squares
+
+    def largest(of_part: Array) -> Array:
+        return jax.lax.all_gather(of_part, definition.across).max(0)
+
+    merged = functools.partial(merge, definition.across)
+    return formulas.forward(
+        *operands, definition=definition, **params, merged=merged, largest=largest
+    )
 
 
 def _merge(names: Names, rest: Array, own: Moments) -> tuple[Array, Moments]:
@@ -168,22 +181,24 @@ def _merge(names: Names, rest: Array, own: Moments) -> tuple[Array, Moments]:
     mean, residual, square, mean_powers, powers = _gathered(names, own)
     mean_power = mean_powers.max(0)
     near = times_power(mean, mean_powers - mean_power)
-    middle = near.mean(0)
+    middle = _mean(near)
 
     def offset_of(mean: Array, residual: Array, power: Array) -> Array:
         shift = power - mean_power
         return (times_power(mean, shift) - middle) + times_power(residual, shift)
 
     offsets = offset_of(mean, residual, mean_powers)
-    more = offsets.mean(0)
+    more = _mean(offsets)
     offsets = offsets - more
     power = jnp.maximum(powers.max(0), formulas.exponent(offsets, (0,))[0] + mean_power)
     square = times_power(times_power(square, powers - power), powers - power)
-    square = (square + times_power(offsets, mean_power - power) ** 2).mean(0)
+    shift = mean_power - power
+    # Powers of two last: XLA may fuse a product into a sum, in some shapes, and this one is exact.
+    square = _mean(square) + _mean(times_power(times_power(offsets**2, shift), shift))
     total = middle + more
     merged = Moments(total, (middle - total) + more, square, mean_power, power)
     offset = offset_of(own.mean, own.residual, own.mean_power) - more
-    rest = times_power(rest, own.power - power) + times_power(offset, mean_power - power)
+    rest = times_power(rest, own.power - power) + times_power(offset, shift)
     return rest, merged
 
 
@@ -191,7 +206,7 @@ def _merge_squares(names: Names, rest: Array, own: Moments) -> tuple[Array, Mome
     """Do what `_merge` does for RMS norm, whose means are 0."""
     square, powers = _gathered(names, (own.square, own.power))
     power = powers.max(0)
-    square = times_power(times_power(square, powers - power), powers - power).mean(0)
+    square = _mean(times_power(times_power(square, powers - power), powers - power))
     return times_power(rest, own.power - power), own._replace(square=square, power=power)
 
 
@@ -203,12 +218,37 @@ def _gathered(names: Names, of_rows: Sequence[Array]) -> list[Array]:
     return [gathered[:, at].astype(each.dtype) for at, each in enumerate(of_rows)]
 
 
+def _mean(of_parts: Array) -> Array:
+    """Return the mean along the first axis, added by halves: XLA may add a sum in any order.
+
+    But a sum of two has one order. And without it XLA would compute the mean for each element of x.
+    """
+    v = of_parts
+    while len(v) > 2:
+        half = len(v) // 2
+        v = jnp.concatenate([v[:half] + v[half : 2 * half], v[2 * half :]])
+    return v.sum(0) / len(of_parts)
+
+
+def _merge_means(
+    names: Names, means: Sequence[Array], power: Array | None
+) -> tuple[list[Array], Any]:
+    """Merge the means of all devices' parts, each scaled by 2**-power, or not scaled."""
+    if power is None:
+        return [_mean(each) for each in _gathered(names, means)], None
+    *parts, powers = _gathered(names, (*means, power))
+    power = powers.max(0)
+    return [_mean(times_power(each, powers - power)) for each in parts], power
+
+
 # ---- backward
 
 
 def backward(*operands: Array, **params: Any) -> list[Array]:
     """Compute backward_p, on any number of devices."""
     definition, dims = params["definition"], operands[0].ndim
+    if definition.across:
+        return _backward_of_parts((), *operands, **params)
     gradients = 1 + params["has_dtotal"]
     axes = Axes(
         operands=[
@@ -228,13 +268,13 @@ def backward(*operands: Array, **params: Any) -> list[Array]:
         across, down = own.over(definition.axes), own.over(definition.summed(dims))
         if not across and not (down and any(params["need"][1:3])):
             return lambda *operands: tuple(whole(*operands))
-        return lambda *operands: tuple(_backward_of_parts(across, down, *operands, **params))
+        of_parts = params | {"definition": definition._replace(across=across)}
+        return lambda *operands: tuple(_backward_of_parts(down, *operands, **of_parts))
 
     return _partitioned(whole, on_each, axes, operands)
 
 
 def _backward_of_parts(
-    across: Names,
     down: Names,
     *operands: Array,
     definition: Definition,
@@ -254,8 +294,22 @@ def _backward_of_parts(
         None if each is None else each.astype(sum_type) for each in (saved.weight, saved.bias)
     )
     saved = saved._replace(weight=weight, bias=bias)
-    if across:
-        results = _gradients_of_parts(across, dy, dtotal, saved, definition, need)
+    if definition.across:
+        rows = derivatives.rows_from(saved, definition)
+        x_power = -formulas.exponent(rows.rstd, ())
+        results = formulas.gradients(
+            dy,
+            rows.xhat,
+            times_power(rows.rstd, x_power),
+            saved,
+            rows.factors,
+            definition,
+            x_power=x_power,
+            dtotal=dtotal,
+            need=need,
+            parameter_type=sum_type,
+            merged=functools.partial(_merge_means, definition.across),
+        )
     else:
         results = local_backward_p.bind(
             *present(dy, dtotal),
@@ -270,37 +324,6 @@ def _backward_of_parts(
     dx, *of_parameters, dgate = spaced(results, need)
     sums = present(*of_parameters)
     if sums and down:
-        sums = list(jax.lax.psum(jnp.stack(sums), down))  # one collective for both
+        # One collective for both. Not gathered: that would bring every device's sums to each.
+        sums = list(jax.lax.psum(jnp.stack(sums), down))
     return [*present(dx), *(each.astype(parameter_type) for each in sums), *present(dgate)]
-
-
-def _gradients_of_parts(
-    across: Names,
-    dy: Array,
-    dtotal: Array | None,
-    saved: Saved,
-    definition: Definition,
-    need: tuple[bool, ...],
-) -> list[Array]:
-    rows = derivatives.rows_from(saved, definition)
-    cols = definition.cols(saved.x.shape) * jax.lax.psum(1, across)
-
-    def means(arrays: Sequence[Array], definition: Definition) -> list[Array]:
-        sums = jnp.stack([formulas.total(each, definition.axes) for each in arrays])
-        return list(jax.lax.psum(sums, across) / cols)
-
-    none = jnp.zeros((), jnp.int32)
-    return formulas.gradients(
-        dy,
-        rows.xhat,
-        rows.rstd,
-        saved,
-        rows.factors,
-        definition,
-        x_power=none,
-        dy_power=none,
-        dtotal=dtotal,
-        need=need,
-        parameter_type=rows.xhat.dtype,
-        means=means,
-    )
