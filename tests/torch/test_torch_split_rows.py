@@ -21,6 +21,7 @@ from split_calls import (  # noqa: E402
     start_processes,
 )
 from torch.distributed.tensor import (  # noqa: E402
+    DeviceMesh,
     DTensor,
     Partial,
     Replicate,
@@ -292,6 +293,19 @@ def check_compiled() -> None:
         assert torch.equal(compiled.full_tensor(), eager.full_tensor())
 
 
+def check_a_mesh_of_some_processes() -> None:
+    whole = torch.arange(16.0).reshape(2, 8)
+    mesh = DeviceMesh("cpu", [0, 1])
+    x = distribute_tensor(whole, mesh, [Shard(1)]).requires_grad_()
+    y = ours.layer_norm(x, (8,))
+    assert y.shape == (2, 8)
+    assert y.placements == (Shard(1),)
+    if dist.get_rank() < 2:
+        y.backward(torch.ones_like(y))
+        assert x.grad.placements == (Shard(1),)
+        torch.testing.assert_close(y.full_tensor(), ours.layer_norm(whole, (8,)))
+
+
 def check_transforms() -> None:
     """vmap and torch.func.grad gather x; PyTorch itself refuses forward mode."""
     mesh = init_device_mesh("cpu", (WORLD,))
@@ -338,6 +352,7 @@ def check_8_bits() -> None:
 def work() -> None:
     for check in (
         *(check_compiled, check_transforms, check_selective_checkpointing),
+        check_a_mesh_of_some_processes,
         *(check_bits, check_parameters, check_several_normalized_axes, check_residuals),
         *(check_second_derivatives, check_edges, check_errors, check_8_bits),
     ):

@@ -46,11 +46,16 @@ def norm(
         for each in (x, addend, gate)
     ]
     parameters = [_local_parameter(each, x, placements, definition) for each in (weight, bias)]
-    levels = _levels(x, placements, definition.axes)
-    results = SplitNorm.apply(*rows, *parameters, levels, definition)
+    if mesh.get_coordinate() is None:  # this process is not in the mesh, and has no elements
+        results = [each for each in rows[:2] if each is not None]
+    else:
+        levels = _levels(x, placements, definition.axes)
+        results = SplitNorm.apply(*rows, *parameters, levels, definition)
     stride = torch.empty(x.shape, device="meta").stride()
     return tuple(
-        DTensor.from_local(each, mesh, placements, run_check=False, shape=x.shape, stride=stride)
+        DTensor.from_local(
+            *(each.contiguous(), mesh, placements), run_check=False, shape=x.shape, stride=stride
+        )
         for each in results
     )
 
