@@ -38,9 +38,13 @@ def prepare() -> None:
         _prepare()
 
 
-@torch.compiler.assume_constant_result  # which the compiler calls, and does not trace
 def _prepare() -> None:
     _register()
+
+
+# The compiler calls it and does not trace it: torch.compiler.assume_constant_result, which would
+# import the whole compiler.
+_prepare._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def splits_rows(x: Tensor, axes: Axes) -> bool:
