@@ -1,7 +1,5 @@
 """Data-parallel training and DTensor, on two processes over gloo."""
 
-import os
-import socket
 from functools import partial
 
 import pytest
@@ -9,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 dist = pytest.importorskip("torch.distributed")
 
-import torch.multiprocessing as multiprocessing  # noqa: E402
+from processes import start_processes  # noqa: E402
 
 import layernorm.torch as ours  # noqa: E402
 from layernorm.cli.problem import ordinary_arrays  # noqa: E402
@@ -184,25 +182,14 @@ def check_dtensor_with_parameters_over_kept_axes() -> None:
             torch.testing.assert_close(got.full_tensor(), whole)
 
 
-def work(rank: int, port: int) -> None:
-    torch.set_num_threads(1)
-    address = f"tcp://127.0.0.1:{port}"
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=WORLD)
-    try:
-        check_data_parallel()
-        check_dtensor()
-        check_dtensor_with_parameters_over_kept_axes()
-        check_dtensor_with_a_residual()
-        check_dtensor_with_a_gate()
-        check_quantized_dtensor()
-    finally:
-        dist.destroy_process_group()
-    # At a usual exit PyTorch's own threads sometimes abort the process.
-    os._exit(0)
+def work() -> None:
+    check_data_parallel()
+    check_dtensor()
+    check_dtensor_with_parameters_over_kept_axes()
+    check_dtensor_with_a_residual()
+    check_dtensor_with_a_gate()
+    check_quantized_dtensor()
 
 
 def test_two_processes_have_the_results_of_one() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(work, (port,), nprocs=WORLD)
+    start_processes(work, WORLD)

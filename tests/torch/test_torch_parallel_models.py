@@ -3,8 +3,6 @@
 Outputs and gradients are judged by PyTorch's norms in float64, on one process.
 """
 
-import os
-import socket
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -17,7 +15,7 @@ dist = pytest.importorskip("torch.distributed")
 if not dist.is_available():
     pytest.skip("PyTorch has no distributed", allow_module_level=True)
 
-import torch.multiprocessing as multiprocessing  # noqa: E402
+from processes import start_processes  # noqa: E402
 from split_calls import Traffic  # noqa: E402
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (  # noqa: E402
     apply_activation_checkpointing,
@@ -265,31 +263,21 @@ def check_norms_in_float32_in_a_model_in_bfloat16(mesh: Any) -> None:
 # ---- processes
 
 
-def work(rank: int, port: int, world: int) -> None:
-    torch.set_num_threads(1)
-    address = f"tcp://127.0.0.1:{port}"
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=world)
-    try:
-        mesh = init_device_mesh("cpu", (world,))
-        check_plans(mesh)
-        if world == 2:
-            check_collectives(mesh)
-            check_converted_models(mesh)
-            check_checkpointing(mesh)
-            check_data_parallelism(mesh)
-        else:
-            mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
-            check_two_dimensions(mesh)
-            check_norms_in_float32_in_a_model_in_bfloat16(mesh)
-    finally:
-        dist.destroy_process_group()
-    # At a usual exit PyTorch's own threads sometimes abort the process.
-    os._exit(0)
+def work() -> None:
+    world = dist.get_world_size()
+    mesh = init_device_mesh("cpu", (world,))
+    check_plans(mesh)
+    if world == 2:
+        check_collectives(mesh)
+        check_converted_models(mesh)
+        check_checkpointing(mesh)
+        check_data_parallelism(mesh)
+    else:
+        mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+        check_two_dimensions(mesh)
+        check_norms_in_float32_in_a_model_in_bfloat16(mesh)
 
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_processes_have_the_results_of_one(world) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(work, (port, world), nprocs=world)
+    start_processes(work, world)

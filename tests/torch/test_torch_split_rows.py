@@ -4,6 +4,7 @@ import json
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 from own_process import run_script
 
@@ -12,13 +13,13 @@ dist = pytest.importorskip("torch.distributed")
 if not dist.is_available():
     pytest.skip("PyTorch has no distributed", allow_module_level=True)
 
+from processes import start_processes  # noqa: E402
 from split_calls import (  # noqa: E402
     CALLS,
     MESHES,
     WORLD,
     init_device_mesh,
     placed,
-    start_processes,
 )
 from torch.distributed.tensor import (  # noqa: E402
     DeviceMesh,
@@ -32,6 +33,7 @@ from torch.utils import checkpoint  # noqa: E402
 
 import layernorm.torch as ours  # noqa: E402
 from layernorm import accuracy  # noqa: E402
+from layernorm.torch import split_rows  # noqa: E402
 
 SCRIPT = Path(__file__).parents[1] / "support" / "split_calls.py"
 
@@ -43,9 +45,10 @@ def test_calls_are_within_their_bounds_and_send_a_few_numbers_a_row() -> None:
         bounds = accuracy.BOUNDS[call.dtype]
         limits = {"y": bounds.y, "dx": bounds.dx, "dweight": bounds.parameter}
         limits["dbias"] = bounds.parameter
-        for name, error in each["errors"].items():
-            limit = accuracy.GATED_BOUND if "gate" in call.beside else limits[name]
-            assert error <= limit, (call, name)
+        for errors in (each["errors"], each["errors_of_formula"]):
+            for name, error in errors.items():
+                limit = accuracy.GATED_BOUND if "gate" in call.beside else limits[name]
+                assert error <= limit, (call, name)
         levels = call.split_over()
         centered, is_wide = call.kind == "layer_norm", "gate" in call.beside
         is_wide = is_wide or call.dtype == "float64"
@@ -58,8 +61,25 @@ def test_calls_are_within_their_bounds_and_send_a_few_numbers_a_row() -> None:
         assert each["collectives"] == [gathers | reduced, gathers | of_rows], call
 
 
+@pytest.mark.parametrize("far", [0, -1])
+def test_the_merge_of_many_parts_is_exact(far) -> None:
+    """float64, one part far from all others: the worst case, for which there are no processes."""
+    parts, cols = 1024, 8
+    x = np.random.default_rng(1).standard_normal((parts, cols))
+    x[far] += 1e4
+    wide = x.astype(np.longdouble)
+    mean = wide.mean(1)
+    rounded = mean.astype(np.float64)
+    moments = (wide.std(1), rounded, mean - rounded)
+    given = [torch.tensor(each.astype(np.float64))[:, None] for each in moments]
+    level = split_rows.Level("", [cols] * parts)
+    deviation, mean, residual = (float(each) for each in split_rows._merged(level, given, True))
+    assert abs(deviation / float(wide.std()) - 1) <= 4 * 2.0**-53
+    assert abs(np.longdouble(mean) + residual - wide.mean()) <= 2.0**-53 * deviation
+
+
 def test_four_processes_have_the_results_of_one() -> None:
-    start_processes(work)
+    start_processes(work, WORLD)
 
 
 # ---- what the processes do
@@ -234,6 +254,19 @@ def check_edges() -> None:
         assert torch.equal(y.full_tensor(), bias.expand(3, 10))
         (dx,) = torch.autograd.grad(y.sum(), constant)
         assert eps or torch.equal(dx.full_tensor(), torch.zeros(3, 10))
+    huge = torch.full((2, 10), 1e308, dtype=torch.float64)
+    own = distribute_tensor(huge, mesh, [Shard(1)]).requires_grad_()
+    dy = torch.arange(20.0, dtype=torch.float64).reshape(2, 10)
+    y = ours.layer_norm(own, (10,))
+    y.backward(distribute_tensor(dy, mesh, [Shard(1)]))
+    expected = (dy - dy.mean(1, keepdim=True)) / 1e-5**0.5
+    torch.testing.assert_close(own.grad.full_tensor(), expected)
+    check_rows_of_which_no_statistics_are_saved(mesh)
+    infinite = torch.ones(2, 10)
+    infinite[1, 9] = float("inf")
+    own = distribute_tensor(torch.randn(2, 10), mesh, [Shard(1)]).requires_grad_()
+    ours.layer_norm(own, (10,)).backward(distribute_tensor(infinite, mesh, [Shard(1)]))
+    assert own.grad.full_tensor().isnan().all(1).tolist() == [False, True]
     x = torch.randn(4, 10)
     x[0, 9], x[2, 0] = float("nan"), float("inf")  # each in the part of one process
     own = distribute_tensor(x, mesh, [Shard(1)]).requires_grad_()
@@ -252,6 +285,25 @@ def check_edges() -> None:
         whole = ours.rms_norm(half, (10,))
         mine = ours.rms_norm(distribute_tensor(half, mesh, [Shard(1)]), (10,))
         assert torch.equal(mine.full_tensor(), whole)
+
+
+def check_rows_of_which_no_statistics_are_saved(mesh) -> None:
+    """dweight and dbias of rows of tiny numbers, for which the kernels would take their own."""
+    torch.manual_seed(8)
+    x, dy = torch.randn(2, 4, 10)
+    x = x * 1e-30
+    bias, weight = torch.randn(2, 10)
+    sharded = [distribute_tensor(each, mesh, [Shard(each.dim() - 1)]) for each in (x, weight, bias)]
+    for each in sharded:
+        each.requires_grad_()
+    y = ours.layer_norm(sharded[0], (10,), *sharded[1:], eps=1e-70)
+    y.backward(distribute_tensor(dy, mesh, [Shard(1)]))
+    dweight, dbias = (each.grad.full_tensor().numpy() for each in sharded[1:])
+    given = dy.numpy(), x.numpy()
+    assert (
+        accuracy.dweight_error(dweight, *given, eps=1e-70) <= accuracy.BOUNDS["float32"].parameter
+    )
+    assert accuracy.dbias_error(dbias, dy.numpy()) <= accuracy.BOUNDS["float32"].parameter
 
 
 def check_errors() -> None:

@@ -35,7 +35,7 @@ class Rows(NamedTuple):
     parameter_shape: tuple[int, ...] | None  # None: the normalized shape
     axes: Axes
     centered: bool
-    mean_along: "Mean"
+    mean_along: Mean
 
     def widened(self, v: Tensor) -> Tensor:
         """Return v in the type of xhat."""

@@ -28,10 +28,10 @@ def moments(u: Tensor, definition: Definition) -> Tensor:
     """
     axes, centered = definition.axes, definition.centered
     count = _moment_count(u, centered)
+    if has_kernels(u):
+        return torch.ops.layernorm.split_rows_moments(u, list(axes), centered)
     if u.numel() == 0:
         return _empty_numbers(u, count, axes)
-    if _has_kernels(u):
-        return torch.ops.layernorm.split_rows_moments(u, list(axes), centered)
     without_eps = Definition(axes, 0.0, centered)
     _, *statistics = operators.forward(u.double(), None, None, without_eps)
     rstd = statistics[1] if centered else statistics[0]
@@ -48,7 +48,7 @@ def norm(
 ) -> Tensor:
     """Return y of the parts, in u's type; `statistics` as `split_rows` returns them."""
     axes = definition.axes
-    if _has_kernels(u):
+    if has_kernels(u):
         return torch.ops.layernorm.split_rows_norm(
             *(u, *arguments.repeated(weight, bias), statistics, list(axes)),
             *(definition.centered, definition.zero_centered_weight),
@@ -65,16 +65,13 @@ def sums(
     dy: Tensor, u: Tensor, weight: Tensor | None, statistics: Tensor, definition: Definition
 ) -> Tensor:
     """Return those of g * xhat, of xhat^2 and, but for RMS norm, of g = dy * weight."""
-    count = 3 if definition.centered else 2
-    if u.numel() == 0:
-        return _empty_numbers(u, count, definition.axes)
-    if _has_kernels(u):
+    if has_kernels(u):
         return torch.ops.layernorm.split_rows_sums(
             *(dy, u, weight, statistics, list(definition.axes)),
             *(definition.centered, definition.zero_centered_weight),
         )
     g, xhat = _g(dy, weight, definition), normalized(u, statistics, definition)
-    terms = (g * xhat, xhat.square(), g)[:count]
+    terms = (g * xhat, xhat.square(), *([g] if definition.centered else []))
     return torch.stack([_sum(each, definition.axes) for each in terms])
 
 
@@ -91,7 +88,7 @@ def gradient(
 
     `means` are those of g * xhat and, but for RMS norm, of g.
     """
-    if _has_kernels(u):
+    if has_kernels(u):
         return torch.ops.layernorm.split_rows_gradient(
             *(dy, dtotal, u, weight, statistics, means, list(definition.axes)),
             *(definition.centered, definition.zero_centered_weight),
@@ -215,7 +212,8 @@ def _power_of_two(power: Tensor) -> Tensor:
     return (power + 1023 << 52).view(torch.float64)
 
 
-def _has_kernels(u: Tensor) -> bool:
+def has_kernels(u: Tensor) -> bool:
+    """Tell whether our kernels take the steps."""
     return u.device.type == "cpu"
 
 

@@ -174,7 +174,7 @@ def _statistics(u: Tensor, levels: Sequence[Level], definition: Definition) -> T
     if is_float64:
         # Beside a mean that is far larger than rstd's inverse, x may be large, but not infinite.
         power = _power_of((moments[0], root_eps))
-        power = torch.maximum(power, _power_of(moments) - 500)
+        power = torch.maximum(power, _power_of(moments) - 1000)
         *moments, root_eps = (times_power(each, -power) for each in (*moments, root_eps))
     deviation, mean, residual = (*moments, zero, zero)[:3]
     # Operations that PyTorch rounds exactly: of others the bits depend on the place in memory.
