@@ -32,7 +32,7 @@ from torch.distributed.tensor import (  # noqa: E402
 from torch.utils import checkpoint  # noqa: E402
 
 import layernorm.torch as ours  # noqa: E402
-from layernorm import accuracy  # noqa: E402
+from layernorm import accuracy, reference  # noqa: E402
 from layernorm.torch import split_rows  # noqa: E402
 
 SCRIPT = Path(__file__).parents[1] / "support" / "split_calls.py"
@@ -306,6 +306,26 @@ def check_rows_of_which_no_statistics_are_saved(mesh) -> None:
     assert accuracy.dbias_error(dbias, dy.numpy()) <= accuracy.BOUNDS["float32"].parameter
 
 
+def check_dy_along_xhat() -> None:
+    """dx is small by cancellation, and what the roundings of a row have in common would show."""
+    mesh = init_device_mesh("cpu", (WORLD,))
+    rng = np.random.default_rng(0)
+    for dtype, cols in (("float32", 4), ("float32", 7), ("float64", 3), ("float64", 7)):
+        rows = 4000
+        first = rng.random((rows, cols)) < rng.random((rows, 1))
+        first[:, 0], first[:, 1] = True, False
+        a, b = rng.normal(size=(2, rows, 1)) * np.exp(2 * rng.normal(size=(2, rows, 1)))
+        x = np.where(first, a, b).astype(dtype)
+        xhat = reference.normalize(x, eps=0.0)
+        dy = (rng.normal(size=(rows, 1)) * xhat).astype(dtype)
+        own = distribute_tensor(torch.tensor(x), mesh, [Shard(1)]).requires_grad_()
+        y = ours.layer_norm(own, (cols,))
+        y.backward(distribute_tensor(torch.tensor(dy), mesh, [Shard(1)]))
+        dx = own.grad.full_tensor().numpy()
+        if dist.get_rank() == 0:
+            assert accuracy.dx_error(dx, dy, x) <= accuracy.BOUNDS[dtype].dx, (dtype, cols)
+
+
 def check_errors() -> None:
     mesh = init_device_mesh("cpu", (WORLD,))
     x = distribute_tensor(torch.randn(2, 8), mesh, [Shard(1)])
@@ -404,7 +424,7 @@ def check_8_bits() -> None:
 def work() -> None:
     for check in (
         *(check_compiled, check_transforms, check_selective_checkpointing),
-        check_a_mesh_of_some_processes,
+        *(check_a_mesh_of_some_processes, check_dy_along_xhat),
         *(check_bits, check_parameters, check_several_normalized_axes, check_residuals),
         *(check_second_derivatives, check_edges, check_errors, check_8_bits),
     ):

@@ -220,18 +220,18 @@ def _means(
     """Return the means of g * xhat and, but for RMS norm, of g, stacked, given the parts' sums.
 
     What the roundings of rstd and xhat have in common would count twice where g lies along xhat,
-    and dx is small. So xhat is taken as a direction, whose length is known: mean(xhat^2) is
-    1 - eps * rstd^2.
+    and dx is small. But mean(xhat^2) is 1 - eps * rstd^2 without them: its excess says what to take
+    back.
     """
     totals: Sequence[Tensor] = sums.unbind()
     for level in levels:
         totals = [_sum_of_parts(each) for each in _gathered(level, totals)]
-    of_g_xhat, squares, *of_g = totals
+    n = sum(levels[-1].counts)
+    of_g_xhat, of_squares, *of_g = (each / n for each in totals)
     rstd, *_, power = statistics
     root_eps = times_power(torch.full_like(rstd, definition.eps).sqrt(), -power)
-    slope = of_g_xhat / squares * (1 - (root_eps * rstd).square())
-    slope = torch.where(squares == 0, 0, slope)
-    means = torch.stack([slope, *(each / sum(levels[-1].counts) for each in of_g)])
+    excess = of_squares - (1 - (root_eps * rstd).square())
+    means = torch.stack([of_g_xhat - of_g_xhat * excess, *of_g])
     # An infinity in dy, of any process, makes the whole row NaN.
     return torch.where(means.isfinite().all(0), means, torch.nan)
 
