@@ -69,7 +69,7 @@ constexpr int64_t kFlushColumns = sizeof(C) == sizeof(float) ? 6 : 4;
 
 // As kWellCentered; a lane of floats has fewer terms here, and the guess is of fewer columns.
 template <class C>
-constexpr double kWellCenteredStrips = sizeof(C) == sizeof(float) ? 1 : kWellCentered<C>;
+constexpr double kWellCenteredStrips = sizeof(C) == sizeof(float) ? 1 : kWellCentered;
 
 template <class Stored, bool centered, int V, bool whole>
 struct StripStatistics {
@@ -83,7 +83,7 @@ struct StripStatistics {
     for (int v = 0; v < V; ++v) {
       Vector<C> total = {};
       for (int64_t col = 0; col < taken; ++col) total += strip.read(x + col * stride, v);
-      store(batch.shift + v * W, total / broadcast(static_cast<C>(taken)));
+      store(batch.shift + v * W, as_shift(total / broadcast(static_cast<C>(taken))));
     }
   }
 
@@ -113,7 +113,7 @@ struct StripStatistics {
     }
     for (int v = 0; v < V; ++v) {
       total[v].store(batch.sum + v * W);
-      total_squares[v].store(batch.squares + v * W);
+      total_squares[v].store_in_two(batch.squares + v * W, batch.rest_of_squares(v * W));
     }
   }
 

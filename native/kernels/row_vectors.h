@@ -94,6 +94,12 @@ struct AlongRow {
   static void put_total(const LaneTotal<C>& of_lanes, double* to, double beyond = 0) {
     std::fill(to, to + W, of_lanes.sum(beyond));
   }
+  // As LaneTotal::sum_in_two().
+  static void put_in_two(const LaneTotal<C>& of_lanes, double* to, double* rests) {
+    double rest = 0;
+    std::fill(to, to + W, of_lanes.sum_in_two(&rest));
+    std::fill(rests, rests + lanes<double>, rest);
+  }
   // What is known of the first row, for each lane.
   template <class T>
   void spread(T* of_rows) const {
@@ -152,6 +158,9 @@ struct AcrossRows {
   }
   static void put_total(const LaneTotal<C>& of_lanes, double* to, double beyond = 0) {
     of_lanes.store(to, beyond);
+  }
+  static void put_in_two(const LaneTotal<C>& of_lanes, double* to, double* rests) {
+    of_lanes.store_in_two(to, rests);
   }
   // The lanes past the rows are as the first, so that they hold numbers.
   template <class T>

@@ -122,13 +122,13 @@ Batch<Compute<Stored>, lanes<Compute<Stored>>> batch_of_scaled(const Rows& rows,
     });
     sums.flush();
     if constexpr (centered) rows.put_total(sums.totals[0], batch.sum);
-    rows.put_total(sums.totals[1], batch.squares);
+    rows.put_in_two(sums.totals[1], batch.squares, batch.rest);
   };
   sum_moments();
   if constexpr (centered) {
     // Sums all rows again; those whose shift did not change get the same sums as before.
     bool again = false;
-    batch.recenter(rows.count(), n, kWellCentered<C>, [&](int64_t) { again = true; });
+    batch.recenter(rows.count(), n, kWellCentered, [&](int64_t) { again = true; });
     rows.spread(batch.shift);
     if (again) sum_moments();
   }

@@ -30,11 +30,10 @@ struct Normalizer {
   }
 };
 
-// The largest mean(d)^2 / variance. At 1 the subtraction loses one bit: sums of floats, computed in
-// double, can spare it; sums of doubles cannot. But where many terms are equal, all lanes round
-// alike, and the mean's error grows with its distance from the shift.
-template <class C>
-constexpr double kWellCentered = sizeof(C) == sizeof(float) ? 0x1p-2 : 0x1p-6;
+// The largest mean(d)^2 / variance. The subtraction could do with less: at 1 it loses one bit, which
+// the sums can spare. But where many terms are equal, all lanes round alike, and the mean's error
+// grows with its distance from the shift.
+constexpr double kWellCentered = 0x1p-2;
 
 // Below this variance + eps, squares may have underflowed.
 constexpr double smallest_variance(float) { return 0x1p-80; }
@@ -64,9 +63,11 @@ template <class C, int64_t capacity>
 struct Batch {
   static constexpr int64_t W = lanes<double>;
   static_assert(capacity % W == 0, "whole vectors of doubles");
+  static constexpr bool is_double = sizeof(C) == sizeof(double);
 
   alignas(64) C shift[capacity];
   alignas(64) double sum[capacity], squares[capacity];  // of d = x - shift
+  alignas(64) double rest[is_double ? capacity : W];    // of the squares; of floats there is none
   alignas(64) C mean[capacity], residual[capacity], rstd[capacity];
   alignas(64) double total[capacity];  // variance + eps
 
@@ -75,13 +76,15 @@ struct Batch {
     return over<C>(load_doubles(squares + row) - load_doubles(sum + row) * delta(row, n), n);
   }
 
-  // What the roundings of variance() have taken away.
+  double* rest_of_squares(int64_t row) { return is_double ? rest + row : rest; }
+
+  // What variance() lacks: the rest of the squares, and what its roundings have taken away.
   DoubleVector variance_error(int64_t row, double n) const {
     const DoubleVector whole = load_doubles(squares + row);
     const DoubleVector part = load_doubles(sum + row) * delta(row, n);
     const DoubleVector difference = whole - part;
     return division_error(difference, broadcast(n)) +
-           two_sum_error(whole, -part, difference) / broadcast(n);
+           (two_sum_error(whole, -part, difference) + load_doubles(rest + row)) / broadcast(n);
   }
 
   // Moves the shift of each row that needs it to its mean, and calls again(row) for those: where
@@ -110,7 +113,7 @@ struct Batch {
       const DoubleVector eps = eps_of(row);
       const DoubleVector var = at_least_zero(variance(row, n)), with_eps = var + eps;
       store_doubles(total + row, with_eps);
-      if constexpr (sizeof(C) == sizeof(double)) {
+      if constexpr (is_double) {
         const DoubleVector low = variance_error(row, n) + two_sum_error(var, eps, with_eps);
         store_doubles(rstd + row, reciprocal_root(with_eps, low));
       } else {
@@ -149,6 +152,11 @@ inline void load_four(const Stored* from, Vector<Compute<Stored>>* v) {
   }
 }
 
+// The most additions to a lane of moments before it is flushed: none of doubles, whose squares rstd
+// needs to half an ulp. Beside one large element, each addition is off by as much as its own rounding.
+template <class C>
+constexpr int64_t kAdditions = sizeof(C) == sizeof(float) ? kFlush : 1;
+
 // The sums of d = x - shift and of d^2 over a row, a total for each lane.
 template <class C>
 struct Moments {
@@ -164,7 +172,7 @@ LAYERNORM_INLINE Moments<Compute<Stored>> moments_of_part(const Stored* x, int64
   Moments<C> moments = {};
   for (int64_t col = 0; col < cols;) {
     const bool begins = col == 0;
-    const int64_t block_end = std::min(cols, col + 4 * kFlush * W);
+    const int64_t block_end = std::min(cols, col + 4 * kAdditions<C> * W);
     Vector<C> sum[4] = {}, squares[4] = {};
     if (col + 4 * W <= block_end) {
       load_four(x + col, sum);
@@ -248,6 +256,11 @@ inline Vector<Compute<Stored>> sum_of_first(const Stored* x, int64_t cols) {
   return sum;
 }
 
+// A guess of a row's mean with half of a double's digits: an element far from it, which counts most in
+// the squares, then has an exact d.
+inline FloatVector as_shift(FloatVector guess) { return guess; }
+inline DoubleVector as_shift(DoubleVector guess) { return upper_half(guess); }
+
 // The sums of one row: the same as among others, without the steps that pay off for several. Not
 // inlined, so that those keep their registers.
 template <class Stored, bool centered, int64_t capacity>
@@ -257,11 +270,13 @@ __attribute__((noinline)) void sum_a_row(const Stored* x, const Parts& parts,
   const int64_t cols = parts.cols;
   if constexpr (centered) {
     const C guessed = static_cast<C>(std::min(cols, 4 * lanes<C>));
-    store(batch.shift, broadcast(sum_of_lanes(sum_of_first(x, cols)) / guessed));
+    store(batch.shift, as_shift(broadcast(sum_of_lanes(sum_of_first(x, cols)) / guessed)));
   }
   const Moments<C> moments = moments_of<Stored, centered>(x, parts, batch.shift[0]);
   if constexpr (centered) store_doubles(batch.sum, broadcast(moments.d.sum()));
-  store_doubles(batch.squares, broadcast(moments.squares.sum()));
+  double rest = 0;
+  store_doubles(batch.squares, broadcast(moments.squares.sum_in_two(&rest)));
+  store_doubles(batch.rest, broadcast(rest));
 }
 
 // Sums are added over the lanes for lanes<double> rows together.
@@ -280,6 +295,7 @@ inline void sum_rows(RowsOf<Stored> x, int64_t rows, const Parts& parts,
       C* shift = batch.shift + first;
       store_sums_of_lanes(shift, sums);
       for (int64_t k = 0; k < together; ++k) shift[k] /= guessed;
+      if constexpr (sizeof(C) == sizeof(double)) store(shift, as_shift(load(shift)));
     }
   }
   for (int64_t first = 0; first < rows; first += together) {
@@ -292,7 +308,7 @@ inline void sum_rows(RowsOf<Stored> x, int64_t rows, const Parts& parts,
       squares.put(k, moments.squares);
     }
     if constexpr (centered) store_doubles(batch.sum + first, sums.sums());
-    store_doubles(batch.squares + first, squares.sums());
+    store_doubles(batch.squares + first, squares.sums_in_two(batch.rest_of_squares(first)));
   }
 }
 
@@ -313,10 +329,10 @@ __attribute__((noinline)) void compute_statistics(RowsOf<Stored> x, int64_t rows
   else
     sum_rows<Stored, centered>(x, rows, parts, batch);
   if constexpr (centered)
-    batch.recenter(rows, n, kWellCentered<C>, [&](int64_t row) {
+    batch.recenter(rows, n, kWellCentered, [&](int64_t row) {
       const Moments<C> moments = moments_of<Stored, centered>(x[row], parts, batch.shift[row]);
       batch.sum[row] = moments.d.sum();
-      batch.squares[row] = moments.squares.sum();
+      batch.squares[row] = moments.squares.sum_in_two(batch.rest_of_squares(row));
     });
   batch.finish(rows, n, [&](int64_t) { return broadcast(eps); });
 }

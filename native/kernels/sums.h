@@ -13,43 +13,36 @@ inline T two_sum_error(T a, T b, T sum) {
   return (a - (sum - b_part)) + (b - b_part);
 }
 
-// The rounding error of product = a * b, exactly: by one fused operation, or of the factors' halves
-// (Dekker), each of which has half the bits.
-template <class T>
-inline void split_in_halves(T v, T& high, T& low) {
-  const T scaled = v * 134217729.0;  // 2^27 + 1
-  high = scaled - (scaled - v);
-  low = v - high;
+// v with the upper half of its digits.
+inline DoubleVector upper_half(DoubleVector v) {
+  constexpr int64_t lower_half = (int64_t{1} << 27) - 1;
+  return reinterpret_cast<DoubleVector>(bits_of<double>(v) & ~lower_half);
 }
-template <class T>
-inline T two_product_error(T a, T b, T product) {
+// The rounding error of product = a * b, exactly: by one fused operation, or of the factors' halves
+// (Dekker).
+inline DoubleVector two_product_error(DoubleVector a, DoubleVector b, DoubleVector product) {
 #if defined(__FMA__) || defined(__aarch64__)
   return -fma(-a, b, product);
 #else
-  T a_high, a_low, b_high, b_low;
-  split_in_halves(a, a_high, a_low);
-  split_in_halves(b, b_high, b_low);
+  const DoubleVector a_high = upper_half(a), a_low = a - a_high;
+  const DoubleVector b_high = upper_half(b), b_low = b - b_high;
   return ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low;
 #endif
 }
 
-// What rounding has taken from v / n. Scaled, so that products of halves do not overflow.
+// What rounding has taken from v / n.
 inline DoubleVector division_error(DoubleVector v, DoubleVector n) {
-  const double scale = 1 / 0x1p64;
-  const DoubleVector scaled = v * broadcast(scale), quotient = scaled / n, times_n = quotient * n;
-  const DoubleVector rest = (scaled - times_n) - two_product_error(quotient, n, times_n);
-  return rest / n * broadcast(1 / scale);
+  const DoubleVector quotient = v / n, times_n = quotient * n;
+  return ((v - times_n) - two_product_error(quotient, n, times_n)) / n;
 }
 
 // 1 / sqrt(high + low), to about half an ulp: its square is put beside high + low, which takes both
 // roundings back. dx needs that: an error of rstd counts twice where dx is small by cancellation.
 inline DoubleVector reciprocal_root(DoubleVector high, DoubleVector low) {
   const DoubleVector root = broadcast(1.0) / square_root(high);
-  // Scaled, as above.
-  const DoubleVector v = high * broadcast(0x1p-64), r = root * broadcast(0x1p32);
-  const DoubleVector vr = v * r, one = vr * r;
-  const DoubleVector rest = ((broadcast(1.0) - one) - two_product_error(vr, r, one)) -
-                            (two_product_error(v, r, vr) + low * broadcast(0x1p-64) * r) * r;
+  const DoubleVector product = high * root, one = product * root;
+  const DoubleVector rest = ((broadcast(1.0) - one) - two_product_error(product, root, one)) -
+                            (two_product_error(high, root, product) + low * root) * root;
   return root + root * (broadcast(0.5) * rest);
 }
 
@@ -78,6 +71,9 @@ struct LaneTotal<float> {
     store_doubles(to, first - broadcast(beyond));
     store_doubles(to + lanes<double>, second - broadcast(beyond));
   }
+  // As below; there is no rest that counts in floats.
+  double sum_in_two(double*) const { return sum(); }
+  void store_in_two(double* to, double*) const { store(to); }
 };
 
 template <>
@@ -96,16 +92,27 @@ struct LaneTotal<double> {
     error += other.error;
   }
   double sum(double beyond = 0) const {
-    double result = -beyond, rest = 0;
-    for (int64_t lane = 0; lane < lanes<double>; ++lane) {
-      const double next = result + total[lane];
-      rest += error[lane] + two_sum_error(result, total[lane], next);
-      result = next;
-    }
-    return result + rest;
+    double rest;
+    const double sum = sum_in_two(&rest, beyond);
+    return sum + rest;
   }
   void store(double* to, double beyond = 0) const {
     store_doubles(to, (total - broadcast(beyond)) + error);
+  }
+  // Without the rounding of the last addition: the sum is what these return or store, plus `rest`.
+  double sum_in_two(double* rest, double beyond = 0) const {
+    double result = -beyond;
+    *rest = 0;
+    for (int64_t lane = 0; lane < lanes<double>; ++lane) {
+      const double next = result + total[lane];
+      *rest += error[lane] + two_sum_error(result, total[lane], next);
+      result = next;
+    }
+    return result;
+  }
+  void store_in_two(double* to, double* rest) const {
+    store_doubles(to, total);
+    store_doubles(rest, error);
   }
 };
 
@@ -123,6 +130,7 @@ struct TotalsOfRows<float> {
   }
   void repeat(int64_t row) { total[row + 1] = total[row]; }
   DoubleVector sums() const { return sums_of_lanes(total); }
+  DoubleVector sums_in_two(double*) const { return sums(); }
 };
 
 template <>
@@ -139,6 +147,11 @@ struct TotalsOfRows<double> {
     error[row + 1] = error[row];
   }
   DoubleVector sums() {
+    alignas(64) double rest[W];
+    const DoubleVector sums = sums_in_two(rest);
+    return sums + load_doubles(rest);
+  }
+  DoubleVector sums_in_two(double* rests) {
     transpose(total);
     transpose(error);
     DoubleVector result = {}, rest = {};
@@ -147,7 +160,8 @@ struct TotalsOfRows<double> {
       rest += error[lane] + two_sum_error(result, total[lane], next);
       result = next;
     }
-    return result + rest;
+    store_doubles(rests, rest);
+    return result;
   }
 };
 
