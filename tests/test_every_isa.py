@@ -5,13 +5,16 @@ a process of its own, which conftest.py stops if the kernels do not use it.
 """
 
 import os
+import platform
 import sys
+from pathlib import Path
 
 import pytest
 from own_process import run, run_tests
 
 from layernorm import _native
 
+CPU_INFO = Path("/proc/cpuinfo")
 OTHERS = [] if "LAYERNORM_ISA" in os.environ else [i for i in _native.isas() if i != _native.isa()]
 # The native tests judge each instruction set as well. 3 is coprime to the numbers of types and
 # kinds, so each of them comes up.
@@ -27,6 +30,22 @@ def test_the_contract_holds_on_each_other_instruction_set(isa) -> None:
         "contract", "test_properties.py", options=OPTIONS, timeout=900, **environment
     )
     assert counts["passed"] > 0
+
+
+@pytest.mark.skipif(not CPU_INFO.exists(), reason="no /proc/cpuinfo to compare with")
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="other processors have one")
+def test_the_instruction_sets_are_those_that_the_kernel_of_linux_offers() -> None:
+    offered = next(
+        set(line.partition(":")[2].split())
+        for line in CPU_INFO.read_text().splitlines()
+        if line.startswith("flags")
+    )
+    needed = {
+        "baseline": set(),
+        "avx2": {"avx2", "fma", "f16c"},
+        "avx512": {"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl"},
+    }
+    assert _native.isas() == [isa for isa, flags in needed.items() if flags <= offered]
 
 
 def test_a_run_meant_for_an_instruction_set_that_is_not_there_stops() -> None:

@@ -242,7 +242,11 @@ template <class Stored>
 inline void store_first(Stored* to, Vector<Compute<Stored>> v, int64_t count) {
   const auto packed = to_stored(v, Stored{});
 #if defined(__AVX512F__)
-  const auto mask = static_cast<__mmask16>((1u << count) - 1u);
+  auto mask = static_cast<__mmask16>((1u << count) - 1u);
+#if defined(__clang__)
+  // Clang 22 stores 4 bytes where it knows that the mask is of one 16-bit element.
+  if constexpr (sizeof(Stored) == 2) __asm__("" : "+r"(mask));
+#endif
   if constexpr (std::is_same<Stored, float>::value)
     return _mm512_mask_storeu_ps(to, mask, reinterpret_cast<__m512>(packed));
   if constexpr (std::is_same<Stored, double>::value)

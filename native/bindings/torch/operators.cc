@@ -304,8 +304,9 @@ bool define_operators() {
     return false;
   Library definitions(fragment), kernels = kernels_of("layernorm");
   if (!kernels) return false;
+  using Operator = std::pair<const char*, Kernel>;
   for (const auto& [schema, kernel] :
-       {std::pair{kLayerNorm, layer_norm<Beside::nothing>},
+       {Operator{kLayerNorm, layer_norm<Beside::nothing>},
         {kLayerNormBackward, layer_norm_backward<Beside::nothing>},
         {kAddLayerNorm, layer_norm<Beside::residual>},
         {kAddLayerNormBackward, layer_norm_backward<Beside::residual>},
