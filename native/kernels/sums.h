@@ -18,8 +18,8 @@ inline DoubleVector upper_half(DoubleVector v) {
   constexpr int64_t lower_half = (int64_t{1} << 27) - 1;
   return reinterpret_cast<DoubleVector>(bits_of<double>(v) & ~lower_half);
 }
-// The rounding error of product = a * b, exactly: by one fused operation, or of the factors' halves
-// (Dekker).
+// The rounding error of product = a * b: exactly, by one fused operation, or of the factors' halves
+// (Dekker), of which the lower ones' product alone is rounded.
 inline DoubleVector two_product_error(DoubleVector a, DoubleVector b, DoubleVector product) {
 #if defined(__FMA__) || defined(__aarch64__)
   return -fma(-a, b, product);
@@ -30,10 +30,12 @@ inline DoubleVector two_product_error(DoubleVector a, DoubleVector b, DoubleVect
 #endif
 }
 
-// What rounding has taken from v / n.
+// What rounding has taken from v / n. Scaled, as the product may overflow where v does not.
 inline DoubleVector division_error(DoubleVector v, DoubleVector n) {
-  const DoubleVector quotient = v / n, times_n = quotient * n;
-  return ((v - times_n) - two_product_error(quotient, n, times_n)) / n;
+  const double scale = 1 / 0x1p64;
+  const DoubleVector scaled = v * broadcast(scale), quotient = scaled / n, times_n = quotient * n;
+  const DoubleVector rest = (scaled - times_n) - two_product_error(quotient, n, times_n);
+  return rest / n * broadcast(1 / scale);
 }
 
 // 1 / sqrt(high + low), to about half an ulp: its square is put beside high + low, which takes both

@@ -41,6 +41,7 @@ Real largest_error_found(const Case& given, int steps) {
     const Real before = inputs.x.get(0, col);
     inputs.x.set(0, col, changed(before, given.type, random));
     const Real error = error_of_rstd(given, inputs, outputs);
+    CHECK(std::isfinite(error), "rstd is not finite: %s", given.text().c_str());
     if (error < most) inputs.x.set(0, col, before);
     most = std::max(most, error);
   }
