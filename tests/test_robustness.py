@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,17 @@ def test_a_fork_gives_no_deadlock_and_no_wrong_bits(name) -> None:
 
 def test_several_python_threads_at_once_give_no_wrong_bits() -> None:
     probe("eight_threads_at_once")
+
+
+@pytest.mark.skipif(not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="a Python with a GIL")
+def test_free_threaded_python_stays_without_a_gil() -> None:
+    probe("no_gil")
+
+
+def test_a_sub_interpreter_gets_an_import_error() -> None:
+    told = probe("sub_interpreter")
+    assert "ImportError" in told, told
+    assert "main interpreter" in told or "subinterpreter" in told, told
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT to one process")

@@ -2,7 +2,6 @@
 
 #include <cmath>
 
-#define NO_IMPORT_ARRAY
 #include "bindings/numpy/arrays.h"
 
 namespace layernorm::python {
@@ -15,14 +14,14 @@ bool has_count(const char* name, Py_ssize_t count, Py_ssize_t expected, Py_ssize
 
 bool Integers::take(PyObject* object) {
   // Not a subclass that iterates in its own way. torch.Size does not.
-  if (PyTuple_Check(object) && Py_TYPE(object)->tp_iter == PyTuple_Type.tp_iter) {
-    for (Py_ssize_t at = 0; at < PyTuple_GET_SIZE(object); ++at)
-      if (!append(PyTuple_GET_ITEM(object, at))) return false;
-  } else if (PyList_CheckExact(object)) {
-    for (Py_ssize_t at = 0; at < PyList_GET_SIZE(object); ++at)
-      if (!append(PyList_GET_ITEM(object, at))) return false;
-  } else {
-    return append(object);
+  const bool is_tuple = PyTuple_Check(object) && PyType_GetSlot(Py_TYPE(object), Py_tp_iter) ==
+                                                     PyType_GetSlot(&PyTuple_Type, Py_tp_iter);
+  if (!is_tuple && !PyList_CheckExact(object)) return append(object);
+  const Py_ssize_t size = PySequence_Size(object);
+  for (Py_ssize_t at = 0; at < size; ++at) {
+    const Owned item(PySequence_GetItem(object, at));
+    if (!item) PyErr_Clear();  // another thread has shortened the list
+    if (!item || !append(item.get())) return false;
   }
   return count > 0;
 }
@@ -55,7 +54,7 @@ int Integers::count_if_last_axes(int64_t ndim) const {
 bool take_eps(PyObject* object, Problem& problem) {
   const PyTypeObject* type = Py_TYPE(object);
   if (PyFloat_CheckExact(object)) {
-    problem.eps = PyFloat_AS_DOUBLE(object);
+    problem.eps = PyFloat_AsDouble(object);
   } else if (PyLong_CheckExact(object) || type == &PyDoubleArrType_Type ||
              type == &PyFloatArrType_Type || type == &PyHalfArrType_Type ||
              type == &PyLongDoubleArrType_Type) {

@@ -20,33 +20,20 @@ class WithoutGil {
   explicit WithoutGil(int64_t bytes)
       : state_(bytes >= kLongWorkBytes ? PyEval_SaveThread() : nullptr) {}
   // Until Python 3.13, a daemon thread that takes the GIL back while Python exits is unwound, and
-  // would release references without the GIL. It hangs instead, as from 3.14 on. It asks before,
-  // because a process that links the unwinder statically does not survive the unwinding; only a
-  // thread that is already waiting for the GIL when Python begins to exit is still unwound.
+  // would release references without the GIL. It hangs instead, as from 3.14 on. Only the unwinder
+  // that the C library loads can be caught: no copy of it may be linked into this module.
   ~WithoutGil() {
     if (!state_) return;
-    if (python_exits()) hang();
     try {
       PyEval_RestoreThread(state_);
     } catch (...) {
-      hang();
+      for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
     }
   }
   WithoutGil(const WithoutGil&) = delete;
   WithoutGil& operator=(const WithoutGil&) = delete;
 
  private:
-  static bool python_exits() {
-#if PY_VERSION_HEX >= 0x030d0000
-    return Py_IsFinalizing();
-#else
-    return _Py_IsFinalizing();
-#endif
-  }
-  [[noreturn]] static void hang() {
-    for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
-  }
-
   PyThreadState* state_;
 };
 

@@ -15,7 +15,7 @@ PyObject* isas(PyObject*, PyObject*) {
   for (int index = 0; list && index < count; ++index) {
     PyObject* name = PyUnicode_FromString(layernorm::available_isa(index));
     if (!name) Py_CLEAR(list);
-    if (list) PyList_SET_ITEM(list, index, name);
+    if (list) PyList_SetItem(list, index, name);
   }
   return list;
 }
@@ -55,13 +55,39 @@ PyMethodDef shared_methods[] = {
     {nullptr, nullptr, 0, nullptr},
 };
 
+// The frameworks' operators, and what we keep of NumPy's and PyTorch's objects, belong to the process.
+bool is_main_interpreter() {
+  if (PyInterpreterState_GetID(PyInterpreterState_Get()) == 0) return true;
+  PyErr_SetString(
+      PyExc_ImportError,
+      "layernorm cannot be used in a sub-interpreter, as NumPy cannot: import it in the "
+      "main interpreter, or use threads or processes");
+  return false;
+}
+
+int fill(PyObject* module) {
+  if (!is_main_interpreter() || !layernorm::numpy::load_c_api()) return -1;
+  for (PyMethodDef* methods : {layernorm::numpy::methods, layernorm::torch::methods,
+                               layernorm::tensorflow::methods, layernorm::xla::methods})
+    if (PyModule_AddFunctions(module, methods) != 0) return -1;
+  return 0;
+}
+
+PyModuleDef_Slot slots[] = {
+    {Py_mod_exec, reinterpret_cast<void*>(fill)},
+#if defined(Py_GIL_DISABLED)
+    {Py_mod_gil, Py_MOD_GIL_NOT_USED},
+#endif
+    {0, nullptr},
+};
+
 PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,
     "_native",
     "The CPU kernels, as each framework calls them.",
-    -1,
+    0,
     shared_methods,
-    nullptr,
+    slots,
     nullptr,
     nullptr,
     nullptr,
@@ -69,11 +95,4 @@ PyModuleDef definition = {
 
 }  // namespace
 
-PyMODINIT_FUNC PyInit__native() {
-  import_array();
-  PyObject* module = PyModule_Create(&definition);
-  for (PyMethodDef* methods : {layernorm::numpy::methods, layernorm::torch::methods,
-                               layernorm::tensorflow::methods, layernorm::xla::methods})
-    if (module && PyModule_AddFunctions(module, methods) != 0) Py_CLEAR(module);
-  return module;
-}
+PyMODINIT_FUNC PyInit__native() { return PyModuleDef_Init(&definition); }

@@ -25,7 +25,12 @@ inline PyObject* tuple_of(std::initializer_list<PyObject*> items) {
   for (PyObject* item : items) complete &= item != nullptr;
   PyObject* tuple = complete ? PyTuple_New(static_cast<Py_ssize_t>(items.size())) : nullptr;
   Py_ssize_t at = 0;
-  for (PyObject* item : items) tuple ? PyTuple_SET_ITEM(tuple, at++, item) : Py_XDECREF(item);
+  for (PyObject* item : items) {
+    if (tuple)
+      PyTuple_SetItem(tuple, at++, item);
+    else
+      Py_XDECREF(item);
+  }
   return tuple;
 }
 
@@ -37,7 +42,7 @@ PyObject* tuple_of_ints(Py_ssize_t count, const Value& value) {
   for (Py_ssize_t at = 0; tuple && at < count; ++at) {
     PyObject* item = PyLong_FromLongLong(value(at));
     if (!item) Py_CLEAR(tuple);
-    if (tuple) PyTuple_SET_ITEM(tuple, at, item);
+    if (tuple) PyTuple_SetItem(tuple, at, item);
   }
   return tuple;
 }

@@ -226,5 +226,33 @@ def threads_for_large_inputs() -> None:
     assert threads_alive() == before + 3
 
 
+def sub_interpreter() -> None:
+    """What an import raises there, on standard output."""
+    code = "import layernorm"
+    if sys.version_info >= (3, 14):
+        from concurrent import interpreters
+
+        try:
+            interpreters.create().exec(code)
+        except interpreters.ExecutionFailed as raised:
+            print(raised)
+    elif sys.version_info >= (3, 13):
+        import _interpreters
+
+        print(_interpreters.exec(_interpreters.create(), code).formatted)
+    else:
+        import _xxsubinterpreters
+
+        try:
+            _xxsubinterpreters.run_string(_xxsubinterpreters.create(), code)
+        except _xxsubinterpreters.RunFailedError as raised:
+            print(raised)
+    assert forward_and_backward()
+
+
+def no_gil() -> None:
+    assert not sys._is_gil_enabled()
+
+
 if __name__ == "__main__":
     globals()[sys.argv[1]]()

@@ -1,8 +1,8 @@
-#define NO_IMPORT_ARRAY
+#define LAYERNORM_DEFINES_NUMPY_API
 #include "arrays.h"
 
+#include <atomic>
 #include <cstdlib>
-#include <cstring>
 
 #include "runtime/buffer_cache.h"
 
@@ -34,20 +34,20 @@ PyDataMem_Handler handler = {
 
 // ml_dtypes registers bfloat16 with NumPy when it is imported, under a number that stays.
 bool is_bfloat16(PyArray_Descr* descr) {
-  static int number = -1;
-  if (descr->type_num == number) return true;
+  static std::atomic<int> number{-1};
+  if (descr->type_num == number.load(std::memory_order_relaxed)) return true;
   if (descr->type_num < NPY_USERDEF || PyDataType_ELSIZE(descr) != 2) return false;
-  if (std::strstr(descr->typeobj->tp_name, "bfloat16") == nullptr) return false;
-  number = descr->type_num;
+  const python::Owned name(
+      PyObject_GetAttrString(reinterpret_cast<PyObject*>(descr->typeobj), "__name__"));
+  if (!name) PyErr_Clear();
+  if (!name || !PyUnicode_Check(name.get()) ||
+      PyUnicode_CompareWithASCIIString(name.get(), "bfloat16") != 0)
+    return false;
+  number.store(descr->type_num, std::memory_order_relaxed);
   return true;
 }
 
-PyObject* own_handler() {
-  static PyObject* capsule = nullptr;
-  if (!capsule) capsule = PyCapsule_New(&handler, "mem_handler", nullptr);
-  if (!capsule) PyErr_Clear();  // NumPy's own handler is used
-  return capsule;
-}
+PyObject* own_handler = nullptr;  // a capsule with it
 
 }  // namespace
 
@@ -63,9 +63,9 @@ bool data_type(PyArray_Descr* descr, DataType* type) {
 OwnedArray new_array(PyArray_Descr* descr, int dimensions, const npy_intp* shape) {
   const auto bytes = static_cast<size_t>(PyArray_MultiplyList(shape, dimensions)) *
                      static_cast<size_t>(PyDataType_ELSIZE(descr));
-  PyObject *before = nullptr, *own = bytes >= kAlignedFrom ? own_handler() : nullptr;
-  if (own && !(before = PyDataMem_SetHandler(own))) return OwnedArray();
-  Py_INCREF(descr);
+  PyObject* before = nullptr;
+  if (bytes >= kAlignedFrom && !(before = PyDataMem_SetHandler(own_handler))) return OwnedArray();
+  Py_INCREF(reinterpret_cast<PyObject*>(descr));
   OwnedArray array(
       PyArray_NewFromDescr(&PyArray_Type, descr, dimensions, shape, nullptr, nullptr, 0, nullptr));
   if (before) {
@@ -73,6 +73,12 @@ OwnedArray new_array(PyArray_Descr* descr, int dimensions, const npy_intp* shape
     Py_DECREF(before);
   }
   return array;
+}
+
+bool load_c_api() {
+  import_array1(false);
+  own_handler = PyCapsule_New(&handler, "mem_handler", nullptr);
+  return own_handler != nullptr;
 }
 
 }  // namespace layernorm::numpy

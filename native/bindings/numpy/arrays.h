@@ -5,6 +5,9 @@
 #include <Python.h>
 #define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
 #define PY_ARRAY_UNIQUE_SYMBOL layernorm_numpy_api
+#if !defined(LAYERNORM_DEFINES_NUMPY_API)  // arrays.cc does, for all of us
+#define NO_IMPORT_ARRAY
+#endif
 #include <numpy/arrayobject.h>
 
 #include "bindings/owned.h"
@@ -28,5 +31,8 @@ struct OwnedArray : python::Owned {
 // Uninitialized; all but a small one aligned to cache lines, a large one in memory from the buffer
 // cache.
 OwnedArray new_array(PyArray_Descr* descr, int dimensions, const npy_intp* shape);
+
+// Before all else here. False, with Python's error set, without a NumPy that it can use.
+bool load_c_api();
 
 }  // namespace layernorm::numpy

@@ -4,7 +4,6 @@
 #include <initializer_list>
 #include <utility>
 
-#define NO_IMPORT_ARRAY
 #include "arrays.h"
 #include "bindings/arguments.h"
 #include "bindings/gil.h"
@@ -102,9 +101,9 @@ constexpr Py_ssize_t kArguments = 8, kOptional = 2;  // of a forward
 
 // Whether a tuple holds the last of `ndim` axes as Stats does.
 bool are_last_axes(PyObject* tuple, Py_ssize_t ndim) {
-  const Py_ssize_t count = PyTuple_GET_SIZE(tuple);
+  const Py_ssize_t count = PyTuple_Size(tuple);
   for (Py_ssize_t at = 0; at < count; ++at) {
-    PyObject* axis = PyTuple_GET_ITEM(tuple, at);
+    PyObject* axis = PyTuple_GetItem(tuple, at);
     int overflow = 0;
     if (!PyLong_CheckExact(axis) ||
         PyLong_AsLongAndOverflow(axis, &overflow) != ndim - count + at || overflow)
@@ -249,8 +248,8 @@ PyObject* try_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count) 
   DataType dy_type;
   PyArrayObject* dy = fast_path_array(arguments[0], &dy_type);
   PyObject* axes = arguments[6];
-  if (!dy || !PyTuple_CheckExact(axes) || PyTuple_GET_SIZE(axes) > NPY_MAXDIMS ||
-      !rows.take(arguments[1], static_cast<int>(PyTuple_GET_SIZE(axes)), problem) ||
+  if (!dy || !PyTuple_CheckExact(axes) || PyTuple_Size(axes) > NPY_MAXDIMS ||
+      !rows.take(arguments[1], static_cast<int>(PyTuple_Size(axes)), problem) ||
       !are_last_axes(axes, PyArray_NDIM(rows.x)) || dy_type != problem.type ||
       !same_shape(dy, rows.x) || !python::take_eps(arguments[7], problem) ||
       !python::take_flags(arguments[12], arguments[13], problem))

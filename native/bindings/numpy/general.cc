@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <initializer_list>
 
-#define NO_IMPORT_ARRAY
 #include "arrays.h"
 #include "bindings/arguments.h"
 #include "bindings/gil.h"
@@ -33,8 +32,8 @@ class Arguments {
   void mark(bool (&marked)[kMostAxes]) {
     PyObject* tuple = ok_ ? *next_++ : nullptr;
     ok_ = ok_ && PyTuple_Check(tuple);
-    for (Py_ssize_t at = 0; ok_ && at < PyTuple_GET_SIZE(tuple); ++at) {
-      const Py_ssize_t axis = PyLong_AsSsize_t(PyTuple_GET_ITEM(tuple, at));
+    for (Py_ssize_t at = 0; ok_ && at < PyTuple_Size(tuple); ++at) {
+      const Py_ssize_t axis = PyLong_AsSsize_t(PyTuple_GetItem(tuple, at));
       ok_ = axis >= 0 && axis < kMostAxes;
       if (ok_) marked[axis] = true;
     }
@@ -254,11 +253,15 @@ PyObject* empty(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   PyArray_Descr* descr = nullptr;
   if (!PyArray_DescrConverter(arguments[1], &descr)) return nullptr;
   const python::Owned owned(reinterpret_cast<PyObject*>(descr));
-  PyArray_Dims shape = {nullptr, 0};
-  if (!PyArray_IntpConverter(arguments[0], &shape)) return nullptr;
-  OwnedArray array = new_array(descr, shape.len, shape.ptr);
-  PyDimMem_FREE(shape.ptr);
-  return array.release();
+  const Py_ssize_t ndim = PyTuple_Size(arguments[0]);
+  if (ndim < 0) return nullptr;
+  if (ndim > NPY_MAXDIMS) return PyErr_Format(PyExc_ValueError, "an array has %zd axes", ndim);
+  npy_intp shape[NPY_MAXDIMS];
+  for (Py_ssize_t axis = 0; axis < ndim; ++axis) {
+    shape[axis] = PyLong_AsSsize_t(PyTuple_GetItem(arguments[0], axis));
+    if (shape[axis] == -1 && PyErr_Occurred()) return nullptr;
+  }
+  return new_array(descr, static_cast<int>(ndim), shape).release();
 }
 
 }  // namespace layernorm::numpy

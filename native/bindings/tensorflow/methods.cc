@@ -13,7 +13,7 @@ namespace {
 // tensorflow_load(library): finds TensorFlow's C functions in the library, and defines our
 // operations.
 PyObject* load(PyObject*, PyObject* name) {
-  const char* library = PyUnicode_AsUTF8(name);
+  const char* library = PyUnicode_AsUTF8AndSize(name, nullptr);
   if (!library) return nullptr;
   static bool defined = false;
   if (defined) Py_RETURN_NONE;

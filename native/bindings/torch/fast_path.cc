@@ -36,7 +36,7 @@ Py_ssize_t statistics_bytes(const Problem& problem, int64_t rows) {
 void use_statistics(PyObject* bytes, int64_t rows, Problem& problem) {
   const Strides strides = problem.statistics.strides;
   problem.statistics =
-      statistics_in(PyBytes_AS_STRING(bytes), rows, compute_type(problem.type), problem.centered);
+      statistics_in(PyBytes_AsString(bytes), rows, compute_type(problem.type), problem.centered);
   problem.statistics.strides = strides;
 }
 
@@ -146,13 +146,13 @@ PyObject* try_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count) 
   const bool is_gated = count == 5 + 1 + kGateArguments;
   if (!is_gated && !has_count("torch_try_backward", count, 5, 1)) return nullptr;
   PyObject *rest = arguments[2], *need = arguments[4];
-  if (!PyTuple_Check(rest) || PyTuple_GET_SIZE(rest) != kRest || !PyTuple_Check(need) ||
-      PyTuple_GET_SIZE(need) < (is_gated ? 5 : 3))
+  if (!PyTuple_Check(rest) || PyTuple_Size(rest) != kRest || !PyTuple_Check(need) ||
+      PyTuple_Size(need) < (is_gated ? 5 : 3))
     return PyErr_Format(PyExc_TypeError,
                         "torch_try_backward takes what torch_try_forward returned");
   PyObject* given[kFastPathArguments] = {arguments[0], arguments[1]};
-  for (Py_ssize_t at = 0; at < kRest - 1; ++at) given[kRestFrom + at] = PyTuple_GET_ITEM(rest, at);
-  PyObject* statistics = PyTuple_GET_ITEM(rest, kRest - 1);
+  for (Py_ssize_t at = 0; at < kRest - 1; ++at) given[kRestFrom + at] = PyTuple_GetItem(rest, at);
+  PyObject* statistics = PyTuple_GetItem(rest, kRest - 1);
   PyObject* dtotal_object = count > 5 ? arguments[5] : Py_None;
   FastCall call;
   View dy, dtotal;
@@ -163,7 +163,7 @@ PyObject* try_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count) 
       (dtotal_object != Py_None &&
        (!call.take_like_x(dtotal_object, &dtotal) || is_negated(dtotal_object))) ||
       (is_gated && !call.take_gate(arguments + 6, job.gate)) || !PyBytes_Check(statistics) ||
-      PyBytes_GET_SIZE(statistics) != statistics_bytes(problem, call.rows()) ||
+      PyBytes_Size(statistics) != statistics_bytes(problem, call.rows()) ||
       c_api.aoti_torch_grad_mode_is_enabled() ||
       !call.place({{&call.x, &problem.x},
                    {&dy, &job.dy},
@@ -183,10 +183,10 @@ PyObject* try_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count) 
   void** data[5] = {&job.dx.data, &job.dweight, &job.dbias, nullptr, &job.dgate.data};
   for (Py_ssize_t at = 0; at < wanted; ++at) {
     Owned gradient(Py_NewRef(Py_None));
-    if (of[at]->data && PyTuple_GET_ITEM(need, at) == Py_True)
+    if (of[at]->data && PyTuple_GetItem(need, at) == Py_True)
       gradient = empty_like(*of[at], data[at]);
     if (!gradient) return nullptr;
-    PyTuple_SET_ITEM(gradients.get(), at, gradient.release());
+    PyTuple_SetItem(gradients.get(), at, gradient.release());
   }
   return run(backward, job, parallel_for()) ? gradients.release() : nullptr;
 }

@@ -62,14 +62,15 @@ bool type_of(const dlpack::Type& given, DataType* type) {
 
 bool is_unwatched() {
   if (!parts.watchers) return false;  // torch_load has not been called
-  for (Py_ssize_t at = 0; at < PyTuple_GET_SIZE(parts.watchers); ++at) {
-    const Owned answer(PyObject_CallNoArgs(PyTuple_GET_ITEM(parts.watchers, at)));
+  for (Py_ssize_t at = 0; at < PyTuple_Size(parts.watchers); ++at) {
+    const Owned answer(PyObject_CallNoArgs(PyTuple_GetItem(parts.watchers, at)));
     const int watches = answer ? PyObject_IsTrue(answer.get()) : -1;
     if (watches < 0) PyErr_Clear();
     if (watches != 0) return false;
   }
-  PyObject* level = PyDict_GetItemWithError(parts.forward_mode, current_level_name);
-  if (!level || !PyLong_Check(level) || PyLong_AsLong(level) >= 0) return false;
+  const Owned level(PyObject_GetItem(parts.forward_mode, current_level_name));
+  if (!level) PyErr_Clear();
+  if (!level || !PyLong_Check(level.get()) || PyLong_AsLong(level.get()) >= 0) return false;
   return PyDict_GetItemWithError(parts.profiler, profiler_name) == Py_False;
 }
 
@@ -187,7 +188,7 @@ bool FastCall::has_negated() const {
 
 bool is_negated(PyObject* tensor) {
   if (tensor == Py_None) return false;
-  const Owned answer(PyObject_CallOneArg(parts.is_neg, tensor));
+  const Owned answer(PyObject_CallFunctionObjArgs(parts.is_neg, tensor, nullptr));
   if (!answer) PyErr_Clear();
   return answer.get() != Py_False;
 }

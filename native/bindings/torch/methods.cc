@@ -13,7 +13,7 @@ namespace {
 // and opens the fast path with the dict `parts` (open_fast_path).
 PyObject* load(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   if (!python::has_count("torch_load", count, 2)) return nullptr;
-  const char* library = PyUnicode_AsUTF8(arguments[0]);
+  const char* library = PyUnicode_AsUTF8AndSize(arguments[0], nullptr);
   if (!library) return nullptr;
   static bool defined = false;
   if (!defined) {
