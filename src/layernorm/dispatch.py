@@ -2,12 +2,13 @@
 
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any, SupportsFloat
+from typing import Any, Protocol, SupportsFloat, TypeVar, overload
 
 import layernorm.numpy
 from layernorm import spec
+from layernorm.numpy.arrays import Array as NumPyArray
 
 # The package that the array's type, or a base of it, comes from, and the module that serves it.
 _FRONT_ENDS = {
@@ -27,6 +28,67 @@ _WITHOUT_OUT = ("layernorm.jax", "layernorm.tensorflow", "layernorm.keras")
 _WITHOUT_TOTAL = (*_WITHOUT_OUT, "layernorm.torch.over_axes")
 
 
+class _Array(Protocol):
+    """What a type checker takes for an array: None and numbers are not, as they have no items."""
+
+    def __getitem__(self, key: Any, /) -> Any: ...
+
+
+# The overloads give a result x's type. That is too narrow if x is a subclass or a variable whose
+# front end returns a plain array: np.memmap, torch.nn.Parameter, tf.Variable. They give Any for a
+# list, and in 8 bits for NumPy's arrays, whose types include the dtype. A list is an _Array too,
+# so its overload comes first.
+_ArrayT = TypeVar("_ArrayT", bound=_Array)
+
+
+@overload
+def layer_norm(
+    x: Sequence[Any],
+    weight: Any = None,
+    bias: Any = None,
+    *,
+    residual: Any = None,
+    gate: Any = None,
+    activation: str = "silu",
+    norm_before_gate: bool = True,
+    axis: spec.Axis = -1,
+    eps: SupportsFloat = 1e-5,
+    out: Any = None,
+    total: Any = None,
+    zero_centered_weight: bool = False,
+) -> Any: ...
+@overload
+def layer_norm(
+    x: _ArrayT,
+    weight: Any = None,
+    bias: Any = None,
+    *,
+    residual: None = None,
+    gate: Any = None,
+    activation: str = "silu",
+    norm_before_gate: bool = True,
+    axis: spec.Axis = -1,
+    eps: SupportsFloat = 1e-5,
+    out: Any = None,
+    total: Any = None,
+    zero_centered_weight: bool = False,
+) -> _ArrayT: ...
+@overload
+def layer_norm(
+    x: _ArrayT,
+    weight: Any = None,
+    bias: Any = None,
+    *,
+    residual: _Array,
+    gate: Any = None,
+    activation: str = "silu",
+    norm_before_gate: bool = True,
+    axis: spec.Axis = -1,
+    eps: SupportsFloat = 1e-5,
+    out: Any = None,
+    total: Any = None,
+    zero_centered_weight: bool = False,
+) -> tuple[_ArrayT, _ArrayT]: ...
 def layer_norm(
     x: Any,
     weight: Any = None,
@@ -70,6 +132,51 @@ def layer_norm(
     return function(x, weight, bias, axis=axis, eps=eps, zero_centered_weight=zero_centered_weight)
 
 
+@overload
+def rms_norm(
+    x: Sequence[Any],
+    weight: Any = None,
+    *,
+    residual: Any = None,
+    gate: Any = None,
+    activation: str = "silu",
+    norm_before_gate: bool = True,
+    axis: spec.Axis = -1,
+    eps: SupportsFloat = 1e-6,
+    out: Any = None,
+    total: Any = None,
+    zero_centered_weight: bool = False,
+) -> Any: ...
+@overload
+def rms_norm(
+    x: _ArrayT,
+    weight: Any = None,
+    *,
+    residual: None = None,
+    gate: Any = None,
+    activation: str = "silu",
+    norm_before_gate: bool = True,
+    axis: spec.Axis = -1,
+    eps: SupportsFloat = 1e-6,
+    out: Any = None,
+    total: Any = None,
+    zero_centered_weight: bool = False,
+) -> _ArrayT: ...
+@overload
+def rms_norm(
+    x: _ArrayT,
+    weight: Any = None,
+    *,
+    residual: _Array,
+    gate: Any = None,
+    activation: str = "silu",
+    norm_before_gate: bool = True,
+    axis: spec.Axis = -1,
+    eps: SupportsFloat = 1e-6,
+    out: Any = None,
+    total: Any = None,
+    zero_centered_weight: bool = False,
+) -> tuple[_ArrayT, _ArrayT]: ...
 def rms_norm(
     x: Any,
     weight: Any = None,
@@ -107,6 +214,42 @@ def rms_norm(
     return function(x, weight, axis=axis, eps=eps, zero_centered_weight=zero_centered_weight)
 
 
+@overload
+def quantized_layer_norm(
+    x: NumPyArray | Sequence[Any],
+    weight: Any = None,
+    bias: Any = None,
+    *,
+    dtype: Any = "int8",
+    scale: Any = None,
+    axis: spec.Axis = -1,
+    eps: SupportsFloat = 1e-5,
+    zero_centered_weight: bool = False,
+) -> Any: ...
+@overload
+def quantized_layer_norm(
+    x: _ArrayT,
+    weight: Any = None,
+    bias: Any = None,
+    *,
+    dtype: Any = "int8",
+    scale: None = None,
+    axis: spec.Axis = -1,
+    eps: SupportsFloat = 1e-5,
+    zero_centered_weight: bool = False,
+) -> tuple[_ArrayT, _ArrayT]: ...
+@overload
+def quantized_layer_norm(
+    x: _ArrayT,
+    weight: Any = None,
+    bias: Any = None,
+    *,
+    dtype: Any = "int8",
+    scale: SupportsFloat | _Array,
+    axis: spec.Axis = -1,
+    eps: SupportsFloat = 1e-5,
+    zero_centered_weight: bool = False,
+) -> _ArrayT: ...
 def quantized_layer_norm(
     x: Any,
     weight: Any = None,
@@ -136,6 +279,39 @@ def quantized_layer_norm(
     return front_end.quantized_layer_norm(x, weight, bias, dtype=dtype, scale=scale, **given)
 
 
+@overload
+def quantized_rms_norm(
+    x: NumPyArray | Sequence[Any],
+    weight: Any = None,
+    *,
+    dtype: Any = "int8",
+    scale: Any = None,
+    axis: spec.Axis = -1,
+    eps: SupportsFloat = 1e-6,
+    zero_centered_weight: bool = False,
+) -> Any: ...
+@overload
+def quantized_rms_norm(
+    x: _ArrayT,
+    weight: Any = None,
+    *,
+    dtype: Any = "int8",
+    scale: None = None,
+    axis: spec.Axis = -1,
+    eps: SupportsFloat = 1e-6,
+    zero_centered_weight: bool = False,
+) -> tuple[_ArrayT, _ArrayT]: ...
+@overload
+def quantized_rms_norm(
+    x: _ArrayT,
+    weight: Any = None,
+    *,
+    dtype: Any = "int8",
+    scale: SupportsFloat | _Array,
+    axis: spec.Axis = -1,
+    eps: SupportsFloat = 1e-6,
+    zero_centered_weight: bool = False,
+) -> _ArrayT: ...
 def quantized_rms_norm(
     x: Any,
     weight: Any = None,
