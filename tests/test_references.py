@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+import layernorm
+
 ROOT = Path(__file__).parents[1]
 FOLDERS = {"docs": ".md", "src": ".py", "tests": ".py", "native": (".h", ".cc")}
 TEXTS = {
@@ -24,6 +26,12 @@ def test_the_specification_names_tests_that_there_are() -> None:
     named = {word for word in words if word.startswith("test_")}
     assert len(named) > 100
     assert named - there == set()
+
+
+def test_the_changelog_and_the_citation_name_the_version() -> None:
+    (newest, *_) = re.findall(r"^## (\S+)", TEXTS[ROOT / "CHANGELOG.md"], re.MULTILINE)
+    (cited,) = re.findall(r"^version: (\S+)", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert (newest, cited) == (layernorm.__version__,) * 2
 
 
 def headings(document: Path) -> list[str]:
