@@ -1,9 +1,39 @@
 // The choices of a caller, in all combinations or at random.
 #pragma once
 
+#include <algorithm>
+#include <cstdlib>
+
 #include "layer.h"
 
+#if defined(__has_feature)
+#define LAYERNORM_TEST_HAS_FEATURE(name) __has_feature(name)
+#else
+#define LAYERNORM_TEST_HAS_FEATURE(name) 0
+#endif
+
 namespace layernorm::test {
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || \
+    LAYERNORM_TEST_HAS_FEATURE(address_sanitizer) || LAYERNORM_TEST_HAS_FEATURE(thread_sanitizer)
+constexpr int kDefaultEvery = 3;
+#else
+constexpr int kDefaultEvery = 1;
+#endif
+
+// One case in so many runs: under a sanitizer, which takes long and judges memory more than numbers,
+// and as LAYERNORM_EVERY says, for instance on an emulated processor.
+inline int every() {
+  static const int result = [] {
+    const char* given = std::getenv("LAYERNORM_EVERY");
+    return given ? std::max(1, std::atoi(given)) : kDefaultEvery;
+  }();
+  return result;
+}
+
+// Whether the case with this seed is one of those that run. Not decided by Random(seed), whose first
+// number says where the case has its x.
+inline bool is_taken(uint64_t seed) { return Random(~seed).below(every()) == 0; }
 
 struct Types {
   DataType type, parameter_type;
@@ -25,6 +55,15 @@ void for_each_kind(F f) {
       given.centered = centered;
       f(given);
     }
+}
+
+// Calls f with fewer of them, for large arrays: each type for both norms, each pair of types for one.
+template <class F>
+void for_each_large_kind(F f) {
+  for_each_kind([&](const Case& given) {
+    const bool is_16_bit = size_of(given.type) == 2;
+    if (!is_16_bit || given.centered == (given.type == given.parameter_type)) f(given);
+  });
 }
 
 inline void vary_parameters(Case& given, Random& random) {

@@ -90,7 +90,7 @@ def test_the_bits_are_those_of_numpy(kind, gating) -> None:
 @few_gatings
 @each_kind
 def test_the_bits_of_graphs_are_those_of_numpy(kind, gating) -> None:
-    assert_bits_of_numpy("graph", kind, gating, every=5)
+    assert_bits_of_numpy("graph", kind, gating, every=9)
 
 
 def assert_bits_of_numpy(way: str, kind: str, gating: dict[str, Any], every: int = 1) -> None:

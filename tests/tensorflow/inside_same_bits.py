@@ -39,7 +39,10 @@ def of_graphs(kind: str) -> list[Case]:
 @pytest.mark.parametrize("kind", cases.KINDS)
 def test_every_case_of_the_table(kind, way) -> None:
     front_end = AsNumpy(way)
-    for case in (cases.dense_front_end_cases if way == "eager" else of_graphs)(kind):
+    every = cases.dense_front_end_cases(kind)
+    if way == "graph":  # half of them for each norm
+        every = of_graphs(kind)[cases.KINDS.index(kind) % 2 :: 2]
+    for case in every:
         assert_same_as_numpy(front_end, case)
 
 

@@ -5,7 +5,8 @@ Outputs and gradients are judged by PyTorch's norms in float64, on one process.
 
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
+from itertools import product
 from typing import Any, NamedTuple
 
 import pytest
@@ -15,6 +16,7 @@ dist = pytest.importorskip("torch.distributed")
 if not dist.is_available():
     pytest.skip("PyTorch has no distributed", allow_module_level=True)
 
+from pairs import half_of_all  # noqa: E402
 from processes import start_processes  # noqa: E402
 from split_calls import Traffic  # noqa: E402
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (  # noqa: E402
@@ -64,6 +66,7 @@ def initial(make_norm: Callable[[int], Any], **options: bool) -> Any:
     return Transformer(make_norm, **options)
 
 
+@cache
 def problem(kind: str) -> Problem:
     model = initial(getattr(torch.nn, kind)).double()
     tokens = torch.randint(VOCABULARY, (BATCH, TOKENS))
@@ -98,11 +101,13 @@ def check(model: Any, given: Problem, rank: int = 0, processes: int = 1) -> None
 
 
 def check_plans(mesh: Any) -> None:
-    for kind in KINDS:
-        given = problem(kind)
-        for plan in PLANS:
-            for fuses in (False, True) if mesh.size() == 2 else (True,):
-                check(parallelized(initial(getattr(ours, kind), fuses=fuses), mesh, plan), given)
+    if mesh.size() == 2:
+        every = half_of_all(KINDS, list(PLANS), (False, True))
+    else:
+        every = product(KINDS, PLANS, (True,))
+    for kind, plan, fuses in every:
+        model = initial(getattr(ours, kind), fuses=fuses)
+        check(parallelized(model, mesh, plan), problem(kind))
 
 
 class LlamaNorm(torch.nn.Module):
@@ -119,17 +124,17 @@ class LlamaNorm(torch.nn.Module):
 
 
 def check_converted_models(mesh: Any) -> None:
-    for kind, make_norm in (*((kind, getattr(torch.nn, kind)) for kind in KINDS),
-                            ("RMSNorm", LlamaNorm)):  # fmt: skip
-        given = problem(kind)
-        for plan in PLANS:
-            before, after = initial(make_norm), initial(make_norm)
-            swapped = ours.convert(before).swapped
-            assert len(swapped) == 9  # two and those of queries and keys in each block, and one
-            check(parallelized(before, mesh, plan), given)
-            parallelized(after, mesh, plan)
-            assert ours.convert(after).swapped == swapped
-            check(after, given)
+    norms = (*((kind, getattr(torch.nn, kind)) for kind in KINDS), ("RMSNorm", LlamaNorm))
+    for (kind, make_norm), plan, comes_first in half_of_all(norms, list(PLANS), (True, False)):
+        expected = ours.convert(initial(make_norm)).swapped
+        assert len(expected) == 9  # two and those of queries and keys in each block, and one
+        model = initial(make_norm)
+        if not comes_first:
+            parallelized(model, mesh, plan)
+        assert ours.convert(model).swapped == expected
+        if comes_first:
+            parallelized(model, mesh, plan)
+        check(model, problem(kind))
 
 
 def check_collectives(mesh: Any) -> None:
@@ -186,15 +191,15 @@ def checkpoint_by_wrapper(model: Any) -> None:
     )
 
 
+MAY_CHECKPOINT = (lambda model: None, checkpoint_by_wrapper)
+
+
 def check_checkpointing(mesh: Any) -> None:
     ways = (checkpoint_by_function, checkpoint_selectively, checkpoint_by_wrapper)
-    for kind in KINDS:
-        given = problem(kind)
-        for plan in PLANS:
-            for enable in ways:
-                model = parallelized(initial(getattr(ours, kind), fuses=True), mesh, plan)
-                enable(model)
-                check(model, given)
+    for kind, plan, enable in half_of_all(KINDS, list(PLANS), ways):
+        model = parallelized(initial(getattr(ours, kind), fuses=True), mesh, plan)
+        enable(model)
+        check(model, problem(kind))
 
 
 # ---- data parallelism
@@ -208,24 +213,19 @@ def shard_fully(model: Any, mesh: Any) -> Any:
 
 def check_data_parallelism(mesh: Any) -> None:
     at = mesh.get_local_rank(), mesh.size()
-    for kind in KINDS:
-        given = problem(kind)
-        for enable in (lambda model: None, checkpoint_by_wrapper):
-            for parallel in (DistributedDataParallel, partial(shard_fully, mesh=mesh)):
-                model = initial(getattr(ours, kind), fuses=True)
-                enable(model)
-                check(parallel(model), given, *at)
+    ways = (DistributedDataParallel, partial(shard_fully, mesh=mesh))
+    for kind, enable, parallel in half_of_all(KINDS, MAY_CHECKPOINT, ways):
+        model = initial(getattr(ours, kind), fuses=True)
+        enable(model)
+        check(parallel(model), problem(kind), *at)
 
 
 def check_two_dimensions(mesh: Any) -> None:
     at = mesh.get_local_rank("data"), mesh["data"].size()
-    for kind in KINDS:
-        given = problem(kind)
-        for plan in PLANS:
-            for enable in (lambda model: None, checkpoint_by_wrapper):
-                model = parallelized(initial(getattr(ours, kind), fuses=True), mesh["tensor"], plan)
-                enable(model)
-                check(shard_fully(model, mesh["data"]), given, *at)
+    for kind, plan, enable in half_of_all(KINDS, list(PLANS), MAY_CHECKPOINT):
+        model = parallelized(initial(getattr(ours, kind), fuses=True), mesh["tensor"], plan)
+        enable(model)
+        check(shard_fully(model, mesh["data"]), problem(kind), *at)
 
 
 def check_norms_in_float32_in_a_model_in_bfloat16(mesh: Any) -> None:

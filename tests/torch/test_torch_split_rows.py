@@ -15,9 +15,9 @@ if not dist.is_available():
 
 from processes import start_processes  # noqa: E402
 from split_calls import (  # noqa: E402
-    CALLS,
     MESHES,
     WORLD,
+    few_calls,
     init_device_mesh,
     placed,
 )
@@ -40,8 +40,7 @@ SCRIPT = Path(__file__).parents[1] / "support" / "split_calls.py"
 
 def test_calls_are_within_their_bounds_and_send_a_few_numbers_a_row() -> None:
     found = [json.loads(line) for line in run_script(SCRIPT).splitlines()]
-    assert len(found) == len(CALLS)
-    for call, each in zip(CALLS, found, strict=True):
+    for call, each in zip(few_calls(), found, strict=True):
         bounds = accuracy.BOUNDS[call.dtype]
         limits = {"y": bounds.y, "dx": bounds.dx, "dweight": bounds.parameter}
         limits["dbias"] = bounds.parameter
@@ -125,7 +124,8 @@ def check_parameters() -> None:
     for at, (of_weight, of_bias) in enumerate((a, b) for a in shapes for b in shapes):
         weight, bias = torch.randn(of_weight), torch.randn(of_bias)
         options = {"zero_centered_weight": at % 2 == 0}
-        for used in ((True, True), (True, False), (False, True)):
+        one = ((True, False), (False, True)) if of_weight == of_bias else ()
+        for used in ((True, True), *one):
             given = [each if use else None for each, use in zip((weight, bias), used, strict=True)]
             inputs = [x, *(each for each in given if each is not None)]
             alone = [each.clone().requires_grad_() for each in inputs]
