@@ -53,6 +53,11 @@ endef
 	  flax keras
 	touch $@
 
+.venv-release/ready: constraints.txt pyproject.toml
+	$(call environment,.venv-release)
+	.venv-release/bin/pip install -qq -c constraints.txt --group release
+	touch $@
+
 .venv-lint/ready: constraints.txt pyproject.toml
 	$(call environment,.venv-lint)
 	.venv-lint/bin/pip install -qq -c constraints.txt --group lint
@@ -165,6 +170,60 @@ sanitize-memory sanitize-threads: .venv-lint/ready
 	.venv-lint/bin/cmake --build build/$@
 	.venv-lint/bin/ctest --test-dir build/$@ --output-on-failure -j $(JOBS)
 
+# ---- other compilers, processors and systems
+
+# The newest Clang of a package, and the one that is installed here: Debian's, in CI.
+.PHONY: clang clang-newest clang-installed
+clang: clang-newest clang-installed  ## build with Clang, and run the native and the contract's tests
+clang-newest: CXX = $(CURDIR)/.venv-release/bin/python -m ziglang c++ -mcpu=baseline
+clang-installed: CXX = clang++
+clang-newest clang-installed: .venv-lint/ready .venv-release/ready .venv/ready
+	CXX="$(CXX)" $(call configure,build/$@,-DLAYERNORM_WERROR=ON \
+	  -DPython_EXECUTABLE=$(CURDIR)/.venv/bin/python)
+	.venv-lint/bin/cmake --build build/$@
+	.venv-lint/bin/ctest --test-dir build/$@ --output-on-failure -j $(JOBS)
+	rm -rf build/$@/site && mkdir build/$@/site && cp -r src/layernorm build/$@/site
+	.venv-lint/bin/cmake --install build/$@ --prefix build/$@/site
+	cd tests && PYTHONPATH=$(CURDIR)/build/$@/site ../.venv/bin/pytest -n $(WORKERS) contract $(ARGS)
+
+# Of Debian: g++-aarch64-linux-gnu, qemu-user-static and, for Python, mmdebstrap.
+QEMU_ARM := qemu-aarch64-static
+.PHONY: arm arm-native
+arm: arm-native build/arm/root/ready .venv-release/ready  ## Arm, emulated: the native tests, and NumPy's
+	.venv-release/bin/python .ci/wheels.py linux-aarch64
+	.venv-release/bin/python -m zipfile -e build/wheelhouse/*manylinux*aarch64.whl build/arm/site
+	cd tests && PYTHONPATH=../build/arm/site $(QEMU_ARM) -L ../build/arm/root \
+	  ../build/arm/root/usr/bin/python3 -m pytest -p no:cacheprovider \
+	  -m 'not starts_python and not slow' contract numpy $(ARGS)
+
+arm-native: .venv-lint/ready  ## Arm, emulated: the native tests (minutes)
+	$(call configure,build/arm/native,-DLAYERNORM_PYTHON=OFF -DLAYERNORM_WERROR=ON \
+	  -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
+	  -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ \
+	  "-DCMAKE_CROSSCOMPILING_EMULATOR=$(QEMU_ARM);-L;/usr/aarch64-linux-gnu")
+	.venv-lint/bin/cmake --build build/arm/native
+	.venv-lint/bin/ctest --test-dir build/arm/native --output-on-failure -j $(JOBS)
+
+# Debian's Python for Arm, unpacked, and the packages that the tests need.
+build/arm/root/ready: constraints.txt .venv-release/ready
+	rm -rf build/arm/root build/arm/site
+	mkdir -p build/arm
+	mmdebstrap --quiet --variant=extract --architectures=arm64 --include=python3,libstdc++6 \
+	  $$(. /etc/os-release && echo $$VERSION_CODENAME) build/arm/root
+	.venv-release/bin/pip install -qq -c constraints.txt --target build/arm/site \
+	  --only-binary=:all: --platform manylinux_2_28_aarch64 --platform manylinux_2_17_aarch64 \
+	  --python-version 3.11 numpy pytest hypothesis mpmath ml_dtypes
+	touch $@
+
+.PHONY: wheels
+wheels: .venv-release/ready  ## wheels for Linux (glibc, musl) and macOS; Windows has release.yml
+	rm -rf build/wheelhouse
+	.venv-release/bin/python .ci/wheels.py $(ARGS)
+	for wheel in build/wheelhouse/*; do .venv-release/bin/python .ci/check_wheel.py $$wheel; done
+	.venv-release/bin/twine check --strict build/wheelhouse/*
+	.venv-release/bin/check-wheel-contents build/wheelhouse/*
+	.venv-release/bin/abi3audit --strict --summary build/wheelhouse/*
+
 .PHONY: faults
 faults: .venv/ready  ## plant faults in the C++, one at a time: the tests must catch each (minutes)
 	.venv/bin/python tests/cpp_faults --jobs $(JOBS) $(ARGS)
@@ -184,4 +243,4 @@ figures: .venv-demo/ready  ## draw docs/images from benchmarks/results
 
 .PHONY: clean
 clean:  ## remove what these targets made
-	rm -rf .venv .venv-lint .venv-demo .venv-demo-all .venv-bare build dist
+	rm -rf .venv .venv-lint .venv-release .venv-demo .venv-demo-all .venv-bare build dist

@@ -19,6 +19,9 @@ IN_CI = os.environ.get("CI", "").lower() in ("1", "true")
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: gigabytes of memory or tens of seconds; CI runs it")
+    config.addinivalue_line(
+        "markers", "starts_python: in a new process, which Python cannot when QEMU runs it"
+    )
     config.addinivalue_line("markers", "gpu: runs GPU kernels; in the interpreter without a GPU")
     _hide_folders_of_tests()
     import_triton_before_tensorflow()

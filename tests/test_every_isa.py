@@ -6,10 +6,12 @@ a process of its own, which conftest.py stops if the kernels do not use it.
 
 import os
 import platform
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
+from conftest import IN_CI
 from own_process import run, run_tests
 
 from layernorm import _native
@@ -46,6 +48,20 @@ def test_the_instruction_sets_are_those_that_the_kernel_of_linux_offers() -> Non
         "avx512": {"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl"},
     }
     assert _native.isas() == [isa for isa, flags in needed.items() if flags <= offered]
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="other processors have one")
+@pytest.mark.parametrize(
+    ("processor", "isa"),
+    [("Nehalem", "baseline"), ("SandyBridge", "baseline"), ("Haswell", "avx2")],
+)
+def test_an_older_processor_runs_its_own_instructions_alone(processor, isa) -> None:
+    if not (qemu := shutil.which("qemu-x86_64-static") or shutil.which("qemu-x86_64")):
+        assert not IN_CI, "CI needs qemu-user"
+        pytest.skip("needs qemu-user")
+    probe = Path(__file__).parent / "support" / "process_probes.py"
+    command = [qemu, "-cpu", processor, sys.executable, str(probe), "one_call_of_each_kind"]
+    assert run(command).stdout.split()[-1] == isa
 
 
 def test_a_run_meant_for_an_instruction_set_that_is_not_there_stops() -> None:

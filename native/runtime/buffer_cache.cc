@@ -15,7 +15,6 @@
 namespace layernorm {
 namespace {
 
-constexpr size_t kHugePage = size_t{2} << 20;
 constexpr size_t kCachedByDefault = size_t{128} << 20;
 
 struct Buffer {
@@ -53,6 +52,7 @@ Buffer remove(size_t index) {
 
 void* new_memory(size_t bytes) {
 #if defined(__linux__)
+  constexpr size_t kHugePage = size_t{2} << 20;
   void* memory = std::aligned_alloc(kHugePage, (bytes + kHugePage - 1) / kHugePage * kHugePage);
   if (memory) madvise(memory, bytes, MADV_HUGEPAGE);
   return memory;

@@ -8,9 +8,12 @@ from own_process import run_script
 
 PROBE = Path(__file__).parents[1] / "support" / "peak_memory.py"
 
-pytestmark = pytest.mark.skipif(
-    not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux's /proc"
-)
+pytestmark = [
+    pytest.mark.starts_python,
+    pytest.mark.skipif(
+        not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux's /proc"
+    ),
+]
 
 # 256 MiB of x each: 1% of that is far above what Python allocates meanwhile, and above the few
 # hundred KiB by which Linux's count may be off.

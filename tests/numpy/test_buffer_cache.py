@@ -103,6 +103,7 @@ reads_proc = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="re
 
 
 @reads_proc
+@pytest.mark.starts_python
 @pytest.mark.parametrize(
     ("most", "expected"),
     [
@@ -118,6 +119,7 @@ def test_the_environment_says_how_much_is_kept(most, expected) -> None:
 
 
 @reads_proc
+@pytest.mark.starts_python
 @pytest.mark.parametrize(
     "most",
     [

@@ -11,10 +11,12 @@ import threading
 import time
 from pathlib import Path
 
+import ml_dtypes  # noqa: F401  # NumPy knows bfloat16 by it
 import numpy as np
 
 import layernorm
 import layernorm.numpy as ours
+from layernorm import _native, reference
 
 RNG = np.random.default_rng(0)
 LARGE = RNG.standard_normal((1009, 769)).astype(np.float32)  # work for every thread of the pool
@@ -252,6 +254,27 @@ def sub_interpreter() -> None:
 
 def no_gil() -> None:
     assert not sys._is_gil_enabled()
+
+
+def one_call_of_each_kind() -> None:
+    """On an emulated processor: no illegal instruction. Prints the instruction set that ran."""
+    for dtype in ("float16", "bfloat16", "float32", "float64"):
+        x, dy, residual = RNG.standard_normal((3, 5, 37)).astype(dtype)
+        weight, bias = RNG.standard_normal((2, 37)).astype(dtype)
+        near = {"rtol": 0, "atol": 0.1 if dtype == "bfloat16" else 0.02}
+        for axis in (-1, 0):
+            parameters = (weight, bias) if axis == -1 else (None, None)
+            y, stats = ours.layer_norm_forward(x, *parameters, axis=axis)
+            dx = ours.layer_norm_backward(dy, x, stats, parameters[0])[0]
+            expected = reference.layer_norm(x, *parameters, axis=axis)
+            expected_dx = reference.layer_norm_backward(dy, x, parameters[0], axis=axis)[0]
+            np.testing.assert_allclose(y.astype(float), expected, **near)
+            np.testing.assert_allclose(dx.astype(float), expected_dx, **near)
+        total = ours.rms_norm(x, weight, residual=residual)[1]
+        np.testing.assert_allclose(total.astype(float), x.astype(float) + residual, **near)
+        assert np.isfinite(ours.layer_norm(x, gate=dy).astype(float)).all()
+        assert ours.quantized_layer_norm(x)[0].any()
+    print(_native.isa())
 
 
 if __name__ == "__main__":

@@ -1,0 +1,162 @@
+"""Build wheels for other systems than this one, with compilers from packages: no container.
+
+For glibc, GCC compiles, and Clang of the package ziglang links against an old glibc; libstdc++ is
+linked in, the unwinder not (native/bindings/gil.h). For musl and macOS, Clang does both.
+"""
+
+import argparse
+import os
+import re
+import shlex
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import ziglang
+
+ROOT = Path(__file__).parents[1]
+BUILD = ROOT / "build" / "wheels"
+ZIG = Path(ziglang.__file__).with_name("zig")
+
+
+class Target(NamedTuple):
+    """A system, as CMake, ziglang and wheels call it."""
+
+    system: str
+    processor: str
+    zig: str
+    tag: str
+    gcc: str = ""
+
+
+TARGETS = {
+    "linux-x86_64": Target(
+        *("Linux", "x86_64", "x86_64-linux-gnu.2.28"),
+        *("manylinux_2_28_x86_64", "x86_64-linux-gnu-g++"),
+    ),
+    "linux-aarch64": Target(
+        *("Linux", "aarch64", "aarch64-linux-gnu.2.28"),
+        *("manylinux_2_28_aarch64", "aarch64-linux-gnu-g++"),
+    ),
+    "musl-x86_64": Target("Linux", "x86_64", "x86_64-linux-musl", "musllinux_1_2_x86_64"),
+    "musl-aarch64": Target("Linux", "aarch64", "aarch64-linux-musl", "musllinux_1_2_aarch64"),
+    "macos-x86_64": Target("Darwin", "x86_64", "x86_64-macos.11.0", "macosx_11_0_x86_64"),
+    "macos-arm64": Target("Darwin", "arm64", "aarch64-macos.11.0", "macosx_11_0_arm64"),
+}
+
+
+def run(*command: object, **environment: str) -> str:
+    """Run a command; return what it prints."""
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=ROOT,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        sys.exit(f"{done.stdout}\nfailed: {shlex.join(map(str, command))}")
+    return done.stdout
+
+
+def zig_command(name: str, *arguments: str) -> Path:
+    """Write a program that calls one of zig's: CMake wants a single file.
+
+    zig's linker crashes when it makes a bundle for macOS, whose dynamic libraries Python loads too.
+    """
+    program = BUILD / "bin" / name
+    program.parent.mkdir(parents=True, exist_ok=True)
+    command = shlex.join([str(ZIG), *arguments])
+    program.write_text(f'#!/bin/bash\nexec {command} "${{@/#-bundle/-dynamiclib}}"\n')
+    program.chmod(0o755)
+    return program
+
+
+def numpy_headers(target: Target) -> Path:
+    """Take the headers from NumPy's wheel for this system."""
+    folder = BUILD / "numpy" / target.tag
+    run(
+        *(sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "--only-binary=:all:"),
+        *("-c", "constraints.txt", "--platform", target.tag, "--python-version", "3.11"),
+        *("-d", folder, "numpy"),
+    )
+    (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder, [n for n in archive.namelist() if "/_core/include/" in n])
+    return folder / "numpy" / "_core" / "include"
+
+
+def definitions(name: str, target: Target) -> dict[str, object]:
+    """Say what CMake is told of the target."""
+    compiler = zig_command(f"{name}-c++", "c++", "-target", target.zig, "-mcpu=baseline")
+    result: dict[str, object] = {
+        "CMAKE_SYSTEM_NAME": target.system,
+        "CMAKE_SYSTEM_PROCESSOR": target.processor,
+        "CMAKE_CXX_COMPILER": target.gcc or compiler,
+        "Python_NumPy_INCLUDE_DIR": numpy_headers(target),
+        "LAYERNORM_WERROR": "ON",
+    }
+    if target.gcc:
+        linker = zig_command(f"{name}-cc", "cc", "-target", target.zig)  # c++ would add its libc++
+        exports = BUILD / "exports.map"
+        exports.write_text("{ global: PyInit__native; local: *; };\n")
+        runtime = [
+            run(target.gcc, f"-print-file-name={each}").strip()
+            for each in ("libstdc++.a", "libgcc_s.so.1", "libgcc.a")
+        ]
+        result["CMAKE_CXX_CREATE_SHARED_MODULE"] = (
+            f"{linker} -shared -s -Wl,--gc-sections -Wl,--version-script={exports} -o <TARGET> "
+            f"<OBJECTS> <LINK_LIBRARIES> {' '.join(runtime)} -lm -lpthread -ldl"
+        )
+    else:
+        result["CMAKE_AR"] = zig_command("ar", "ar")
+        result["CMAKE_RANLIB"] = zig_command("ranlib", "ranlib")
+    if target.system == "Darwin":
+        result["CMAKE_OSX_SYSROOT"] = "/"
+        result["CMAKE_OSX_DEPLOYMENT_TARGET"] = ""  # zig's target names it
+    elif not target.gcc:
+        result["CMAKE_MODULE_LINKER_FLAGS"] = "-s"
+    return result
+
+
+def build(name: str, output: Path) -> Path:
+    """Build one wheel."""
+    target = TARGETS[name]
+    options = [f"-Ccmake.define.{key}={value}" for key, value in definitions(name, target).items()]
+    made = BUILD / name
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    run(
+        *(sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", made),
+        *(f"-Cbuild-dir={BUILD / name / 'cmake'}", *options),
+        # So that neither a platform nor a date of this machine comes in.
+        SOURCE_DATE_EPOCH=run("git", "log", "-1", "--format=%ct").strip(),
+        PATH=path,
+    )
+    (wheel,) = made.glob("*-linux_*.whl")
+    tagged = run(
+        *(sys.executable, "-m", "wheel", "tags", "--remove", "--platform-tag", target.tag, wheel)
+    ).strip()
+    if target.tag.startswith("manylinux"):
+        shown = run("auditwheel", "show", made / tagged, PATH=path)
+        (needed,) = re.findall(r'tag:\s+"manylinux_2_(\d+)_', shown)
+        if int(needed) > 28:
+            sys.exit(shown)
+    return (made / tagged).rename(output / tagged)
+
+
+def main() -> None:
+    """Build the wheels that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("targets", nargs="*", help=f"of {', '.join(TARGETS)}; default: all")
+    parser.add_argument("--output", type=Path, default=ROOT / "build" / "wheelhouse")
+    given = parser.parse_args()
+    given.output.mkdir(parents=True, exist_ok=True)
+    for name in given.targets or TARGETS:
+        print(build(name, given.output).name, flush=True)
+
+
+if __name__ == "__main__":
+    main()
