@@ -100,7 +100,7 @@ def definitions(name: str, target: Target) -> dict[str, object]:
         "LAYERNORM_WERROR": "ON",
     }
     if target.gcc:
-        linker = zig_command(f"{name}-cc", "cc", "-target", target.zig)  # c++ would add its libc++
+        linker = zig_command(f"{name}-cc", "cc", "-target", target.zig)  # c++ adds its libc++
         exports = BUILD / "exports.map"
         exports.write_text("{ global: PyInit__native; local: *; };\n")
         runtime = [
@@ -131,7 +131,7 @@ def build(name: str, output: Path) -> Path:
     run(
         *(sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", made),
         *(f"-Cbuild-dir={BUILD / name / 'cmake'}", *options),
-        # So that neither a platform nor a date of this machine comes in.
+        # The dates inside the wheel: two builds of a commit are the same.
         SOURCE_DATE_EPOCH=run("git", "log", "-1", "--format=%ct").strip(),
         PATH=path,
     )
