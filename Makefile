@@ -172,7 +172,7 @@ sanitize-memory sanitize-threads: .venv-lint/ready
 
 # ---- other compilers, processors and systems
 
-# The newest Clang of a package, and the one that is installed here: Debian's, in CI.
+# The newest Clang, of a package, and the one that is installed here.
 .PHONY: clang clang-newest clang-installed
 clang: clang-newest clang-installed  ## build with Clang, and run the native and the contract's tests
 clang-newest: CXX = $(CURDIR)/.venv-release/bin/python -m ziglang c++ -mcpu=baseline
@@ -190,8 +190,9 @@ clang-newest clang-installed: .venv-lint/ready .venv-release/ready .venv/ready
 QEMU_ARM := qemu-aarch64-static
 .PHONY: arm arm-native
 arm: arm-native build/arm/root/ready .venv-release/ready  ## Arm, emulated: the native tests, and NumPy's
-	.venv-release/bin/python .ci/wheels.py linux-aarch64
-	.venv-release/bin/python -m zipfile -e build/wheelhouse/*manylinux*aarch64.whl build/arm/site
+	rm -rf build/arm/wheel
+	.venv-release/bin/python .ci/wheels.py linux-aarch64 --output build/arm/wheel
+	.venv-release/bin/python -m zipfile -e build/arm/wheel/*.whl build/arm/site
 	cd tests && PYTHONPATH=../build/arm/site $(QEMU_ARM) -L ../build/arm/root \
 	  ../build/arm/root/usr/bin/python3 -m pytest -p no:cacheprovider \
 	  -m 'not starts_python and not slow' contract numpy $(ARGS)
@@ -204,12 +205,12 @@ arm-native: .venv-lint/ready  ## Arm, emulated: the native tests (minutes)
 	.venv-lint/bin/cmake --build build/arm/native
 	.venv-lint/bin/ctest --test-dir build/arm/native --output-on-failure -j $(JOBS)
 
-# Debian's Python for Arm, unpacked, and the packages that the tests need.
+# Python 3.11 for Arm, of Debian 12, unpacked, and the packages that the tests need.
 build/arm/root/ready: constraints.txt .venv-release/ready
 	rm -rf build/arm/root build/arm/site
 	mkdir -p build/arm
 	mmdebstrap --quiet --variant=extract --architectures=arm64 --include=python3,libstdc++6 \
-	  $$(. /etc/os-release && echo $$VERSION_CODENAME) build/arm/root
+	  bookworm build/arm/root
 	.venv-release/bin/pip install -qq -c constraints.txt --target build/arm/site \
 	  --only-binary=:all: --platform manylinux_2_28_aarch64 --platform manylinux_2_17_aarch64 \
 	  --python-version 3.11 numpy pytest hypothesis mpmath ml_dtypes

@@ -8,6 +8,7 @@ import argparse
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -78,6 +79,7 @@ def zig_command(name: str, *arguments: str) -> Path:
 def numpy_headers(target: Target) -> Path:
     """Take the headers from NumPy's wheel for this system."""
     folder = BUILD / "numpy" / target.tag
+    shutil.rmtree(folder, ignore_errors=True)
     run(
         *(sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "--only-binary=:all:"),
         *("-c", "constraints.txt", "--platform", target.tag, "--python-version", "3.11"),

@@ -17,9 +17,10 @@ bool Integers::take(PyObject* object) {
   const bool is_tuple = PyTuple_Check(object) && PyType_GetSlot(Py_TYPE(object), Py_tp_iter) ==
                                                      PyType_GetSlot(&PyTuple_Type, Py_tp_iter);
   if (!is_tuple && !PyList_CheckExact(object)) return append(object);
-  const Py_ssize_t size = PySequence_Size(object);
+  const Py_ssize_t size = is_tuple ? PyTuple_Size(object) : PyList_Size(object);
   for (Py_ssize_t at = 0; at < size; ++at) {
-    const Owned item(PySequence_GetItem(object, at));
+    const Owned item(is_tuple ? Py_NewRef(PyTuple_GetItem(object, at))
+                              : PySequence_GetItem(object, at));
     if (!item) PyErr_Clear();  // another thread has shortened the list
     if (!item || !append(item.get())) return false;
   }

@@ -20,8 +20,8 @@ class WithoutGil {
   explicit WithoutGil(int64_t bytes)
       : state_(bytes >= kLongWorkBytes ? PyEval_SaveThread() : nullptr) {}
   // Until Python 3.13, a daemon thread that takes the GIL back while Python exits is unwound, and
-  // would release references without the GIL. It hangs instead, as from 3.14 on. Only the unwinder
-  // that the C library loads can be caught: no copy of it may be linked into this module.
+  // would release references without the GIL. It hangs instead, as from 3.14 on. With glibc, only
+  // the unwinder that it loads can be caught: no copy may be linked into this module or into Python.
   ~WithoutGil() {
     if (!state_) return;
     try {

@@ -123,6 +123,16 @@ class Reversed(tuple):
         return reversed(tuple(self[at] for at in range(len(self))))
 
 
+class Misleading(tuple):
+    """A tuple that tells another length and other items than it iterates over."""
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, at):
+        return 0
+
+
 class Index:
     """An object with `__index__` that is no int: Python code, which the fast path does not run."""
 
@@ -134,7 +144,7 @@ class Index:
 
 
 LAST_AXES = [-1, 2, np.int64(2), np.uint8(2), (-1,), [2], (np.int8(-1),)]
-LAST_TWO_AXES = [(-2, -1), (1, 2), [-1, 1], (np.int16(2), -2)]
+LAST_TWO_AXES = [(-2, -1), (1, 2), [-1, 1], (np.int16(2), -2), Misleading((1, 2))]
 ALL_AXES = [(0, 1, 2), [-1, 0, -2]]
 OTHER_AXES = [0, 1, -3, 3, 2**70, (0, 2), (2, 2), (1, -1, -2), (), (0, 1, 2, 3), True, (True,)]
 OTHER_AXES += ["2", None, 2.0, (2.0,), np.array(2), np.array([2]), iter((2,)), range(2, 3)]

@@ -1,4 +1,4 @@
-"""Half of all combinations of three or more choices, in which each pair of choices comes up."""
+"""Half of all combinations of choices: with three or more that vary, each pair still comes up."""
 
 import itertools
 from collections.abc import Iterator, Sequence
