@@ -130,16 +130,18 @@ def build(name: str, output: Path) -> Path:
     options = [f"-Ccmake.define.{key}={value}" for key, value in definitions(name, target).items()]
     made = BUILD / name
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    # The dates inside the wheel: two builds of a commit are the same.
+    date = run("git", "log", "-1", "--format=%ct").strip()
     run(
         *(sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", made),
         *(f"-Cbuild-dir={BUILD / name / 'cmake'}", *options),
-        # The dates inside the wheel: two builds of a commit are the same.
-        SOURCE_DATE_EPOCH=run("git", "log", "-1", "--format=%ct").strip(),
+        SOURCE_DATE_EPOCH=date,
         PATH=path,
     )
     (wheel,) = made.glob("*-linux_*.whl")
     tagged = run(
-        *(sys.executable, "-m", "wheel", "tags", "--remove", "--platform-tag", target.tag, wheel)
+        *(sys.executable, "-m", "wheel", "tags", "--remove", "--platform-tag", target.tag, wheel),
+        SOURCE_DATE_EPOCH=date,
     ).strip()
     if target.tag.startswith("manylinux"):
         shown = run("auditwheel", "show", made / tagged, PATH=path)
