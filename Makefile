@@ -174,7 +174,7 @@ sanitize-memory sanitize-threads: .venv-lint/ready
 # ---- other compilers, processors and systems
 
 # The newest Clang, of a package, and the one that is installed here. In CI, that one compiles for the
-# baseline alone: it is a minute less.
+# baseline alone, to save minutes.
 .PHONY: clang clang-newest clang-installed
 clang: clang-newest clang-installed  ## build with Clang, and run the native and the contract's tests
 clang-newest: CXX = $(CURDIR)/.venv-release/bin/python -m ziglang c++ -mcpu=baseline
@@ -192,7 +192,7 @@ clang-newest clang-installed: .venv-lint/ready .venv-release/ready .venv/ready
 # Of Debian: g++-aarch64-linux-gnu, qemu-user-static and, for Python, mmdebstrap.
 QEMU_ARM := qemu-aarch64-static
 .PHONY: arm arm-native
-# One case in 2 takes a quarter of an hour; `make arm LAYERNORM_EVERY=1` runs all.
+# One case in 2: emulation takes long. `make arm LAYERNORM_EVERY=1` runs all.
 arm: export LAYERNORM_EVERY ?= 2
 arm: arm-native build/arm/root/ready .venv-release/ready  ## Arm, emulated: the native tests, and NumPy's
 	rm -rf build/arm/wheel

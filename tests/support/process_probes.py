@@ -11,7 +11,6 @@ import threading
 import time
 from pathlib import Path
 
-import ml_dtypes  # noqa: F401  # NumPy knows bfloat16 by it
 import numpy as np
 
 import layernorm
@@ -258,6 +257,8 @@ def no_gil() -> None:
 
 def one_call_of_each_kind() -> None:
     """On an emulated processor: no illegal instruction. Prints the instruction set that ran."""
+    import ml_dtypes  # noqa: F401  # NumPy knows bfloat16 by it
+
     for dtype in ("float16", "bfloat16", "float32", "float64"):
         x, dy, residual = RNG.standard_normal((3, 5, 37)).astype(dtype)
         weight, bias = RNG.standard_normal((2, 37)).astype(dtype)
