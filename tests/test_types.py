@@ -73,4 +73,6 @@ def mistakes_that_are_found(maybe: Tensor | None) -> None:
     layernorm.layer_norm(None)  # type: ignore[call-overload]
     layernorm.rms_norm(1.0)  # type: ignore[call-overload]
     layernorm.layer_norm(maybe)  # type: ignore[type-var]
+    layernorm.layer_norm([1.0], axes=0)  # type: ignore[call-overload]
+    layernorm.rms_norm([1.0], eps="1")  # type: ignore[call-overload]
     layernorm.quantized_layer_norm(maybe)  # type: ignore[type-var]

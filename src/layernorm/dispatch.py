@@ -4,7 +4,7 @@ import functools
 import importlib
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any, Protocol, SupportsFloat, TypeVar, overload
+from typing import Any, Protocol, SupportsFloat, TypedDict, TypeVar, Unpack, overload
 
 import layernorm.numpy
 from layernorm import spec
@@ -41,6 +41,24 @@ class _Array(Protocol):
 _ArrayT = TypeVar("_ArrayT", bound=_Array)
 
 
+class _Options(TypedDict, total=False):
+    axis: spec.Axis
+    eps: SupportsFloat
+    zero_centered_weight: bool
+
+
+class _NormOptions(_Options, total=False):
+    gate: Any
+    activation: str
+    norm_before_gate: bool
+    out: Any
+    total: Any
+
+
+class _QuantizedOptions(_Options, total=False):
+    dtype: Any
+
+
 @overload
 def layer_norm(
     x: Sequence[Any],
@@ -48,14 +66,7 @@ def layer_norm(
     bias: Any = None,
     *,
     residual: Any = None,
-    gate: Any = None,
-    activation: str = "silu",
-    norm_before_gate: bool = True,
-    axis: spec.Axis = -1,
-    eps: SupportsFloat = 1e-5,
-    out: Any = None,
-    total: Any = None,
-    zero_centered_weight: bool = False,
+    **options: Unpack[_NormOptions],
 ) -> Any: ...
 @overload
 def layer_norm(
@@ -64,14 +75,7 @@ def layer_norm(
     bias: Any = None,
     *,
     residual: None = None,
-    gate: Any = None,
-    activation: str = "silu",
-    norm_before_gate: bool = True,
-    axis: spec.Axis = -1,
-    eps: SupportsFloat = 1e-5,
-    out: Any = None,
-    total: Any = None,
-    zero_centered_weight: bool = False,
+    **options: Unpack[_NormOptions],
 ) -> _ArrayT: ...
 @overload
 def layer_norm(
@@ -80,14 +84,7 @@ def layer_norm(
     bias: Any = None,
     *,
     residual: _Array,
-    gate: Any = None,
-    activation: str = "silu",
-    norm_before_gate: bool = True,
-    axis: spec.Axis = -1,
-    eps: SupportsFloat = 1e-5,
-    out: Any = None,
-    total: Any = None,
-    zero_centered_weight: bool = False,
+    **options: Unpack[_NormOptions],
 ) -> tuple[_ArrayT, _ArrayT]: ...
 def layer_norm(
     x: Any,
@@ -134,48 +131,15 @@ def layer_norm(
 
 @overload
 def rms_norm(
-    x: Sequence[Any],
-    weight: Any = None,
-    *,
-    residual: Any = None,
-    gate: Any = None,
-    activation: str = "silu",
-    norm_before_gate: bool = True,
-    axis: spec.Axis = -1,
-    eps: SupportsFloat = 1e-6,
-    out: Any = None,
-    total: Any = None,
-    zero_centered_weight: bool = False,
+    x: Sequence[Any], weight: Any = None, *, residual: Any = None, **options: Unpack[_NormOptions]
 ) -> Any: ...
 @overload
 def rms_norm(
-    x: _ArrayT,
-    weight: Any = None,
-    *,
-    residual: None = None,
-    gate: Any = None,
-    activation: str = "silu",
-    norm_before_gate: bool = True,
-    axis: spec.Axis = -1,
-    eps: SupportsFloat = 1e-6,
-    out: Any = None,
-    total: Any = None,
-    zero_centered_weight: bool = False,
+    x: _ArrayT, weight: Any = None, *, residual: None = None, **options: Unpack[_NormOptions]
 ) -> _ArrayT: ...
 @overload
 def rms_norm(
-    x: _ArrayT,
-    weight: Any = None,
-    *,
-    residual: _Array,
-    gate: Any = None,
-    activation: str = "silu",
-    norm_before_gate: bool = True,
-    axis: spec.Axis = -1,
-    eps: SupportsFloat = 1e-6,
-    out: Any = None,
-    total: Any = None,
-    zero_centered_weight: bool = False,
+    x: _ArrayT, weight: Any = None, *, residual: _Array, **options: Unpack[_NormOptions]
 ) -> tuple[_ArrayT, _ArrayT]: ...
 def rms_norm(
     x: Any,
@@ -220,11 +184,8 @@ def quantized_layer_norm(
     weight: Any = None,
     bias: Any = None,
     *,
-    dtype: Any = "int8",
     scale: Any = None,
-    axis: spec.Axis = -1,
-    eps: SupportsFloat = 1e-5,
-    zero_centered_weight: bool = False,
+    **options: Unpack[_QuantizedOptions],
 ) -> Any: ...
 @overload
 def quantized_layer_norm(
@@ -232,11 +193,8 @@ def quantized_layer_norm(
     weight: Any = None,
     bias: Any = None,
     *,
-    dtype: Any = "int8",
     scale: None = None,
-    axis: spec.Axis = -1,
-    eps: SupportsFloat = 1e-5,
-    zero_centered_weight: bool = False,
+    **options: Unpack[_QuantizedOptions],
 ) -> tuple[_ArrayT, _ArrayT]: ...
 @overload
 def quantized_layer_norm(
@@ -244,11 +202,8 @@ def quantized_layer_norm(
     weight: Any = None,
     bias: Any = None,
     *,
-    dtype: Any = "int8",
     scale: SupportsFloat | _Array,
-    axis: spec.Axis = -1,
-    eps: SupportsFloat = 1e-5,
-    zero_centered_weight: bool = False,
+    **options: Unpack[_QuantizedOptions],
 ) -> _ArrayT: ...
 def quantized_layer_norm(
     x: Any,
@@ -284,33 +239,20 @@ def quantized_rms_norm(
     x: NumPyArray | Sequence[Any],
     weight: Any = None,
     *,
-    dtype: Any = "int8",
     scale: Any = None,
-    axis: spec.Axis = -1,
-    eps: SupportsFloat = 1e-6,
-    zero_centered_weight: bool = False,
+    **options: Unpack[_QuantizedOptions],
 ) -> Any: ...
 @overload
 def quantized_rms_norm(
-    x: _ArrayT,
-    weight: Any = None,
-    *,
-    dtype: Any = "int8",
-    scale: None = None,
-    axis: spec.Axis = -1,
-    eps: SupportsFloat = 1e-6,
-    zero_centered_weight: bool = False,
+    x: _ArrayT, weight: Any = None, *, scale: None = None, **options: Unpack[_QuantizedOptions]
 ) -> tuple[_ArrayT, _ArrayT]: ...
 @overload
 def quantized_rms_norm(
     x: _ArrayT,
     weight: Any = None,
     *,
-    dtype: Any = "int8",
     scale: SupportsFloat | _Array,
-    axis: spec.Axis = -1,
-    eps: SupportsFloat = 1e-6,
-    zero_centered_weight: bool = False,
+    **options: Unpack[_QuantizedOptions],
 ) -> _ArrayT: ...
 def quantized_rms_norm(
     x: Any,
