@@ -1,7 +1,8 @@
 """Build wheels for other systems than this one, with compilers from packages: no container.
 
 For glibc, GCC compiles, and Clang of the package ziglang links against an old glibc; libstdc++ is
-linked in, the unwinder not (native/bindings/gil.h). For musl and macOS, Clang does both.
+linked in, the unwinder not (native/bindings/gil.h). For the others, Clang does both. For Windows,
+Python's headers and a library that names python3.dll are made here.
 """
 
 import argparse
@@ -11,10 +12,12 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
+import abi3info
 import ziglang
 
 ROOT = Path(__file__).parents[1]
@@ -45,7 +48,26 @@ TARGETS = {
     "musl-aarch64": Target("Linux", "aarch64", "aarch64-linux-musl", "musllinux_1_2_aarch64"),
     "macos-x86_64": Target("Darwin", "x86_64", "x86_64-macos.11.0", "macosx_11_0_x86_64"),
     "macos-arm64": Target("Darwin", "arm64", "aarch64-macos.11.0", "macosx_11_0_arm64"),
+    "windows-x86_64": Target("Windows", "AMD64", "x86_64-windows-gnu", "win_amd64"),
 }
+
+# Of what Python's pyconfig.h says on 64-bit Windows, what the stable ABI's headers ask.
+PYCONFIG = """
+#define MS_WINDOWS
+#define MS_WIN64
+#define NT_THREADS
+#define Py_ENABLE_SHARED 1
+#define HAVE_DECLSPEC_DLL
+#define HAVE_SSIZE_T 1
+#define HAVE_WCHAR_H 1
+#define SIZEOF_INT 4
+#define SIZEOF_LONG 4
+#define SIZEOF_LONG_LONG 8
+#define SIZEOF_SIZE_T 8
+#define SIZEOF_TIME_T 8
+#define SIZEOF_VOID_P 8
+#define SIZEOF_WCHAR_T 2
+"""
 
 
 def run(*command: object, **environment: str) -> str:
@@ -91,6 +113,28 @@ def numpy_headers(target: Target) -> Path:
     return folder / "numpy" / "_core" / "include"
 
 
+def make_python_for_windows() -> dict[str, object]:
+    """Make the headers that Python has on Windows, and the library that names python3.dll."""
+    folder = BUILD / "python"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(sysconfig.get_path("include"), folder)  # pyconfig.h alone differs
+    (folder / "pyconfig.h").write_text(PYCONFIG)
+    names = [each.name for each in abi3info.FUNCTIONS]
+    names += [f"{each.name} DATA" for each in abi3info.DATAS]
+    # CMake wants to see a version in the library's name, and DLLs beside it.
+    release = f"python{sys.version_info.major}{sys.version_info.minor}"
+    exports, library = folder / "python3.def", folder / f"{release}.lib"
+    for dll in ("python3.dll", f"{release}.dll"):
+        (folder / dll).touch()
+    exports.write_text("\n".join(["LIBRARY python3.dll", "EXPORTS", *names, ""]))
+    run(ZIG, "dlltool", "-m", "i386:x86-64", "-d", exports, "-l", library)
+    return {
+        "Python_INCLUDE_DIR": folder,
+        "Python_LIBRARY": library,
+        "Python_SABI_LIBRARY": library,
+    }
+
+
 def definitions(name: str, target: Target) -> dict[str, object]:
     """Say what CMake is told of the target."""
     compiler = zig_command(f"{name}-c++", "c++", "-target", target.zig, "-mcpu=baseline")
@@ -121,6 +165,8 @@ def definitions(name: str, target: Target) -> dict[str, object]:
         result["CMAKE_OSX_DEPLOYMENT_TARGET"] = ""  # zig's target names it
     elif not target.gcc:
         result["CMAKE_MODULE_LINKER_FLAGS"] = "-s"
+    if target.system == "Windows":
+        result |= make_python_for_windows()
     return result
 
 

@@ -17,8 +17,7 @@ from layernorm import _native
 
 CPU_INFO = Path("/proc/cpuinfo")
 OTHERS = [] if "LAYERNORM_ISA" in os.environ else [i for i in _native.isas() if i != _native.isa()]
-# The native tests judge each instruction set as well. 3 is coprime to the numbers of types and
-# kinds, so each of them comes up.
+# The native tests judge each instruction set as well.
 EVERY = "3"
 # How much memory is allocated does not depend on it.
 OPTIONS = ("-m", "not slow", "--deselect=tests/contract/test_memory.py")

@@ -149,7 +149,7 @@ class Pool {
   // False where no thread can be started; the caller then works alone.
   bool start(int workers) {
     if (workers_ >= workers) return true;
-    const SignalsBlocked blocked;
+    [[maybe_unused]] const SignalsBlocked blocked;
     try {
       for (; workers_ < workers; ++workers_)
         std::thread([this, index = workers_] { serve(index); }).detach();
