@@ -19,6 +19,7 @@ from checkers import GATINGS, QUANTIZATIONS
 from keras import ops
 from keras_gradients import BACKEND, Call, to_array, to_tensor, with_gradients
 from layouts import dense
+from pairs import half_of_all
 from values import dtype_of
 
 import layernorm
@@ -70,14 +71,15 @@ def passed_on(kind: str) -> list[cases.Case]:
     """Return every layout and option in one type, and every set of parameters in the others.
 
     The arguments go to the front end of the backend as they are; its own tests have every case, and
-    every width.
+    every width. JAX compiles each case: it has half of them for each norm.
     """
-    return [
+    every = [
         case
         for case in cases.dense_front_end_cases(kind)
         if (case.dtype == "bfloat16" or (case.layout == "contiguous" and not case.along))
         and (case.rows is None or (case.dtype == "bfloat16" and case.cols == 129))
     ]
+    return every[cases.KINDS.index(kind) % 2 :: 2] if BACKEND == "jax" else every
 
 
 @each_kind
@@ -98,7 +100,7 @@ def test_the_bits_are_those_of_the_numpy_front_end(kind) -> None:
 @each_kind
 def test_the_bits_with_a_residual_are_those_of_the_numpy_front_end(kind) -> None:
     forward, backward = (getattr(numpy_front_end, f"{kind}_{e}") for e in ("forward", "backward"))
-    for case in cases.residual_cases(kind)[::2]:
+    for case in cases.residual_cases(kind)[::5]:  # other layouts of each type
         x, dy, weight, bias = (dense(each) for each in case.arrays())
         residual, dtotal = (dense(each) for each in case.residual())
         parameters = {"weight": weight, "bias": bias}
@@ -155,9 +157,9 @@ def test_weights_configurations_and_names_are_kerass(kind) -> None:
     assert mine.__init__.__defaults__ == theirs.__init__.__defaults__
 
 
-@pytest.mark.parametrize("autocast", [True, False])
-@pytest.mark.parametrize("policy", POLICIES)
-@each_kind
+@pytest.mark.parametrize(
+    ("kind", "policy", "autocast"), [*half_of_all(PAIRS, POLICIES, (True, False))]
+)
 def test_types_are_those_of_kerass_layer(kind, policy, autocast) -> None:
     mine, theirs, _ = PAIRS[kind]
     for dtype in ("float16", "bfloat16", "float32", "float64", "int32", "int8", "bool"):
@@ -206,11 +208,8 @@ def test_a_mixed_policy_does_not_round_the_weights() -> None:
     assert_same_bits(to_array(layer(narrow)), expected, "y")
 
 
-def digits() -> tuple[np.ndarray, np.ndarray]:
-    from sklearn.datasets import load_digits
-
-    images, labels = load_digits(return_X_y=True)
-    return images[:512, :32].astype(np.float32), labels[:512]
+EXAMPLES = normal(512, 32)
+LABELS = (EXAMPLES @ normal(32, 10)).argmax(axis=1)
 
 
 def small_model(layer) -> keras.Model:
@@ -232,7 +231,7 @@ def test_training_goes_as_with_keras(kind, jit) -> None:
         model = small_model(layer())
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile("adam", loss, jit_compile=jit)
-        history = model.fit(*digits(), epochs=3, batch_size=64, verbose=0)
+        history = model.fit(EXAMPLES, LABELS, epochs=3, batch_size=64, verbose=0)
         losses.append(history.history["loss"])
     assert losses[0][-1] < losses[0][0]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
@@ -480,7 +479,7 @@ def test_training_with_a_residual() -> None:
         model = small_model(Block(ours.LayerNormalization(), fused))
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile("adam", loss, jit_compile=BACKEND == "jax")
-        history = model.fit(*digits(), epochs=2, batch_size=64, verbose=0)
+        history = model.fit(EXAMPLES, LABELS, epochs=2, batch_size=64, verbose=0)
         losses.append(history.history["loss"])
     assert losses[0][-1] < losses[0][0]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
@@ -672,7 +671,7 @@ def test_training_with_a_gate() -> None:
         model = small_model(GatedBlock(ours.RMSNormalization(), fused))
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile("adam", loss, jit_compile=BACKEND == "jax")
-        history = model.fit(*digits(), epochs=2, batch_size=64, verbose=0)
+        history = model.fit(EXAMPLES, LABELS, epochs=2, batch_size=64, verbose=0)
         losses.append(history.history["loss"])
     assert losses[0][-1] < losses[0][0]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)

@@ -11,20 +11,20 @@ if importlib.util.find_spec("keras") is None:
     pytest.skip("could not import keras", allow_module_level=True)
 
 
-# On JAX and TensorFlow they take longest: each file has a process, and both may run at once.
+# Programs are compiled in haste: what they compute by themselves is judged in tests/jax.
+OF_JAX = {"JAX_ENABLE_X64": "1", "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+OF_JAX |= {"XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false"}
+
+
 @pytest.mark.parametrize(
-    ("backend", "names", "tests"),
-    [
-        *(("jax", "backend", 168), ("jax", "conversion", 137)),
-        *(("tensorflow", "backend", 168), ("tensorflow", "conversion", 141)),
-        *(("torch", "backend conversion", 291), ("numpy", "backend conversion", 271)),
-    ],
+    ("backend", "tests"), [("jax", 293), ("tensorflow", 297), ("torch", 279), ("numpy", 259)]
 )
-def test_inside(backend, names, tests) -> None:
+def test_inside(backend, tests) -> None:
+    """One process for both files: Keras and its backend take long to start."""
     if importlib.util.find_spec(backend) is None:
         pytest.skip(f"could not import {backend}")
-    environment = {"KERAS_BACKEND": backend, "JAX_ENABLE_X64": "1", "JAX_PLATFORMS": "cpu"}
-    files = [f"keras/inside_{name}.py" for name in names.split()]
+    environment = {"KERAS_BACKEND": backend} | (OF_JAX if backend == "jax" else {})
+    files = ("keras/inside_backend.py", "keras/inside_conversion.py")
     assert run_tests(*files, timeout=900, **environment)["passed"] >= tests
 
 

@@ -3,7 +3,9 @@
 Gradients come from a tape. In graphs, shapes are unknown until the graph runs.
 """
 
+import atexit
 import functools
+import gc
 from typing import Any
 
 import tensorflow as tf
@@ -11,6 +13,16 @@ from adapter import Adapter, Stats, parameters
 from layouts import Array, dense
 
 import layernorm.tensorflow as ours
+
+gc.freeze()  # what was imported is no garbage, and graphs make Python look for some all the time
+atexit.register(gc.unfreeze)
+gc.set_threshold(100_000)
+
+# For derivatives. A tape calls ours as they are: AutoGraph would only rewrite the test, for long.
+PLAIN_WAYS = {
+    "eager": lambda function: function,
+    "graph": functools.partial(tf.function, autograph=False),
+}
 
 
 class AsNumpy(Adapter):

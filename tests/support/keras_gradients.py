@@ -1,6 +1,9 @@
 """Gradients and arrays on any of Keras's backends."""
 
+import atexit
 import functools
+import gc
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,6 +12,10 @@ import ml_dtypes
 import numpy as np
 
 BACKEND = keras.backend.backend()
+if BACKEND in ("torch", "numpy"):
+    sys.modules["tensorflow"] = None  # Keras would import it to save a layer, for seconds
+gc.freeze()  # Keras searches for garbage when it quantizes a layer: not in what was imported
+atexit.register(gc.unfreeze)
 
 
 def to_tensor(array):

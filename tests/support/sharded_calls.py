@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import gc
 import importlib.util
 import json
 import math
@@ -105,10 +106,9 @@ CALLS = [
     ("rms_norm", "float32", "adaptive, varying and normalized axis", False),
     ("layer_norm", "bfloat16", "rows", False),
     ("layer_norm", "bfloat16", "adaptive, rows", False),
-    ("layer_norm", "bfloat16", "normalized axis", True),
     ("layer_norm", "float32", "rows and normalized axis", True),
     ("rms_norm", "float32", "normalized axis over both", True),
-    ("rms_norm", "float32", "adaptive, varying and normalized axis", True),
+    ("rms_norm", "bfloat16", "adaptive, varying and normalized axis", True),
 ]
 
 
@@ -347,18 +347,21 @@ def explicit_axes() -> None:
     # JAX before 0.9.2 compiles no collectives of ours on such a mesh.
     with_collectives = jax.__version_info__ >= (0, 9, 2)
     gradients = jax.grad(weighted_sines, argnums=(0, 1, 2) if with_collectives else 0)
+    # One program for all parameters: each program takes long to compile.
+    of_each = jax.jit(lambda x, every: [gradients(x, *each) for each in every])
+    every = parameters_of_every_kind()
+    few = [every[0], every[-1]] if with_collectives else []  # shared, and along other axes
     differences = []
-    for at, (weight, bias) in enumerate(every := parameters_of_every_kind()):
-        specs = [("rows",), (None, "rows")]
-        if with_collectives and at in (0, len(every) - 1):  # shared by all, and along other axes
-            specs += [(None, None, "cols"), ("rows", None, "cols")]
-        expected = gradients(x, weight, bias)
+    for spec, parameters in (
+        *((("rows",), every), ((None, "rows"), every)),
+        *(((None, None, "cols"), few), (("rows", None, "cols"), few)),
+    ):
+        expected = of_each(x, parameters)
         with set_mesh(jax.make_mesh((4, 2), ("rows", "cols"), axis_types=kinds)):
-            for spec in specs:
-                given = jax.device_put(x, PartitionSpec(*spec))
-                got = jax.jit(gradients)(given, weight, bias)
-                assert tuple(jax.tree.leaves(got)[0].sharding.spec)[: len(spec)] == spec
-                differences.append(relative_difference(got, expected))
+            found = of_each(jax.device_put(x, PartitionSpec(*spec)), parameters)
+        for got, right in zip(found, expected, strict=True):
+            assert tuple(jax.tree.leaves(got)[0].sharding.spec)[: len(spec)] == spec
+            differences.append(relative_difference(got, right))
     report("explicit", difference=max(differences))
 
 
@@ -371,18 +374,22 @@ def parameters_within_shard_map() -> None:
         pairs = zip(names[3 - array.ndim :], array.shape, strict=True)
         return PartitionSpec(*(name if size > 1 else None for name, size in pairs))
 
-    def loss(*arrays):
+    def summed(*arrays):
         return jax.lax.psum(weighted_sines(*arrays), ("rows", "cols"))
 
-    differences = []
-    for arrays in ((x, *parameters) for parameters in parameters_of_every_kind()):
-        mapped = jax.shard_map(
-            loss, mesh=mesh(), in_specs=tuple(map(placement, arrays)), out_specs=PartitionSpec()
+    def mapped(*arrays):
+        specs = tuple(map(placement, arrays))
+        return jax.shard_map(summed, mesh=mesh(), in_specs=specs, out_specs=PartitionSpec())(
+            *arrays
         )
-        found = jax.jit(jax.grad(mapped, argnums=(0, 1, 2)))(*arrays)
-        expected = jax.grad(weighted_sines, argnums=(0, 1, 2))(*arrays)
-        differences.append(relative_difference(found, expected))
-    report("parameters in shard_map", difference=max(differences))
+
+    def gradients_of(loss):
+        gradients = jax.grad(loss, argnums=(0, 1, 2))
+        return jax.jit(lambda every: [gradients(x, *each) for each in every])
+
+    every = parameters_of_every_kind()
+    pairs = zip(gradients_of(mapped)(every), gradients_of(weighted_sines)(every), strict=True)
+    report("parameters in shard_map", difference=max(relative_difference(*pair) for pair in pairs))
 
 
 def loss_of_sum(x, residual, weight, bias):
@@ -528,10 +535,10 @@ def batched_parameters_within_shard_map() -> None:
 def bits_of_rows() -> None:
     """Count the parts of y and dx that differ with the device, the run, or the number of rows."""
     differences = []
-    many, weight, bias, many_dy = arrays_of(2049, 768)
-    for kind, names, is_named in (
-        ("layer_norm", "cols", False),
-        ("rms_norm", ("rows", "cols"), True),
+    many, weight, bias, many_dy = arrays_of(2049, 256)
+    for kind, names, is_named, few in (
+        ("layer_norm", "cols", False, 2),
+        ("rms_norm", ("rows", "cols"), True, 257),
     ):
         spec = (None, names)
         parameters = (weight, bias)[: 2 if kind == "layer_norm" else 1]
@@ -539,13 +546,14 @@ def bits_of_rows() -> None:
         if is_named:
             function = with_named_axes(function, spec, *[(names,)] * len(parameters))
 
-        @jax.jit
+        # The bits are judged, so the loops are compiled as for users: see test_jax_sharding.py.
+        @functools.partial(jax.jit, compiler_options={"xla_cpu_use_fusion_emitters": True})
         def both(dy, *arrays, function=function):
             y, transposed = jax.vjp(function, *arrays)
             return y, transposed(dy)[0]
 
         expected = None
-        for count in (2049, 2049, 257, 2):
+        for count in (2049, 2049, few):
             own = (placed(each, (names,)) for each in parameters)
             found = both(placed(many_dy[:count], spec), placed(many[:count], spec), *own)
             expected = expected or [np.asarray(each) for each in found]
@@ -570,10 +578,8 @@ def residual_and_gate_with_named_axes() -> None:
 
     def derivatives(function):
         def all_of_them(*arrays):
-            every = tuple(range(len(arrays)))
-            gradient = jax.grad(function, every)
-            along = tuple(jnp.cos(each) for each in arrays)
-            return gradient(*arrays), jax.jvp(gradient, arrays, along)
+            gradient = jax.grad(function, tuple(range(len(arrays))))
+            return jax.jvp(gradient, arrays, tuple(map(jnp.cos, arrays)))
 
         return jax.jit(all_of_them)
 
@@ -633,7 +639,7 @@ def modules_of_flax_with_named_axes() -> None:
         )
         compiled = jax.jit(mapped).lower(*arrays).compile()
         counts.append(collectives(compiled))
-        differences.append(relative_difference(jax.jit(mapped)(*arrays), both(*arrays)))
+        differences.append(relative_difference(compiled(*arrays), both(*arrays)))
     report("flax", differences=differences, collectives=counts)
 
 
@@ -673,6 +679,7 @@ def exported() -> None:
 
 if __name__ == "__main__":
     assert len(jax.devices()) == 8
+    gc.disable()  # it would search what JAX has traced again and again
     for each in CALLS:
         call(*each)
     for each in RESIDUAL_CALLS:

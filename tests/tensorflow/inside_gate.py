@@ -7,7 +7,7 @@ import cases
 import numpy as np
 import pytest
 import tensorflow as tf
-from as_numpy_tensorflow import forward, function, to_tensor
+from as_numpy_tensorflow import PLAIN_WAYS, forward, function, to_tensor
 from calls import assert_same_bits
 from cases import Case
 from checkers import GATINGS
@@ -90,7 +90,7 @@ def test_the_bits_are_those_of_numpy(kind, gating) -> None:
 @few_gatings
 @each_kind
 def test_the_bits_of_graphs_are_those_of_numpy(kind, gating) -> None:
-    assert_bits_of_numpy("graph", kind, gating, every=9)
+    assert_bits_of_numpy("graph", kind, gating, every=17)
 
 
 def assert_bits_of_numpy(way: str, kind: str, gating: dict[str, Any], every: int = 1) -> None:
@@ -136,8 +136,7 @@ def test_weight_and_bias_may_vary_along_different_axes(
 
 
 # The formula has one path for 16 and 32 bits, and another for 64.
-@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
-@few_gatings
+@pytest.mark.parametrize(("dtype", "gating"), [("bfloat16", GATINGS[1]), ("float64", GATINGS[2])])
 def test_the_formula_that_xla_compiles_is_within_the_bounds(gating, dtype) -> None:
     case = Case("layer_norm", dtype, 48, values="mean_1e4", layout="axes_apart")
     x, dy, weight, bias = case.arrays()
@@ -255,7 +254,7 @@ def test_gradients_of_gradients(kind, gating, way) -> None:
         return run
 
     mine, theirs = functions(kind, gating)
-    assert_close(WAYS[way](second(mine))(), second(theirs)())
+    assert_close(PLAIN_WAYS[way](second(mine))(), second(theirs)())
 
 
 @each_way
@@ -268,26 +267,25 @@ def test_second_and_third_derivatives_where_weight_and_bias_vary_along_different
         tf.random.normal((4, 5), dtype=tf.float64),
     ]
 
+    def second(function):
+        with tf.GradientTape() as tape:
+            tape.watch(given)
+            loss = tf.add_n(
+                [tf.reduce_sum(tf.sin(each)) for each in gradients(function, given, dy)]
+            )
+        return tape.gradient(loss, given)
+
     def third(function):
-        def second():
-            with tf.GradientTape() as tape:
-                tape.watch(given)
-                loss = tf.add_n(
-                    [tf.reduce_sum(tf.sin(each)) for each in gradients(function, given, dy)]
-                )
-            return tape.gradient(loss, given)
-
-        def run():
-            with tf.GradientTape() as tape:
-                tape.watch(given)
-                results = second()
-                loss = tf.reduce_sum(results[0] * dy) + tf.reduce_sum(tf.cos(results[3]))
-            return results, tape.gradient(loss, given)
-
-        return run
+        with tf.GradientTape() as tape:
+            tape.watch(given)
+            results = second(function)
+            loss = tf.reduce_sum(results[0] * dy) + tf.reduce_sum(tf.cos(results[3]))
+        return results, tape.gradient(loss, given)
 
     mine, theirs = functions("layer_norm", GATINGS[0])
-    assert_close(WAYS[way](third(mine))(), third(theirs)())
+    # Graphs of third derivatives are in inside_residual.py: they take seconds to trace.
+    derivative = third if way == "eager" else second
+    assert_close(PLAIN_WAYS[way](lambda: derivative(mine))(), derivative(theirs))
 
 
 @few_gatings
@@ -302,8 +300,8 @@ def test_forward_mode_and_forward_over_reverse(gating) -> None:
 
     mine, theirs = functions("layer_norm", gating)
     expected = tangents(theirs)
-    for way in WAYS.values():
-        assert_close(way(lambda: tangents(mine))(), expected)
+    for way in PLAIN_WAYS if gating["norm_before_gate"] else ("eager",):
+        assert_close(PLAIN_WAYS[way](lambda: tangents(mine))(), expected)
 
 
 @each_kind

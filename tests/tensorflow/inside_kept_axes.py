@@ -105,7 +105,8 @@ def traced(way, measure, norm, options, specs):
     def measured(*given):
         return measure(function, **dict(zip(names, given, strict=True)))
 
-    return tf.function(measured, input_signature=specs, jit_compile="xla" in way)
+    compiled = "xla" in way
+    return tf.function(measured, input_signature=specs, jit_compile=compiled, autograph=False)
 
 
 @pytest.mark.parametrize(
@@ -177,10 +178,18 @@ def test_sums_over_thousands_of_rows_are_within_the_bounds(dtype) -> None:
         judge(run(way, with_gradients, arrays, axis=-1), arrays, -1)
 
 
-@every
+# Without those whose axes, or whose parameters, another one has too; a portable graph has them all.
+OF_XLA = [
+    *("adaptive", "per head", "per token", "channels first", "separated axes", "in front"),
+    *("weight alone", "bias alone", "scale per sample, shared shift", "each its axis"),
+    "each its axis, channels first",
+]
+
+
+@pytest.mark.parametrize("name", OF_XLA)
 def test_the_formula_that_xla_compiles_is_within_the_bounds(name) -> None:
     ways = (("graph, xla", "float32"), ("axes unknown, xla", "bfloat16"))
-    way, dtype = ways[list(SHAPES).index(name) % 2]
+    way, dtype = ways[OF_XLA.index(name) % 2]
     axis, arrays = problem(name, dtype)
     judge(run(way, with_gradients, arrays, axis=axis), arrays, axis)
 
@@ -228,8 +237,10 @@ def derivatives(function, dy, **given):
 def test_first_and_second_derivatives_are_those_of_the_definition(name) -> None:
     axis, arrays = problem(name)
     expected = run("eager", derivatives, arrays, theirs, axis=axis)
-    # Tracing takes seconds. What has the axis -1 shares one graph.
-    ways = ("eager",) if name in ("in front", "bias alone") else ("eager", "axes unknown")
+    # Tracing takes seconds. What has the axis -1 shares one graph; bias alone has one of axis 1.
+    is_eager = "alone" in name or name == "in front" or axis == 1
+    is_eager = is_eager and name != "bias alone, channels first"
+    ways = ("eager",) if is_eager else ("eager", "axes unknown")
     for way in ways:
         found = run(way, derivatives, arrays, axis=axis)
         for got, each in zip(tf.nest.flatten(found), tf.nest.flatten(expected), strict=True):
@@ -237,7 +248,7 @@ def test_first_and_second_derivatives_are_those_of_the_definition(name) -> None:
             np.testing.assert_allclose(got, each, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["adaptive", "each its axis", "channels first"])
+@pytest.mark.parametrize("name", ["each its axis", "channels first"])
 def test_a_session_of_version_1(name) -> None:
     axis, arrays = problem(name)
 

@@ -6,7 +6,7 @@ import cases
 import numpy as np
 import pytest
 import tensorflow as tf
-from as_numpy_tensorflow import forward, function, to_tensor
+from as_numpy_tensorflow import PLAIN_WAYS, forward, function, to_tensor
 from calls import assert_same_bits
 from cases import Case
 from values import TYPES
@@ -171,7 +171,7 @@ def test_results_that_are_not_used_have_no_gradient(kind, way, use) -> None:
     *given, dy, _ = tensors()
     of_results = [dy] if use != "half" else [dy[:2], dy[1:]]
     got, expected = (
-        WAYS[way](lambda each=each: gradients(each, given, of_results, USES[use]))()
+        PLAIN_WAYS[way](lambda each=each: gradients(each, given, of_results, USES[use]))()
         for each in functions(kind)
     )
     assert_close(got, expected)
@@ -218,7 +218,7 @@ def test_gradients_of_gradients_of_gradients(kind, way) -> None:
         return run
 
     mine, theirs = functions(kind)
-    assert_close(WAYS[way](third(mine))(), third(theirs)())
+    assert_close(PLAIN_WAYS[way](third(mine))(), third(theirs)())
 
 
 @each_kind
@@ -234,7 +234,7 @@ def test_forward_mode_and_forward_over_reverse(kind) -> None:
 
     mine, theirs = functions(kind)
     expected = tangents(theirs)
-    for way in WAYS.values():
+    for way in PLAIN_WAYS.values():
         assert_close(way(lambda: tangents(mine))(), expected)
 
 
