@@ -18,7 +18,7 @@ from layernorm import _native
 CPU_INFO = Path("/proc/cpuinfo")
 OTHERS = [] if "LAYERNORM_ISA" in os.environ else [i for i in _native.isas() if i != _native.isa()]
 # The native tests judge each instruction set as well.
-EVERY = "3"
+EVERY = "5"
 # How much memory is allocated does not depend on it.
 OPTIONS = ("-m", "not slow", "--deselect=tests/contract/test_memory.py")
 
