@@ -223,8 +223,8 @@ WINE := /usr/lib/wine/wine64
 .PHONY: windows windows-native
 windows windows-native: export WINEPREFIX = $(CURDIR)/build/windows/wine
 windows windows-native: export WINEDEBUG = -all
-windows: windows-native build/windows/python/ready  ## Windows, by Wine (optional): native tests, NumPy's
-	rm -rf build/windows/wheel
+windows: windows-native build/windows/python/ready  ## Windows, by Wine: as `arm` (not in .ci/run)
+	rm -rf build/windows/wheel build/windows/python/Lib/site-packages/layernorm*
 	.venv-release/bin/python .ci/wheels.py windows-x86_64 --output build/windows/wheel
 	.venv-release/bin/python -m zipfile -e build/windows/wheel/*.whl \
 	  build/windows/python/Lib/site-packages
@@ -232,16 +232,17 @@ windows: windows-native build/windows/python/ready  ## Windows, by Wine (optiona
 	  -m pytest -p no:cacheprovider -m 'not starts_python and not slow' contract numpy $(ARGS) \
 	  2>&1 | cat
 
-windows-native: export CXX = $(CURDIR)/.venv-release/bin/python -m ziglang c++ \
+windows-native: CXX = $(CURDIR)/.venv-release/bin/python -m ziglang c++ \
   -target x86_64-windows-gnu -mcpu=baseline
-windows-native: .venv-lint/ready .venv-release/ready  ## Windows, by Wine (optional): the native tests
-	$(call configure,build/windows/native,-DLAYERNORM_PYTHON=OFF -DLAYERNORM_WERROR=ON \
+windows-native: .venv-lint/ready .venv-release/ready
+	CXX="$(CXX)" $(call configure,build/windows/native,-DLAYERNORM_PYTHON=OFF -DLAYERNORM_WERROR=ON \
 	  -DCMAKE_SYSTEM_NAME=Windows -DCMAKE_SYSTEM_PROCESSOR=AMD64 \
 	  -DCMAKE_CROSSCOMPILING_EMULATOR=$(WINE))
 	.venv-lint/bin/cmake --build build/windows/native
 	.venv-lint/bin/ctest --test-dir build/windows/native --output-on-failure -j $(JOBS)
 
-build/windows/python/ready: constraints.txt .ci/python_for_windows.py .venv-release/ready
+build/windows/python/ready: constraints.txt .ci/python_for_windows.py .ci/wheels.py \
+  .venv-release/ready
 	.venv-release/bin/python .ci/python_for_windows.py build/windows/python
 	touch $@
 

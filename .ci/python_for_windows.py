@@ -27,6 +27,8 @@ def install(folder: Path, *packages: str) -> None:
 
 def main() -> None:
     """Make python.exe, and beside it all that it needs."""
+    if sys.version_info[:2] != (3, 11):
+        sys.exit("the DLLs are those of Python 3.11: make PYTHON=python3.11 windows")
     folder = Path(sys.argv[1]).resolve()
     parts, site = folder / "parts", folder / "Lib" / "site-packages"
     shutil.rmtree(folder, ignore_errors=True)
@@ -47,7 +49,7 @@ def main() -> None:
     (parts / "dll.c").write_text("int DllMain() { return 1; }\n")
     (parts / "main.c").write_text(MAIN)
     run(*CC, "-shared", parts / "dll.c", parts / "python3.def", "-o", folder / "python3.dll")
-    library = make_python_for_windows()["Python_LIBRARY"]
+    library = make_python_for_windows(parts / "python")["Python_LIBRARY"]
     run(*CC, "-municode", parts / "main.c", library, "-o", folder / "python.exe")
 
 

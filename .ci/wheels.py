@@ -113,9 +113,8 @@ def numpy_headers(target: Target) -> Path:
     return folder / "numpy" / "_core" / "include"
 
 
-def make_python_for_windows() -> dict[str, object]:
+def make_python_for_windows(folder: Path) -> dict[str, object]:
     """Make the headers that Python has on Windows, and the library that names python3.dll."""
-    folder = BUILD / "python"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(sysconfig.get_path("include"), folder)  # pyconfig.h alone differs
     (folder / "pyconfig.h").write_text(PYCONFIG)
@@ -166,7 +165,7 @@ def definitions(name: str, target: Target) -> dict[str, object]:
     elif not target.gcc:
         result["CMAKE_MODULE_LINKER_FLAGS"] = "-s"
     if target.system == "Windows":
-        result |= make_python_for_windows()
+        result |= make_python_for_windows(BUILD / "python")
     return result
 
 

@@ -21,6 +21,7 @@ void judge_all_values(uint64_t seed, F set) {
       for (int values = 0; values <= static_cast<int>(Values::mixed); ++values)
         for (const bool option : {false, true}) {
           Random random(given.seed = ++seed);
+          if (!is_taken(seed)) continue;
           vary_parameters(given, random);
           given.shape = shape;
           set(given, static_cast<Values>(values), option, random);

@@ -100,7 +100,7 @@ def test_the_bits_are_those_of_the_numpy_front_end(kind) -> None:
 @each_kind
 def test_the_bits_with_a_residual_are_those_of_the_numpy_front_end(kind) -> None:
     forward, backward = (getattr(numpy_front_end, f"{kind}_{e}") for e in ("forward", "backward"))
-    for case in cases.residual_cases(kind)[::5]:  # other layouts of each type
+    for case in cases.residual_cases(kind)[::5]:  # each type, in other layouts
         x, dy, weight, bias = (dense(each) for each in case.arrays())
         residual, dtotal = (dense(each) for each in case.residual())
         parameters = {"weight": weight, "bias": bias}

@@ -15,10 +15,10 @@ from layouts import Array, dense
 import layernorm.tensorflow as ours
 
 gc.freeze()  # what was imported is no garbage, and graphs make Python look for some all the time
-atexit.register(gc.unfreeze)
+atexit.register(gc.unfreeze)  # or nanobind tells of leaks at exit
 gc.set_threshold(100_000)
 
-# For derivatives. A tape calls ours as they are: AutoGraph would only rewrite the test, for long.
+# For derivatives, whose tests AutoGraph takes long to rewrite. Results are tested with it.
 PLAIN_WAYS = {
     "eager": lambda function: function,
     "graph": functools.partial(tf.function, autograph=False),

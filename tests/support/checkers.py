@@ -405,5 +405,6 @@ def check_partial_overlap_is_rejected(impl: Any, case: Case) -> None:
 def check_other_types_are_rejected(impl: Any, kind: str, dtype: np.dtype) -> None:
     """A TypeError that names the type and says what to call."""
     called = r"\(x, np\.float32\)"
-    with pytest.raises(TypeError, match=rf"({re.escape(dtype.name)}|longdouble).*{called}"):
+    name = "longdouble" if dtype.char == "g" else re.escape(dtype.name)
+    with pytest.raises(TypeError, match=f"{name}.*{called}"):
         getattr(impl, kind)(np.zeros((2, 3), dtype))

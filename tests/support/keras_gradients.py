@@ -15,7 +15,7 @@ BACKEND = keras.backend.backend()
 if BACKEND in ("torch", "numpy"):
     sys.modules["tensorflow"] = None  # Keras would import it to save a layer, for seconds
 gc.freeze()  # Keras searches for garbage when it quantizes a layer: not in what was imported
-atexit.register(gc.unfreeze)
+atexit.register(gc.unfreeze)  # or nanobind tells of leaks at exit
 
 
 def to_tensor(array):

@@ -283,8 +283,7 @@ def test_second_and_third_derivatives_where_weight_and_bias_vary_along_different
         return results, tape.gradient(loss, given)
 
     mine, theirs = functions("layer_norm", GATINGS[0])
-    # Graphs of third derivatives are in inside_residual.py: they take seconds to trace.
-    derivative = third if way == "eager" else second
+    derivative = third if way == "eager" else second  # a graph of the third takes seconds to trace
     assert_close(PLAIN_WAYS[way](lambda: derivative(mine))(), derivative(theirs))
 
 
@@ -300,6 +299,7 @@ def test_forward_mode_and_forward_over_reverse(gating) -> None:
 
     mine, theirs = functions("layer_norm", gating)
     expected = tangents(theirs)
+    # A graph, whose tracing takes seconds, for one order of norm and gate.
     for way in PLAIN_WAYS if gating["norm_before_gate"] else ("eager",):
         assert_close(PLAIN_WAYS[way](lambda: tangents(mine))(), expected)
 

@@ -11,7 +11,7 @@ namespace {
 
 // Vectors that do not cross cache lines are the fastest to write and read. For a small array,
 // setting NumPy's handler costs more than that saves.
-[[maybe_unused]] constexpr size_t kLine = 64;
+[[maybe_unused]] constexpr size_t kLine = 64;  // not on Windows
 constexpr size_t kAlignedFrom = size_t{64} << 10;
 
 void* allocate(void*, size_t bytes) {
