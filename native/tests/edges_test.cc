@@ -66,6 +66,7 @@ void test_dy_along_xhat(uint64_t seed) {
     for (const Shape& shape : {Shape{400, 2, 1}, Shape{100, 33, 1}, Shape{20, 257, 1},
                                Shape{4, 1126, 1}, Shape{20, 2, 67}, Shape{40, 33, 67}}) {
       Random random(given.seed = ++seed);
+      if (!is_taken(seed)) continue;
       given.shape = shape;
       Inputs inputs = make_inputs(given);
       for (int64_t row = 0; row < given.rows(); ++row) {
@@ -90,6 +91,7 @@ void test_x_and_dy_of_far_apart_magnitudes(uint64_t seed) {
       for (int x_steps = -4; x_steps <= 4; x_steps += 2)
         for (int dy_steps = -5; dy_steps <= 5; ++dy_steps) {
           given.seed = ++seed;
+          if (!is_taken(seed)) continue;
           given.shape = shape;
           given.eps = 0;
           Inputs inputs = make_inputs(given);
