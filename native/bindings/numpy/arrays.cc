@@ -54,6 +54,9 @@ PyObject* own_handler = nullptr;  // a capsule with it
 bool data_type(PyArray_Descr* descr, DataType* type) {
   switch (descr->type_num) {
     case NPY_FLOAT: *type = DataType::float32; return true;
+#if NPY_SIZEOF_LONGDOUBLE == NPY_SIZEOF_DOUBLE
+    case NPY_LONGDOUBLE:  // NumPy takes the two for equal
+#endif
     case NPY_DOUBLE: *type = DataType::float64; return true;
     case NPY_HALF: *type = DataType::float16; return true;
     default: *type = DataType::bfloat16; return is_bfloat16(descr);

@@ -87,7 +87,7 @@ statistics_shape = functools.lru_cache(maxsize=1024)(spec.statistics_shape)
 @functools.lru_cache(maxsize=64)
 def type_name(dtype: np.dtype[Any]) -> str:
     """Name the type, whatever its byte order: "float32"."""
-    return "longdouble" if dtype.char == "g" else dtype.name  # "float64" on some systems
+    return dtype.name
 
 
 @functools.lru_cache(maxsize=64)
