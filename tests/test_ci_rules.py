@@ -1,6 +1,7 @@
 """conftest.py's rules, tried on a folder of tests of their own."""
 
 import functools
+import importlib.util
 import os
 import re
 import shutil
@@ -8,7 +9,9 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import pytest
 
 CONFTEST = Path(__file__).with_name("conftest.py")
@@ -44,6 +47,10 @@ import pytest
 def test_it():
     assert False
 """,
+    "not_judged": """
+def test_it():
+    raise NotImplementedError('the reference needs an np.longdouble wider than float64')
+""",
     "made_up_cases": """
 from hypothesis import settings
 def test_it():
@@ -51,6 +58,10 @@ def test_it():
     assert s.max_examples >= 250 and s.derandomize and s.deadline is None
 """,
 }
+
+
+class Item(NamedTuple):
+    nodeid: str
 
 
 @functools.cache
@@ -88,6 +99,25 @@ def test_slow_tests_run_in_ci_and_on_demand() -> None:
     assert outcomes("true")["slow"] == "FAILED"
     assert outcomes("")["slow"] == "SKIPPED"
     assert outcomes("", "-m", "slow")["slow"] == "FAILED"
+
+
+@pytest.mark.skipif(np.finfo(np.longdouble).nmant < 63, reason="np.longdouble is too narrow")
+def test_what_the_reference_cannot_judge_is_a_failure_where_it_should_be_able_to() -> None:
+    assert outcomes("true")["not_judged"] == "FAILED"
+
+
+def test_some_cases_of_each_test_are_drawn_and_not_the_same_places_of_all() -> None:
+    spec = importlib.util.spec_from_file_location("rules", CONFTEST)
+    rules = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(rules)
+    places = {name: range(20) for name in "abcd"} | {"alone": range(1)}
+    items = [Item(f"test_{name}[{n}]") for name, every in places.items() for n in every]
+    drawn = rules.one_case_in(10, items)
+    found = {name: [e.nodeid[6:] for e in drawn if f"_{name}[" in e.nodeid] for name in places}
+    assert [len(each) for each in found.values()] == [2, 2, 2, 2, 1]
+    assert len({tuple(found[name]) for name in "abcd"}) > 1
+    assert rules.one_case_in(10, items) == drawn
+    assert rules.one_case_in(1, items) == items
 
 
 def test_ci_tries_several_thousand_made_up_cases() -> None:
