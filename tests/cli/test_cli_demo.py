@@ -18,7 +18,7 @@ from layernorm.cli.demo.snippets import SNIPPETS, session
 
 
 def test_demo_trains_to_the_goal_and_the_norms_learn(capsys, tmp_path):
-    file = tmp_path / "losses.png"
+    file = tmp_path / "demo.png"
     options = ["--frameworks", "none", "--json", "--plot", str(file)]
     assert main(["demo", "--train-only", *options]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -34,7 +34,7 @@ def test_demo_shows_the_frameworks_and_names_the_missing_ones(capsys, tmp_path, 
     pytest.importorskip("torch")
     for name in ("jax", "tensorflow", "keras"):
         monkeypatch.setitem(find._PACKAGES, name, ("no_such_package",))
-    options = ["--train-only", "--epochs", "1", "--plot", str(tmp_path / "losses.png")]
+    options = ["--train-only", "--epochs", "1", "--plot", str(tmp_path / "demo.png")]
     assert main(["demo", *options]) == 0
     text = capsys.readouterr().out
     assert "PyTorch, Adam" in text
@@ -69,7 +69,7 @@ def test_demo_sums_up_check_and_bench(full, tiny_check, tiny_bench, capsys, tmp_
     for module in (check_measure, bench_measure):
         monkeypatch.setattr(module, "QUICK_PEERS", ("numpy",))
     monkeypatch.setattr("layernorm.cli.demo.tables.SNIPPETS", ())
-    options = ["--epochs", "1", "--frameworks", "none", "--plot", str(tmp_path / "losses.png")]
+    options = ["--epochs", "1", "--frameworks", "none", "--plot", str(tmp_path / "demo.png")]
     assert main(["demo", *options, *(["--full"] if full else [])]) == 0
     text = capsys.readouterr().out
     assert "The contract holds" in text
@@ -88,7 +88,7 @@ def test_demo_fails_where_a_result_is_wrong(
     other = {"check": "_bench", "bench": "_check"}[wrong_in]
     monkeypatch.setattr(f"layernorm.cli.demo.command.{other}", lambda *_: True)
     replace_in_ours(layer_norm=off_by_eight_ulp)
-    options = ["--epochs", "1", "--frameworks", "none", "--plot", str(tmp_path / "losses.png")]
+    options = ["--epochs", "1", "--frameworks", "none", "--plot", str(tmp_path / "demo.png")]
     assert main(["demo", *options]) == 1
     text = capsys.readouterr().out
     assert {"check": " > 5 ", "bench": "A result is wrong"}[wrong_in] in text

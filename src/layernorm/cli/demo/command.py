@@ -7,7 +7,6 @@ import os
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,23 +20,22 @@ from layernorm.cli.compact_json import compact_json
 from layernorm.cli.console import open_console, progress_bar
 from layernorm.cli.demo import digits, tables
 from layernorm.cli.demo.networks import FRAMEWORKS, RECIPES, check_names, missing_package
-from layernorm.cli.demo.plot import plot_losses
-from layernorm.cli.demo.training import Run, train
+from layernorm.cli.demo.plot import draw_training
+from layernorm.cli.demo.training import GOAL, Run, train
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-HELP = "train a small network on handwritten digits, show snippets, check, time"
+HELP = "train a small network on handwritten digits, draw it, show snippets, check, time"
 
 EPOCHS = 20
-GOAL = 0.95
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what `run` takes."""
     parser.add_argument(
-        "--plot", type=Path, default=Path("losses.png"), metavar="FILE.png",
-        help="where the losses are drawn (default %(default)s)",
+        "--plot", type=Path, default=Path("demo.png"), metavar="FILE.png",
+        help="where the training is drawn (default %(default)s)",
     )  # fmt: skip
     parser.add_argument("--epochs", type=positive, metavar="N", help="of each training run")
     parser.add_argument("--train-only", action="store_true", help="skip the check and the timing")
@@ -72,8 +70,8 @@ def run(options: argparse.Namespace) -> int:
         _show_snippets(console)
     found: dict[str, Any] = {
         "command": "demo",
-        "losses_png": str(options.plot),
-        "training": [asdict(each) for each in runs],
+        "picture": str(options.plot),
+        "training": [each.as_dict() for each in runs],
     }
     reached = options.epochs is not None or all(each.test_accuracy[-1] > GOAL for each in runs)
     same_bits = not any(each.other_bits for each in runs)
@@ -122,8 +120,8 @@ def _train(
     runs += [train(name, recipe, data, epochs) for name in frameworks for recipe in RECIPES]
     tables.print_comparison(runs, console)
     tables.print_absent(absent, console)
-    plot_losses(runs, plot_file)
-    console.print(f"losses drawn in {plot_file.resolve()}", soft_wrap=True)
+    draw_training(runs, data, plot_file)
+    console.print(f"the training is drawn in {plot_file.resolve()}", soft_wrap=True)
     return runs
 
 

@@ -33,6 +33,7 @@ class Epoch(NamedTuple):
     losses: list[float]  # of each step
     test_accuracy: float  # after it
     norm_calls: list[NormCall]
+    norm_parameters: list[tuple[Array, Array]]  # after it
 
 
 def load_digits(*, seed: int = 0) -> Digits:
@@ -91,6 +92,7 @@ def train(network: Network, digits: Digits, epochs: int) -> Iterator[Epoch]:
             [step.loss for step in steps],
             accuracy(network, digits.test_images, digits.test_labels),
             [call for step in steps for call in step.norm_calls],
+            network.norm_parameters(),
         )
 
 

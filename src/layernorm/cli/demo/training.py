@@ -3,14 +3,18 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from layernorm.cli.demo import digits
 from layernorm.cli.demo.networks import Network, NormCall, Recipe, build_network
-from layernorm.cli.demo.networks.network import Weights
+from layernorm.cli.demo.networks.network import Array, Weights
+from layernorm.cli.demo.networks.numpy import Network as NumPyNetwork
 from layernorm.numpy import layer_norm
+
+GOAL = 0.95
+"""The test accuracy that a network trained for all epochs must exceed."""
 
 
 @dataclass
@@ -25,6 +29,20 @@ class Run:
     norm_outputs: int = 0  # elements that the layer norms returned
     other_bits: int = 0  # those whose bits differ from `layernorm.numpy`'s for the same x
     seconds: float = 0.0
+    # Weight and bias of each layer norm, at the start and after each epoch.
+    norm_history: list[list[tuple[Array, Array]]] = field(default_factory=list)
+    # Of the test images, after the training; only in NumPy.
+    test_answers: Array = field(default_factory=lambda: np.empty(0, np.int64))
+    test_norm_calls: list[NormCall] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything but the arrays, which are many numbers to print."""
+        arrays = ("norm_history", "test_answers", "test_norm_calls")
+        return {name: value for name, value in vars(self).items() if name not in arrays}
+
+    def parameter_history(self, place: int, name: Literal["weight", "bias"]) -> Array:
+        """Return the parameter of a layer norm, (epochs + 1, cols): the start comes first."""
+        return np.stack([norms[place][name == "bias"] for norms in self.norm_history])
 
     def largest_difference(self, other: "Run") -> float:
         """Return the largest difference between the losses of a step here and in the other run."""
@@ -43,15 +61,20 @@ def train(
     run = Run(framework, recipe.title)
     weights = digits.initial_weights()
     network = build_network(framework, weights, recipe)
+    run.norm_history.append(network.norm_parameters())
     start = time.perf_counter()
     for number, epoch in enumerate(digits.train(network, data, epochs), start=1):
         run.loss += epoch.losses
         run.test_accuracy.append(epoch.test_accuracy)
         run.norm_outputs += sum(call.y.size for call in epoch.norm_calls)
         run.other_bits += sum(_count_other_bits(call) for call in epoch.norm_calls)
+        run.norm_history.append(epoch.norm_parameters)
         each_epoch(number, epoch)
     run.seconds = time.perf_counter() - start
     run.parameters = _describe_parameters(network, weights)
+    if isinstance(network, NumPyNetwork):
+        logits, run.test_norm_calls = network.forward(data.test_images)
+        run.test_answers = logits.argmax(axis=1)
     return run
 
 

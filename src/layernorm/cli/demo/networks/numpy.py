@@ -79,7 +79,7 @@ class Network:
 
     def step(self, images: Array, labels: Array) -> Step:
         """Train on one batch."""
-        logits, norm_calls = self._forward(images)
+        logits, norm_calls = self.forward(images)
         loss, dlogits = softmax_cross_entropy(logits, labels)
         self._optimizer.zero_grad()
         self.backward(dlogits)
@@ -88,7 +88,17 @@ class Network:
 
     def logits(self, images: Array) -> Array:
         """Return (images, 10)."""
-        return self._forward(images)[0]
+        return self.forward(images)[0]
+
+    def forward(self, images: Array) -> tuple[Array, list[NormCall]]:
+        """Return the logits, and the arrays of each layer norm."""
+        x, norm_calls = images, []
+        for layer in self.layers:
+            y = layer(x)
+            if isinstance(layer, LayerNorm):
+                norm_calls.append(NormCall(x, *_weight_and_bias(layer), y))
+            x = y
+        return x, norm_calls
 
     def backward(self, dy: Array) -> Array:
         """Return the gradient with respect to the images, and add to those of the parameters."""
@@ -104,15 +114,6 @@ class Network:
     def norm_parameters(self) -> list[tuple[Array, Array]]:
         """Return weight and bias of each layer norm."""
         return [_weight_and_bias(norm) for norm in self.norms]
-
-    def _forward(self, x: Array) -> tuple[Array, list[NormCall]]:
-        norm_calls = []
-        for layer in self.layers:
-            y = layer(x)
-            if isinstance(layer, LayerNorm):
-                norm_calls.append(NormCall(x, *_weight_and_bias(layer), y))
-            x = y
-        return x, norm_calls
 
 
 def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[float, Array]:
