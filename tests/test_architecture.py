@@ -37,12 +37,21 @@ PUBLIC = {
 }
 if importlib.util.find_spec("torch") is not None:
     PUBLIC[importlib.import_module("layernorm.torch")] = {
-        *("layer_norm", "rms_norm", "LayerNorm", "RMSNorm", "accelerate", "convert", *QUANTIZED),
+        *(
+            "layer_norm",
+            "rms_norm",
+            "LayerNorm",
+            "RMSNorm",
+            "accelerate",
+            "convert",
+            *QUANTIZED,
+            "inspect",
+        ),
     }
 if importlib.util.find_spec("jax") is not None:
     PUBLIC[importlib.import_module("layernorm.jax")] = {"layer_norm", "rms_norm", *QUANTIZED}
 if importlib.util.find_spec("flax") is not None:
-    PUBLIC[importlib.import_module("layernorm.flax")] = {"linen", "nnx"}
+    PUBLIC[importlib.import_module("layernorm.flax")] = {"inspect", "linen", "nnx"}
 if importlib.util.find_spec("equinox") is not None:
     PUBLIC[importlib.import_module("layernorm.equinox")] = {"LayerNorm", "RMSNorm"}
 # TensorFlow and Keras are imported in processes of their own: tests/keras/inside_backend.py.

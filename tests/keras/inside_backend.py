@@ -906,7 +906,7 @@ def test_what_is_public_documents_itself(monkeypatch) -> None:
     functions = {"layer_norm", "rms_norm"} | rules.QUANTIZED
     classes = {"LayerNormalization", "RMSNormalization"}
     public = {
-        ours: functions | classes | {"convert"},
+        ours: functions | classes | {"convert", "inspect"},
         layernorm.tensorflow: functions | {"portable"},
     }
     monkeypatch.setattr(rules, "PUBLIC", public)

@@ -1,4 +1,4 @@
-"""The command `layernorm`: info, check, bench, demo."""
+"""The command `layernorm`: info, check, bench, demo, inspect."""
 
 from layernorm.cli.command import main
 

@@ -9,8 +9,9 @@ from layernorm.cli.bench import command as bench
 from layernorm.cli.check import command as check
 from layernorm.cli.demo import command as demo
 from layernorm.cli.info import command as info
+from layernorm.cli.inspect import command as inspect
 
-COMMANDS = {"info": info, "check": check, "bench": bench, "demo": demo}
+COMMANDS = {"info": info, "check": check, "bench": bench, "demo": demo, "inspect": inspect}
 
 USAGE_ERROR = 2
 

@@ -2,6 +2,7 @@
 
 from layernorm.keras.conversion import convert
 from layernorm.keras.functional import layer_norm, rms_norm
+from layernorm.keras.inspection import inspect
 from layernorm.keras.layers import LayerNormalization, RMSNormalization
 from layernorm.keras.quantized import quantized_layer_norm, quantized_rms_norm
 
@@ -9,6 +10,7 @@ __all__ = [
     "LayerNormalization",
     "RMSNormalization",
     "convert",
+    "inspect",
     "layer_norm",
     "quantized_layer_norm",
     "quantized_rms_norm",

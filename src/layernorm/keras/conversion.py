@@ -65,24 +65,24 @@ def convert(model: Any, *, undo: bool = False, dry_run: bool = False) -> Convers
             "pass the model"
         )
     done = Conversion()
-    found = list(_norms(model, undo))
+    found = list(norms_of(model, undo))
     for path, layer, reason in found:
         kind = type(layer)
         if reason:
-            done.left[path] = f"{_name(kind)}, {reason}"
+            done.left[path] = f"{kind_of(kind)}, {reason}"
         elif undo:
-            done.restored[path] = _name(_KERASS[kind])
+            done.restored[path] = kind_of(_KERASS[kind])
         else:
-            done.swapped[path] = _name(kind)
+            done.swapped[path] = kind_of(kind)
     if (done.swapped or done.restored) and not dry_run:
         for _, layer, reason in found:
             if not reason:
-                _swap_back(layer) if undo else _swap(layer)
+                swap_back(layer) if undo else swap(layer)
         _forget_what_was_traced(model)
     return done
 
 
-def _norms(model: Any, undo: bool) -> Iterator[tuple[str, Any, str]]:
+def norms_of(model: Any, undo: bool) -> Iterator[tuple[str, Any, str]]:
     """Yield each norm with a path of its own, and why it is left, or ""."""
     paths: set[str] = set()
     for layer in model._flatten_layers():
@@ -123,7 +123,8 @@ def _why_not_undone(layer: Any) -> str | None:
     return ""
 
 
-def _name(kind: type) -> str:
+def kind_of(kind: type) -> str:
+    """Return the name of a class, with its module's."""
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
@@ -135,12 +136,14 @@ def _listed() -> str:
     return ", ".join(spec.TYPES)
 
 
-def _swap(layer: Any) -> None:
+def swap(layer: Any) -> None:
+    """Make one of Keras's own layers ours."""
     _turn_into(_OURS[type(layer)], layer)
     vars(layer)[_MARK] = True
 
 
-def _swap_back(layer: Any) -> None:
+def swap_back(layer: Any) -> None:
+    """Take `swap` back."""
     _turn_into(_KERASS[type(layer)], layer)
     del vars(layer)[_MARK]
 

@@ -81,13 +81,13 @@ def _convert(model: nn.Module, dry_run: bool) -> Conversion:
     done = Conversion()
     known: dict[Any, Any] = {}
     for name, module in list(model.named_modules()):
-        found = _find(module, known)
+        found = find(module, known)
         if isinstance(found, str):
-            done.left[name] = f"{_kind(type(module))}, {found}"
+            done.left[name] = f"{kind_of(type(module))}, {found}"
         elif found is not None:
-            done.swapped[name] = _kind(type(module))
+            done.swapped[name] = kind_of(type(module))
             if not dry_run:
-                _change_class(module, converted_class(type(module), found))
+                change_class(module, converted_class(type(module), found))
     return done
 
 
@@ -96,18 +96,18 @@ def _undo(model: nn.Module, dry_run: bool) -> Conversion:
     for name, module in list(model.named_modules()):
         original = original_of(module)
         if original is not None:
-            done.restored[name] = _kind(original)
+            done.restored[name] = kind_of(original)
             if not dry_run:
-                _change_class(module, original)
+                change_class(module, original)
         elif is_converted(module):
             done.left[name] = (
-                f"{_kind(type(module))}, whose class was changed again after `convert`, by "
+                f"{kind_of(type(module))}, whose class was changed again after `convert`, by "
                 "sharding or parametrization: take that back first"
             )
     return done
 
 
-def _find(module: nn.Module, known: dict[Any, Any]) -> Found | str | None:
+def find(module: nn.Module, known: dict[Any, Any]) -> Found | str | None:
     """Return what to make of a module; the reason to leave it; None if it is not for `convert`."""
     if is_converted(module) or isinstance(module, LayerNorm | RMSNorm):
         return None
@@ -135,7 +135,7 @@ def _find_modulation(
     """Look for an adaptive norm in a module that only calls others, which have their turn."""
     key = (_key(module), *((name, _key(each)) for name, each in children.items()))
     if key not in known:
-        found = {name: found_of(each) or _find(each, known) for name, each in children.items()}
+        found = {name: found_of(each) or find(each, known) for name, each in children.items()}
         norms = {
             name: each
             for name, each in found.items()
@@ -173,7 +173,7 @@ def _hashable(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _change_class(module: nn.Module, cls: type[nn.Module]) -> None:
+def change_class(module: nn.Module, cls: type[nn.Module]) -> None:
     """Change the class, and with it its forward where the module or accelerate's hook holds it."""
     held = [
         name
@@ -188,7 +188,8 @@ def _change_class(module: nn.Module, cls: type[nn.Module]) -> None:
         vars(module)[name] = MethodType(cls.forward, module)
 
 
-def _kind(cls: type) -> str:
+def kind_of(cls: type) -> str:
+    """Return the name of a class, with its module's."""
     return f"{cls.__module__}.{cls.__qualname__}"
 
 

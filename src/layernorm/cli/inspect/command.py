@@ -1,0 +1,106 @@
+"""The command `layernorm inspect`."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from layernorm.cli.compact_json import compact_json
+from layernorm.cli.console import make_table, open_console
+from layernorm.inspection.report import Report
+from layernorm.inspection.tables import summary, tables
+
+HELP = "the norms of a model on your data: errors, times, ranges, what convert would do"
+
+_FRONT_ENDS = (  # Keras first: on PyTorch, its models are PyTorch's modules too
+    ("keras", "layers.Layer", "layernorm.keras"),
+    ("torch", "nn.Module", "layernorm.torch"),
+    ("flax", "linen.Module", "layernorm.flax"),
+    ("flax", "nnx.Module", "layernorm.flax"),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what `run` takes."""
+    parser.add_argument(
+        "model",
+        metavar="FILE.py:FUNCTION",
+        help="a function without arguments, or MODULE:FUNCTION, that returns (model, inputs): a "
+        "model of PyTorch, Keras or Flax, and a tuple of arguments, a dictionary of keyword "
+        "arguments or a single argument",
+    )
+    parser.add_argument("--html", type=Path, metavar="FILE.html", help="also write a page")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Inspect the model; return the exit code.
+
+    Raises: ValueError for a model that cannot be loaded or inspected.
+    """
+    console = open_console(quiet=options.json)
+    model, args, keywords = _load(options.model)
+    inspect = _inspector(model)
+    try:
+        report: Report = inspect(model, *args, **keywords)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(str(error)) from error
+    if options.json:
+        print(compact_json({"command": "inspect", **asdict(report)}), end="")
+    console.width = 1000  # or a table loses what does not fit: names are for copying
+    for line in summary(report):
+        console.print(line, markup=False, soft_wrap=True)
+    for title, note, headings, rows in tables(report):
+        console.print(f"\n[bold]{title}[/]. {note}", soft_wrap=True)
+        console.print(make_table(headings, rows), crop=False)
+    if options.html:
+        report.save_html(options.html)
+        console.print(f"\nthe page is {options.html.resolve()}", soft_wrap=True)
+    return 0
+
+
+def _load(target: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """Return the model, and the arguments and keyword arguments to call it with."""
+    place, _, name = target.rpartition(":")
+    if not place or not name:
+        raise ValueError(f"{target!r} is not FILE.py:FUNCTION or MODULE:FUNCTION")
+    module = _import(place)
+    if not hasattr(module, name):
+        raise ValueError(f"{place} has no {name}")
+    loaded = getattr(module, name)()
+    if not isinstance(loaded, tuple) or len(loaded) != 2:
+        raise ValueError(f"{target} returned {type(loaded).__name__}, expected (model, inputs)")
+    model, inputs = loaded
+    if isinstance(inputs, Mapping):
+        return model, (), dict(inputs)
+    return model, inputs if isinstance(inputs, tuple) else (inputs,), {}
+
+
+def _import(place: str) -> Any:
+    file = Path(place)
+    if file.suffix == ".py":
+        if not file.is_file():
+            raise ValueError(f"there is no file {place}")
+        sys.path.insert(0, str(file.resolve().parent))
+        return importlib.import_module(file.stem)
+    sys.path.insert(0, "")
+    try:
+        return importlib.import_module(place)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"cannot import {place}: {error}") from error
+
+
+def _inspector(model: Any) -> Any:
+    """Return `inspect` of the front end for the model's framework."""
+    for framework, path, front_end in _FRONT_ENDS:
+        base: Any = sys.modules.get(framework)
+        for name in path.split("."):
+            base = getattr(base, name, None)
+        if base is not None and isinstance(model, base):
+            return importlib.import_module(front_end).inspect
+    raise ValueError(
+        f"the model is of type {type(model).__name__}, expected a torch.nn.Module, a Keras model, "
+        "or a Flax module"
+    )

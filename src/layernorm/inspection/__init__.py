@@ -1,0 +1,1 @@
+"""What the front ends' `inspect` finds in a model: measured on NumPy arrays, and shown."""
