@@ -8,7 +8,7 @@ WORKERS ?= $(if $(findstring .py,$(ARGS)),0,2)
 # How long `make soak` runs.
 MINUTES ?= 10
 # Passed on by `make test` (to pytest), `make demo`, `make demo-all`, `make demo-distributed`,
-# `make soak`, `make bench` and `make minilm`.
+# `make lesson`, `make soak`, `make bench` and `make minilm`.
 ARGS ?=
 
 SHELL := /bin/bash
@@ -24,6 +24,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 PACKAGE_FILES := CMakeLists.txt LICENSE README.md pyproject.toml $(sort $(shell find native src \
   -type f -not -name '*.so' -not -path '*/__pycache__/*' -not -path 'native/tests/*'))
+LESSON_FILES := $(sort $(wildcard examples/lesson/*.*))
 CXX_FILES = $(sort $(shell find native -name '*.h' -o -name '*.cc'))
 
 .PHONY: help
@@ -105,7 +106,7 @@ package: .venv/installed .venv-bare/ready  ## build sdist and wheel, and install
 FROM_SOURCE := -qq -c constraints.txt --build-constraint constraints.txt -Cbuild-dir=build/demo
 
 .PHONY: demo
-demo: .venv-demo/ready  ## train on handwritten digits, draw losses.png, check, time
+demo: .venv-demo/ready  ## train on handwritten digits, draw demo.png, check, time
 	.venv-demo/bin/layernorm demo $(ARGS)
 
 .venv-demo/ready: constraints.txt build/package-files $(PACKAGE_FILES)
@@ -131,6 +132,22 @@ demo-distributed: .venv/installed  ## train a transformer in PyTorch on 4 proces
 .PHONY: minilm
 minilm: .venv/installed  ## a real PyTorch model with its own layer norms and with ours (minutes)
 	cd examples && ../.venv/bin/python -m minilm $(ARGS)
+
+.PHONY: lesson
+lesson: .venv/installed  ## the lesson's notebooks with outputs and pictures, into build/lesson/
+	cd examples && ../.venv/bin/python -m lesson $(ARGS)
+
+build/lesson/ready: .venv/installed $(LESSON_FILES)
+	cd examples && ../.venv/bin/python -m lesson
+	touch $@
+
+# All is read anew, or a second run would not repeat the warnings.
+.PHONY: docs
+docs: build/lesson/ready  ## the documentation's site, build/site/index.html; checked in Chromium
+	rm -rf build/site
+	.venv/bin/sphinx-build --quiet --fail-on-warning --keep-going --fresh-env -d build/doctrees \
+	  --conf-dir docs . build/site
+	.venv/bin/python .ci/check_site.py build/site
 
 .PHONY: test
 test: package  ## the tests, against the installed wheel, on every instruction set of this machine

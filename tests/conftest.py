@@ -15,6 +15,7 @@ from layernorm.cli.import_order import import_triton_before_tensorflow
 LONGEST = (
     *("test_tensorflow.py", "test_minilm.py", "test_triton_interpreted.py", "test_keras.py"),
     *("test_every_isa.py", "test_many_elements.py", "test_torch_many_elements.py"),
+    "test_lesson.py",
 )
 IN_CI = os.environ.get("CI", "").lower() in ("1", "true")
 

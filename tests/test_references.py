@@ -34,6 +34,15 @@ def test_the_changelog_and_the_citation_name_the_version() -> None:
     assert (newest, cited) == (layernorm.__version__,) * 2
 
 
+def test_the_api_reference_has_every_module_with_public_names() -> None:
+    modules = [path for path in TEXTS if path.name == "__init__.py" and "__all__" in TEXTS[path]]
+    public = {path.parent for path in modules if "cli" not in path.parts}
+    pages = "".join(TEXTS[path] for path in TEXTS if path.parent == ROOT / "docs" / "api")
+    named = {ROOT / "src" / each.replace(".", "/") for each in re.findall(r"{api} (\S+)", pages)}
+    assert len(public) > 5
+    assert public - named == set()
+
+
 def headings(document: Path) -> list[str]:
     """The headings of a Markdown file, and the anchors that GitHub makes of them."""
     written = re.findall(r"^#+ (.+)$", document.read_text(), re.MULTILINE)

@@ -1,4 +1,4 @@
-"""The examples of docs/torch.md run as they stand."""
+"""The examples of docs/torch.md and docs/inspect.md run as they stand."""
 
 import doctest
 from pathlib import Path
@@ -7,12 +7,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-PAGE = Path(__file__).parents[2] / "docs" / "torch.md"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
-def test_the_page_runs() -> None:
+@pytest.mark.parametrize(("page", "examples"), [("torch.md", 10), ("inspect.md", 5)])
+def test_the_page_runs(page, examples) -> None:
     if "bias" not in repr(torch.nn.LayerNorm(1)):
         pytest.skip("the page shows layers as newer versions of PyTorch print them")
-    failures, tried = doctest.testfile(str(PAGE), module_relative=False)
-    assert tried > 10
+    failures, tried = doctest.testfile(str(DOCS / page), module_relative=False)
+    assert tried > examples
     assert failures == 0
