@@ -61,6 +61,18 @@ def batches(texts: Sequence[Tokens], size: int) -> list[Tokens]:
     ]  # fmt: skip
 
 
+def in_float32() -> tuple[Any, Tokens]:
+    """Return the model and a batch: `layernorm inspect minilm.model:in_float32` in examples/."""
+    model, pairs = load(8)
+    return model, batches([rest for _, rest in pairs], 8)[0]
+
+
+def in_bfloat16() -> tuple[Any, Tokens]:
+    """Return the same with the model in bfloat16."""
+    model, batch = in_float32()
+    return model.to(torch.bfloat16), batch
+
+
 def ways(model: Any) -> dict[str, tuple[Any, Callable[[], Any]]]:
     """Return, for each way to run the layer norms, a model and the context to call it in."""
     converted = copy.deepcopy(model)
