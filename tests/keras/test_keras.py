@@ -17,14 +17,14 @@ OF_JAX |= {"XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false"}
 
 
 @pytest.mark.parametrize(
-    ("backend", "tests"), [("jax", 293), ("tensorflow", 297), ("torch", 279), ("numpy", 259)]
+    ("backend", "tests"), [("jax", 318), ("tensorflow", 326), ("torch", 304), ("numpy", 282)]
 )
 def test_inside(backend, tests) -> None:
-    """One process for both files: Keras and its backend take long to start."""
+    """One process for all files: Keras and its backend take long to start."""
     if importlib.util.find_spec(backend) is None:
         pytest.skip(f"could not import {backend}")
     environment = {"KERAS_BACKEND": backend} | (OF_JAX if backend == "jax" else {})
-    files = ("keras/inside_backend.py", "keras/inside_conversion.py")
+    files = (f"keras/inside_{each}.py" for each in ("backend", "conversion", "inspection"))
     assert run_tests(*files, timeout=900, **environment)["passed"] >= tests
 
 

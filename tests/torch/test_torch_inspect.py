@@ -5,6 +5,7 @@ import dataclasses
 import html.parser
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import foreign_norms as foreign
 import numpy as np
@@ -17,8 +18,8 @@ from torch import nn  # noqa: E402
 
 import layernorm.torch as ours  # noqa: E402
 from layernorm import accuracy  # noqa: E402
-from layernorm.inspection import measure  # noqa: E402
-from layernorm.torch import inspection  # noqa: E402
+from layernorm.inspection import measure, tables  # noqa: E402
+from layernorm.torch import accelerated, inspection  # noqa: E402
 
 COLS = 24
 
@@ -167,6 +168,10 @@ def test_parameters_and_dead_units():
     (found,) = ours.inspect(norm, rows(4, COLS)).norms
     assert (found.weight.smallest, found.weight.largest, found.dead) == (-2.0, 1.0, 2)
     assert (found.bias.smallest, found.bias.largest) == (0.0, 7.0)
+    with torch.no_grad():
+        norm.weight[4] = 1e6  # does not move the median
+    (found,) = ours.inspect(norm, rows(4, COLS)).norms
+    assert found.dead == 2
     zero_centered = ours.RMSNorm(COLS, zero_centered_weight=True)
     with torch.no_grad():
         zero_centered.weight[0] = -1.0
@@ -180,6 +185,9 @@ def test_every_type(dtype):
     model = nn.Sequential(ours.LayerNorm(COLS), ours.RMSNorm(COLS)).to(dtype)
     for norm in ours.inspect(model, rows(5, COLS, mean=2).to(dtype)).norms:
         assert norm.x_type == norm.y_type == norm.weight.type == str(dtype).removeprefix("torch.")
+        bounds = accuracy.BOUNDS[norm.x_type]
+        assert (norm.bounds["y"], norm.bounds["dx"]) == (bounds.y, bounds.dx)
+        assert norm.bounds["dweight"] == bounds.parameter
         assert all(error <= norm.bounds[name] for name, error in norm.errors.items())
 
 
@@ -231,6 +239,37 @@ def test_times_are_of_what_can_be_replaced():
     assert "no norm is left to convert" in str(of_ours)
 
 
+def test_a_norms_share_is_that_of_its_own_time(monkeypatch):
+    now = 0
+
+    class TimedNorm(nn.Module):
+        def __init__(self, seconds) -> None:
+            super().__init__()
+            self.seconds = seconds
+
+        def forward(self, x):
+            nonlocal now
+            now += self.seconds
+            return x
+
+    def function(self, x):
+        nonlocal now
+        now += 1
+        return self.slow(self.fast(self.fast(x)))
+
+    monkeypatch.setattr(inspection, "time", SimpleNamespace(perf_counter=lambda: now))
+    report = ours.inspect(Around(function, slow=TimedNorm(3), fast=TimedNorm(1)), rows(5, COLS))
+    assert [each.share for each in report.norms] == [2 / 6, 3 / 6, None]
+    assert report.share == 5 / 6
+
+
+def test_the_first_of_several_calls_is_what_is_measured():
+    model = Around(lambda self, x: self.norm(self.norm(x)[:2]))
+    (norm,) = ours.inspect(model, rows(5, COLS, mean=100)).norms
+    assert (norm.calls, norm.x_shape) == (2, (5, COLS))
+    assert norm.rows.mean_over_std > 50
+
+
 def test_ours_is_what_is_timed_as_ours(monkeypatch):
     seen = []
 
@@ -238,7 +277,7 @@ def test_ours_is_what_is_timed_as_ours(monkeypatch):
         for name, call in calls.items():
             with around(name):
                 seen.append(
-                    (name, type(model.first).__name__, inspection.is_converted(model.first))
+                    (name, bool(accelerated._holders), inspection.is_converted(model.first))
                 )
                 call()
         return dict.fromkeys(calls, 1.0)
@@ -246,9 +285,9 @@ def test_ours_is_what_is_timed_as_ours(monkeypatch):
     monkeypatch.setattr(measure, "medians", medians)
     model = make()
     ours.inspect(model, rows(5, COLS))
-    assert ("own", "LayerNorm", False) in seen
-    assert ("ours", "LayerNorm", True) in seen
-    assert ("own", "LayerNorm", True) not in seen
+    functions = {("ours", True, False)}  # by themselves
+    modules = {("ours", False, True), ("ours", False, False)}  # `first`, and others
+    assert set(seen) == {("own", False, False), ("ours", True, True), *functions, *modules}
 
 
 # no trace
@@ -348,6 +387,7 @@ class Sparse(nn.Module):
         (nn.ModuleDict({"norm": nn.LayerNorm(3), "mlp": nn.ReLU()}), RuntimeError, "raised"),
         (Sparse(), TypeError, r"layout torch.sparse_coo, expected dense .* to_dense\(\)"),
         (nn.Sequential(nn.LazyLinear(3), nn.LayerNorm(3)), ValueError, "lazy modules"),
+        (nn.LayerNorm(COLS, device="meta"), ValueError, "on the meta device, without numbers"),
     ],
 )
 def test_bad_input_is_said_clearly(model, error, words):
@@ -388,6 +428,198 @@ def test_bfloat16_without_ml_dtypes_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ml_dtypes", None)
     with pytest.raises(ImportError, match="pip install ml_dtypes"):
         ours.inspect(nn.LayerNorm(COLS).bfloat16(), rows(5, COLS).bfloat16())
+
+
+class Around(nn.Module):
+    """Calls a function of itself, with a norm and a linear layer."""
+
+    def __init__(self, function, **parts) -> None:
+        super().__init__()
+        self.norm, self.linear = nn.LayerNorm(COLS), nn.Linear(COLS, COLS)
+        self.function = function
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, *inputs, **keywords):
+        return self.function(self, *inputs, **keywords)
+
+
+@dataclasses.dataclass
+class Result:
+    rows: torch.Tensor
+    names: tuple[str, ...] = ("a",)
+
+
+OUTPUTS = {
+    "nested": (lambda y: ([y, {"y": (y, None)}], "text"), "the output"),
+    "dataclass": (lambda y: [Result(y)], "the output"),
+    "none": (lambda y: None, "random"),
+    "integers": (lambda y: y.argmax(-1), "random"),
+    "complex": (torch.fft.fft, "random"),
+}
+
+
+@pytest.mark.parametrize("kind", OUTPUTS)
+def test_gradients_come_from_whatever_floating_point_outputs_there_are(kind):
+    function, gradient = OUTPUTS[kind]
+    model = Around(lambda self, x: function(self.linear(self.norm(x))))
+    report = ours.inspect(model, rows(5, COLS))
+    assert report.norms[0].gradient == gradient
+    assert report.norms[0].errors["dx"] < 5
+    assert (report.training is None) == (gradient == "random")
+
+
+def test_dy_is_the_gradient_of_the_output():
+    """The output's gradient is random; what is seen behind a factor is that times the factor."""
+    seen = {}
+
+    def judge(watched):
+        seen[watched.entry.name] = watched.dy.clone()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inspection, "_judge", judge)
+        patch.setattr(inspection, "_time", lambda *given: None)
+        ours.inspect(Around(lambda self, x: self.norm(x)), rows(5, COLS))
+        once = seen["norm"]
+        ours.inspect(Around(lambda self, x: 3 * self.norm(x)), rows(5, COLS))
+    assert torch.equal(seen["norm"], 3 * once)
+
+
+def test_inference_mode_inside_and_outside():
+    def inside(self, x):
+        with torch.inference_mode():
+            return self.norm(x)
+
+    (norm,) = ours.inspect(Around(inside), rows(5, COLS)).norms
+    assert norm.errors["dx"] < 5
+    model = Around(lambda self, x: self.norm(x))
+    with torch.inference_mode():
+        (norm,) = ours.inspect(model, rows(5, COLS)).norms
+    assert norm.gradient == "the output"
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointed_blocks(reentrant):
+    def block(self, x):
+        again = torch.utils.checkpoint.checkpoint
+        return again(lambda x: self.linear(self.norm(x)), self.linear(x), use_reentrant=reentrant)
+
+    model = Around(block)
+    before = state(model)
+    (norm,) = ours.inspect(model, rows(5, COLS)).norms
+    assert norm.calls == 1
+    assert norm.gradient == ("random" if reentrant else "the output")
+    assert norm.errors["dweight"] < 5
+    assert_same(before, state(model))
+
+
+def test_norms_that_cannot_be_measured_are_noted():
+    class ThreeNorm(nn.Module):
+        def forward(self, x):
+            return x, x, x
+
+    model = Around(lambda self, x: self.three(torch.func.vmap(self.norm)(x)), three=ThreeNorm())
+    report = ours.inspect(model, rows(5, COLS))
+    assert [(each.calls, each.errors) for each in report.norms] == [(1, {}), (1, {})]
+    assert report.notes[0].endswith("tensor to one: norm, three")
+
+
+def test_a_backward_that_raises_is_noted():
+    class Wrong(torch.autograd.Function):
+        @staticmethod
+        def forward(context, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(context, dy):
+            raise KeyError("no backward")
+
+    report = ours.inspect(Around(lambda self, x: Wrong.apply(self.norm(x))), rows(5, COLS))
+    assert "the backward raised 'no backward'" in report.notes[0]
+    assert report.norms[0].gradient == "random"
+
+
+def test_without_parameters_to_train_no_training_is_timed():
+    model = Around(lambda self, x: self.norm(x)).requires_grad_(False)
+    report = ours.inspect(model, rows(5, COLS).requires_grad_())
+    assert report.norms[0].gradient == "the output"
+    assert report.norms[0].errors.keys() == {"y", "dx"}
+    assert report.training is None
+
+
+def test_attributes_of_the_model_and_inputs_are_left_as_they_were():
+    class Cache:
+        rows = ()
+
+        def add(self, y):
+            self.rows = (*self.rows, y.detach())
+            return torch.cat(self.rows)
+
+    def count(self, x, same, cache):
+        assert x is same
+        assert not cache.rows
+        self.calls += 1
+        self.kept.append(self.norm(x))
+        self.last = self.kept[-1]
+        return torch.cat(self.kept) + cache.add(self.last)[0]
+
+    model, cache, x = Around(count, calls=0, kept=[], last=None), Cache(), rows(5, COLS)
+    report = ours.inspect(model, x, x, cache=cache)
+    assert (model.calls, model.kept, model.last, cache.rows) == (0, [], None, ())
+    assert "the model's backward was not timed" in report.notes[-1]  # through what it kept
+
+
+def test_the_part_that_is_judged_has_whole_rows(monkeypatch):
+    monkeypatch.setattr(measure, "MOST_ELEMENTS", 100)
+    assert measure.part_that_fits((2, 5, 10), -1) == (slice(None),) * 3
+    assert measure.part_that_fits((1, 50, 10), -1) == (slice(1), slice(10), slice(None))
+    assert measure.part_that_fits((8, 50, 10), (-1,)) == (slice(1), slice(10), slice(None))
+    assert measure.part_that_fits((30, 7, 10), 0) == (slice(None), slice(1), slice(3))
+    assert measure.part_that_fits((30, 40), (0, 1)) == (slice(None),) * 2
+    for model, shape, count in (
+        (nn.LayerNorm((30, COLS)), (30, COLS), 1),
+        (ours.LayerNorm(30, axis=0), (30, COLS), 3),
+        (Around(lambda self, x: F.layer_norm(x, (COLS,))), (1, 30, COLS), 4),
+    ):
+        (norm, *_) = ours.inspect(model, rows(*shape)).norms
+        assert norm.rows.count == count
+        assert norm.errors["dx"] < 5
+
+
+def test_a_gated_norm_without_its_gate():
+    model = Around(lambda self, x: self.gated(x), gated=foreign.GatedNorm(COLS))
+    assert ours.inspect(model, rows(5, COLS)).norms[0].errors["y"] < 5
+
+
+def test_what_is_compiled_runs_as_it_was_before():
+    def backend(graph, inputs):
+        raise AssertionError("compiled")
+
+    block = nn.Sequential(nn.LayerNorm(COLS))
+    block.compile(backend=backend)
+    inner = torch.compile(nn.Sequential(nn.LayerNorm(COLS)), backend=backend)
+    for model in (block, nn.Sequential(inner)):
+        (norm,) = ours.inspect(model, rows(5, COLS)).norms
+        assert norm.calls == 1
+
+
+def test_norms_inside_of_torchscript():
+    with pytest.warns(DeprecationWarning, match="torch.jit"):
+        scripted = torch.jit.script(nn.Sequential(nn.LayerNorm(COLS)))
+    with pytest.raises(TypeError, match="a RecursiveScriptModule, in which calls cannot be seen"):
+        ours.inspect(scripted, rows(5, COLS))
+    report = ours.inspect(nn.Sequential(nn.LayerNorm(COLS), scripted), rows(5, COLS))
+    assert [each.name for each in report.norms] == ["0"]
+    assert report.notes == ["norms inside of TorchScript's modules are not seen"]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_rows_that_are_not_finite(value):
+    x = rows(5, COLS)
+    x[1, 2] = value
+    (norm,) = ours.inspect(nn.LayerNorm(COLS), x).norms
+    assert norm.errors["y"] < 5
+    assert "nan" in str(ours.inspect(nn.LayerNorm(COLS), x))
 
 
 @pytest.mark.parametrize("shape", [(COLS,), (1, COLS), (0, COLS)])
@@ -473,14 +705,15 @@ class Page(html.parser.HTMLParser):
 
 def test_the_page_needs_no_other_file_and_escapes_names(tmp_path):
     pytest.importorskip("matplotlib")
-    model = nn.ModuleDict({"<script>norm": nn.LayerNorm(COLS)})
-    model.forward = lambda x: model["<script>norm"](x)
+    names = ("<script>norm", "<b>norm", "$\\frac{$")  # matplotlib takes the last for a formula
+    model = nn.ModuleDict({name: nn.LayerNorm(COLS) for name in names})
+    model.forward = lambda x: model[names[0]](model[names[2]](x))
     report = ours.inspect(model, rows(5, COLS))
     report.save_html(tmp_path / "page.html")
     page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
     assert all(each.startswith("#") for each in page.links), page.links
     assert page.tags.count("svg") == 1
-    assert "script" not in page.tags
+    assert not {"script", "b"} & set(page.tags)
     assert "<script>norm" in page.cells
 
 
@@ -489,4 +722,7 @@ def test_the_text_has_a_line_for_each_norm():
     for each in report.norms:
         assert sum(line.startswith(each.name) for line in str(report).splitlines()) >= 2
     assert "never_norm was not called." in str(report)
+    far = ours.inspect(nn.LayerNorm(COLS), rows(7, COLS, mean=3e4))
+    assert f" {tables.number(far.norms[0].errors['y'])}*" in str(far)
+    assert "1 of the norms have larger errors than ours may have; the largest: " in str(far)
     assert dataclasses.asdict(report)["norms"][1]["name"] == "own"

@@ -61,15 +61,24 @@ def inspect(model: Any, *inputs: Any, **keywords: Any) -> Report:
         model raises, from what it raised.
     """
     run = _runner(model)
+    inputs, keywords = jax.tree.map(_to_array, (inputs, keywords))
     watched: dict[str, _Watched] = {}
+    traced: set[str] = set()
+    record = functools.partial(_record, watched, traced)
     try:
         with jax.disable_jit():  # numbers, not tracers
-            output = run(run.variables, inputs, keywords, functools.partial(_record, watched))
+            output = run(run.variables, inputs, keywords, record)
     except Exception as error:
         raise RuntimeError(
             f"{type(model).__name__} raised {type(error).__name__} on these inputs, after "
             f"{sum(each.entry.calls for each in watched.values())} calls of norms: {error}"
         ) from error
+    unseen = ", ".join(sorted(traced - watched.keys()))
+    if not watched and unseen:
+        raise ValueError(
+            f"{type(model).__name__} called norms only inside of transformations as remat, vmap or "
+            f"nnx.jit, which hide their numbers: {unseen}; pass the model without these"
+        )
     if not watched:
         raise ValueError(f"{type(model).__name__} called no norm: no module named after one")
     report = Report(
@@ -78,11 +87,19 @@ def inspect(model: Any, *inputs: Any, **keywords: Any) -> Report:
         device=jax.default_backend(),
         norms=[each.entry for each in watched.values()],
     )
+    if unseen:
+        report.notes.append(
+            "not measured, because they run inside of transformations as remat, vmap or nnx.jit, "
+            f"which hide their numbers: {unseen}"
+        )
     _differentiate(run, watched, inputs, keywords, output, report.notes)
     for each in watched.values():
         _judge(each)
         _time(each)
-    _time_model(run, inputs, keywords, output, report)
+    if any(each.ours is not None for each in watched.values()):
+        _time_model(run, inputs, keywords, output, report)
+    else:
+        report.notes.append("no norm is left to convert, so nothing was compared by time")
     return report
 
 
@@ -109,9 +126,14 @@ class _Watched:
 
 @dataclass
 class _Call:
-    """A call of a norm, as a runner sees it."""
+    """A call of a norm, as a runner sees it.
+
+    Attributes:
+        name: the module's path; its class if that is a transformation's copy of the module.
+    """
 
     name: str
+    is_copy: bool
     module: Any
     variables: Any
     args: tuple[Any, ...]
@@ -145,6 +167,7 @@ class _Linen:
             replaced = None if cls is None else _with_arguments_of(module, cls)
             call = _Call(
                 name=".".join(module.path) or _THE_MODEL,
+                is_copy=False,
                 module=module,
                 variables=of_norm,
                 args=args,
@@ -182,13 +205,16 @@ class _NNX:
         norms = {id(module): path for path, module in nnx.iter_modules(model) if _is_norm(module)}
         classes = {type(module) for _, module in nnx.iter_modules(model) if _is_norm(module)}
 
+        running: list[int] = []
+
         def watched(original: Any, module: Any, args: Any, keywords: Any) -> Any:
-            path = norms.pop(id(module), None)
-            if path is None:  # the norm has called that of its base class
+            if id(module) in running:  # the norm has called that of its base class
                 return original(module, *args, **keywords)
+            path = norms.get(id(module), [f"a {type(module).__name__}"])
             cls = _OURS.get(type(module))
             call = _Call(
                 name=".".join(map(str, path)) or _THE_MODEL,
+                is_copy=id(module) not in norms,
                 module=module,
                 variables=nnx.state(module),
                 args=args,
@@ -197,9 +223,11 @@ class _NNX:
                 apply=_applied(module, type(module)),
                 ours=None if cls is None else _applied(module, cls),
             )
-            result = intercept(call)
-            norms[id(module)] = path
-            return result
+            running.append(id(module))
+            try:
+                return intercept(call)
+            finally:
+                running.pop()
 
         with contextlib.ExitStack() as back:
             for cls in classes:
@@ -256,12 +284,13 @@ def _is_norm(module: Any) -> bool:
 # ---- the norms, one by one
 
 
-def _record(watched: dict[str, _Watched], call: _Call) -> Any:
+def _record(watched: dict[str, _Watched], traced: set[str], call: _Call) -> Any:
     """Make the call; note it, with its arrays if it is the first."""
     y = call.original()
     given = [*call.args, *call.keywords.values()]
     x = given[0] if given else None
-    if isinstance(x, jax.core.Tracer):  # the call will come again, with numbers
+    if call.is_copy or isinstance(x, jax.core.Tracer):  # scan calls again, with numbers
+        traced.add(call.name)
         return y
     if call.name not in watched:
         kind = type(call.module)
@@ -274,7 +303,7 @@ def _record(watched: dict[str, _Watched], call: _Call) -> Any:
             entry.convert = "no: another class than Flax's LayerNorm and RMSNorm"
         if isinstance(x, Array) and isinstance(y, Array):
             entry.x_shape, entry.x_type, entry.y_type = x.shape, x.dtype.name, y.dtype.name
-        is_plain = len(given) == 1 and entry.x_shape == jnp.shape(y) and entry.x_shape != ()
+        is_plain = len(given) == 1 and entry.x_shape != () and entry.x_shape == y.shape
         watched[call.name] = _Watched(
             entry, call.apply, call.ours, call.module, call.variables, x, y, is_plain
         )
@@ -304,7 +333,8 @@ def _differentiate(
 
     try:
         zeros = {name: jnp.zeros_like(each.y) for name, each in plain.items()}
-        found = jax.vjp(outputs, zeros)[1](_random_like(_arrays(output)))[0]
+        with jax.disable_jit():  # or a program with what was added would be kept, and run later
+            found = jax.vjp(outputs, zeros)[1](_random_like(_arrays(output)))[0]
     except Exception as error:
         notes.append(f"the gradients of norms are of random dy: the backward raised {error}")
         found = {}
@@ -322,8 +352,8 @@ def _judge(watched: _Watched) -> None:
     if axes is None:
         measure.fill_parameters(entry, weight, bias)
         return
-    number = measure.samples_that_fit(entry.x_shape) if 0 not in axes else entry.x_shape[0]
-    x, y, dy = (each[:number] for each in (watched.x, watched.y, watched.dy))
+    part = measure.part_that_fits(entry.x_shape, axes)
+    x, y, dy = (each[part] for each in (watched.x, watched.y, watched.dy))
     dvariables, dx = jax.vjp(watched.apply, watched.variables, x)[1](dy)
     shape = [entry.x_shape[axis] for axis in axes]
     of_parameters = (weight, bias, *(_named(dvariables, name) for name in ("scale", "bias")))
@@ -416,12 +446,11 @@ def _time_model(
             for name, each in calls.items()
         }
         report.training = _compare(of_loss, (trained, arrays, dys), _OF_THE_MODEL)
-    total = 0.0
     for norm in report.norms:
         if norm.forward is not None:
             norm.share = norm.calls * norm.forward.own / report.forward.own
-            total += norm.share
-    report.share = total
+    shares = [norm.share for norm in report.norms if norm.share is not None]
+    report.share = sum(shares) if shares else None
 
 
 def _merged(values: Sequence[Any], others: Sequence[Any], chosen: Sequence[bool]) -> list[Any]:
@@ -445,6 +474,12 @@ def _compare(calls: dict[str, Callable[..., Any]], given: Any, seconds: float) -
 
 
 # ---- arrays
+
+
+def _to_array(given: Any) -> Any:
+    """Return an array of JAX's for one of NumPy's, which would be a constant of the program."""
+    kind = getattr(getattr(given, "dtype", None), "kind", "O")
+    return given if kind in "OSU" or isinstance(given, Array) else jnp.asarray(given)
 
 
 def _arrays(output: Any) -> list[Array]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,7 @@ from layernorm.spec import normalize_axes, normalized_shape
 
 Array = npt.NDArray[Any]
 
-MOST_ELEMENTS = 2**20
+MOST_ELEMENTS = 2**18
 """Of a larger call, the first samples that fit are judged: float64 takes its time."""
 
 DEAD = 1e-3
@@ -54,10 +55,17 @@ class Call:
     norm_before_gate: bool = True
 
 
-def samples_that_fit(shape: tuple[int, ...]) -> int:
-    """Return how many entries of the first axis to judge: at least one."""
-    size = int(np.prod(shape[1:], dtype=np.int64))
-    return max(1, min(shape[0], MOST_ELEMENTS // max(size, 1))) if shape else 1
+def part_that_fits(shape: tuple[int, ...], axis: int | Sequence[int]) -> tuple[slice, ...]:
+    """Return the part of a call to judge: whole rows, and at least one."""
+    normalized = normalize_axes(axis, len(shape))
+    part = [slice(None)] * len(shape)
+    size = math.prod(shape)
+    for place, length in enumerate(shape):
+        if place not in normalized and size > MOST_ELEMENTS:
+            kept = max(1, MOST_ELEMENTS * length // size)
+            part[place] = slice(kept)
+            size = size // length * kept
+    return tuple(part)
 
 
 def fill(norm: Norm, call: Call) -> None:

@@ -96,7 +96,8 @@ def _figure(found: Findings) -> str:
         panel.set_axisbelow(True)
         panel.tick_params(labelsize=9)
         panel.xaxis.set_minor_formatter(NullFormatter())
-    panels[0].set_yticks(range(len(norms)), [_shortened(each.name) for each in norms])
+    names = [_shortened(each.name) for each in norms]
+    panels[0].set_yticks(range(len(norms)), names, parse_math=False)
     panels[0].set_ylim(len(norms) - 0.4, -0.6)
     drawn = io.StringIO()
     figure.savefig(drawn, format="svg", metadata={"Date": None})

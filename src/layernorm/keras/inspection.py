@@ -64,15 +64,15 @@ def inspect(model: Any, *inputs: Any, **keywords: Any) -> Report:
             "whose class is named after a norm"
         )
     run = _Runner(model, inputs, keywords)
+    called: list[_Watched] = []
     try:
-        with _eager(), _calls_replaced(watched, _record):
+        with _eager(), _calls_replaced(watched, functools.partial(_record, called)):
             outputs = run(run.weights, run.arrays)
     except Exception as error:
         raise RuntimeError(
             f"{type(model).__name__} raised {type(error).__name__} on these inputs, after "
-            f"{sum(each.entry.calls for each in watched)} calls of norms: {error}"
+            f"{sum(each.entry.calls for each in called)} calls of norms: {error}"
         ) from error
-    called = [each for each in watched if each.entry.calls]
     if not called:
         names = ", ".join(each.entry.name for each in watched)
         raise ValueError(f"{type(model).__name__} called none of its norms, {names}")
@@ -104,6 +104,7 @@ class _Runner:
         self._is_array = [keras.ops.is_tensor(each) for each in self._given]
         self.arrays = [e for e, is_one in zip(self._given, self._is_array, strict=True) if is_one]
         self.weights = [each.value for each in model.trainable_variables]
+        self.is_training = bool(keywords.get("training"))
 
     def __call__(self, weights: Sequence[Any], arrays: Sequence[Any]) -> list[Any]:
         """Return the floating-point tensors among the outputs."""
@@ -125,10 +126,9 @@ def _report(
         model=kind_of(type(run.model)),
         framework=f"Keras {keras.__version__} on {_BACKEND}",
         device=str(getattr(outputs[0], "device", "cpu")) if outputs else "cpu",
-        mode="inference",
-        norms=[each.entry for each in watched],
+        mode="training" if run.is_training else "inference",
+        norms=[each.entry for each in called] + [e.entry for e in watched if not e.entry.calls],
     )
-    report.norms.sort(key=lambda norm: norm.calls == 0)
     dys = [_random_like(each) for each in outputs]
     _differentiate(run, called, dys, report.notes)
     for each in called:
@@ -148,7 +148,8 @@ def _report(
     for each in called:
         if each.entry.forward is not None:
             each.entry.share = each.entry.calls * each.entry.forward.own / report.forward.own
-    report.share = sum(each.entry.share or 0 for each in called)
+    shares = [each.entry.share for each in called if each.entry.share is not None]
+    report.share = sum(shares) if shares else None
     return report
 
 
@@ -161,7 +162,7 @@ def _norms(model: Any) -> list[_Watched]:
     for layer in model._flatten_layers():
         kind = kind_of(type(layer))
         if isinstance(layer, LayerNormalization | RMSNormalization):
-            watched.append(_Watched(Norm(layer.path, kind, convert="ours"), layer))
+            watched.append(_Watched(Norm(layer.path or layer.name, kind, convert="ours"), layer))
         elif id(layer) in paths:
             path, reason = paths[id(layer)]
             convert = f"no: {reason}" if reason else "yes"
@@ -191,16 +192,18 @@ def _calls_replaced(
                 vars(each.layer)["call"] = kept
 
 
-def _record(watched: _Watched, own: Any, args: Any, keywords: Any) -> Any:
+def _record(called: list[_Watched], watched: _Watched, own: Any, args: Any, keywords: Any) -> Any:
     """Make the call; note it, with its arrays if it is the first."""
     y = own(*args, **keywords)
     watched.entry.calls += 1
-    x: Any = args[0] if args else None
+    if watched.entry.calls == 1:
+        called.append(watched)
+    given = (*args, *keywords.values())
+    x: Any = given[0] if given else None
     if watched.entry.calls == 1 and _is_floating(x) and _is_floating(y):
         watched.entry.x_shape = tuple(x.shape)
         watched.entry.x_type, watched.entry.y_type = _type_of(x), _type_of(y)
-        others = (*args[1:], *keywords.values())
-        if not any(ops.is_tensor(each) for each in others) and x.shape == y.shape:
+        if not any(ops.is_tensor(each) for each in given[1:]) and x.shape == y.shape:
             watched.x, watched.y = x, y
     return y
 
@@ -225,7 +228,8 @@ def _differentiate(
             return run(run.weights, run.arrays)
 
     try:
-        found = _gradients(outputs, [ops.zeros_like(each.y) for each in plain], dys)
+        with _eager():
+            found = _gradients(outputs, [ops.zeros_like(each.y) for each in plain], dys)
     except Exception as error:
         notes.append(f"the gradients of norms are of random dy: the backward raised {error}")
         found = [None] * len(plain)
@@ -238,9 +242,7 @@ def _differentiate(
 def _judge(watched: _Watched) -> None:
     """Measure the first call, on its first samples."""
     layer, entry = watched.layer, watched.entry
-    is_layer_norm = type(layer) in _LAYER_NORMS
-    names = ("gamma", "beta") if is_layer_norm else ("scale", "")
-    variables: list[Any] = [getattr(layer, name, None) for name in names]
+    variables = [_variable(layer, "gamma", "scale"), _variable(layer, "beta")]
     weight, bias = (None if each is None else _to_array(each) for each in variables)
     axes = layer.axis if isinstance(getattr(layer, "axis", None), list | tuple | int) else None
     known = type(layer) in (*_LAYER_NORMS, *_RMS_NORMS) and not getattr(layer, "rms_scaling", False)
@@ -249,11 +251,11 @@ def _judge(watched: _Watched) -> None:
         return
     rank = len(entry.x_shape)
     axes = sorted(range(rank)[each] for each in ([axes] if isinstance(axes, int) else axes))
-    number = entry.x_shape[0] if 0 in axes else measure.samples_that_fit(entry.x_shape)
-    x, y = watched.x[:number], watched.y[:number]
+    part = measure.part_that_fits(entry.x_shape, axes)
+    x, y = watched.x[part], watched.y[part]
     gradients: dict[str, Any] = {}
     if watched.dy is not None:
-        dy = watched.dy[:number]
+        dy = watched.dy[part]
         values = [each.value for each in layer.trainable_variables]
         found = _gradients(lambda x, *weights: [_applied(layer, x, weights)], [x, *values], [dy])
         trained = [id(each) for each in layer.trainable_variables]
@@ -264,7 +266,7 @@ def _judge(watched: _Watched) -> None:
     measure.fill(
         entry,
         measure.Call(
-            computes="layer_norm" if is_layer_norm else "rms_norm",
+            computes="layer_norm" if type(layer) in _LAYER_NORMS else "rms_norm",
             x=_to_array(x),
             y=_to_array(y),
             axis=axes,
@@ -274,6 +276,12 @@ def _judge(watched: _Watched) -> None:
             **{name: _to_array(each) for name, each in gradients.items() if each is not None},
         ),
     )
+
+
+def _variable(layer: Any, *names: str) -> Any:
+    """Return the layer's variable with one of the names; None if there is none."""
+    attributes = (getattr(layer, name, None) for name in names)  # `scale` may be an option
+    return next((each for each in attributes if isinstance(each, keras.Variable)), None)
 
 
 def _applied(layer: Any, x: Any, weights: Sequence[Any]) -> Any:
@@ -351,18 +359,36 @@ def _gradients(function: Callable[..., Any], given: Sequence[Any], dys: Sequence
     leaves = [each.detach().requires_grad_() for each in given]
     with framework.enable_grad():
         results = function(*leaves)
-    return list(framework.autograd.grad(results, leaves, list(dys), allow_unused=True))
+    with_graph = [(y, dy) for y, dy in zip(results, dys, strict=True) if y.requires_grad]
+    if not with_graph or not leaves:
+        return [None] * len(leaves)
+    results, dys = zip(*with_graph, strict=True)
+    return list(framework.autograd.grad(results, leaves, dys, allow_unused=True))
 
 
-def _eager() -> AbstractContextManager[Any]:
-    """Return a context in which the norms get numbers, not tracers."""
-    return importlib.import_module("jax").disable_jit() if _BACKEND == "jax" else nullcontext()
+@contextlib.contextmanager
+def _eager() -> Iterator[None]:
+    """Give the norms numbers, not tracers, and have no function of the model traced."""
+    if _BACKEND == "jax":
+        with importlib.import_module("jax").disable_jit():
+            yield
+    elif _BACKEND == "tensorflow":
+        settings = importlib.import_module("tensorflow").config
+        before = settings.functions_run_eagerly()
+        settings.run_functions_eagerly(True)
+        try:
+            yield
+        finally:
+            settings.run_functions_eagerly(before)
+    else:
+        yield
 
 
 def _compiled(function: Any, needs_gradients: bool) -> Any:
     """Return the function as `predict` would run it."""
     if _BACKEND == "jax":
-        return importlib.import_module("jax").jit(function)
+        # Of the same function, JAX would run what it has traced with other layers.
+        return importlib.import_module("jax").jit(lambda *given: function(*given))
     if _BACKEND == "tensorflow":
         return importlib.import_module("tensorflow").function(function, autograph=False)
     if _BACKEND == "torch" and not needs_gradients:

@@ -1,13 +1,15 @@
 """Finds out what the norms of a model do, with the user's data."""
 
+import copy
 import functools
 import inspect as signatures
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from itertools import count
 from typing import Any
 
@@ -18,7 +20,6 @@ from torch.utils._pytree import tree_leaves, tree_map
 from layernorm.inspection import measure
 from layernorm.inspection.findings import Norm, Times
 from layernorm.inspection.report import Report
-from layernorm.torch import functional
 from layernorm.torch.accelerated import accelerate
 from layernorm.torch.arguments import machine_epsilon
 from layernorm.torch.conversion.convert import change_class, find, kind_of
@@ -32,11 +33,11 @@ from layernorm.torch.conversion.converted import (
 )
 from layernorm.torch.layers import LayerNorm, RMSNorm
 
-_FUNCTIONS: dict[Any, tuple[str, Callable[..., Tensor], Any]] = {
-    nn.functional.layer_norm: ("layer_norm", functional.layer_norm, nn.functional.layer_norm),
-    nn.functional.rms_norm: ("rms_norm", functional.rms_norm, nn.functional.rms_norm),
+_FUNCTIONS: dict[Any, str] = {
+    nn.functional.layer_norm: "layer_norm",
+    nn.functional.rms_norm: "rms_norm",
 }
-"""PyTorch's functions, with what they compute and ours."""
+"""PyTorch's functions, and what they compute."""
 
 _OF_A_NORM = 0.05
 _OF_THE_MODEL = 2.0
@@ -56,25 +57,33 @@ def inspect(model: nn.Module, *inputs: Any, **keywords: Any) -> Report:
     timed, as it is and with our kernels, and so is the whole model.
 
     The model runs some dozens of times, in the mode that it is in, and is left as it was: its
-    parameters, their gradients, buffers, hooks and classes, and the states of random number
-    generators. Memory: copies of what each norm was given and returned.
+    parameters, their gradients, buffers, attributes, hooks and classes, and the states of PyTorch's
+    random number generators. Memory: copies of what each norm was given and returned.
 
     Args:
-        model: a module with at least one norm. Of a compiled model the original is run.
-        inputs, keywords: those of a call of the model.
+        model: a module with at least one norm. What is compiled in it runs as it was before that.
+        inputs, keywords: those of a call of the model, which gets copies.
     Returns: a `layernorm.inspection.report.Report`, to print or to save as a page.
     Raises: TypeError if model is not a module, or returns a sparse tensor; ValueError if it has no
-        norm, or none was called; RuntimeError if the model raises, from what it raised; ImportError
-        for bfloat16 without ml_dtypes.
+        norm, none was called, or it has no numbers yet; RuntimeError if the model raises, from what
+        it raised; ImportError for bfloat16 without ml_dtypes.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"model is of type {type(model).__name__}, expected a torch.nn.Module: pass the model"
         )
     model = getattr(model, "_orig_mod", model)  # of a compiled model
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(
+            f"model is a {type(model).__name__}, in which calls cannot be seen: pass the module "
+            "that TorchScript made it from"
+        )
     if any(nn.parameter.is_lazy(each) for each in (*model.parameters(), *model.buffers())):
         raise ValueError("the model has lazy modules, without parameters: call it once before")
-    with _unchanged(model):
+    if any(each.is_meta for each in (*model.parameters(), *model.buffers())):
+        raise ValueError("the model has tensors on the meta device, without numbers: load it")
+    eager = torch.compiler.set_stance("force_eager")
+    with torch.inference_mode(False), eager, _unchanged(model):
         return _inspect(_Runner(model, inputs, keywords))
 
 
@@ -140,7 +149,8 @@ class _Runner:
 
     def __call__(self) -> Any:
         """Return what the model returns for copies of the inputs, which it may change."""
-        args, keywords = tree_map(_copy, self._given)
+        copies: dict[int, Any] = {}  # what is given twice is one object in the copies too
+        args, keywords = tree_map(lambda each: _copy_of_input(each, copies), self._given)
         torch.manual_seed(0)
         return self.model(*args, **keywords)
 
@@ -164,9 +174,17 @@ def _inspect(run: _Runner) -> Report:
         mode="training" if model.training else "inference",
     )
     _record(run, watched, report.notes)
-    called = [each for each in watched.values() if each.call is not None]
-    if not called:
+    if not any(each.entry.calls for each in watched.values()):
         _raise_without_norms(model, watched)
+    called = [each for each in watched.values() if each.call is not None]
+    if any(isinstance(each, torch.jit.ScriptModule) for each in model.modules()):
+        report.notes.append("norms inside of TorchScript's modules are not seen")
+    unseen = [e.entry.name for e in watched.values() if e.entry.calls and e.call is None]
+    if unseen:
+        report.notes.append(
+            "not measured, because they run inside of torch.func, or not from a dense "
+            f"floating-point tensor to one: {', '.join(unseen)}"
+        )
     report.share = _time_in_place(run, watched)
     for each in called:
         _judge(each)
@@ -193,7 +211,7 @@ def _norms_of(model: nn.Module) -> dict[str, _Watched]:
     """Return the modules that are norms, or look like some, by name."""
     known: dict[Any, Any] = {}
     watched = {}
-    for name, module in model.named_modules():
+    for name, module in _seen_modules(model):
         entry = Norm(name or "(the model)", kind_of(type(module)))
         if is_converted(module) or isinstance(module, LayerNorm | RMSNorm):
             entry.convert = "ours"
@@ -207,6 +225,13 @@ def _norms_of(model: nn.Module) -> dict[str, _Watched]:
             entry.convert = "yes"
             watched[entry.name] = _Watched(entry, module, found, to_convert=True)
     return watched
+
+
+def _seen_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules with their names, but for those of TorchScript, which call no hooks."""
+    for name, module in model.named_modules():
+        if not isinstance(module, torch.jit.ScriptModule):
+            yield name, module
 
 
 # ---- one run that is recorded
@@ -236,7 +261,7 @@ class _Watch:
 
     def __enter__(self) -> Any:
         of_modules = {id(each.module): each for each in self._watched.values()}
-        for name, module in self._run.model.named_modules():
+        for name, module in _seen_modules(self._run.model):
             norm = of_modules.get(id(module))
             before = module.register_forward_pre_hook(self._before(name, norm), with_kwargs=True)
             self._hooks.callback(before.remove)
@@ -310,7 +335,8 @@ class _Watch:
         norm.place = norm.place or next(self._places)
         y, total = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
         given = any(_is_tensor(each) for each in (*args, *keywords.values()))
-        if norm.call is None and given and _is_tensor(y):
+        in_transform = torch._C._are_functorch_transforms_active()
+        if norm.call is None and given and _is_tensor(y) and not in_transform:
             args, keywords, of_y, of_total = tree_map(_copy, (args, keywords, y, total))
             norm.call = _Call(args, keywords, of_y, of_total)
             norm.y = y
@@ -333,7 +359,7 @@ def _record(run: _Runner, watched: dict[str, _Watched], notes: list[str]) -> Non
     _check_dense(output, run.model)
     try:
         gradients = _gradients(output, [each.y for each in in_graph if each.y is not None])
-    except RuntimeError as error:
+    except Exception as error:
         notes.append(f"the gradients of norms are of random dy: the backward raised {error}")
         gradients = [None] * len(in_graph)
     for norm, dy in zip(in_graph, gradients, strict=True):
@@ -348,7 +374,7 @@ def _record(run: _Runner, watched: dict[str, _Watched], notes: list[str]) -> Non
 
 
 def _check_dense(output: Any, model: nn.Module) -> None:
-    for each in tree_leaves(output):
+    for each in _leaves(output):
         if isinstance(each, Tensor) and each.layout is not torch.strided:
             raise TypeError(
                 f"{type(model).__name__} returned a tensor of layout {each.layout}, expected dense "
@@ -358,7 +384,7 @@ def _check_dense(output: Any, model: nn.Module) -> None:
 
 def _gradients(output: Any, wanted: Sequence[Tensor]) -> Sequence[Tensor | None]:
     """Return the gradients of the tensors, for random gradients of the output."""
-    outputs = [each for each in tree_leaves(output) if _is_tensor(each) and each.requires_grad]
+    outputs = [each for each in _leaves(output) if _is_tensor(each) and each.requires_grad]
     if not outputs or not wanted:
         return [None] * len(wanted)
     dys = [_random_like(each) for each in outputs]
@@ -378,18 +404,18 @@ def _judge(watched: _Watched) -> None:
     if meaning is None:
         measure.fill_parameters(watched.entry, *(_to_array(each) for each in parameters))
         return
-    number = measure.samples_that_fit(tuple(call.x.shape)) if call.x.dim() > 1 else len(call.x)
-    part = replace(call.with_tensors(lambda each: each[:number]), y=call.y[:number])
+    fits = measure.part_that_fits(tuple(call.x.shape), meaning.axis)
+    part = replace(call.with_tensors(lambda each: each[fits]), y=call.y[fits])
     if call.total is not None:
-        part = replace(part, total=call.total[:number])
+        part = replace(part, total=call.total[fits])
     gradients: list[Tensor | None] = [None] * 3
     if call.total is None:
-        gradients = _backward(watched, part, parameters, dy[:number])
+        gradients = _backward(watched, part, parameters, dy[fits])
     else:
         dy = None
     measured = _meaning(watched, part, parameters)
     assert measured is not None
-    arrays = (None if dy is None else dy[:number], *gradients)
+    arrays = (None if dy is None else dy[fits], *gradients)
     named = zip(("dy", "dx", "dweight", "dbias"), map(_to_array, arrays), strict=True)
     measure.fill(watched.entry, replace(measured, **dict(named)))
 
@@ -431,7 +457,7 @@ def _meaning(
     x, y = call.x, call.y
     if module is None:
         given = _bound(watched.function, call)
-        computes = _FUNCTIONS[watched.function][0]
+        computes = _FUNCTIONS[watched.function]
         axis: Any = _last(given["normalized_shape"])
         eps = given["eps"]
     elif isinstance(found, Recognized):
@@ -442,7 +468,7 @@ def _meaning(
             axis = _last(found.sizes)
         options["zero_centered_weight"] = found.zero_centered_weight
         if found.gating is not None:
-            _, gate = (*call.args, *call.keywords.values())
+            _, gate = (*call.args, *call.keywords.values(), None)[:2]
             gating = found.gating
             options["activation"] = gating.activation
             options["norm_before_gate"] = gating.norm_before_gate
@@ -544,8 +570,11 @@ def _time_model(run: _Runner, watched: Sequence[_Watched], report: Report) -> No
         run.synchronize()
 
     report.forward = _compare(forward, watched, _OF_THE_MODEL)
-    if any(each.entry.gradient == "the output" for each in watched):
-        report.training = _compare(training, watched, _OF_THE_MODEL)
+    if parameters and any(each.entry.gradient == "the output" for each in watched):
+        try:
+            report.training = _compare(training, watched, _OF_THE_MODEL)
+        except Exception as error:  # as of a model that keeps tensors, with their graph
+            report.notes.append(f"the model's backward was not timed: it raised {error}")
 
 
 def _compare(call: Callable[[], None], watched: Sequence[_Watched], seconds: float) -> Times:
@@ -577,25 +606,25 @@ def _with_ours(watched: Sequence[_Watched]) -> Iterator[None]:
 
 @contextmanager
 def _unchanged(model: nn.Module) -> Iterator[None]:
-    """Give the model's buffers, and the random numbers, back as they were."""
-    buffers = [(module, dict(module._buffers)) for module in model.modules()]
+    """Give the model's attributes and buffers, and the random numbers, back as they were."""
     kept = [
-        (each, each.detach().clone())
-        for _, held in buffers
-        for each in held.values()
-        if each is not None
+        (each, copy.copy(each))
+        for module in model.modules()
+        for each in (vars(module), *vars(module).values())
+        if type(each) in (dict, OrderedDict, list, set)
     ]
+    buffers = [(each, each.detach().clone()) for each in model.buffers()]
     devices = list({each.device for each in model.parameters() if each.device.type == "cuda"})
     with torch.random.fork_rng(devices):
         try:
             yield
         finally:
-            for module, held in buffers:
-                module._buffers.clear()
-                module._buffers.update(held)
+            for container, before in kept:
+                container.clear()
+                container.extend(before) if type(container) is list else container.update(before)
             with torch.no_grad():
-                for buffer, copy in kept:
-                    buffer.copy_(copy)
+                for buffer, numbers in buffers:
+                    buffer.copy_(numbers)
 
 
 def _grad_mode(model: nn.Module) -> Any:
@@ -610,14 +639,36 @@ def _run(watched: _Watched, call: _Call) -> Tensor:
 
 
 def _is_tensor(given: object) -> bool:
-    return isinstance(given, Tensor) and given.is_floating_point()
+    return isinstance(given, Tensor) and given.is_floating_point() and not given.is_nested
+
+
+def _leaves(output: Any) -> Iterable[Any]:
+    """Yield what is in the output; PyTorch does not look into dataclasses."""
+    for each in tree_leaves(output):
+        if is_dataclass(each) and not isinstance(each, type):
+            yield from _leaves([getattr(each, part.name) for part in fields(each)])
+        else:
+            yield each
 
 
 def _copy(given: Any) -> Any:
     """Return a tensor of the same numbers, without a graph; any other object itself."""
     if not isinstance(given, Tensor):
         return given
-    return given.detach().clone().requires_grad_(given.requires_grad)
+    with torch.inference_mode(False):
+        return given.detach().clone().requires_grad_(given.requires_grad)
+
+
+def _copy_of_input(given: Any, copies: dict[int, Any]) -> Any:
+    """Return a copy; an object that cannot be copied itself."""
+    if isinstance(given, Tensor):
+        if id(given) not in copies:
+            copies[id(given)] = _copy(given)
+        return copies[id(given)]
+    try:
+        return copy.deepcopy(given, copies)
+    except Exception:
+        return given
 
 
 def _random_like(given: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import importlib.util
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -40,25 +41,38 @@ def run(options: argparse.Namespace) -> int:
 
     Raises: ValueError for a model that cannot be loaded or inspected.
     """
-    console = open_console(quiet=options.json)
+    console = None if options.json else open_console()
     model, args, keywords = _load(options.model)
     inspect = _inspector(model)
     try:
         report: Report = inspect(model, *args, **keywords)
     except (RuntimeError, TypeError) as error:
         raise ValueError(str(error)) from error
-    if options.json:
+    if console is None:
         print(compact_json({"command": "inspect", **asdict(report)}), end="")
+    else:
+        _print(report, console)
+    if options.html:
+        try:
+            report.save_html(options.html)
+        except OSError as error:
+            raise ValueError(f"cannot write {options.html}: {error}") from error
+        if console is not None:
+            page = f"\nthe page is {options.html.resolve()}"
+            console.print(page, markup=False, soft_wrap=True)
+    return 0
+
+
+def _print(report: Report, console: Any) -> None:
+    from rich.markup import escape
+
     console.width = 1000  # or a table loses what does not fit: names are for copying
     for line in summary(report):
         console.print(line, markup=False, soft_wrap=True)
     for title, note, headings, rows in tables(report):
         console.print(f"\n[bold]{title}[/]. {note}", soft_wrap=True)
-        console.print(make_table(headings, rows), crop=False)
-    if options.html:
-        report.save_html(options.html)
-        console.print(f"\nthe page is {options.html.resolve()}", soft_wrap=True)
-    return 0
+        cells = [[escape(each) for each in row] for row in rows]
+        console.print(make_table(headings, cells), crop=False)
 
 
 def _load(target: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
@@ -66,10 +80,13 @@ def _load(target: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
     place, _, name = target.rpartition(":")
     if not place or not name:
         raise ValueError(f"{target!r} is not FILE.py:FUNCTION or MODULE:FUNCTION")
-    module = _import(place)
-    if not hasattr(module, name):
-        raise ValueError(f"{place} has no {name}")
-    loaded = getattr(module, name)()
+    function = getattr(_import(place), name, None)
+    if not callable(function):
+        raise ValueError(f"{place} has no function {name}")
+    try:
+        loaded = function()
+    except Exception as error:
+        raise ValueError(f"{target} raised {type(error).__name__}: {error}") from error
     if not isinstance(loaded, tuple) or len(loaded) != 2:
         raise ValueError(f"{target} returned {type(loaded).__name__}, expected (model, inputs)")
     model, inputs = loaded
@@ -80,16 +97,24 @@ def _load(target: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
 
 def _import(place: str) -> Any:
     file = Path(place)
-    if file.suffix == ".py":
-        if not file.is_file():
-            raise ValueError(f"there is no file {place}")
-        sys.path.insert(0, str(file.resolve().parent))
-        return importlib.import_module(file.stem)
-    sys.path.insert(0, "")
+    if file.suffix == ".py" and not file.is_file():
+        raise ValueError(f"there is no file {place}")
+    sys.path.insert(0, str(file.resolve().parent) if file.suffix == ".py" else "")
     try:
-        return importlib.import_module(place)
-    except ModuleNotFoundError as error:
-        raise ValueError(f"cannot import {place}: {error}") from error
+        return _run_file(file) if file.suffix == ".py" else importlib.import_module(place)
+    except Exception as error:
+        raise ValueError(f"cannot import {place}: {type(error).__name__}: {error}") from error
+
+
+def _run_file(file: Path) -> Any:
+    """Import a file, whichever module of its name is imported already."""
+    name = file.name  # no module that is imported has it
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _inspector(model: Any) -> Any:
