@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 import layernorm.torch as ours  # noqa: E402
 from layernorm.cli import main  # noqa: E402
 from layernorm.cli.inspect import command  # noqa: E402
-from layernorm.torch import inspection  # noqa: E402
+from layernorm.torch.inspection import timing  # noqa: E402
 
 NETWORK = """
 import torch
@@ -56,7 +56,7 @@ def needs(path): return Network(), X
 def folder(tmp_path, monkeypatch):
     """A folder with the network, from which imports are undone."""
     for each in ("_OF_A_NORM", "_OF_THE_MODEL"):
-        monkeypatch.setattr(inspection, each, 0.0)
+        monkeypatch.setattr(timing, each, 0.0)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "network.py").write_text(NETWORK)
@@ -179,8 +179,9 @@ def test_a_page_that_cannot_be_written_is_one_clear_line(folder, capsys):
 
 def test_names_are_not_cut_where_the_output_is_piped(folder):
     code = (
-        "import sys; from layernorm.torch import inspection; from layernorm.cli import main; "
-        "inspection._OF_A_NORM = inspection._OF_THE_MODEL = 0.0; "
+        "import sys; from layernorm.torch.inspection import timing; "
+        "from layernorm.cli import main; "
+        "timing._OF_A_NORM = timing._OF_THE_MODEL = 0.0; "
         "sys.exit(main(['inspect', 'network.py:single']))"
     )
     done = subprocess.run(

@@ -19,7 +19,9 @@ from torch import nn  # noqa: E402
 import layernorm.torch as ours  # noqa: E402
 from layernorm import accuracy  # noqa: E402
 from layernorm.inspection import measure, tables  # noqa: E402
-from layernorm.torch import accelerated, inspection  # noqa: E402
+from layernorm.torch import accelerated  # noqa: E402
+from layernorm.torch.conversion.converted import is_converted  # noqa: E402
+from layernorm.torch.inspection import calls, inspect, judging, recording, timing  # noqa: E402
 
 COLS = 24
 
@@ -27,7 +29,7 @@ COLS = 24
 @pytest.fixture(autouse=True)
 def times_are_short(monkeypatch):
     for each in ("_OF_A_NORM", "_OF_THE_MODEL"):
-        monkeypatch.setattr(inspection, each, 0.0)
+        monkeypatch.setattr(timing, each, 0.0)
 
 
 class Block(nn.Module):
@@ -125,20 +127,20 @@ def test_a_wrong_backward_is_seen():
     assert norm.errors == {}
     assert norm.convert.startswith("no: a Norm, ")
 
-    found = inspection._FUNCTIONS[F.layer_norm]
-    inspection._FUNCTIONS[Wrong.apply] = found
-    watched = inspection._Watched(norm, None, function=F.layer_norm)
+    found = calls.FUNCTIONS[F.layer_norm]
+    calls.FUNCTIONS[Wrong.apply] = found
+    watched = calls.Watched(norm, None, function=F.layer_norm)
     x = rows(4, COLS)
-    call = inspection._Call((x, (COLS,)), {}, F.layer_norm(x, (COLS,)), None)
+    call = calls.Call((x, (COLS,)), {}, F.layer_norm(x, (COLS,)), None)
     watched.call, watched.dy = call, rows(4, COLS, mean=1)
-    del inspection._FUNCTIONS[Wrong.apply]
-    inspection._judge(watched)
+    del calls.FUNCTIONS[Wrong.apply]
+    judging.judge(watched)
     assert norm.errors["dx"] < 5
-    run, inspection._run = inspection._run, lambda watched, call: Wrong.apply(call.x)
+    repeat, judging.repeat = judging.repeat, lambda watched, call: Wrong.apply(call.x)
     try:
-        inspection._judge(watched)
+        judging.judge(watched)
     finally:
-        inspection._run = run
+        judging.repeat = repeat
     assert norm.errors["dx"] > 1e3
 
 
@@ -257,7 +259,8 @@ def test_a_norms_share_is_that_of_its_own_time(monkeypatch):
         now += 1
         return self.slow(self.fast(self.fast(x)))
 
-    monkeypatch.setattr(inspection, "time", SimpleNamespace(perf_counter=lambda: now))
+    for each in (recording, timing):
+        monkeypatch.setattr(each, "time", SimpleNamespace(perf_counter=lambda: now))
     report = ours.inspect(Around(function, slow=TimedNorm(3), fast=TimedNorm(1)), rows(5, COLS))
     assert [each.share for each in report.norms] == [2 / 6, 3 / 6, None]
     assert report.share == 5 / 6
@@ -276,9 +279,7 @@ def test_ours_is_what_is_timed_as_ours(monkeypatch):
     def medians(calls, *, around, seconds):
         for name, call in calls.items():
             with around(name):
-                seen.append(
-                    (name, bool(accelerated._holders), inspection.is_converted(model.first))
-                )
+                seen.append((name, bool(accelerated._holders), is_converted(model.first)))
                 call()
         return dict.fromkeys(calls, 1.0)
 
@@ -477,8 +478,8 @@ def test_dy_is_the_gradient_of_the_output():
         seen[watched.entry.name] = watched.dy.clone()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inspection, "_judge", judge)
-        patch.setattr(inspection, "_time", lambda *given: None)
+        patch.setattr(inspect, "judge", judge)
+        patch.setattr(inspect, "time_norm", lambda *given: None)
         ours.inspect(Around(lambda self, x: self.norm(x)), rows(5, COLS))
         once = seen["norm"]
         ours.inspect(Around(lambda self, x: 3 * self.norm(x)), rows(5, COLS))
