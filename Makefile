@@ -136,12 +136,13 @@ minilm: .venv/installed  ## a real PyTorch model with its own layer norms and wi
 .PHONY: lesson
 lesson: .venv/installed  ## the lesson's notebooks with outputs and pictures, into build/lesson/
 	cd examples && ../.venv/bin/python -m lesson $(ARGS)
+	$(if $(ARGS),,touch build/lesson/ready)
 
 build/lesson/ready: .venv/installed $(LESSON_FILES)
 	cd examples && ../.venv/bin/python -m lesson
 	touch $@
 
-# All is read anew, or a second run would not repeat the warnings.
+# All is read anew: a second run would not repeat the warnings, nor find which sources are linked to.
 .PHONY: docs
 docs: build/lesson/ready  ## the documentation's site, build/site/index.html; checked in Chromium
 	rm -rf build/site

@@ -2,8 +2,11 @@
 
 import importlib.util
 
-PACKAGES = ("ipykernel", "keras", "matplotlib", "nbclient", "sklearn", "tensorflow", "torch")
-REMEDY = "pip install ipykernel keras matplotlib nbclient scikit-learn tensorflow torch"
+PACKAGES = (
+    *("ipykernel", "keras", "layernorm", "matplotlib", "nbclient", "sklearn", "tensorflow"),
+    "torch",
+)
+REMEDY = "pip install . ipykernel keras matplotlib nbclient scikit-learn tensorflow torch"
 
 
 def missing() -> list[str]:

@@ -83,15 +83,12 @@ def with_outputs_of(executed: NotebookNode, translation: NotebookNode) -> Notebo
 
 
 def run(output: Path, report: Callable[[str], None] = print) -> None:
-    """Execute the lesson, and write it to a folder, and its translation if there is one."""
-    lesson = read(LESSON)
-    translation = read(TRANSLATION) if TRANSLATION.exists() else None
-    if translation is not None:
-        check_code(code_cells(translation), code_cells(lesson))  # before the minute of execution
+    """Execute the lesson, and write it and its translation to a folder."""
+    lesson, translation = read(LESSON), read(TRANSLATION)
+    check_code(code_cells(translation), code_cells(lesson))  # before the minute of execution
     executed = execute(lesson, report)
     _write(executed, output / LESSON.name, report)
-    if translation is not None:
-        _write(with_outputs_of(executed, translation), output / TRANSLATION.name, report)
+    _write(with_outputs_of(executed, translation), output / TRANSLATION.name, report)
 
 
 def _connection(folder: str) -> Config:

@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 import layernorm.torch as ours  # noqa: E402
 from layernorm.cli import main  # noqa: E402
 from layernorm.cli.inspect import command  # noqa: E402
-from layernorm.torch.inspection import timing  # noqa: E402
+from layernorm.inspection import measure  # noqa: E402
 
 NETWORK = """
 import torch
@@ -55,8 +55,8 @@ def needs(path): return Network(), X
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A folder with the network, from which imports are undone."""
-    for each in ("_OF_A_NORM", "_OF_THE_MODEL"):
-        monkeypatch.setattr(timing, each, 0.0)
+    for each in ("OF_A_NORM", "OF_THE_MODEL"):
+        monkeypatch.setattr(measure, each, 0.0)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "network.py").write_text(NETWORK)
@@ -179,9 +179,9 @@ def test_a_page_that_cannot_be_written_is_one_clear_line(folder, capsys):
 
 def test_names_are_not_cut_where_the_output_is_piped(folder):
     code = (
-        "import sys; from layernorm.torch.inspection import timing; "
+        "import sys; from layernorm.inspection import measure; "
         "from layernorm.cli import main; "
-        "timing._OF_A_NORM = timing._OF_THE_MODEL = 0.0; "
+        "measure.OF_A_NORM = measure.OF_THE_MODEL = 0.0; "
         "sys.exit(main(['inspect', 'network.py:single']))"
     )
     done = subprocess.run(

@@ -213,8 +213,9 @@ def test_the_lesson_finds_what_its_text_says(run: ModuleType) -> None:
         claim(lesson)
 
 
-def test_the_stored_notebook_has_no_outputs(run) -> None:
-    notebook = run.read(run.LESSON)
+@pytest.mark.parametrize("name", ["LESSON", "TRANSLATION"])
+def test_the_stored_notebook_has_no_outputs(run, name) -> None:
+    notebook = run.read(getattr(run, name))
     nbformat.validate(notebook)
     assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
     for cell in notebook.cells:
@@ -224,9 +225,17 @@ def test_the_stored_notebook_has_no_outputs(run) -> None:
 
 
 def test_the_translation_has_the_code_of_the_lesson(run) -> None:
-    if not run.TRANSLATION.exists():
-        pytest.skip("there is no translation yet")
-    run.check_code(run.code_cells(run.read(run.TRANSLATION)), run.code_cells(run.read(run.LESSON)))
+    translation, lesson = run.read(run.TRANSLATION), run.read(run.LESSON)
+    run.check_code(run.code_cells(translation), run.code_cells(lesson))
+    assert code_in_text(translation) == code_in_text(lesson)
+
+
+def code_in_text(notebook: Any) -> list[str]:
+    """Return the Python between the cells, without comments."""
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    return [
+        re.sub(r" *#.*", "", code) for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    ]
 
 
 def _notebook(**sources: str) -> Any:

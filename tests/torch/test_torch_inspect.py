@@ -28,8 +28,8 @@ COLS = 24
 
 @pytest.fixture(autouse=True)
 def times_are_short(monkeypatch):
-    for each in ("_OF_A_NORM", "_OF_THE_MODEL"):
-        monkeypatch.setattr(timing, each, 0.0)
+    for each in ("OF_A_NORM", "OF_THE_MODEL"):
+        monkeypatch.setattr(measure, each, 0.0)
 
 
 class Block(nn.Module):
@@ -108,7 +108,7 @@ def test_errors_are_those_of_the_measure():
     assert norm.convert == "ours"
 
 
-def test_a_wrong_backward_is_seen():
+def test_a_wrong_backward_is_seen(monkeypatch):
     class Wrong(torch.autograd.Function):
         @staticmethod
         def forward(context, x):
@@ -127,20 +127,15 @@ def test_a_wrong_backward_is_seen():
     assert norm.errors == {}
     assert norm.convert.startswith("no: a Norm, ")
 
-    found = calls.FUNCTIONS[F.layer_norm]
-    calls.FUNCTIONS[Wrong.apply] = found
     watched = calls.Watched(norm, None, function=F.layer_norm)
     x = rows(4, COLS)
-    call = calls.Call((x, (COLS,)), {}, F.layer_norm(x, (COLS,)), None)
-    watched.call, watched.dy = call, rows(4, COLS, mean=1)
-    del calls.FUNCTIONS[Wrong.apply]
+    autocast = calls.autocast_of("cpu")
+    watched.call = calls.Call((x, (COLS,)), {}, F.layer_norm(x, (COLS,)), None, autocast)
+    watched.dy = rows(4, COLS, mean=1)
     judging.judge(watched)
     assert norm.errors["dx"] < 5
-    repeat, judging.repeat = judging.repeat, lambda watched, call: Wrong.apply(call.x)
-    try:
-        judging.judge(watched)
-    finally:
-        judging.repeat = repeat
+    monkeypatch.setattr(judging, "repeat", lambda watched, call: Wrong.apply(call.x))
+    judging.judge(watched)
     assert norm.errors["dx"] > 1e3
 
 
@@ -368,6 +363,60 @@ def test_a_model_that_raises_is_left_as_it_was():
     assert_same(before, state(model))
 
 
+def test_a_function_that_somebody_has_replaced_stays_replaced(monkeypatch):
+    theirs, called = F.rms_norm, []
+
+    def replaced(*args, **keywords):
+        called.append(args)
+        return theirs(*args, **keywords)
+
+    monkeypatch.setattr(F, "rms_norm", replaced)
+    ours.inspect(Around(lambda self, x: F.rms_norm(x, (COLS,))), rows(5, COLS))
+    assert F.rms_norm is replaced
+    assert called
+
+
+def test_the_gradient_is_that_of_y_before_an_operation_in_place(monkeypatch):
+    dys = []
+    monkeypatch.setattr(inspect, "judge", lambda watched: dys.append(watched.dy))
+    for in_place in (False, True):
+        model = nn.Sequential(nn.LayerNorm(COLS), nn.ReLU(in_place))
+        ours.inspect(model, rows(5, COLS))
+    assert torch.equal(*dys)
+    assert (dys[0] == 0).any()
+
+
+def test_a_norm_under_autocast_is_measured_under_it():
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.norm = nn.Linear(COLS, COLS), nn.LayerNorm(COLS)
+
+        def forward(self, x):
+            with torch.autocast("cpu", torch.bfloat16):
+                return self.norm(self.linear(x))
+
+    pytest.importorskip("ml_dtypes")
+    report = ours.inspect(Model(), rows(5, COLS))
+    assert report.notes == []
+    assert report.norms[0].x_type == "bfloat16"
+    assert report.norms[0].errors.keys() == {"y", "dx", "dweight", "dbias"}
+
+
+def test_a_norm_that_cannot_be_called_again_is_noted(monkeypatch):
+    def judge(watched):
+        if watched.entry.name == "0":
+            raise LookupError("once only")
+
+    monkeypatch.setattr(inspect, "judge", judge)
+    report = ours.inspect(nn.Sequential(nn.LayerNorm(COLS), nn.LayerNorm(COLS)), rows(5, COLS))
+    assert report.notes == [
+        "0 was not measured: its call, made again, raised LookupError: once only"
+    ]
+    assert report.norms[0].forward is None
+    assert report.norms[1].forward is not None
+
+
 # input that is wrong
 
 
@@ -522,7 +571,7 @@ def test_norms_that_cannot_be_measured_are_noted():
     model = Around(lambda self, x: self.three(torch.func.vmap(self.norm)(x)), three=ThreeNorm())
     report = ours.inspect(model, rows(5, COLS))
     assert [(each.calls, each.errors) for each in report.norms] == [(1, {}), (1, {})]
-    assert report.notes[0].endswith("tensor to one: norm, three")
+    assert report.notes[0].endswith("tensor: norm, three")
 
 
 def test_a_backward_that_raises_is_noted():
@@ -536,7 +585,7 @@ def test_a_backward_that_raises_is_noted():
             raise KeyError("no backward")
 
     report = ours.inspect(Around(lambda self, x: Wrong.apply(self.norm(x))), rows(5, COLS))
-    assert "the backward raised 'no backward'" in report.notes[0]
+    assert "backward raised KeyError: 'no backward'" in report.notes[0]
     assert report.norms[0].gradient == "random"
 
 
@@ -725,5 +774,5 @@ def test_the_text_has_a_line_for_each_norm():
     assert "never_norm was not called." in str(report)
     far = ours.inspect(nn.LayerNorm(COLS), rows(7, COLS, mean=3e4))
     assert f" {tables.number(far.norms[0].errors['y'])}*" in str(far)
-    assert "1 of the norms have larger errors than ours may have; the largest: " in str(far)
+    assert "Norms with larger errors than ours may have: 1; the largest: " in str(far)
     assert dataclasses.asdict(report)["norms"][1]["name"] == "own"

@@ -61,7 +61,8 @@ class Norm:
         x_shape, x_type, y_type: of the call.
         normalized_shape: x's sizes along the normalized axes.
         eps: of the norm.
-        share: its part of the model's forward, by time, from 0 to 1.
+        share: its part of the model's forward, by time. PyTorch: measured in the model, from 0 to
+            1. Keras and Flax: its calls by themselves over the model, which may exceed 1.
         rows: see `Rows`.
         errors: the distance of "y", "dx", "dweight" and "dbias" from float64, in ulp, as
             `layernorm.accuracy` measures it.
@@ -69,7 +70,7 @@ class Norm:
         gradient: where dy came from: "the output" of the model, or "random" numbers.
         weight, bias: as used: of a zero-centered weight, 1 + weight.
         dead: units whose weight is at most a thousandth of the median: their y is all but constant.
-        convert: "yes" if `convert` takes it, "ours" if our kernels run already, or why not.
+        convert: "yes" if `convert` takes it, "ours" if our kernels run already, or "no: " and why.
         forward, training: times of a call, and of a call with its backward.
     """
 
@@ -105,9 +106,9 @@ class Findings:
         device: where the model ran.
         mode: "training" or "inference"; "" where a model has no mode.
         norms: in the order of their first calls; those that were not called come last.
-        share: that of all norms in the model's forward, by time, from 0 to 1.
+        share: that of all norms in the model's forward, by time.
         forward, training: times of the model, and of its forward and backward: as it is, and with
-            every norm that `convert` takes converted.
+            every norm that `convert` takes converted, and functions under `accelerate()`.
         notes: what was not measured, and why.
     """
 

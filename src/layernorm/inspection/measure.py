@@ -23,12 +23,16 @@ Array = npt.NDArray[Any]
 MOST_ELEMENTS = 2**18
 """Of a larger call, the first samples that fit are judged: float64 takes its time."""
 
+OF_A_NORM = 0.05
+OF_THE_MODEL = 2.0
+"""Seconds to time each of them for."""
+
 DEAD = 1e-3
 """A unit is dead if its weight is at most this times the median of the weights."""
 
 
 @dataclass
-class Call:
+class NumpyCall:
     """One call of a norm and its backward; what is None was not there.
 
     Attributes:
@@ -68,7 +72,7 @@ def part_that_fits(shape: tuple[int, ...], axis: int | Sequence[int]) -> tuple[s
     return tuple(part)
 
 
-def fill(norm: Norm, call: Call) -> None:
+def fill(norm: Norm, call: NumpyCall) -> None:
     """Enter into `norm` what the call shows."""
     axes = normalize_axes(call.axis, call.x.ndim)
     norm.computes = call.computes
@@ -99,7 +103,7 @@ def _parameter(values: Array, type_name: str) -> Parameter:
     return Parameter(type_name, *found)
 
 
-def _rows(call: Call, axes: tuple[int, ...]) -> Rows:
+def _rows(call: NumpyCall, axes: tuple[int, ...]) -> Rows:
     x = call.x
     if call.gate is not None and not call.norm_before_gate:
         x = x.astype(np.float64) * reference.activate(call.gate, call.activation)[0]
@@ -115,7 +119,7 @@ def _rows(call: Call, axes: tuple[int, ...]) -> Rows:
     return Rows(mean.size, float(ratio.max()), float(np.median(ratio)), below)
 
 
-def _errors(call: Call) -> dict[str, float]:
+def _errors(call: NumpyCall) -> dict[str, float]:
     function: dict[str, Any] = {"axis": call.axis, "eps": call.eps, "kind": call.computes}
     form: dict[str, Any] = {**function, "zero_centered_weight": call.zero_centered_weight}
     results = {"y": call.y, "dx": call.dx, "dweight": call.dweight, "dbias": call.dbias}
@@ -136,7 +140,7 @@ def _errors(call: Call) -> dict[str, float]:
     return errors
 
 
-def _bound(name: str, call: Call) -> float:
+def _bound(name: str, call: NumpyCall) -> float:
     bounds = accuracy.BOUNDS[(call.y if name == "y" else call.x).dtype.name]
     if call.gate is not None and bounds.y >= 1:
         return accuracy.GATED_BOUND

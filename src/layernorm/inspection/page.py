@@ -33,16 +33,16 @@ _BLUE, _ORANGE, _GREEN, _PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
 _COLORS = {"y": _BLUE, "dx": _ORANGE, "dweight": _GREEN, "dbias": _PURPLE}
 
 
-def html(found: Findings) -> str:
+def html(findings: Findings) -> str:
     """Return the page.
 
     Raises: ImportError where matplotlib is not installed, with the command that installs it.
     """
-    title = f"Norms of {found.model.rpartition('.')[2]}"
+    title = f"Norms of {findings.model.rpartition('.')[2]}"
     parts = [f"<h1>{markup.escape(title)}</h1>"]
-    parts += [f"<p>{markup.escape(each)}</p>" for each in tables.summary(found)]
-    parts += [_figure(found)]
-    parts += [_table(each) for each in tables.tables(found)]
+    parts += [f"<p>{markup.escape(each)}</p>" for each in tables.summary(findings)]
+    parts += [_figure(findings)]
+    parts += [_table(each) for each in tables.tables(findings)]
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -69,7 +69,7 @@ def _cell(text: str, tag: str) -> str:
     return f"<{tag}{kind}>{markup.escape(text)}</{tag}>"
 
 
-def _figure(found: Findings) -> str:
+def _figure(findings: Findings) -> str:
     try:
         # Without pyplot, whose state belongs to the user.
         from matplotlib.figure import Figure
@@ -79,7 +79,7 @@ def _figure(found: Findings) -> str:
             "the page's plots are drawn with matplotlib, which is not installed: "
             "pip install matplotlib"
         ) from None
-    norms = [each for each in found.norms if each.calls]
+    norms = [each for each in findings.norms if each.calls]
     plots: list[tuple[str, Callable[[Any, Sequence[Norm]], None]]] = [
         ("error / largest that ours may have", _draw_errors),
         ("share of the forward, %", _draw_shares),

@@ -18,43 +18,48 @@ class Table(NamedTuple):
     rows: Sequence[Sequence[str]]
 
 
-def tables(found: Findings) -> list[Table]:
+def tables(findings: Findings) -> list[Table]:
     """Return the tables: what the norms compute and how well; their parameters and times."""
-    return [_results(found), _parameters(found)]
+    return [_results(findings), _parameters(findings)]
 
 
-def summary(found: Findings) -> list[str]:
+def summary(findings: Findings) -> list[str]:
     """Return a few sentences on the model as a whole."""
-    called = [each for each in found.norms if each.calls]
-    mode = f" in {found.mode} mode" if found.mode else ""
+    called = [each for each in findings.norms if each.calls]
+    mode = f" in {findings.mode} mode" if findings.mode else ""
     lines = [
-        f"{found.model}{mode}, {found.framework} on {found.device}: "
-        f"{len(found.norms)} norms, {sum(each.calls for each in called)} calls in a forward"
-        + ("." if found.share is None else f", {found.share:.1%} of its time.")
+        f"{findings.model}{mode}, {findings.framework} on {findings.device}: "
+        f"norms: {len(findings.norms)}, calls in a forward: {sum(each.calls for each in called)}"
+        + ("" if findings.share is None else f", share of its time: {findings.share:.1%}")
     ]
-    for each in found.norms:
+    for each in findings.norms:
         if not each.calls:
             lines.append(f"{each.name} was not called.")
     worst = [(error / each.bounds[name], name, each) for each in called
              for name, error in each.errors.items() if error > each.bounds[name]]  # fmt: skip
     if worst:
         _, name, norm = max(worst, key=lambda each: each[0])
+        names = {each.name for *_, each in worst}
         lines.append(
-            f"{len({each.name for *_, each in worst})} of the norms have larger errors than ours "
-            f"may have; the largest: {name} of {norm.name}, {number(norm.errors[name])} ulp."
+            f"Norms with larger errors than ours may have: {len(names)}; the largest: {name} of "
+            f"{norm.name}, {number(norm.errors[name])} ulp."
         )
-    taken = sum(each.convert == "yes" for each in found.norms)
-    lines.append(f"{taken} can be converted; {_ours(found)} run our kernels already.")
-    for what, times in (("forward", found.forward), ("forward and backward", found.training)):
+    kinds = {
+        "convert takes": sum(each.convert == "yes" for each in findings.norms),
+        "accelerate() takes": sum("accelerate()" in each.convert for each in findings.norms),
+        "ours already": sum(each.convert == "ours" for each in findings.norms),
+    }
+    lines.append(", ".join(f"{kind}: {count}" for kind, count in kinds.items() if count))
+    for what, times in (("forward", findings.forward), ("forward and backward", findings.training)):
         if times is not None:
             lines.append(f"The model's {what}: {_times(times)} with ours.")
-    return [*lines, *(f"Note: {each}." for each in found.notes)]
+    return [*filter(None, lines), *(f"Note: {each}." for each in findings.notes)]
 
 
-def text(found: Findings) -> str:
+def text(findings: Findings) -> str:
     """Return the report as plain text."""
-    parts = ["\n".join(summary(found))]
-    for table in tables(found):
+    parts = ["\n".join(summary(findings))]
+    for table in tables(findings):
         columns = list(zip(table.headings, *table.rows, strict=True))
         widths = [max(map(len, column)) for column in columns]
         lines = [f"{table.title}. {table.note}"]
@@ -77,7 +82,7 @@ def number(value: float | None) -> str:
     return f"{float(f'{value:.3g}'):,.0f}"
 
 
-def _results(found: Findings) -> Table:
+def _results(findings: Findings) -> Table:
     headings = (
         "", "norm", "shape", "type", "calls", "time", "y", "dx", "dweight", "dbias", "mean/std"
     )  # fmt: skip
@@ -89,7 +94,7 @@ def _results(found: Findings) -> Table:
             *(_error(each, name) for name in ("y", "dx", "dweight", "dbias")),
             number(each.rows.mean_over_std if each.rows else None),
         )
-        for each in found.norms
+        for each in findings.norms
     ]  # fmt: skip
     note = (
         "The first call of each norm. type: of x, parameters and y. time: share of the forward's. "
@@ -100,7 +105,7 @@ def _results(found: Findings) -> Table:
     return Table("What the norms compute", note, headings, rows)
 
 
-def _parameters(found: Findings) -> Table:
+def _parameters(findings: Findings) -> Table:
     headings = ("", "weight", "bias", "dead", "forward", "and backward", "convert")
     rows = [
         (
@@ -108,7 +113,7 @@ def _parameters(found: Findings) -> Table:
             "-" if each.dead is None else str(each.dead),
             _times(each.forward), _times(each.training), each.convert,
         )
-        for each in found.norms
+        for each in findings.norms
     ]  # fmt: skip
     note = (
         "weight, bias: smallest to largest element. dead: units whose weight is at most a "
@@ -116,10 +121,6 @@ def _parameters(found: Findings) -> Table:
         "it is -> with ours."
     )
     return Table("Parameters and times", note, headings, rows)
-
-
-def _ours(found: Findings) -> int:
-    return sum(each.convert == "ours" for each in found.norms)
 
 
 def _types(norm: Norm) -> str:

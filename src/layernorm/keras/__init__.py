@@ -2,7 +2,7 @@
 
 from layernorm.keras.conversion import convert
 from layernorm.keras.functional import layer_norm, rms_norm
-from layernorm.keras.inspection import inspect
+from layernorm.keras.inspection.inspect import inspect
 from layernorm.keras.layers import LayerNormalization, RMSNormalization
 from layernorm.keras.quantized import quantized_layer_norm, quantized_rms_norm
 

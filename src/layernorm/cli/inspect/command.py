@@ -4,6 +4,7 @@ import argparse
 import importlib
 import importlib.util
 import sys
+import traceback
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -42,6 +43,8 @@ def run(options: argparse.Namespace) -> int:
     Raises: ValueError for a model that cannot be loaded or inspected.
     """
     console = None if options.json else open_console()
+    if options.html:
+        _check_page(options.html)
     model, args, keywords = _load(options.model)
     inspect = _inspector(model)
     try:
@@ -75,6 +78,17 @@ def _print(report: Report, console: Any) -> None:
         console.print(make_table(headings, cells), crop=False)
 
 
+def _check_page(file: Path) -> None:
+    """Find out before the model runs whether its page can be drawn and written."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ImportError(
+            "the page's plots are drawn with matplotlib, which is not installed: "
+            "pip install 'layernorm[demo]'"
+        )
+    if not file.resolve().parent.is_dir():
+        raise ValueError(f"cannot write {file}: there is no folder {file.resolve().parent}")
+
+
 def _load(target: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
     """Return the model, and the arguments and keyword arguments to call it with."""
     place, _, name = target.rpartition(":")
@@ -86,7 +100,10 @@ def _load(target: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
     try:
         loaded = function()
     except Exception as error:
-        raise ValueError(f"{target} raised {type(error).__name__}: {error}") from error
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        raise ValueError(
+            f"{target} raised {type(error).__name__}: {error} ({where.filename}:{where.lineno})"
+        ) from error
     if not isinstance(loaded, tuple) or len(loaded) != 2:
         raise ValueError(f"{target} returned {type(loaded).__name__}, expected (model, inputs)")
     model, inputs = loaded

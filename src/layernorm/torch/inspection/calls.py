@@ -33,7 +33,7 @@ class Watched:
         found: what `convert` makes of it, or made of it.
         to_convert: whether it would.
         call: the first call.
-        y: its result, in the graph.
+        y: the place of its result in the graph, which an operation in place may move on.
         seconds: in all calls of a forward.
         place: in the order of first calls.
     """
@@ -44,7 +44,7 @@ class Watched:
     to_convert: bool = False
     function: Any = None
     call: "Call | None" = None
-    y: Tensor | None = None
+    y: Any = None
     dy: Tensor | None = None
     seconds: list[float] = field(default_factory=list)
     place: int = 0
@@ -52,12 +52,17 @@ class Watched:
 
 @dataclass(frozen=True)
 class Call:
-    """The arguments of a call, and what it returned: copies without a graph."""
+    """The arguments of a call, and what it returned: copies without a graph.
+
+    Attributes:
+        autocast: the arguments of torch.autocast for it to be as it was.
+    """
 
     args: tuple[Any, ...]
     keywords: dict[str, Any]
     y: Tensor
     total: Tensor | None
+    autocast: dict[str, Any]
 
     @property
     def x(self) -> Tensor:
@@ -123,12 +128,23 @@ def arguments_of(function: Any, call: Call) -> dict[str, Any]:
 def repeat(watched: Watched, call: Call) -> Tensor:
     """Make a call of the norm, and return y."""
     called = watched.function if watched.module is None else watched.module
-    result = called(*call.args, **call.keywords)
+    with torch.autocast(**call.autocast):
+        result = called(*call.args, **call.keywords)
     y: Tensor = result[0] if isinstance(result, tuple) else result
     return y
 
 
-def gradients_of(output: Any, wanted: Sequence[Tensor]) -> Sequence[Tensor | None]:
+def autocast_of(device: str) -> dict[str, Any]:
+    """Return the arguments of torch.autocast that give its state as it is."""
+    return {
+        "device_type": device,
+        "dtype": torch.get_autocast_dtype(device),
+        "enabled": torch.is_autocast_enabled(device),
+        "cache_enabled": torch.is_autocast_cache_enabled(),
+    }
+
+
+def gradients_of(output: Any, wanted: Sequence[Any]) -> Sequence[Tensor | None]:
     """Return the gradients of the tensors, for random gradients of the output."""
     outputs = [each for each in leaves_of(output) if is_tensor(each) and each.requires_grad]
     if not outputs or not wanted:

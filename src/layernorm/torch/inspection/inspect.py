@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from layernorm.inspection.report import Report
+from layernorm.inspection.report import Report, not_measured
 from layernorm.torch.conversion.convert import kind_of
 from layernorm.torch.inspection.calls import Runner, Watched
 from layernorm.torch.inspection.judging import judge
@@ -27,12 +27,14 @@ def inspect(model: nn.Module, *inputs: Any, **keywords: Any) -> Report:
     outputs, and judged in float64 by `layernorm.accuracy`; the errors are in ulp. Then the call is
     timed, as it is and with our kernels, and so is the whole model.
 
-    The model runs some dozens of times, in the mode that it is in, and is left as it was: its
-    parameters, their gradients, buffers, attributes, hooks and classes, and the states of PyTorch's
-    random number generators. Memory: copies of what each norm was given and returned.
+    The model runs in the mode that it is in, for about four seconds, and at least some two dozen
+    times. It is left as it was: its parameters (unless the forward writes to them), their
+    gradients, buffers, attributes, hooks and classes, and the states of PyTorch's random number
+    generators. Memory: copies of what each norm was given and returned.
 
     Args:
-        model: a module with at least one norm. What is compiled in it runs as it was before that.
+        model: a module with at least one norm. Parts that torch.compile compiled run
+            eagerly, also when timed.
         inputs, keywords: those of a call of the model, which gets copies.
     Returns: a `layernorm.inspection.report.Report`, to print or to save as a page.
     Raises: TypeError if model is not a module, or returns a sparse tensor; ValueError if it has no
@@ -76,14 +78,18 @@ def _inspect(run: Runner) -> Report:
     unseen = [e.entry.name for e in watched.values() if e.entry.calls and e.call is None]
     if unseen:
         report.notes.append(
-            "not measured, because they run inside of torch.func, or not from a dense "
-            f"floating-point tensor to one: {', '.join(unseen)}"
+            "not measured, because they run inside torch.func, or their input or result is not "
+            f"one dense floating-point tensor: {', '.join(unseen)}"
         )
     report.share = time_in_place(run, watched)
     for each in called:
-        judge(each)
-    for each in called:
-        time_norm(each, run)
+        try:
+            judge(each)
+            time_norm(each, run)
+        except ImportError:
+            raise
+        except Exception as error:
+            report.notes.append(not_measured(each.entry.name, error))
         each.call = each.dy = None
     time_model(run, called, report)
     in_order = sorted(watched.values(), key=lambda each: each.place or math.inf)
@@ -111,7 +117,7 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
         if type(each) in (dict, OrderedDict, list, set)
     ]
     buffers = [(each, each.detach().clone()) for each in model.buffers()]
-    devices = list({each.device for each in model.parameters() if each.device.type == "cuda"})
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.random.fork_rng(devices):
         try:
             yield

@@ -67,7 +67,7 @@ def _backward(
 
 def _meaning(
     watched: Watched, call: Call, parameters: Sequence[Tensor | None]
-) -> measure.Call | None:
+) -> measure.NumpyCall | None:
     """Return what the call computes; None if that is not known."""
     module, found = watched.module, watched.found
     weight, bias = parameters
@@ -111,7 +111,7 @@ def _meaning(
     x_, y_, weight_, bias_, gate_ = map(to_array, (x, y, weight, bias, gate))
     assert x_ is not None
     assert y_ is not None
-    return measure.Call(computes, x_, y_, axis, eps, weight_, bias_, gate=gate_, **options)
+    return measure.NumpyCall(computes, x_, y_, axis, eps, weight_, bias_, gate=gate_, **options)
 
 
 def _last(sizes: Any) -> tuple[int, ...]:

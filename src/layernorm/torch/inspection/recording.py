@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 from torch.utils._pytree import tree_map
 
 from layernorm.inspection.findings import Norm
+from layernorm.inspection.report import dy_is_random, model_raised
 from layernorm.torch.conversion.convert import find, kind_of
 from layernorm.torch.conversion.converted import (
     found_of,
@@ -22,6 +24,7 @@ from layernorm.torch.inspection.calls import (
     Call,
     Runner,
     Watched,
+    autocast_of,
     copied,
     gradients_of,
     is_tensor,
@@ -91,8 +94,9 @@ class Watch:
             self._hooks.callback(after.remove)
         for function in FUNCTIONS:
             name = function.__name__
-            self._hooks.callback(setattr, nn.functional, name, function)
-            setattr(nn.functional, name, self._watched_function(function))
+            current = getattr(nn.functional, name)  # somebody may have replaced it
+            self._hooks.callback(setattr, nn.functional, name, current)
+            setattr(nn.functional, name, self._watched_function(function, current))
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -114,17 +118,17 @@ class Watch:
 
         return hook
 
-    def _watched_function(self, function: Any) -> Any:
-        def watched(*args: Any, **keywords: Any) -> Any:
+    def _watched_function(self, function: Any, current: Any) -> Any:
+        def call_watched(*args: Any, **keywords: Any) -> Any:
             if self._norms:  # which has called it
-                return function(*args, **keywords)
+                return current(*args, **keywords)
             norm = self._of_function(function)
             self._open(norm)
-            result = function(*args, **keywords)
+            result = current(*args, **keywords)
             self._close(norm, args, keywords, result)
             return result
 
-        return functools.wraps(function)(watched)
+        return functools.wraps(function)(call_watched)
 
     def _of_function(self, function: Any) -> Watched:
         """Return the norm for the next call in the module that runs, a new one when recording."""
@@ -160,8 +164,8 @@ class Watch:
         in_transform = torch._C._are_functorch_transforms_active()
         if norm.call is None and given and is_tensor(y) and not in_transform:
             args, keywords, of_y, of_total = tree_map(copied, (args, keywords, y, total))
-            norm.call = Call(args, keywords, of_y, of_total)
-            norm.y = y
+            norm.call = Call(args, keywords, of_y, of_total, autocast_of(y.device.type))
+            norm.y = get_gradient_edge(y) if y.requires_grad else None
             norm.entry.x_shape = tuple(norm.call.x.shape)
             norm.entry.x_type, norm.entry.y_type = type_of(norm.call.x), type_of(y)
 
@@ -172,17 +176,14 @@ def record(run: Runner, watched: dict[str, Watched], notes: list[str]) -> None:
         with torch.enable_grad(), Watch(run, watched, record=True):
             output = run()
     except Exception as error:
-        done = sum(each.entry.calls for each in watched.values())
-        raise RuntimeError(
-            f"{type(run.model).__name__} raised {type(error).__name__} on these inputs, after "
-            f"{done} calls of norms: {error}"
-        ) from error
-    in_graph = [each for each in watched.values() if each.y is not None and each.y.requires_grad]
+        entries = [each.entry for each in watched.values()]
+        raise RuntimeError(model_raised(run.model, entries, error)) from error
+    in_graph = [each for each in watched.values() if each.y is not None]
     _check_dense(output, run.model)
     try:
-        gradients = gradients_of(output, [each.y for each in in_graph if each.y is not None])
+        gradients = gradients_of(output, [each.y for each in in_graph])
     except Exception as error:
-        notes.append(f"the gradients of norms are of random dy: the backward raised {error}")
+        notes.append(dy_is_random(error))
         gradients = [None] * len(in_graph)
     for norm, dy in zip(in_graph, gradients, strict=True):
         norm.dy = dy

@@ -11,16 +11,12 @@ from torch import nn
 
 from layernorm.inspection import measure
 from layernorm.inspection.findings import Times
-from layernorm.inspection.report import Report
+from layernorm.inspection.report import NOTHING_TO_CONVERT, Report
 from layernorm.torch.accelerated import accelerate
 from layernorm.torch.conversion.convert import change_class
 from layernorm.torch.conversion.converted import converted_class
 from layernorm.torch.inspection.calls import Runner, Watched, parameters_of, repeat
 from layernorm.torch.inspection.recording import Watch
-
-_OF_A_NORM = 0.05
-_OF_THE_MODEL = 2.0
-"""Seconds to time each of them for."""
 
 _FORWARDS = 5
 """Forwards in which the norms' shares are measured."""
@@ -66,14 +62,14 @@ def time_norm(watched: Watched, run: Runner) -> None:
             torch.autograd.grad(repeat(watched, trained), wanted, dy, allow_unused=True)
         run.synchronize()
 
-    watched.entry.forward = _compare(forward, [watched], _OF_A_NORM)
-    watched.entry.training = _compare(training, [watched], _OF_A_NORM)
+    watched.entry.forward = _compare(forward, [watched], measure.OF_A_NORM)
+    watched.entry.training = _compare(training, [watched], measure.OF_A_NORM)
 
 
 def time_model(run: Runner, watched: Sequence[Watched], report: Report) -> None:
     """Time the model as it is, and with ours."""
     if not any(each.to_convert or each.module is None for each in watched):
-        report.notes.append("no norm is left to convert, so nothing was compared by time")
+        report.notes.append(NOTHING_TO_CONVERT)
         return
     parameters = [each for each in run.model.parameters() if each.requires_grad]
 
@@ -87,12 +83,15 @@ def time_model(run: Runner, watched: Sequence[Watched], report: Report) -> None:
             run.differentiate(parameters)
         run.synchronize()
 
-    report.forward = _compare(forward, watched, _OF_THE_MODEL)
+    report.forward = _compare(forward, watched, measure.OF_THE_MODEL)
     if parameters and any(each.entry.gradient == "the output" for each in watched):
         try:
-            report.training = _compare(training, watched, _OF_THE_MODEL)
+            report.training = _compare(training, watched, measure.OF_THE_MODEL)
         except Exception as error:  # as of a model that keeps tensors, with their graph
-            report.notes.append(f"the model's backward was not timed: it raised {error}")
+            report.notes.append(
+                "the model's backward was not timed, because it raised "
+                f"{type(error).__name__}: {error}"
+            )
 
 
 def _compare(call: Callable[[], None], watched: Sequence[Watched], seconds: float) -> Times:
