@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import count
@@ -182,3 +182,9 @@ def medians(
             else:
                 loops[name] = max(1, int(1e-3 / max(taken, 1e-6)))
     return {name: statistics.median(each) for name, each in samples.items()}
+
+
+def share_of_all(norms: Iterable[Norm]) -> float | None:
+    """Return the sum of the shares; None if there are none."""
+    shares = [each.share for each in norms if each.share is not None]
+    return sum(shares) if shares else None

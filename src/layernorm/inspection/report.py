@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 from layernorm.inspection import page, tables
-from layernorm.inspection.findings import Findings, Norm
-
-NOTHING_TO_CONVERT = "no norm is left to convert, so nothing was compared by time"
+from layernorm.inspection.findings import Findings
 
 
 class Report(Findings):
@@ -27,28 +24,3 @@ class Report(Findings):
         Raises: ImportError where matplotlib is not installed, with the command that installs it.
         """
         Path(file).write_text(page.html(self), encoding="utf-8")
-
-
-def model_raised(model: object, norms: Iterable[Norm], error: Exception) -> str:
-    """Return the message for a model that raises."""
-    calls = sum(each.calls for each in norms)
-    return (
-        f"{type(model).__name__} raised {type(error).__name__} on these inputs, after {calls} "
-        f"calls of norms: {error}"
-    )
-
-
-def dy_is_random(error: Exception) -> str:
-    """Return the note for a model whose backward raises."""
-    return f"dy is random, because the model's backward raised {type(error).__name__}: {error}"
-
-
-def not_measured(name: str, error: Exception) -> str:
-    """Return the note for a norm whose call cannot be made again."""
-    return f"{name} was not measured: its call, made again, raised {type(error).__name__}: {error}"
-
-
-def share_of_all(norms: Iterable[Norm]) -> float | None:
-    """Return the sum of the shares; None if there are none."""
-    shares = [each.share for each in norms if each.share is not None]
-    return sum(shares) if shares else None

@@ -13,11 +13,8 @@ from jax import Array
 from layernorm.flax.inspection.norms import Watched, arrays_of, differentiate, judge, record
 from layernorm.flax.inspection.runners import runner_of
 from layernorm.flax.inspection.timing import time_model, time_norm
-from layernorm.inspection.report import (
-    Report,
-    model_raised,
-    not_measured,
-)
+from layernorm.inspection.messages import model_raised, not_measured
+from layernorm.inspection.report import Report
 
 
 def inspect(model: Any, *inputs: Any, **keywords: Any) -> Report:

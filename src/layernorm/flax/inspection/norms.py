@@ -15,9 +15,7 @@ from layernorm.flax.inspection.runners import NNX, OURS, Intercepted, Linen
 from layernorm.flax.normalize import axes_of
 from layernorm.inspection import measure
 from layernorm.inspection.findings import Norm
-from layernorm.inspection.report import (
-    dy_is_random,
-)
+from layernorm.inspection.messages import dy_is_random
 
 
 @dataclass

@@ -15,11 +15,8 @@ from layernorm.flax.inspection.norms import Watched, arrays_of, random_like
 from layernorm.flax.inspection.runners import NNX, Intercepted, Linen
 from layernorm.inspection import measure
 from layernorm.inspection.findings import Times
-from layernorm.inspection.report import (
-    NOTHING_TO_CONVERT,
-    Report,
-    share_of_all,
-)
+from layernorm.inspection.messages import NOTHING_TO_CONVERT
+from layernorm.inspection.report import Report
 
 
 def time_norm(watched: Watched) -> None:
@@ -75,7 +72,7 @@ def time_model(
     for each in watched:
         if each.seconds is not None:
             each.entry.share = each.entry.calls * each.seconds / found["own"]
-    report.share = share_of_all(report.norms)
+    report.share = measure.share_of_all(report.norms)
     if "ours" not in calls:
         report.notes.append(NOTHING_TO_CONVERT)
         return

@@ -8,11 +8,8 @@ from typing import Any
 
 import keras
 
-from layernorm.inspection.report import (
-    Report,
-    model_raised,
-    not_measured,
-)
+from layernorm.inspection.messages import model_raised, not_measured
+from layernorm.inspection.report import Report
 from layernorm.keras.conversion import kind_of
 from layernorm.keras.inspection.backend import BACKEND, eager, random_like
 from layernorm.keras.inspection.norms import (

@@ -13,9 +13,7 @@ from keras import ops
 
 from layernorm.inspection import measure
 from layernorm.inspection.findings import Norm
-from layernorm.inspection.report import (
-    dy_is_random,
-)
+from layernorm.inspection.messages import dy_is_random
 from layernorm.keras.conversion import kind_of, norms_of
 from layernorm.keras.inspection.backend import (
     BACKEND,

@@ -10,11 +10,8 @@ from typing import Any
 
 from layernorm.inspection import measure
 from layernorm.inspection.findings import Times
-from layernorm.inspection.report import (
-    NOTHING_TO_CONVERT,
-    Report,
-    share_of_all,
-)
+from layernorm.inspection.messages import NOTHING_TO_CONVERT
+from layernorm.inspection.report import Report
 from layernorm.keras.conversion import swap, swap_back
 from layernorm.keras.inspection.backend import BACKEND, compiled, finished, gradients_of
 from layernorm.keras.inspection.norms import Runner, Watched, applied
@@ -58,7 +55,7 @@ def time_model(run: Runner, called: Sequence[Watched], dys: Sequence[Any], repor
     for each in called:
         if each.seconds is not None:
             each.entry.share = each.entry.calls * each.seconds / own
-    report.share = share_of_all(report.norms)
+    report.share = measure.share_of_all(report.norms)
     if report.forward is None or not (dys and run.weights) or BACKEND == "numpy":
         return
 

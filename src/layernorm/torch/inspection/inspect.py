@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from layernorm.inspection.report import Report, not_measured
+from layernorm.inspection.messages import not_measured
+from layernorm.inspection.report import Report
 from layernorm.torch.conversion.convert import kind_of
 from layernorm.torch.inspection.calls import Runner, Watched
 from layernorm.torch.inspection.judging import judge

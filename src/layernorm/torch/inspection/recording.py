@@ -13,7 +13,7 @@ from torch.autograd.graph import get_gradient_edge
 from torch.utils._pytree import tree_map
 
 from layernorm.inspection.findings import Norm
-from layernorm.inspection.report import dy_is_random, model_raised
+from layernorm.inspection.messages import dy_is_random, model_raised
 from layernorm.torch.conversion.convert import find, kind_of
 from layernorm.torch.conversion.converted import (
     found_of,

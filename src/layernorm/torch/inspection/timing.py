@@ -11,7 +11,8 @@ from torch import nn
 
 from layernorm.inspection import measure
 from layernorm.inspection.findings import Times
-from layernorm.inspection.report import NOTHING_TO_CONVERT, Report
+from layernorm.inspection.messages import NOTHING_TO_CONVERT
+from layernorm.inspection.report import Report
 from layernorm.torch.accelerated import accelerate
 from layernorm.torch.conversion.convert import change_class
 from layernorm.torch.conversion.converted import converted_class
