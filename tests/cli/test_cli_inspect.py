@@ -9,6 +9,7 @@ import sys
 from dataclasses import asdict
 
 import pytest
+from short_inspections import times_are_short  # noqa: F401
 
 pytest.importorskip("rich")
 torch = pytest.importorskip("torch")
@@ -16,7 +17,6 @@ torch = pytest.importorskip("torch")
 import layernorm.torch as ours  # noqa: E402
 from layernorm.cli import main  # noqa: E402
 from layernorm.cli.inspect import command  # noqa: E402
-from layernorm.inspection import measure  # noqa: E402
 
 NETWORK = """
 import torch
@@ -55,8 +55,6 @@ def needs(path): return Network(), X
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A folder with the network, from which imports are undone."""
-    for each in ("OF_A_NORM", "OF_THE_MODEL"):
-        monkeypatch.setattr(measure, each, 0.0)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "network.py").write_text(NETWORK)
@@ -152,7 +150,7 @@ BAD = {
     "network.py:absent": "network.py has no function absent",
     "network.py:X": "network.py has no function X",
     "network.py:alone": r"returned Network, expected \(model, inputs\)",
-    "network.py:raises": "network.py:raises raised OSError: no weights",
+    "network.py:raises": r"network.py:raises raised OSError: no weights \(.*network.py:\d+\)",
     "network.py:needs": "network.py:needs raised TypeError: .* missing 1 required",
     "network.py:of_numpy": "of type ndarray, expected a torch.nn.Module, a Keras model, or",
     "network.py:normless": "Linear has no norm",
@@ -173,7 +171,10 @@ def test_bad_input_is_one_clear_line(target, folder, capsys):
 
 def test_a_page_that_cannot_be_written_is_one_clear_line(folder, capsys):
     pytest.importorskip("matplotlib")
-    assert main(["inspect", "network.py:single", "--html", "no/such/page.html"]) == 2
+    # Before the model is made, which here would raise.
+    assert main(["inspect", "network.py:raises", "--html", "no/such/page.html"]) == 2
+    assert capsys.readouterr().err.startswith("layernorm: cannot write ")
+    assert main(["inspect", "network.py:single", "--html", "."]) == 2  # a folder
     assert capsys.readouterr().err.startswith("layernorm: cannot write ")
 
 

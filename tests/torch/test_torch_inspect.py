@@ -4,12 +4,15 @@ import copy
 import dataclasses
 import html.parser
 import math
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import foreign_norms as foreign
 import numpy as np
 import pytest
+from own_process import run
+from short_inspections import times_are_short  # noqa: F401
 
 torch = pytest.importorskip("torch")
 
@@ -18,18 +21,12 @@ from torch import nn  # noqa: E402
 
 import layernorm.torch as ours  # noqa: E402
 from layernorm import accuracy  # noqa: E402
-from layernorm.inspection import measure, tables  # noqa: E402
+from layernorm.inspection import findings, measure, tables  # noqa: E402
 from layernorm.torch import accelerated  # noqa: E402
 from layernorm.torch.conversion.converted import is_converted  # noqa: E402
-from layernorm.torch.inspection import calls, inspect, judging, recording, timing  # noqa: E402
+from layernorm.torch.inspection import calls, judging, recording, reporting, timing  # noqa: E402
 
 COLS = 24
-
-
-@pytest.fixture(autouse=True)
-def times_are_short(monkeypatch):
-    for each in ("OF_A_NORM", "OF_THE_MODEL"):
-        monkeypatch.setattr(measure, each, 0.0)
 
 
 class Block(nn.Module):
@@ -220,6 +217,10 @@ def test_only_the_first_samples_of_a_large_call_are_judged(monkeypatch):
     assert norm.rows.count == 4
     assert norm.errors["dx"] < 5
     assert norm.x_shape == (6, COLS)
+    gated = Around(lambda self, x: self.norm(x, gate=x + 1), norm=ours.LayerNorm(COLS))
+    report = ours.inspect(gated, x)
+    assert report.notes == ["no norm is left to convert, so nothing was compared by time"]
+    assert report.norms[0].errors["dx"] <= report.norms[0].bounds["dx"]
 
 
 def test_times_are_of_what_can_be_replaced():
@@ -284,6 +285,16 @@ def test_ours_is_what_is_timed_as_ours(monkeypatch):
     functions = {("ours", True, False)}  # by themselves
     modules = {("ours", False, True), ("ours", False, False)}  # `first`, and others
     assert set(seen) == {("own", False, False), ("ours", True, True), *functions, *modules}
+
+
+@pytest.mark.starts_python
+def test_what_measures_is_loaded_by_the_first_call_only():
+    code = (
+        "import sys, torch, layernorm.torch as ln; measures = 'layernorm.inspection.measure'; "
+        "assert measures not in sys.modules and 'layernorm.accuracy' not in sys.modules; "
+        "ln.inspect(torch.nn.LayerNorm(3), torch.ones(2, 3)); assert measures in sys.modules"
+    )
+    run([sys.executable, "-c", code])
 
 
 # no trace
@@ -378,7 +389,7 @@ def test_a_function_that_somebody_has_replaced_stays_replaced(monkeypatch):
 
 def test_the_gradient_is_that_of_y_before_an_operation_in_place(monkeypatch):
     dys = []
-    monkeypatch.setattr(inspect, "judge", lambda watched: dys.append(watched.dy))
+    monkeypatch.setattr(reporting, "judge", lambda watched: dys.append(watched.dy))
     for in_place in (False, True):
         model = nn.Sequential(nn.LayerNorm(COLS), nn.ReLU(in_place))
         ours.inspect(model, rows(5, COLS))
@@ -397,7 +408,12 @@ def test_a_norm_under_autocast_is_measured_under_it():
                 return self.norm(self.linear(x))
 
     pytest.importorskip("ml_dtypes")
-    report = ours.inspect(Model(), rows(5, COLS))
+    with torch.autocast("cpu", torch.bfloat16):
+        autocast = calls.autocast_of("cpu")
+    x = rows(5, COLS)
+    called = calls.Watched(findings.Norm("", ""), nn.Linear(COLS, COLS))
+    assert calls.repeat(called, calls.Call((x,), {}, x, None, autocast)).dtype == torch.bfloat16
+    report = ours.inspect(Model(), x)
     assert report.notes == []
     assert report.norms[0].x_type == "bfloat16"
     assert report.norms[0].errors.keys() == {"y", "dx", "dweight", "dbias"}
@@ -408,7 +424,7 @@ def test_a_norm_that_cannot_be_called_again_is_noted(monkeypatch):
         if watched.entry.name == "0":
             raise LookupError("once only")
 
-    monkeypatch.setattr(inspect, "judge", judge)
+    monkeypatch.setattr(reporting, "judge", judge)
     report = ours.inspect(nn.Sequential(nn.LayerNorm(COLS), nn.LayerNorm(COLS)), rows(5, COLS))
     assert report.notes == [
         "0 was not measured: its call, made again, raised LookupError: once only"
@@ -527,8 +543,8 @@ def test_dy_is_the_gradient_of_the_output():
         seen[watched.entry.name] = watched.dy.clone()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inspect, "judge", judge)
-        patch.setattr(inspect, "time_norm", lambda *given: None)
+        patch.setattr(reporting, "judge", judge)
+        patch.setattr(reporting, "time_norm", lambda *given: None)
         ours.inspect(Around(lambda self, x: self.norm(x)), rows(5, COLS))
         once = seen["norm"]
         ours.inspect(Around(lambda self, x: 3 * self.norm(x)), rows(5, COLS))

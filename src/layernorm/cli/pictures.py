@@ -1,4 +1,4 @@
-"""How pictures are drawn and saved. Nothing else in `layernorm` imports matplotlib."""
+"""How pictures are drawn and saved by the other commands than `inspect`."""
 
 from pathlib import Path
 from typing import Any

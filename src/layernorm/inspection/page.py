@@ -69,16 +69,24 @@ def _cell(text: str, tag: str) -> str:
     return f"<{tag}{kind}>{markup.escape(text)}</{tag}>"
 
 
-def _figure(findings: Findings) -> str:
+def load_matplotlib() -> tuple[Any, Any]:
+    """Return matplotlib's Figure and ticker: without pyplot, whose state belongs to the user.
+
+    Raises: ImportError where it is not installed, with the command that installs it.
+    """
     try:
-        # Without pyplot, whose state belongs to the user.
+        from matplotlib import ticker
         from matplotlib.figure import Figure
-        from matplotlib.ticker import NullFormatter
     except ModuleNotFoundError:
         raise ImportError(
             "the page's plots are drawn with matplotlib, which is not installed: "
             "pip install matplotlib"
         ) from None
+    return Figure, ticker
+
+
+def _figure(findings: Findings) -> str:
+    figure_of, ticker = load_matplotlib()
     norms = [each for each in findings.norms if each.calls]
     plots: list[tuple[str, Callable[[Any, Sequence[Norm]], None]]] = [
         ("error / largest that ours may have", _draw_errors),
@@ -87,7 +95,7 @@ def _figure(findings: Findings) -> str:
     ]
     if any(each.rows and each.rows.mean_over_std is not None for each in norms):
         plots.insert(2, ("|mean| / std of the rows", _draw_means))
-    figure = Figure(figsize=(15, 1.8 + 0.24 * len(norms)), layout="constrained")
+    figure = figure_of(figsize=(15, 1.8 + 0.24 * len(norms)), layout="constrained")
     panels = figure.subplots(1, len(plots), sharey=True)
     for panel, (title, draw) in zip(panels, plots, strict=True):
         draw(panel, norms)
@@ -95,7 +103,7 @@ def _figure(findings: Findings) -> str:
         panel.grid(alpha=0.25)
         panel.set_axisbelow(True)
         panel.tick_params(labelsize=9)
-        panel.xaxis.set_minor_formatter(NullFormatter())
+        panel.xaxis.set_minor_formatter(ticker.NullFormatter())
     names = [_shortened(each.name) for each in norms]
     panels[0].set_yticks(range(len(norms)), names, parse_math=False)
     panels[0].set_ylim(len(norms) - 0.4, -0.6)

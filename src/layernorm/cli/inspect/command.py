@@ -12,6 +12,7 @@ from typing import Any
 
 from layernorm.cli.compact_json import compact_json
 from layernorm.cli.console import make_table, open_console
+from layernorm.inspection.page import load_matplotlib
 from layernorm.inspection.report import Report
 from layernorm.inspection.tables import summary, tables
 
@@ -80,11 +81,7 @@ def _print(report: Report, console: Any) -> None:
 
 def _check_page(file: Path) -> None:
     """Find out before the model runs whether its page can be drawn and written."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ImportError(
-            "the page's plots are drawn with matplotlib, which is not installed: "
-            "pip install 'layernorm[demo]'"
-        )
+    load_matplotlib()
     if not file.resolve().parent.is_dir():
         raise ValueError(f"cannot write {file}: there is no folder {file.resolve().parent}")
 

@@ -36,19 +36,15 @@ def judge(watched: Watched) -> None:
         measure.fill_parameters(watched.entry, *(to_array(each) for each in parameters))
         return
     fits = measure.part_that_fits(tuple(call.x.shape), meaning.axis)
-    part = replace(call.with_tensors(lambda each: each[fits]), y=call.y[fits])
-    if call.total is not None:
-        part = replace(part, total=call.total[fits])
-    gradients: list[Tensor | None] = [None] * 3
+    gate = None if meaning.gate is None else meaning.gate[fits]
+    tensors = {"x": meaning.x[fits], "y": call.y[fits], "gate": gate}
+    tensors |= {"weight": meaning.weight, "bias": meaning.bias}
     if call.total is None:
-        gradients = _backward(watched, part, parameters, dy[fits])
-    else:
-        dy = None
-    measured = _meaning(watched, part, parameters)
-    assert measured is not None
-    arrays = (None if dy is None else dy[fits], *gradients)
-    named = zip(("dy", "dx", "dweight", "dbias"), map(to_array, arrays), strict=True)
-    measure.fill(watched.entry, replace(measured, **dict(named)))
+        part = call.with_tensors(lambda each: each[fits])
+        dx, dweight, dbias = _backward(watched, part, parameters, dy[fits])
+        tensors |= {"dy": dy[fits], "dx": dx, "dweight": dweight, "dbias": dbias}
+    arrays = {name: to_array(each) for name, each in tensors.items()}
+    measure.fill(watched.entry, replace(meaning, **arrays))
 
 
 def _backward(
@@ -68,12 +64,12 @@ def _backward(
 def _meaning(
     watched: Watched, call: Call, parameters: Sequence[Tensor | None]
 ) -> measure.NumpyCall | None:
-    """Return what the call computes; None if that is not known."""
+    """Return what the call computes, its arrays still tensors; None if that is not known."""
     module, found = watched.module, watched.found
     weight, bias = parameters
     gate: Tensor | None = None
     options: dict[str, Any] = {}
-    x, y = call.x, call.y
+    x = call.x
     if module is None:
         given = arguments_of(watched.function, call)
         computes = FUNCTIONS[watched.function]
@@ -108,10 +104,7 @@ def _meaning(
     else:
         return None
     eps = machine_epsilon(x.dtype) if eps is None else float(eps)
-    x_, y_, weight_, bias_, gate_ = map(to_array, (x, y, weight, bias, gate))
-    assert x_ is not None
-    assert y_ is not None
-    return measure.NumpyCall(computes, x_, y_, axis, eps, weight_, bias_, gate=gate_, **options)
+    return measure.NumpyCall(computes, x, call.y, axis, eps, weight, bias, gate=gate, **options)
 
 
 def _last(sizes: Any) -> tuple[int, ...]:
