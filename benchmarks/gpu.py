@@ -1,14 +1,15 @@
-"""The GPU benchmark: build, test, check every provider against float64, time it beside a copy.
+"""The GPU benchmark: check every provider against float64, and time it beside a copy.
 
-    python benchmarks/gpu.py [--minutes 8] [--tests 2] [--only text] [--results FOLDER]
+    python benchmarks/gpu.py [--minutes 8] [--only text] [--results FOLDER]
     python benchmarks/gpu.py --dry-run
 
-A part that fails is reported, and the next one begins. The report is written after each part and
-each cell. Code that runs on the GPU has a process of its own, which is started again after a crash
-and ended if it does not answer in two minutes. The most important cells come first; those that the
-minutes do not suffice for are omitted.
+`gpu_first_run.sh` beside it also tests. A part that fails is reported, and the next one begins. The
+report is written after each part and each cell. Code that runs on the GPU has a process of its own,
+which is started again after a crash and ended if it does not answer in two minutes. The most
+important cells come first; those that the minutes do not suffice for are omitted.
 
-Providers: ours, PyTorch's own (ATen), torch.compile, and Liger and quack where they are installed.
+Providers: ours, PyTorch's own (ATen), torch.compile, and Liger and quack where they are installed;
+of long rows also `gpu_loop.py`, one program a row, which would be simpler than our blocks.
 Two timings: `device`, a CUDA graph of calls on inputs rotated through three times the second-level
 cache; `eager`, wall time a call. Medians over rounds in which the providers take turns. Useful
 bytes: 2 rows cols itemsize forward, 3 backward; with a residual 4 each, with a gate 3 and 5. A
@@ -20,7 +21,6 @@ Where there is no git, LAYERNORM_COMMIT says what was measured.
 import argparse
 import concurrent.futures
 import datetime
-import functools
 import importlib.machinery
 import importlib.metadata
 import importlib.util
@@ -28,9 +28,6 @@ import itertools
 import json
 import multiprocessing
 import os
-import re
-import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -41,17 +38,17 @@ from pathlib import Path
 from typing import Any
 
 from gpu_cells import machine, warm_up, work
+from gpu_goals import as_table
 from gpu_plot import plot
-from gpu_problems import DTYPES, Cell
+from gpu_problems import DTYPES, LARGE, Cell
 
 HERE = Path(__file__).parent
-ROOT = HERE.parent
-BUILT = ROOT / "build" / "gpu"  # where this script compiles the package if it must
 
-COLS = (1024, 4096, 8192, 2048, 16384, 256, 512, 65536, 768, 32768, 769, 5120, 12288, 1023)
-COLS += (1280, 7168)
-ROWS = (8192, 1024, 1, 64, 32768, 8, 256, 131072)
-MOST_ELEMENTS = 2**28
+# The most important first, in each of these.
+FIRST_COLS = (1024, 4096, 64, 8192, 256, 16384, 65536, 2048)
+FURTHER_COLS = (512, 128, 32768, 769, 5120, 1023, 12288)
+FEW_ROWS = (1, 1024, 64, 8)
+WITH_COMPILER = (1024, 4096)
 PATIENCE = 120  # seconds that a cell may take
 ENDED = "its process ended"
 SPAWN = multiprocessing.get_context("spawn")
@@ -97,16 +94,15 @@ def main() -> None:
     report.found["commit"] = os.environ.get("LAYERNORM_COMMIT") or _commit()
     cells = [cell for cell in cells_in_order(dry_run=options.dry_run) if options.only in cell.name]
     report.part("versions", _versions)
-    report.part("build", build)
     if not options.dry_run:
         report.part("machine", _alone, machine)
+        if "machine" in report.found["failed"]:
+            return
         report.part("compiled", compile_ahead, cells, deadline)
-        if options.tests > 0:
-            report.part("tests", tests, min(60 * options.tests, deadline - time.monotonic()))
     report.part("left out", measure, cells, report, deadline, options)
     if not options.dry_run:
-        draw = functools.partial(plot, rows=ROWS[0])
-        report.part("plot", draw, report.found["cells"], report.path.with_suffix(".png"))
+        report.part("plot", plot, report.found["cells"], report.path.with_suffix(".png"))
+        print(as_table(report.found["cells"]))
     print(report.path)
 
 
@@ -114,7 +110,6 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dry-run", action="store_true", help="check, on the CPU; time nothing")
     parser.add_argument("--minutes", type=float, default=8.0, help="for all parts together")
-    parser.add_argument("--tests", type=float, default=2.0, help="of these, for the tests")
     parser.add_argument("--only", default="", help="cells whose name contains this text")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each provider")
     parser.add_argument("--results", type=Path, default=HERE / "results", metavar="FOLDER")
@@ -132,74 +127,33 @@ def cells_in_order(*, dry_run: bool) -> list[Cell]:
     if dry_run:
         sizes = itertools.product(("check", *works), DTYPES, (1, 5), (64, 769))
         cells = [Cell(*cell) for cell in sizes if cell[0] != "check" or cell[2] == 5]
+        cells += [Cell(work, "float32", 2, 16385) for work in works]
         fused = [Cell(*cell) for cell in itertools.product(works[:2], DTYPES, (5,), (64, 769))]
         return cells + with_each(fused)
     # a check for each kind of tile
-    checks = [
-        Cell("check", dtype, 37, cols)
-        for cols, dtype in itertools.product((1024, 769, 64, 6000, 20000, 16384), DTYPES)
+    tiles = itertools.product((1024, 769, 64, 6000, 20000, 16384), DTYPES)
+    sizes = itertools.product((1024, 4096), (1024, 4096), ("float32", "bfloat16"))
+    few_long_rows = itertools.product((1, 16, 64), ("float32", "bfloat16"), works[:2])
+    few = itertools.product(works, ("float32", "bfloat16"), FEW_ROWS, FIRST_COLS)
+    return [
+        *(Cell("check", dtype, 37, cols) for cols, dtype in tiles),
+        *large(FIRST_COLS, "float32", "bfloat16"),
+        *(Cell("both", dtype, rows, cols) for rows, cols, dtype in sizes),
+        *large(FURTHER_COLS, "float32", "bfloat16"),
+        *(Cell(work, dtype, rows, 65536) for rows, dtype, work in few_long_rows),
+        *with_each(large(FIRST_COLS[:3], "float32", "bfloat16")),
+        *(Cell(*each) for each in few),
+        *large(FIRST_COLS + FURTHER_COLS, "float16"),
     ]
-    cells = [
-        Cell(work, dtype, rows, cols, _is_compiled(work, dtype, rows, cols))
-        for dtype, rows, cols, work in itertools.product(DTYPES, ROWS, COLS, works)
-        if rows * cols <= MOST_ELEMENTS
+
+
+def large(cols: tuple[int, ...], *dtypes: str) -> list[Cell]:
+    """List cells with several times more elements than a cache holds."""
+    sizes = itertools.product(cols, dtypes, ("forward", "backward"))
+    return [
+        Cell(work, dtype, LARGE // each, each, each in WITH_COMPILER and dtype != "float16")
+        for each, dtype, work in sizes
     ]
-    sizes = itertools.product(works[:2], DTYPES, ROWS[:2], COLS[:3])
-    cells += with_each([Cell(*cell, _is_compiled(*cell)) for cell in sizes])
-
-    def wanted(cell: Cell) -> tuple[bool, int]:
-        small = cell.rows <= 8192 and cell.cols <= 4096
-        later = {"float32": 0, "bfloat16": 1, "float16": 8}[cell.dtype]
-        return (
-            cell.work == "both" and not small,
-            later + ROWS.index(cell.rows) + COLS.index(cell.cols),
-        )
-
-    return checks + sorted(cells, key=wanted)
-
-
-def _is_compiled(work: str, dtype: str, rows: int, cols: int) -> bool:
-    return work != "both" and dtype != "float16" and rows == ROWS[0] and cols in COLS[:3]
-
-
-def build() -> str:
-    """Find the package with its compiled module, or compile it for the baseline instruction set."""
-    spec = importlib.util.find_spec("layernorm")
-    if spec is not None and any(map(_is_whole, spec.submodule_search_locations or ())):
-        return f"found {spec.origin}"
-    if _is_whole(ROOT / "src" / "layernorm"):
-        _use(ROOT / "src")
-        return "found in src"
-    shutil.copytree(ROOT / "src", BUILT / "src", dirs_exist_ok=True)
-    if not _is_whole(BUILT / "src" / "layernorm"):
-        ninja = ["-G", "Ninja"] if shutil.which("ninja") else []
-        options = [f"-DPython_EXECUTABLE={sys.executable}", "-DLAYERNORM_BASELINE_ONLY=ON"]
-        _run("cmake", "-S", ROOT, "-B", BUILT, *ninja, *options)
-        _run("cmake", "--build", BUILT, "--parallel", os.cpu_count() or 2)
-        for module in BUILT.glob("_native*.so"):
-            shutil.copy(module, BUILT / "src" / "layernorm")
-    _use(BUILT / "src")
-    _run(sys.executable, "-c", "import layernorm.torch")
-    return f"built in {BUILT}"
-
-
-def _is_whole(package: str | Path) -> bool:
-    suffix = importlib.machinery.EXTENSION_SUFFIXES[0]
-    return (Path(package) / f"_native{suffix}").exists()
-
-
-def _use(folder: Path) -> None:
-    """Import from the folder, in this process and those that it starts."""
-    sys.path.insert(0, str(folder))
-    others = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = f"{folder}{os.pathsep}{others}" if others else str(folder)
-
-
-def _run(*command: object) -> None:
-    words = [str(each) for each in command]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(words)}: {(done.stdout + done.stderr)[-3000:]}")
 
 
 def _alone(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -233,34 +187,6 @@ def _end(pool: concurrent.futures.ProcessPoolExecutor) -> None:
     pool.shutdown(wait=False, cancel_futures=True)
     for process in processes:
         process.kill()
-
-
-def tests(seconds: float) -> dict[str, Any]:
-    """Run the tests that need a GPU, as many as the time allows."""
-    jobs = ["-n", str(max(1, (os.cpu_count() or 2) - 2))] if _is_there("pytest-xdist") else []
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-v", "--tb=short", "--maxfail=30"]
-    command += ["-p", "no:cacheprovider", "-o", "filterwarnings=", *jobs]
-    # the tests of what the interpreter cannot show come first
-    names = ("gpu", "same_bits", "members", "residual", "gate", "quantized", "torch", "contract")
-    command += [f"tests/triton/test_triton_{name}.py" for name in names]
-    process = subprocess.Popen(
-        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    try:
-        output, _ = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGINT)  # it then reports the failures so far
-        try:
-            output, _ = process.communicate(timeout=20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            output, _ = process.communicate()
-    counts = {word: len(re.findall(rf"\b{word}\b.*::|::.*\b{word}\b", output)) for word in _WORDS}
-    print(counts, flush=True)
-    return {**counts, "output": output[-20000:]}
-
-
-_WORDS = ("PASSED", "FAILED", "ERROR", "SKIPPED")
 
 
 def measure(
@@ -349,10 +275,6 @@ def _version(name: str) -> str:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return "missing"
-
-
-def _is_there(name: str) -> bool:
-    return _version(name) != "missing"
 
 
 if __name__ == "__main__":

@@ -44,7 +44,11 @@ def work(answers: Connection, cells: list[Cell], dry_run: bool, rounds: int) -> 
 def warm_up(cell: Cell) -> None:
     """Let Triton compile what the cell needs, into its cache on the disk, for other processes."""
     with providers(dry_run=False) as norms:
-        call(cell, norms["layernorm"], make(cell._replace(rows=2), "cuda", seed=0))
+        for name in ("layernorm", "loop"):
+            if _takes_part(name, cell):
+                given = make(cell, "cuda", seed=0)
+                call(cell._replace(work="forward"), norms[name], given)  # without statistics
+                call(cell._replace(work="both"), norms[name], given)
 
 
 def machine() -> dict[str, Any]:
@@ -60,6 +64,8 @@ def machine() -> dict[str, Any]:
 
 @contextlib.contextmanager
 def providers(*, dry_run: bool) -> Iterator[dict[str, Norm]]:
+    from gpu_loop import Loop
+
     import layernorm.torch as ours
     from layernorm.torch.gpu import operators as gpu
 
@@ -80,7 +86,7 @@ def providers(*, dry_run: bool) -> Iterator[dict[str, Norm]]:
     def our_own(x: Tensor, weight: Tensor, bias: Tensor, **beside: Tensor) -> Any:
         return ours.layer_norm(x, weight.shape, weight, bias, axis=-1, **beside)
 
-    norms: dict[str, Norm] = {"layernorm": our_own, "aten": aten}
+    norms: dict[str, Norm] = {"layernorm": our_own, "aten": aten, "loop": Loop.apply}
     if dry_run:  # our GPU kernels, interpreted, in place of those for the CPU
         library = gpu.implement("layernorm", "cpu")
         yield norms
@@ -102,11 +108,8 @@ def _measure(cell: Cell, norms: dict[str, Norm], dry_run: bool, rounds: int) -> 
     device = "cpu" if dry_run else "cuda"
     if cell.work == "check":
         return checks(cell, norms["layernorm"], device)
-    if cell.residual or cell.gate:
-        norms = {name: norm for name, norm in norms.items() if name in _FUSING}
-    if not cell.with_compiler:
-        norms.pop("torch.compile", None)
-    else:
+    norms = {name: norm for name, norm in norms.items() if _takes_part(name, cell)}
+    if cell.with_compiler:
         torch._dynamo.reset()  # it stops compiling after a few shapes
     given = make(cell, device, seed=0)
     found: dict[str, dict[str, Any]] = {name: {} for name in norms}
@@ -120,6 +123,14 @@ def _measure(cell: Cell, norms: dict[str, Norm], dry_run: bool, rounds: int) -> 
     if not dry_run:
         _time(cell, norms, found, rounds)
     return found
+
+
+def _takes_part(name: str, cell: Cell) -> bool:
+    if name == "torch.compile" and not cell.with_compiler:
+        return False
+    if name == "loop" and cell.cols <= 16384:  # not long rows
+        return False
+    return not cell.is_fused or name in _FUSING
 
 
 def _time(

@@ -5,11 +5,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from gpu_problems import DTYPES
+from gpu_problems import DTYPES, Cell
 
 
-def plot(cells: list[dict[str, Any]], path: Path, *, rows: int) -> str:
-    """Draw each provider's speed as a fraction of a copy's, by the length of rows."""
+def plot(cells: list[dict[str, Any]], path: Path) -> str:
+    """Draw each provider's speed as a fraction of a copy's, by the length of rows, in large x."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -18,9 +18,9 @@ def plot(cells: list[dict[str, Any]], path: Path, *, rows: int) -> str:
     works = ("forward", "backward")
     figure, axes = plt.subplots(len(works), len(DTYPES), figsize=(14, 8), sharey=True)
     for (high, kind), (col, dtype) in itertools.product(enumerate(works), enumerate(DTYPES)):
-        for name, points in _lines(cells, kind, dtype, rows).items():
+        for name, points in _lines(cells, kind, dtype).items():
             axes[high][col].semilogx(*zip(*sorted(points), strict=True), label=name, marker=".")
-        axes[high][col].set_title(f"{kind} {dtype}, {rows} rows")
+        axes[high][col].set_title(f"{kind} {dtype}, 2^26 elements")
         axes[high][col].set_xlabel("columns")
         axes[high][col].set_ylabel("speed, copy = 1")
         if axes[high][col].lines:
@@ -31,14 +31,14 @@ def plot(cells: list[dict[str, Any]], path: Path, *, rows: int) -> str:
 
 
 def _lines(
-    cells: Iterable[dict[str, Any]], kind: str, dtype: str, rows: int
+    cells: Iterable[dict[str, Any]], kind: str, dtype: str
 ) -> dict[str, list[tuple[int, float]]]:
     lines: dict[str, list[tuple[int, float]]] = {}
-    for cell in cells:
-        key = cell["work"], cell["dtype"], cell["rows"], cell["residual"] or cell["gate"]
-        if key != (kind, dtype, rows, False):
+    for found in cells:
+        cell = Cell.stored(found)
+        if (cell.work, cell.dtype) != (kind, dtype) or cell.is_fused or not cell.is_large:
             continue
-        for name, each in cell["providers"].items():
+        for name, each in found["providers"].items():
             if isinstance(each, dict) and "of_copy" in each and name != "copy":
-                lines.setdefault(name, []).append((cell["cols"], each["of_copy"]))
+                lines.setdefault(name, []).append((cell.cols, each["of_copy"]))
     return lines

@@ -9,6 +9,8 @@ from torch import Tensor
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
+LARGE = 2**26  # elements of x in the cells that memory limits
+
 # (x, weight, bias) -> y; with residual= y and total; with gate= y times silu(gate)
 Norm = Callable[..., Any]
 
@@ -21,6 +23,19 @@ class Cell(NamedTuple):
     with_compiler: bool = False  # torch.compile takes seconds a cell
     residual: bool = False
     gate: bool = False
+
+    @classmethod
+    def stored(cls, found: dict[str, Any]) -> "Cell":
+        """Return the cell of an entry of a report, which holds the results too."""
+        return cls(**{name: found[name] for name in cls._fields})
+
+    @property
+    def is_fused(self) -> bool:
+        return self.residual or self.gate
+
+    @property
+    def is_large(self) -> bool:
+        return self.rows == LARGE // self.cols
 
     @property
     def name(self) -> str:
