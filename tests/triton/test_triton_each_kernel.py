@@ -1,7 +1,6 @@
 """Each kernel at three sizes and more, in tiles of their real size: the first tests of a GPU."""
 
 import re
-from itertools import product
 from pathlib import Path
 
 import pytest
@@ -57,21 +56,23 @@ LONG_ROWS = [
     Case(cols=3000, layout="first_axis"),
     Case(dtype="bfloat16", cols=2049, layout="channels_first", rows=1),
 ]
-CASES = ROWS + MEMBERS + WIDE_ROWS + LONG_ROWS
 
-# What the forward and the backward of a case launch.
-LAUNCHED = dict.fromkeys(ROWS, {"forward", "backward", "add_programs"})
-LAUNCHED |= dict.fromkeys(MEMBERS, {"forward", "backward"})
-LAUNCHED |= dict.fromkeys(WIDE_ROWS, {"forward", "backward", "column_sums", "add_programs"})
-LAUNCHED |= dict.fromkeys(
-    LONG_ROWS,
-    {
-        *("long_row_sums", "long_row_squares", "long_row_forward", "long_row_normalizer"),
-        *("long_row_gradient_sums", "long_row_dx", "column_sums", "add_programs"),
-    },
-)
+# What a forward and a backward launch.
+GROUPS = [
+    (ROWS, {"forward", "backward", "add_programs"}),
+    (MEMBERS, {"forward", "backward"}),
+    (WIDE_ROWS, {"forward", "backward", "column_sums", "add_programs"}),
+    (
+        LONG_ROWS,
+        {
+            *("long_row_sums", "long_row_squares", "long_row_forward", "long_row_normalizer"),
+            *("long_row_gradient_sums", "long_row_dx", "column_sums", "add_programs"),
+        },
+    ),
+]
+LAUNCHED = {case: names for cases, names in GROUPS for case in cases}
 
-each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+each_case = pytest.mark.parametrize("case", LAUNCHED, ids=lambda case: case.id)
 
 
 @pytest.fixture
