@@ -163,13 +163,13 @@ def _time(
         graphs = {}
         for name, calls in runs.items():
             try:
-                graphs[name] = _graph(calls, repeats, stream)
+                graphs[name] = graph_of(calls, repeats, stream)
             except RuntimeError as problem:  # not every provider can be captured
                 found[name]["no_graph"] = words(problem)
         for _ in range(rounds):
             for name, calls in runs.items():
                 if name in graphs:
-                    times.setdefault((name, "device"), []).append(_replay(*graphs[name]))
+                    times.setdefault((name, "device"), []).append(replay(*graphs[name]))
                 times.setdefault((name, "eager"), []).append(_wall_time(calls, repeats))
     for (name, kind), values in times.items():
         found[name][kind] = statistics.median(values)
@@ -179,7 +179,7 @@ def _time(
             each["of_copy"] = found["copy"]["device"] / each["device"]
 
 
-def _graph(
+def graph_of(
     calls: list[Callable[[], Any]], repeats: int, stream: torch.cuda.Stream
 ) -> tuple[torch.cuda.CUDAGraph, int]:
     for each in calls:
@@ -194,7 +194,7 @@ def _graph(
     return graph, count
 
 
-def _replay(graph: torch.cuda.CUDAGraph, count: int) -> float:
+def replay(graph: torch.cuda.CUDAGraph, count: int) -> float:
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begin.record()
     graph.replay()

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # The first run on a GPU: is it right, what fails, how fast is it? In nine minutes, without network.
 #
-#   [STEPS="package bench"] benchmarks/gpu_first_run.sh [--dry-run] [FOLDER]
+#   [STEPS="package tune cpu"] benchmarks/gpu_first_run.sh [--dry-run] [FOLDER]
 #
 # PYTHON (python3) has PyTorch, Triton and pytest. The wheels in build/gpu/wheels are installed beside it:
 # the package's (`.venv-release/bin/python .ci/wheels.py linux-x86_64 --output build/gpu/wheels`) and
 # those of peers. Without the package's, it is compiled here, for the baseline instruction set.
 #
 # Each step has a limit, and one that fails does not end the run. FOLDER (build/gpu/first-run) has at
-# any time what was found so far: log.txt, failures.jsonl, gpu-DATE.json and .png, cpu.txt.
+# any time what was found so far: log.txt, failures.jsonl, gpu-DATE.json and .png, gpu-tune-DATE.json,
+# cpu.txt. The time does not suffice for the last steps: STEPS asks for some in a second run.
 # --dry-run goes through it without a GPU: in Triton's interpreter, with a few of the cases.
 
 set -uo pipefail
@@ -108,6 +109,7 @@ export PYTHON SITE FOLDER WORKERS
   XLA_PYTHON_CLIENT_PREALLOCATE=false step jax 45 \
     "$PYTHON" -m layernorm check --quick --front-end jax --peers none
   step overhead 20 "$PYTHON" benchmarks/gpu_overhead.py
+  step tune 240 "$PYTHON" benchmarks/gpu_tune.py $DRY_RUN --minutes 3.5 --results "$FOLDER"
   step cpu 120 bash -c cpu
   echo "== $SECONDS s; $(wc -l < "$FAILURES") failures in $FAILURES"
 } 2>&1 | tee "$FOLDER/log.txt"

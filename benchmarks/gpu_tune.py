@@ -1,0 +1,178 @@
+"""Times the launch configurations that rows could have, to choose the rules of `launch_config`.
+
+    python benchmarks/gpu_tune.py [--minutes 4] [--only text] [--results FOLDER]
+
+All are compiled first, on all processors. Then layer norm of a large x runs with each in turns, as
+CUDA graphs, and a copy of the useful bytes beside them. The results are written after each cell.
+--dry-run lists the configurations.
+"""
+
+import argparse
+import concurrent.futures
+import contextlib
+import datetime
+import functools
+import itertools
+import json
+import os
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+from gpu import SPAWN
+from gpu_cells import graph_of, machine, providers, replay
+from gpu_problems import DTYPES, LARGE, Cell, call, make
+
+from layernorm.triton import launch_config
+
+COLS = (1024, 4096, 64, 8192, 256, 16384, 128, 2048, 512)
+ROUNDS, CALLS = 5, 5
+
+
+class Setting(NamedTuple):
+    """Rules of `launch_config`."""
+
+    tile_elements: int  # of rows that are shorter
+    thread_elements: int
+    warps_with_sums: int  # of a multiprocessor
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        launch_config.row_tile.cache_clear()
+        with mock.patch.multiple(
+            launch_config,
+            _FEW_ELEMENTS=self.tile_elements,
+            _elements_of_a_thread=lambda elements, backward: self.thread_elements,
+            _WARPS_WITH_SUMS=self.warps_with_sums,
+        ):
+            yield
+        launch_config.row_tile.cache_clear()
+
+
+SETTINGS = {
+    "forward": [Setting(*each) for each in itertools.product((2048, 4096), (16, 8, 32, 64), (16,))],
+    "backward": [
+        Setting(*each) for each in itertools.product((2048, 4096), (16, 8, 32), (16, 8, 24, 32))
+    ],
+}
+
+
+def main() -> None:
+    options = _options()
+    deadline = time.monotonic() + 60 * options.minutes
+    sizes = itertools.product(COLS, ("bfloat16", "float32"), SETTINGS)
+    cells = [Cell(work, dtype, LARGE // cols, cols) for cols, dtype, work in sizes]
+    choices = {cell: distinct(cell) for cell in cells if options.only in cell.name}
+    if options.dry_run:
+        for cell, launches in choices.items():
+            print(cell.name, *(tuple(each) for each in launches.values()))
+        return
+    compile_ahead(choices, 60 * options.minutes / 2)
+    now = datetime.datetime.now(datetime.UTC)
+    found: dict[str, Any] = {"date": now.isoformat(timespec="seconds"), "machine": machine()}
+    found["cells"] = []
+    options.results.mkdir(parents=True, exist_ok=True)
+    path = options.results / f"gpu-tune-{now:%Y-%m-%d}.json"
+    for cell, launches in choices.items():
+        if time.monotonic() > deadline or not launches:
+            continue
+        now_chosen = launches.get(launched(cell))
+        speeds = measure(cell, list(launches.values()))
+        named = [
+            {**each._asdict(), "chosen": each == now_chosen, "of_copy": speed}
+            for each, speed in speeds.items()
+        ]
+        found["cells"].append({**cell._asdict(), "settings": named})
+        path.write_text(json.dumps(found, indent=1) + "\n")
+        in_order = sorted(speeds.items(), key=lambda each: -each[1])
+        words = [f"{tuple(setting)} {speed:.2f}" for setting, speed in in_order[:4]]
+        now = f"now {speeds[now_chosen]:.2f}, " if now_chosen in speeds else ""
+        print(f"{cell.name}, of a copy: {now}best {', '.join(words)}", flush=True)
+    print(path)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dry-run", action="store_true", help="list the configurations")
+    parser.add_argument("--minutes", type=float, default=4.0)
+    parser.add_argument("--only", default="", help="cells whose name contains this text")
+    parser.add_argument("--results", type=Path, default=Path("build/gpu"), metavar="FOLDER")
+    return parser.parse_args()
+
+
+def launched(cell: Cell) -> tuple[Any, ...] | None:
+    """Return what follows from the rules: the tile, and of a backward how many programs share sums.
+
+    None for long rows, which have rules of their own. A GPU with 132 multiprocessors is assumed.
+    """
+    backward = cell.work == "backward"
+    itemsize = DTYPES[cell.dtype].itemsize
+    tile = launch_config.row_tile(cell.cols, itemsize, strided=False, backward=backward)
+    if tile is None or not (backward and tile.has_sums):
+        return tile and (tile, None)
+    return tile, launch_config.programs_for_sums(-(-cell.rows // tile.rows), 132, tile)
+
+
+def distinct(cell: Cell) -> dict[Any, Setting]:
+    """Return the settings that give different launches, by what `launched` returns."""
+    found: dict[Any, Setting] = {}
+    for setting in SETTINGS[cell.work]:
+        with setting.applied():
+            found.setdefault(launched(cell), setting)
+    found.pop(None, None)
+    return found
+
+
+def compile_ahead(choices: dict[Cell, dict[Any, Setting]], limit: float) -> None:
+    processes = max(1, (os.cpu_count() or 2) - 2)
+    with concurrent.futures.ProcessPoolExecutor(processes, mp_context=SPAWN) as pool:
+        # what is compiled depends on the tile alone
+        wanted = {
+            (cell, tile): setting
+            for cell, launches in choices.items()
+            for (tile, _), setting in launches.items()
+        }
+        made = [pool.submit(compile_one, cell, each) for (cell, _), each in wanted.items()]
+        done, late = concurrent.futures.wait(made, timeout=limit)
+        for each in late:
+            each.cancel()
+        problems = [str(each.exception()) for each in done if each.exception() is not None]
+    print(f"{len(done)} compiled, {len(late)} not in time, failed: {problems[:3]}", flush=True)
+
+
+def compile_one(cell: Cell, setting: Setting) -> None:
+    with setting.applied(), providers(dry_run=False) as norms:
+        few = cell._replace(rows=64)
+        call(few, norms["layernorm"], make(few, "cuda", seed=0))
+
+
+def measure(cell: Cell, settings: list[Setting]) -> dict[Setting, float]:
+    """Return the speed with each setting; 1 is that of a copy of the useful bytes."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream), providers(dry_run=False) as norms:
+        given = make(cell, "cuda", seed=0)
+        y = given.forward(norms["layernorm"]) if cell.work == "backward" else None
+        run = functools.partial(call, cell, norms["layernorm"], given, y)
+        graphs: dict[Setting | None, Any] = {}
+        for setting in settings:
+            with setting.applied():
+                graphs[setting] = graph_of([run], CALLS, stream)
+        halves = [
+            torch.empty(cell.useful_bytes // 2, dtype=torch.uint8, device="cuda") for _ in range(2)
+        ]
+        graphs[None] = graph_of([functools.partial(halves[0].copy_, halves[1])], CALLS, stream)
+        times: dict[Setting | None, list[float]] = {setting: [] for setting in graphs}
+        for _ in range(ROUNDS):
+            for setting, graph in graphs.items():
+                times[setting].append(replay(*graph))
+    copy = statistics.median(times.pop(None))
+    return {each: copy / statistics.median(taken) for each, taken in times.items()}
+
+
+if __name__ == "__main__":
+    main()
