@@ -101,8 +101,9 @@ export PYTHON SITE FOLDER WORKERS
   step versions 30 bash -c versions
   step package 90 bash -c package
   step each_kernel 70 bash -c 'tests each_kernel.py'
-  # What no interpreter can show comes first.
-  step tests 110 bash -c 'tests {gpu,same_bits,members,residual,gate,quantized,torch,contract}.py'
+  step only_gpus 80 bash -c 'tests gpu.py'  # what only a GPU can show
+  LAYERNORM_EVERY=${LAYERNORM_EVERY:-4} step tests 100 bash -c \
+    'tests {same_bits,members,residual,gate,quantized,torch,contract}.py'
   step memcheck 40 bash -c 'sanitized memcheck'
   step racecheck 40 bash -c 'sanitized racecheck'
   step bench 210 "$PYTHON" benchmarks/gpu.py $DRY_RUN --minutes 3.3 --results "$FOLDER"

@@ -1,6 +1,6 @@
 """The GPU kernels behind the functions of `layernorm.numpy`, for the checks of the contract.
 
-They run on a GPU if there is one, else in Triton's interpreter, on the CPU.
+They run on a GPU if there is one, else on the CPU: in Triton's interpreter, or emulated.
 """
 
 from dataclasses import dataclass
@@ -10,14 +10,18 @@ import ml_dtypes
 import numpy as np
 import torch
 from layouts import Array, axes_of
-from triton_interpreter import INTERPRETED, patch_interpreter
+from triton_interpreter import EMULATED, INTERPRETED, patch_interpreter
 
 from layernorm.torch.arguments import Definition, compute_type
 from layernorm.torch.gpu import backward as gpu_backward
 from layernorm.torch.gpu import forward as gpu_forward
 from layernorm.torch.gpu import quantized as gpu_quantized
 
-if INTERPRETED:
+if EMULATED:
+    from ptx.launches import emulate_launches
+
+    emulate_launches()
+elif INTERPRETED:
     patch_interpreter()
 
 DEVICE = "cpu" if INTERPRETED else "cuda"

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from functools import cache, cached_property
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -61,6 +62,12 @@ def run(x, dy, *, axis=-1, centered=True, parameter_type=None) -> None:
 
 def compile_launch(kernel, arguments, constants, warps) -> "Code":
     """Compile the kernel as a launch would."""
+    compiled = compiled_launch(kernel, arguments, constants, warps)
+    return Code(compiled.asm["ptx"], compiled.asm["cubin"], warps, compiled.metadata.shared)
+
+
+def compiled_launch(kernel, arguments, constants, warps) -> Any:
+    """Return what Triton compiles."""
     names = [name for name in kernel.arg_names if name not in constants]
     types = {
         name: f"*{NAMES[given.dtype]}" if isinstance(given, torch.Tensor) else "i64"
@@ -69,8 +76,7 @@ def compile_launch(kernel, arguments, constants, warps) -> "Code":
     signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs={})
     options = {"num_warps": warps, "enable_fp_fusion": False}
-    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-    return Code(compiled.asm["ptx"], compiled.asm["cubin"], warps, compiled.metadata.shared)
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
 
 
 class Code:

@@ -8,7 +8,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+# Whether what Triton's compiler makes of the kernels is emulated on the CPU, `ptx/launches.py`.
+EMULATED = os.environ.get("LAYERNORM_EMULATE_PTX") == "1"
+# Whether kernels run on the CPU, slowly, one way or the other.
+INTERPRETED = EMULATED or os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def every(step: int, values: Sequence[Any]) -> Sequence[Any]:

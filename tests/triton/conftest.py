@@ -1,5 +1,7 @@
 """Where the kernels run: in Triton's interpreter if TRITON_INTERPRET=1, else on a GPU, if any.
 
+With LAYERNORM_EMULATE_PTX=1, they are compiled for a GPU, and the PTX is emulated on the CPU.
+
 The interpreter is switched on where Triton is imported, for the whole process, so its tests have a
 process of their own, started by tests/triton/test_triton_interpreted.py.
 """
@@ -11,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-NAMES = ("contract", "gate", "members", "quantized", "residual", "same_bits", "torch")
-RUNS_KERNELS = {f"test_triton_{name}.py" for name in NAMES}
+NAMES = ("contract", "each_kernel", "gate", "members", "quantized", "residual", "same_bits")
+RUNS_KERNELS = {f"test_triton_{name}.py" for name in (*NAMES, "torch")}
+ON_THE_CPU = "1" in (os.environ.get("TRITON_INTERPRET"), os.environ.get("LAYERNORM_EMULATE_PTX"))
 
 
 def _has_gpu() -> bool:
@@ -24,7 +27,6 @@ def _has_gpu() -> bool:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     skip = None
     for item in items:
         if Path(__file__).parent not in item.path.parents:
@@ -34,10 +36,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.gpu)
             # NumPy's warnings in the interpreter, where a row leaves the range of its type
             item.add_marker(pytest.mark.filterwarnings("ignore::RuntimeWarning"))
-            if needs_gpu or not interpreted:
+            if needs_gpu or not ON_THE_CPU:
                 skip = skip or pytest.mark.skipif(not _has_gpu(), reason="no GPU here")
                 item.add_marker(skip)
-        elif interpreted:
+        elif ON_THE_CPU:
             item.add_marker(pytest.mark.skip(reason="compiles, which the interpreter does not"))
 
 
@@ -64,11 +66,11 @@ def small_tiles(monkeypatch):
 
 @pytest.fixture
 def in_place_of_the_cpu():
-    """Register the GPU kernels for the CPU, where the interpreter runs them."""
+    """Register the GPU kernels for the CPU, where they are interpreted or emulated."""
     from layernorm.torch.gpu import operators as gpu
 
-    if os.environ.get("TRITON_INTERPRET") != "1":
-        pytest.skip("for the interpreter")
+    if not ON_THE_CPU:
+        pytest.skip("for kernels on the CPU")
     with warnings.catch_warnings():  # PyTorch warns once that a kernel is overridden
         warnings.simplefilter("ignore")
         libraries = [gpu.implement(name, "cpu") for name in ("layernorm", "aten")]

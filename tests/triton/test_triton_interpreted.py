@@ -1,4 +1,4 @@
-"""The GPU kernels on the CPU: the other tests in a process where Triton interprets kernels."""
+"""The GPU kernels on the CPU: the other tests in processes that interpret or emulate kernels."""
 
 import os
 
@@ -9,8 +9,9 @@ pytest.importorskip("torch")
 pytest.importorskip("triton")
 
 
-# Of each test's cases one in 2 in so slow an interpreter, unless told.
-EVERY = os.environ.get("LAYERNORM_EVERY", "2")
+def one_case_in(number: str) -> dict[str, str]:
+    """Thin out each test's cases, because this is slow, unless the environment says how much."""
+    return {"LAYERNORM_EVERY": os.environ.get("LAYERNORM_EVERY", number)}
 
 
 @pytest.mark.parametrize(
@@ -20,6 +21,18 @@ EVERY = os.environ.get("LAYERNORM_EVERY", "2")
 )
 def test_the_kernels_keep_the_contract_in_the_interpreter(files) -> None:
     paths = [f"triton/test_triton_{file}.py" for file in files]
-    counts = run_tests(*paths, timeout=900, TRITON_INTERPRET="1", LAYERNORM_EVERY=EVERY)
+    counts = run_tests(*paths, timeout=900, TRITON_INTERPRET="1", **one_case_in("3"))
+    assert counts["passed"] > 0
+    assert "skipped" not in counts
+
+
+def test_what_triton_compiles_is_right_in_the_emulator() -> None:
+    """Layouts, vector loads, shared memory, barriers and rounding are a GPU's there."""
+    counts = run_tests(
+        "triton/test_triton_each_kernel.py",
+        timeout=900,
+        LAYERNORM_EMULATE_PTX="1",
+        **one_case_in("6"),
+    )
     assert counts["passed"] > 0
     assert "skipped" not in counts

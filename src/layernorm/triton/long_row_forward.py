@@ -1,13 +1,27 @@
 """Forward of long rows: y, from the partial sums of `long_row_statistics.py`."""
 
+import triton
 import triton.language as tl
 
 from layernorm.triton.forward import load_parameters, scale_and_shift, store_statistics
 from layernorm.triton.gates import times_activation
 from layernorm.triton.kernel import kernel
 from layernorm.triton.long_row_statistics import merged_statistics
-from layernorm.triton.rows import normalized
+from layernorm.triton.rows import Normalizer, normalized
 from layernorm.triton.tiles import index_of_block, load_tile, store_tile
+
+
+@triton.jit
+def known_to_all(v):
+    """Return what was added up of a row's blocks in a form that each thread holds.
+
+    Triton 3.6 else broadcasts it to a whole tile in the layout of the blocks, and moves that tile
+    through shared memory.
+    """
+    if v.shape[0] == 1:
+        return tl.full(v.shape, tl.sum(v, 0), v.dtype)
+    else:
+        return v
 
 
 @kernel
@@ -75,6 +89,10 @@ def long_row_forward(
     exponent, normalizer = merged_statistics(
         *(largest_ptr, sum_ptr, rest_ptr, squares_ptr, program // BLOCKS, dtype),
         *(COLS, EPS, CENTERED, BLOCKS, ROWS, PADDED_BLOCKS),
+    )
+    normalizer = Normalizer(
+        *(known_to_all(normalizer.scale), known_to_all(normalizer.mean)),
+        *(known_to_all(normalizer.residual), known_to_all(normalizer.rstd)),
     )
     weight, bias = load_parameters(
         *(weight_ptr, bias_ptr, index.member, index.cols, HAS_WEIGHT, HAS_BIAS, ZERO_CENTERED),
