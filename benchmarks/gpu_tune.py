@@ -38,6 +38,7 @@ class Setting(NamedTuple):
 
     tile_elements: int  # of rows that are shorter
     thread_elements: int
+    least_warps: int  # of a program
     warps_with_sums: int  # of a multiprocessor
 
     @contextlib.contextmanager
@@ -47,6 +48,7 @@ class Setting(NamedTuple):
             launch_config,
             _FEW_ELEMENTS=self.tile_elements,
             _elements_of_a_thread=lambda elements, backward: self.thread_elements,
+            _LEAST_WARPS=self.least_warps,
             _WARPS_WITH_SUMS=self.warps_with_sums,
         ):
             yield
@@ -54,9 +56,20 @@ class Setting(NamedTuple):
 
 
 SETTINGS = {
-    "forward": [Setting(*each) for each in itertools.product((2048, 4096), (16, 8, 32, 64), (16,))],
+    "forward": [
+        Setting(elements, of_thread, least, 16)
+        for elements, of_thread, least in (
+            *((2048, 16, 4), (1024, 32, 1), (2048, 32, 1), (2048, 64, 1), (512, 16, 1)),
+            *((4096, 32, 4), (1024, 8, 4), (2048, 8, 4)),
+        )
+    ],
     "backward": [
-        Setting(*each) for each in itertools.product((2048, 4096), (16, 8, 32), (16, 8, 24, 32))
+        Setting(elements, of_thread, least, with_sums)
+        for elements, of_thread, least in (
+            *((2048, 16, 4), (512, 16, 1), (1024, 16, 1), (1024, 32, 1), (4096, 16, 4)),
+            (2048, 8, 4),
+        )
+        for with_sums in (16, 8, 24)
     ],
 }
 

@@ -20,6 +20,7 @@ _MOST_BACKWARD_ELEMENTS = 8192
 _MOST_ELEMENTS_WITH_SUMS = 4096  # dweight and dbias take four registers more an element
 _BLOCK_ELEMENTS = 8192  # of a block of a long row
 _MOST_PARTIALS = 4096  # partial sums of a tile with several long rows
+_LEAST_WARPS = 4  # of a program
 _WARPS_WITH_SUMS = 16  # of a multiprocessor, that hold sums of dweight and dbias
 
 # Column indices are 32 bits, and a program holds the partial sums of all blocks of its row.
@@ -80,7 +81,7 @@ def _contiguous_tile(cols: int, itemsize: int, backward: bool) -> Tile | None:
     vector = is_vector(cols, itemsize)
     rows = max(1, _FEW_ELEMENTS // elements_of_a_row)
     elements = rows * elements_of_a_row
-    least = 8 if backward and padded_cols == 16 else 4  # with 4, no register is left
+    least = 8 if backward and padded_cols == 16 else _LEAST_WARPS  # with 4, no register is left
     warps = max(least, elements // (WARP * _elements_of_a_thread(elements, backward)))
     high, low = _high_and_low(padded_cols, itemsize, vector)
     lanes_of_a_row = min(high if vector else padded_cols, WARP * warps)
@@ -102,7 +103,8 @@ def _strided_tile(cols: int, itemsize: int, backward: bool) -> Tile | None:
     if backward and has_sums:  # beside 32 rows the sums of 128 channels spill
         rows = min(rows, most // 2 // elements_of_a_row)
     elements = rows * elements_of_a_row
-    least = 8 if backward and elements >= 2048 else 4  # with 4, the sums of 64 channels spill
+    # with 4, the sums of 64 channels spill
+    least = 8 if backward and elements >= 2048 else _LEAST_WARPS
     warps = max(least, elements // (WARP * _elements_of_a_thread(elements, backward)))
     return Tile(rows, padded_cols // 4, 4, rows, warps, False, has_sums, False)
 

@@ -27,6 +27,7 @@ class Kernel:
 
     def __init__(self, ptx: str) -> None:
         self.code = Translation(ptx)
+        self.executed = 0  # instructions, of all threads of all launches
 
     def launch(
         self, programs: int, warps: int, shared: int, arguments: Sequence[torch.Tensor | int]
@@ -49,6 +50,7 @@ class Kernel:
                     own_threads.run()
                 except (PtxError, TypeError, AttributeError) as error:
                     self._explain(error)
+                self.executed += own_threads.executed
             memory.check()
 
     def _explain(self, error: Exception) -> None:
@@ -93,11 +95,13 @@ class _Threads:
 
     def run(self) -> None:
         code, segments = self.code, self.code.segments
+        self.executed = 0
         self.registers: list[Any] = [None] * code.registers
         place = 0
         while 0 <= place < len(segments):
             code.whole(place)(self, self.registers)
             segment = segments[segments[place].last]
+            self.executed += self.size * (segment.steps.stop - segments[place].steps.start)
             following = segments[place].last + 1
             if segment.target is None:
                 place = following
@@ -144,6 +148,7 @@ class _Threads:
                 if not active.any():
                     continue
             self.code.masked(segment)(self, self.registers, active)
+            self.executed += int(active.sum()) * len(segment.steps)
             taken = self._taken(segment)
             following = np.int64(place + 1)
             if segment.target is not None:
