@@ -46,7 +46,7 @@ def long_row_normalizer(
     residual_ptr,
     normalizer_ptr,
     largest_ptr,
-    sum_ptr,
+    center_ptr,
     rest_ptr,
     squares_ptr,
     first_tile: tl.int64,
@@ -89,7 +89,7 @@ def long_row_normalizer(
         out_of_range = is_ordinary_rstd(rstd) == 0
         if any_row(out_of_range):
             _, new = merged_statistics(
-                *(largest_ptr, sum_ptr, rest_ptr, squares_ptr, tile, dtype),
+                *(largest_ptr, center_ptr, rest_ptr, squares_ptr, tile, dtype),
                 *(COLS, EPS, CENTERED, BLOCKS, ROWS, PADDED_BLOCKS),
             )
             normalizer = select(out_of_range, new, normalizer)

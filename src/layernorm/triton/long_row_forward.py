@@ -34,7 +34,7 @@ def long_row_forward(
     rstd_ptr,
     residual_ptr,
     largest_ptr,
-    sum_ptr,
+    center_ptr,
     rest_ptr,
     squares_ptr,
     gate_ptr,
@@ -87,7 +87,7 @@ def long_row_forward(
         first_tile, program, sizes, COLS, STRIDED, OUTER_AXES, BLOCKS, ROWS, HIGH, LOW
     )
     exponent, normalizer = merged_statistics(
-        *(largest_ptr, sum_ptr, rest_ptr, squares_ptr, program // BLOCKS, dtype),
+        *(largest_ptr, center_ptr, rest_ptr, squares_ptr, program // BLOCKS, dtype),
         *(COLS, EPS, CENTERED, BLOCKS, ROWS, PADDED_BLOCKS),
     )
     normalizer = Normalizer(

@@ -64,34 +64,41 @@ def are_out_of_range(rstd_ptr, index):
 
 
 @triton.jit
-def first_mean(
+def largest_partial(
+    largest_ptr, tile, BLOCKS: tl.constexpr, ROWS: tl.constexpr, PADDED_BLOCKS: tl.constexpr
+):
+    """Return the largest magnitude of each row."""
+    return tl.max(load_partials(largest_ptr, tile, 0.0, BLOCKS, ROWS, PADDED_BLOCKS), 1)
+
+
+@triton.jit
+def center_of_rows(
     largest_ptr,
     sum_ptr,
     tile,
+    exponent,
     dtype: tl.constexpr,
     COLS: tl.constexpr,
-    EPS: tl.constexpr,
     CENTERED: tl.constexpr,
     BLOCKS: tl.constexpr,
     ROWS: tl.constexpr,
     PADDED_BLOCKS: tl.constexpr,
 ):
-    """Return exponent and scale of the rows, and the rounded mean of the rows times 2^-exponent."""
-    largest = load_partials(largest_ptr, tile, 0.0, BLOCKS, ROWS, PADDED_BLOCKS)
-    exponent, scale = scaling_exponents(tl.max(largest, 1), EPS)
-    mean = tl.zeros([ROWS], dtype)
+    """Return the rounded mean of the rows times 2^-exponent."""
+    center = tl.zeros([ROWS], dtype)
     if CENTERED:
+        largest = load_partials(largest_ptr, tile, 0.0, BLOCKS, ROWS, PADDED_BLOCKS)
         partials = load_partials(sum_ptr, tile, 0.0, BLOCKS, ROWS, PADDED_BLOCKS)
         # 2^-1000 is negligible beside the largest, and still a normal number
         shift = tl.maximum(exponent_of(largest) - exponent[:, None], -1000)
-        mean = over(tl.sum(partials * power_of_two(shift, tl.float64), 1), COLS).to(dtype)
-    return exponent, scale, mean
+        center = over(tl.sum(partials * power_of_two(shift, tl.float64), 1), COLS).to(dtype)
+    return center
 
 
 @triton.jit
 def merged_statistics(
     largest_ptr,
-    sum_ptr,
+    center_ptr,
     rest_ptr,
     squares_ptr,
     tile,
@@ -104,18 +111,19 @@ def merged_statistics(
     PADDED_BLOCKS: tl.constexpr,
 ):
     """Return exponent and normalizer of the rows, from the partial sums of all their blocks."""
-    exponent, scale, mean = first_mean(
-        largest_ptr, sum_ptr, tile, dtype, COLS, EPS, CENTERED, BLOCKS, ROWS, PADDED_BLOCKS
-    )
+    largest = largest_partial(largest_ptr, tile, BLOCKS, ROWS, PADDED_BLOCKS)
+    exponent, scale = scaling_exponents(largest, EPS)
     variance = mean_of_partials(squares_ptr, tile, COLS, BLOCKS, ROWS, PADDED_BLOCKS)
+    mean = tl.zeros([ROWS], dtype)
     residual = tl.zeros([ROWS], dtype)
     if CENTERED:
+        center = tl.load(partial_pointers(center_ptr, tile, ROWS))
         rest = mean_of_partials(rest_ptr, tile, COLS, BLOCKS, ROWS, PADDED_BLOCKS)
         square = rest * rest
         # a constant row, whose variance is the rounding error of the mean
         around_mean = variance - square
         variance = tl.where(around_mean <= square * 2.0**-40, variance * 0.0, around_mean)
-        first = mean.to(tl.float64)
+        first = center.to(tl.float64)
         exact = first + rest
         mean = exact.to(dtype)
         if dtype == tl.float64:
@@ -213,6 +221,7 @@ def long_row_squares(
     rstd_ptr,
     largest_ptr,
     sum_ptr,
+    center_ptr,
     rest_ptr,
     squares_ptr,
     gate_ptr,
@@ -244,10 +253,11 @@ def long_row_squares(
     LOW: tl.constexpr,
     PADDED_BLOCKS: tl.constexpr,
 ):
-    """Store the sums of x - mean and of its square of each row in a block.
+    """Store the sums of x - center and of its square of each row in a block.
 
-    The mean is the rounded one of `long_row_sums`. GATE_X: x * act(gate) stands for x. GIVEN_MEAN:
-    the mean is the saved one, to recompute its residual.
+    The center is the rounded mean, from `long_row_sums`. It is stored, because another kernel may
+    add the sums up in another order. GATE_X: x * act(gate) stands for x. GIVEN_MEAN: the center is
+    the saved mean, to recompute its residual.
     """
     dtype: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     program = tl.program_id(0).to(tl.int64)
@@ -263,15 +273,20 @@ def long_row_squares(
     if any_row(mask):
         scale = tl.full([ROWS], 1.0, dtype)
         if GIVEN_MEAN:
-            mean = tl.load(mean_ptr + index.row, mask=index.row_mask, other=0.0)
+            center = tl.load(mean_ptr + index.row, mask=index.row_mask, other=0.0)
         else:
-            _, scale, mean = first_mean(
-                *(largest_ptr, sum_ptr, program // BLOCKS, dtype),
-                *(COLS, EPS, CENTERED, BLOCKS, ROWS, PADDED_BLOCKS),
+            tile = program // BLOCKS
+            largest = largest_partial(largest_ptr, tile, BLOCKS, ROWS, PADDED_BLOCKS)
+            exponent, scale = scaling_exponents(largest, EPS)
+            center = center_of_rows(
+                *(largest_ptr, sum_ptr, tile, exponent, dtype),
+                *(COLS, CENTERED, BLOCKS, ROWS, PADDED_BLOCKS),
             )
+            if program % BLOCKS == 0:
+                tl.store(partial_pointers(center_ptr, tile, ROWS), center, mask=mask)
         x = load_tile(x_ptr, index, x_strides, STRIDED, VECTOR, dtype)
         x = times_activation(x, gate_ptr, index, gate_strides, GATE_X, STRIDED, VECTOR, dtype)
-        d = tl.where(index.mask, x * scale[:, None, None] - mean[:, None, None], 0.0)
+        d = tl.where(index.mask, x * scale[:, None, None] - center[:, None, None], 0.0)
         if CENTERED:
             rest = row_sums(d, True, VECTOR or STRIDED)
             tl.store(partial_pointers(rest_ptr, program, ROWS), rest, mask=mask)

@@ -23,12 +23,21 @@ from layernorm.triton.long_row_statistics import long_row_squares, long_row_sums
 
 
 class Partials(NamedTuple):
-    """Partial sums of the rows in each block, (tiles, blocks, rows) float64; largest is not."""
+    """Partial sums of the rows in each block, (tiles, blocks, rows), float64.
 
-    largest: Tensor  # in the compute type
+    Of the compute type are largest, and center, (tiles, rows), which rest and squares are around.
+    """
+
+    largest: Tensor
     sum: Tensor
+    center: Tensor
     rest: Tensor
     squares: Tensor
+
+    @property
+    def statistics(self) -> tuple[Tensor, ...]:
+        """Those of which the statistics are made."""
+        return self.largest, self.center, self.rest, self.squares
 
 
 class Group(NamedTuple):
@@ -133,9 +142,11 @@ def _groups(
     tiles = order.tiles_of(tile.rows)
     size = min(tiles, launch_config.tiles_in_group(cols, itemsize * arrays_read, tile))
     shape = (size, tile.blocks, tile.rows)
-    largest = x.tensor.new_empty(shape, dtype=arguments.compute_type(x.tensor.dtype))
-    sums = x.tensor.new_empty((3, *shape), dtype=torch.float64)
-    partials = Partials(largest, *sums.unbind(0))
+    dtype = arguments.compute_type(x.tensor.dtype)
+    largest = x.tensor.new_empty(shape, dtype=dtype)
+    center = x.tensor.new_empty((size, tile.rows), dtype=dtype)
+    total, rest, squares = x.tensor.new_empty((3, *shape), dtype=torch.float64).unbind(0)
+    partials = Partials(largest, total, center, rest, squares)
     for first in range(0, tiles, size):
         yield Group(first, min(size, tiles - first), x, order, tile, partials, definition, gate)
 
@@ -161,7 +172,8 @@ def forward(
             group.programs,
             (
                 *(group.x.tensor, *parameters, y.tensor, *statistics),
-                *(*group.partials, gate.tensor, *group.x_arguments, *y.strides, *gate.strides),
+                *(*group.partials.statistics, gate.tensor),
+                *(*group.x_arguments, *y.strides, *gate.strides),
             ),
             group.tile.warps,
             COLS=order.layout.cols,
@@ -220,7 +232,7 @@ def _launch_normalizer(
     launch(
         long_row_normalizer,
         group.tiles,
-        (*statistics, normalizer, *group.partials, *group.index_arguments),
+        (*statistics, normalizer, *group.partials.statistics, *group.index_arguments),
         launch_config.warps_for_partials(group.tile),
         COLS=group.order.layout.cols,
         EPS=eps,
