@@ -5,13 +5,28 @@ FAILURES=failures.jsonl PYTHONPATH=benchmarks pytest -p failures_as_json
 
 import json
 import os
+import time
 
 import pytest
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if not hasattr(config, "workerinput"):  # xdist's workers report to the process that wrote this
+    if hasattr(config, "workerinput"):  # a worker of xdist, which reports to the first process
+        config.pluginmanager.register(Ends())
+    else:
         config.pluginmanager.register(Failures(os.environ["FAILURES"]))
+
+
+class Ends:
+    is_broken = False
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.is_broken = self.is_broken or (report.failed and "CUDA error" in report.longreprtext)
+
+    def pytest_runtest_logfinish(self) -> None:
+        if self.is_broken:
+            time.sleep(1)  # the report is sent by another thread
+            os._exit(1)
 
 
 class Failures:

@@ -35,17 +35,26 @@ def work(answers: Connection, cells: list[Cell], dry_run: bool, rounds: int) -> 
                 except Exception as problem:
                     found = {"cannot": words(problem)}
                 answers.send((cell, found))
-                if "CUDA error" in str(found):
+                if not dry_run and _is_broken():
                     return
     except Exception:
         answers.send((None, traceback.format_exc()))
 
 
+def _is_broken() -> bool:
+    """Tell whether an error has left this process without a GPU."""
+    try:
+        torch.cuda.synchronize()
+    except Exception:
+        return True
+    return False
+
+
 def warm_up(cell: Cell) -> None:
     """Let Triton compile what the cell needs, into its cache on the disk, for other processes."""
     with providers(dry_run=False) as norms:
-        for name in ("layernorm", "loop"):
-            if _takes_part(name, cell):
+        for name in ("layernorm", "loop", "liger"):
+            if name in norms and _takes_part(name, cell):
                 given = make(cell, "cuda", seed=0)
                 call(cell._replace(work="forward"), norms[name], given)  # without statistics
                 call(cell._replace(work="both"), norms[name], given)
@@ -100,7 +109,9 @@ def providers(*, dry_run: bool) -> Iterator[dict[str, Norm]]:
     with contextlib.suppress(Exception):
         from quack.rmsnorm import layernorm_fwd  # no backward; asks for a float32 weight
 
-        norms["quack"] = lambda x, weight, bias: layernorm_fwd(x, weight.float(), eps=1e-5) + bias
+        norms["quack"] = lambda x, weight, bias: layernorm_fwd(
+            x, weight.float(), bias.float(), eps=1e-5
+        )
     yield norms
 
 
@@ -126,7 +137,7 @@ def _measure(cell: Cell, norms: dict[str, Norm], dry_run: bool, rounds: int) -> 
 
 
 def _takes_part(name: str, cell: Cell) -> bool:
-    if name == "torch.compile" and not cell.with_compiler:
+    if name in ("torch.compile", "quack") and not cell.with_compiler:
         return False
     if name == "loop" and cell.cols <= 16384:  # not long rows
         return False
@@ -140,7 +151,7 @@ def _time(
     size = cell.useful_bytes
     cache = torch.cuda.get_device_properties(0).L2_cache_size
     count = max(1, min(32, -(-3 * cache // size)))
-    repeats = max(5, min(200, 2**30 // size))
+    repeats = max(20, min(200, 2**30 // size))
     # All on one stream: autograd runs a backward on the stream of its forward, and a graph captures
     # its own stream.
     stream = torch.cuda.Stream()

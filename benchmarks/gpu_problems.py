@@ -20,7 +20,7 @@ class Cell(NamedTuple):
     dtype: str
     rows: int
     cols: int
-    with_compiler: bool = False  # torch.compile takes seconds a cell
+    with_compiler: bool = False  # torch.compile and quack take seconds a cell
     residual: bool = False
     gate: bool = False
 
@@ -28,6 +28,11 @@ class Cell(NamedTuple):
     def stored(cls, found: dict[str, Any]) -> "Cell":
         """Return the cell of an entry of a report, which holds the results too."""
         return cls(**{name: found[name] for name in cls._fields})
+
+    @property
+    def plain(self) -> "Cell":
+        """A forward and a backward for which the same kernels of ours are compiled."""
+        return self._replace(work="both", rows=2, with_compiler=False)
 
     @property
     def is_fused(self) -> bool:

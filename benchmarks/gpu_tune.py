@@ -1,6 +1,6 @@
 """Times the launch configurations that rows could have, to choose the rules of `launch_config`.
 
-    python benchmarks/gpu_tune.py [--minutes 4] [--only text] [--results FOLDER]
+    python benchmarks/gpu_tune.py [--seconds 240] [--only text] [--results FOLDER]
 
 All are compiled first, on all processors. Then layer norm of a large x runs with each in turns, as
 CUDA graphs, and a copy of the useful bytes beside them. The results are written after each cell.
@@ -8,7 +8,6 @@ CUDA graphs, and a copy of the useful bytes beside them. The results are written
 """
 
 import argparse
-import concurrent.futures
 import contextlib
 import datetime
 import functools
@@ -23,14 +22,15 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
-from gpu import SPAWN
-from gpu_cells import graph_of, machine, providers, replay
+from gpu import compile_ahead
+from gpu_cells import RIGHT, graph_of, machine, providers, replay
+from gpu_checks import error, words
 from gpu_problems import DTYPES, LARGE, Cell, call, make
 
 from layernorm.triton import launch_config
 
 COLS = (1024, 4096, 64, 8192, 256, 16384, 128, 2048, 512)
-ROUNDS, CALLS = 5, 5
+ROUNDS, CALLS = 5, 20
 
 
 class Setting(NamedTuple):
@@ -76,7 +76,7 @@ SETTINGS = {
 
 def main() -> None:
     options = _options()
-    deadline = time.monotonic() + 60 * options.minutes
+    deadline = time.monotonic() + options.seconds
     sizes = itertools.product(COLS, ("bfloat16", "float32"), SETTINGS)
     cells = [Cell(work, dtype, LARGE // cols, cols) for cols, dtype, work in sizes]
     choices = {cell: distinct(cell) for cell in cells if options.only in cell.name}
@@ -84,34 +84,46 @@ def main() -> None:
         for cell, launches in choices.items():
             print(cell.name, *(tuple(each) for each in launches.values()))
         return
-    compile_ahead(choices, 60 * options.minutes / 2)
-    now = datetime.datetime.now(datetime.UTC)
-    found: dict[str, Any] = {"date": now.isoformat(timespec="seconds"), "machine": machine()}
-    found["cells"] = []
+    # What is compiled depends on the tile alone.
+    wanted = {
+        (cell, tile): setting
+        for cell, launches in choices.items()
+        for (tile, _), setting in launches.items()
+    }
+    jobs = [(cell, setting) for (cell, _), setting in wanted.items()]
+    date = datetime.datetime.now(datetime.UTC)
+    found: dict[str, Any] = {"date": date.isoformat(timespec="seconds"), "cells": []}
+    found["commit"] = os.environ.get("LAYERNORM_COMMIT", "unknown")
+    found["compiled"] = compile_ahead(compile_one, jobs, options.seconds / 2)
+    found["machine"] = machine()
     options.results.mkdir(parents=True, exist_ok=True)
-    path = options.results / f"gpu-tune-{now:%Y-%m-%d}.json"
-    for cell, launches in choices.items():
-        if time.monotonic() > deadline or not launches:
-            continue
-        now_chosen = launches.get(launched(cell))
-        speeds = measure(cell, list(launches.values()))
+    path = options.results / f"gpu-tune-{date:%Y-%m-%d}.json"
+    for at, (cell, launches) in enumerate(choices.items()):
+        if time.monotonic() > deadline:
+            print(f"no time left for {len(choices) - at} of {len(choices)} cells")
+            break
+        chosen = launches.get(launched(cell))
+        results = measure(cell, list(launches.values()))
         named = [
-            {**each._asdict(), "chosen": each == now_chosen, "of_copy": speed}
-            for each, speed in speeds.items()
+            {**setting._asdict(), "chosen": setting == chosen, **result}
+            for setting, result in results.items()
         ]
         found["cells"].append({**cell._asdict(), "settings": named})
         path.write_text(json.dumps(found, indent=1) + "\n")
-        in_order = sorted(speeds.items(), key=lambda each: -each[1])
-        words = [f"{tuple(setting)} {speed:.2f}" for setting, speed in in_order[:4]]
-        now = f"now {speeds[now_chosen]:.2f}, " if now_chosen in speeds else ""
-        print(f"{cell.name}, of a copy: {now}best {', '.join(words)}", flush=True)
+        right = {each: result for each, result in results.items() if "of_copy" in result}
+        in_order = sorted(right, key=lambda each: -right[each]["of_copy"])
+        best = [f"{tuple(each)} {right[each]['of_copy']:.2f}" for each in in_order[:4]]
+        now = f"now {right[chosen]['of_copy']:.2f}, " if chosen in right else ""
+        left_out = f"; {len(results) - len(right)} failed" if len(right) < len(results) else ""
+        print(f"{cell.name}, of a copy: {now}best {', '.join(best)}{left_out}", flush=True)
     print(path)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dry-run", action="store_true", help="list the configurations")
-    parser.add_argument("--minutes", type=float, default=4.0)
+    limit = float(os.environ.get("STEP_SECONDS", "240"))
+    parser.add_argument("--seconds", type=float, default=limit, help="half of them to compile")
     parser.add_argument("--only", default="", help="cells whose name contains this text")
     parser.add_argument("--results", type=Path, default=Path("build/gpu"), metavar="FOLDER")
     return parser.parse_args()
@@ -136,25 +148,7 @@ def distinct(cell: Cell) -> dict[Any, Setting]:
     for setting in SETTINGS[cell.work]:
         with setting.applied():
             found.setdefault(launched(cell), setting)
-    found.pop(None, None)
-    return found
-
-
-def compile_ahead(choices: dict[Cell, dict[Any, Setting]], limit: float) -> None:
-    processes = max(1, (os.cpu_count() or 2) - 2)
-    with concurrent.futures.ProcessPoolExecutor(processes, mp_context=SPAWN) as pool:
-        # what is compiled depends on the tile alone
-        wanted = {
-            (cell, tile): setting
-            for cell, launches in choices.items()
-            for (tile, _), setting in launches.items()
-        }
-        made = [pool.submit(compile_one, cell, each) for (cell, _), each in wanted.items()]
-        done, late = concurrent.futures.wait(made, timeout=limit)
-        for each in late:
-            each.cancel()
-        problems = [str(each.exception()) for each in done if each.exception() is not None]
-    print(f"{len(done)} compiled, {len(late)} not in time, failed: {problems[:3]}", flush=True)
+    return {each: setting for each, setting in found.items() if each and each[0].warps <= 32}
 
 
 def compile_one(cell: Cell, setting: Setting) -> None:
@@ -163,18 +157,25 @@ def compile_one(cell: Cell, setting: Setting) -> None:
         call(few, norms["layernorm"], make(few, "cuda", seed=0))
 
 
-def measure(cell: Cell, settings: list[Setting]) -> dict[Setting, float]:
-    """Return the speed with each setting; 1 is that of a copy of the useful bytes."""
+def measure(cell: Cell, settings: list[Setting]) -> dict[Setting, dict[str, Any]]:
+    """Return with each setting the speed, `of_copy`; or why it cannot run, or its error."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream), providers(dry_run=False) as norms:
         given = make(cell, "cuda", seed=0)
-        y = given.forward(norms["layernorm"]) if cell.work == "backward" else None
-        run = functools.partial(call, cell, norms["layernorm"], given, y)
+        results: dict[Setting, dict[str, Any]] = {}
         graphs: dict[Setting | None, Any] = {}
         for setting in settings:
-            with setting.applied():
-                graphs[setting] = graph_of([run], CALLS, stream)
+            try:
+                with setting.applied():
+                    y = given.forward(norms["layernorm"]) if cell.work == "backward" else None
+                    run = functools.partial(call, cell, norms["layernorm"], given, y)
+                    off = error(cell, run(), given)
+                    if off <= RIGHT[cell.dtype]:
+                        graphs[setting] = graph_of([run], CALLS, stream)
+                    results[setting] = {"error": off}
+            except Exception as problem:
+                results[setting] = {"cannot": words(problem)}
         halves = [
             torch.empty(cell.useful_bytes // 2, dtype=torch.uint8, device="cuda") for _ in range(2)
         ]
@@ -184,7 +185,9 @@ def measure(cell: Cell, settings: list[Setting]) -> dict[Setting, float]:
             for setting, graph in graphs.items():
                 times[setting].append(replay(*graph))
     copy = statistics.median(times.pop(None))
-    return {each: copy / statistics.median(taken) for each, taken in times.items()}
+    for setting, taken in times.items():
+        results[setting]["of_copy"] = copy / statistics.median(taken)
+    return results
 
 
 if __name__ == "__main__":

@@ -97,15 +97,17 @@ def test_forward_and_backward(case: Case, launched) -> None:
 
 
 @each_case
-def test_with_a_residual(case: Case) -> None:
+def test_with_a_residual(case: Case, launched) -> None:
     check_residual(kernels, case)
     check_dtotal(kernels, case)
+    assert launched == LAUNCHED[case]
 
 
 @pytest.mark.parametrize("gating", GATINGS[:2], ids=["after", "before"])
 @each_case
-def test_with_a_gate(case: Case, gating) -> None:
+def test_with_a_gate(case: Case, gating, launched) -> None:
     check_gate(kernels, case, gating)
+    assert launched == LAUNCHED[case]
 
 
 @each_case

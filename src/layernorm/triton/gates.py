@@ -22,7 +22,7 @@ _COEFFICIENTS: tl.constexpr = tl.constexpr(tuple(1 / math.factorial(k) for k in 
 
 
 @triton.jit
-def like(t, VALUE: tl.constexpr):
+def full_like(t, VALUE: tl.constexpr):
     """Return a tile of VALUE of t's shape and type.
 
     Triton 3.6 rounds a number that is given to tl.fma to float32, also beside float64.
@@ -36,21 +36,21 @@ def scaled_exp_of_minus(t, UP: tl.constexpr):
     # Added to a number, `to_integer` leaves no bits after the point, and the lowest bits are those
     # of an integer n. Then exp(-t) = 2^n * exp(r).
     if t.dtype == tl.float64:
-        to_integer = like(t, 1.5 * 2.0**52)
-        shifted = tl.fma(t, like(t, -_LOG2_OF_E), to_integer)
+        to_integer = full_like(t, 1.5 * 2.0**52)
+        shifted = tl.fma(t, full_like(t, -_LOG2_OF_E), to_integer)
         n = shifted - to_integer
-        r = tl.fma(n, like(t, -_LN2_LOW_64), tl.fma(n, like(t, -_LN2_HIGH_64), -t))
+        r = tl.fma(n, full_like(t, -_LN2_LOW_64), tl.fma(n, full_like(t, -_LN2_HIGH_64), -t))
         power = (shifted.to(tl.int64, bitcast=True) << 52) + ((1023 + UP) << 52)
     else:
-        to_integer = like(t, 1.5 * 2.0**23)
-        shifted = tl.fma(t, like(t, -_LOG2_OF_E), to_integer)
+        to_integer = full_like(t, 1.5 * 2.0**23)
+        shifted = tl.fma(t, full_like(t, -_LOG2_OF_E), to_integer)
         n = shifted - to_integer
-        r = tl.fma(n, like(t, -_LN2_LOW), tl.fma(n, like(t, -_LN2_HIGH), -t))
+        r = tl.fma(n, full_like(t, -_LN2_LOW), tl.fma(n, full_like(t, -_LN2_HIGH), -t))
         power = (shifted.to(tl.int32, bitcast=True) << 23) + ((127 + UP) << 23)
     last: tl.constexpr = 13 if t.dtype == tl.float64 else 7
-    series = like(t, _COEFFICIENTS[last])
+    series = full_like(t, _COEFFICIENTS[last])
     for k in tl.static_range(1, last + 1):
-        series = tl.fma(series, r, like(t, _COEFFICIENTS[last - k]))
+        series = tl.fma(series, r, full_like(t, _COEFFICIENTS[last - k]))
     return series * power.to(t.dtype, bitcast=True)
 
 

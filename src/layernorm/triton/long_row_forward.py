@@ -12,16 +12,21 @@ from layernorm.triton.tiles import index_of_block, load_tile, store_tile
 
 
 @triton.jit
-def known_to_all(v):
-    """Return what was added up of a row's blocks in a form that each thread holds.
+def uniform(normalizer):
+    """Return the normalizer of one row as scalars, which every thread has.
 
-    Triton 3.6 else broadcasts it to a whole tile in the layout of the blocks, and moves that tile
-    through shared memory.
+    As sums of the row's blocks, Triton 3.6 would broadcast them to a whole tile in the layout of
+    the blocks, and move that tile through shared memory.
     """
-    if v.shape[0] == 1:
-        return tl.full(v.shape, tl.sum(v, 0), v.dtype)
+    if normalizer.rstd.shape[0] == 1:
+        return Normalizer(
+            tl.full([1], tl.sum(normalizer.scale, 0), normalizer.scale.dtype),
+            tl.full([1], tl.sum(normalizer.mean, 0), normalizer.mean.dtype),
+            tl.full([1], tl.sum(normalizer.residual, 0), normalizer.residual.dtype),
+            tl.full([1], tl.sum(normalizer.rstd, 0), normalizer.rstd.dtype),
+        )
     else:
-        return v
+        return normalizer
 
 
 @kernel
@@ -90,10 +95,7 @@ def long_row_forward(
         *(largest_ptr, center_ptr, rest_ptr, squares_ptr, program // BLOCKS, dtype),
         *(COLS, EPS, CENTERED, BLOCKS, ROWS, PADDED_BLOCKS),
     )
-    normalizer = Normalizer(
-        *(known_to_all(normalizer.scale), known_to_all(normalizer.mean)),
-        *(known_to_all(normalizer.residual), known_to_all(normalizer.rstd)),
-    )
+    normalizer = uniform(normalizer)
     weight, bias = load_parameters(
         *(weight_ptr, bias_ptr, index.member, index.cols, HAS_WEIGHT, HAS_BIAS, ZERO_CENTERED),
         *(COLS, VECTOR, dtype),

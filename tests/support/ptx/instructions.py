@@ -6,8 +6,8 @@
 those of a thread, and the least warps of a program.
 
 An H200 issues 33.5e12 instructions of threads a second (132 multiprocessors, 128 a clock, 1.98 GHz)
-and copies 4.3 TB/s. So a kernel can be at most `limit` times as fast as a copy of its useful bytes,
-if each instruction of PTX becomes one of the machine. Some become more.
+and copies about 4.3 TB/s. So `limit` estimates how many times as fast as a copy of its useful bytes
+a kernel can be. The assembler removes some instructions, and makes several of others.
 """
 
 import argparse
