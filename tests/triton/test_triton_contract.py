@@ -45,6 +45,8 @@ from checkers import (
 from triton_interpreter import INTERPRETED, every
 from values import TYPES, dtype_of
 
+from layernorm.torch.gpu import long_rows as gpu_long_rows
+
 if not (INTERPRETED or torch.cuda.is_available()):
     pytest.skip("no GPU here", allow_module_level=True)  # once, not for each of 2,800 cases
 
@@ -180,6 +182,20 @@ def test_short_rows_in_small_tiles_are_within_their_bounds(case: Case, small_til
 )
 def test_parameters_of_long_rows_are_optional(parameters, dtype, small_tiles) -> None:
     check(Case(dtype=dtype, cols=260, rows=1, parameters=parameters))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_first"])
+def test_the_mean_of_a_long_row_is_summed_up_once(layout, small_tiles, monkeypatch) -> None:
+    """Another kernel may add in another order, and the squares are around the first one's mean."""
+    launch = gpu_long_rows.launch
+
+    def launch_and_lose_the_sums(kernel, programs, arguments, *others, **constants) -> None:
+        launch(kernel, programs, arguments, *others, **constants)
+        if kernel.__name__ == "long_row_squares":
+            arguments[kernel.arg_names.index("sum_ptr")].fill_(np.nan)
+
+    monkeypatch.setattr(gpu_long_rows, "launch", launch_and_lose_the_sums)
+    check_forward(ours, Case(cols=300, values="mean_2_to_20", layout=layout, rows=2))
 
 
 @pytest.mark.parametrize("values", ["mean_2_to_20", "ordinary", "constant"])
