@@ -115,7 +115,7 @@ run() {
     return 1
   fi
   step versions 20 bash -c versions
-  step package 60 bash -c package
+  step package 100 bash -c package
   step each_kernel 60 bash -c "tests each_kernel -- -n $WORKERS"
   step bench 230 "$PYTHON" benchmarks/gpu.py $DRY_RUN --results "$FOLDER"
   # What only a GPU can show.
