@@ -32,6 +32,7 @@ FAILED=0
 export FAILURES=$FOLDER/failures.jsonl
 export LAYERNORM_COMMIT=${LAYERNORM_COMMIT:-$(git rev-parse --short HEAD || echo unknown)}
 export PYTHONPATH=$SITE:$PWD/benchmarks PYTHONUNBUFFERED=1
+PATH=$(dirname "$(command -v "$PYTHON")"):$PATH  # where pip's cmake is
 mkdir -p "$FOLDER"
 touch "$FAILURES"
 
@@ -63,14 +64,14 @@ versions() {
 
 package() {
   rm -rf "$SITE" && mkdir -p "$SITE"
-  if ls build/gpu/wheels/*.whl; then
+  if ls build/gpu/wheels/*.whl 2> /dev/null; then
     $PYTHON -m pip install -q --no-index --no-deps --no-compile --target "$SITE" build/gpu/wheels/*.whl
     # Python reads .pth files in site-packages only.
     echo "import os, site; site.addsitedir(os.path.dirname(__file__))" > "$SITE/sitecustomize.py"
   fi
   mkdir -p "$SITE/layernorm"
   cp -r src/layernorm/. "$SITE/layernorm"
-  if ! ls "$SITE"/layernorm/_native*.so; then
+  if ! ls "$SITE"/layernorm/_native*.so 2> /dev/null; then
     cmake -S . -B build/gpu/native -DLAYERNORM_BASELINE_ONLY=ON -DCMAKE_BUILD_TYPE=Release \
       -DPython_EXECUTABLE="$(command -v "$PYTHON")" --log-level=WARNING &&
       cmake --build build/gpu/native --parallel "$(nproc)" &&
