@@ -1,5 +1,6 @@
 """The emulator of PTX, judged by what PTX documents, and by faults that it must find."""
 
+import re
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
@@ -11,7 +12,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
 from ptx.launches import compiled  # noqa: E402
-from ptx.memory import PtxError, Race, RaceInWarp  # noqa: E402
+from ptx.memory import PtxError, Race, RaceInWarp, SharedMemory  # noqa: E402
 from ptx.threads import Kernel  # noqa: E402
 
 from layernorm.triton.sums import add_programs  # noqa: E402
@@ -105,15 +106,12 @@ RESULTS = [
     ("add.rn.f16x2 {o}, {a}, {b}", (np.uint32(0x3C004000), np.uint32(0x3C00C000)),
      np.uint32(0x40000000)),
     ("cvt.rn.f16.f32 {o}, {a}", (f32(65520),), np.uint16(0x7C00)),
-    ("cvt.rz.f32.f64 {o}, {a}", (-1 - 2.0**-24 * 1.5,), f32(-1)),
-    ("cvt.rp.f32.f64 {o}, {a}", (1 + 2.0**-40,), f32(1 + 2**-23)),
-    ("cvt.rni.s32.f32 {o}, {a}", (f32(2.5),), np.int32(2)),
-    ("cvt.rzi.s32.f32 {o}, {a}", (f32(-3e9),), np.int32(-(2**31))),
-    ("cvt.rzi.s32.f32 {o}, {a}", (NAN,), np.int32(0)),
+    ("cvt.rn.f32.f64 {o}, {a}", (1 + 3 * 2.0**-24,), f32(1 + 2**-22)),
+    ("cvt.rn.f32.s32 {o}, {a}", (np.int32(2**24 + 1),), f32(2**24)),
+    ("cvt.f64.bf16 {o}, {a}", (np.uint16(0xBFC0),), np.float64(-1.5)),
     ("cvt.s64.s32 {o}, {a}", (np.int32(-5),), np.int64(-5)),
     ("cvt.u64.u32 {o}, {a}", (np.int32(-5),), np.int64(2**32 - 5)),
     ("max.f32 {o}, {a}, {b}", (NAN, f32(1)), f32(1)),
-    ("max.NaN.f32 {o}, {a}, {b}", (NAN, f32(1)), np.uint32(BITS_OF_NAN)),
     ("max.f32 {o}, {a}, {b}", (NAN, NAN), np.uint32(BITS_OF_NAN)),
     ("max.f32 {o}, {a}, {b}", (f32(-0.0), f32(0.0)), f32(0.0)),
     ("min.f32 {o}, {a}, {b}", (f32(0.0), f32(-0.0)), f32(-0.0)),
@@ -124,17 +122,18 @@ RESULTS = [
     ("shr.s32 {o}, {a}, {b}", (np.int32(-8), np.int32(64)), np.int32(-1)),
     ("shl.b64 {o}, {a}, {b}", (np.int64(1), np.int32(63)), np.int64(-(2**63))),
     ("bfe.s32 {o}, {a}, 4, 3", (np.int32(0x7F),), np.int32(-1)),
+    ("bfe.s32 {o}, {a}, 28, 8", (np.int32(-(2**31)),), np.int32(-8)),
+    ("bfe.s32 {o}, {a}, 4, 0", (np.int32(-1),), np.int32(0)),
     ("bfe.u32 {o}, {a}, 28, 8", (np.int32(-1),), np.int32(15)),
-    ("bfi.b32 {o}, {a}, {b}, 8, 4", (np.int32(5), np.int32(0xFFF)), np.int32(0x5FF)),
+    ("bfe.u32 {o}, {a}, 32, 4", (np.int32(-1),), np.int32(0)),
     ("prmt.b32 {o}, {a}, {b}, 0x5410", (np.int32(0x22221111), np.int32(0x44443333)),
      np.int32(0x33331111)),
-    ("lop3.b32 {o}, {a}, {b}, {c}, 0xE8", (np.int32(0b1100), np.int32(0b1010), np.int32(0b0110)),
-     np.int32(0b1110)),
-    ("mul.hi.s64 {o}, {a}, {b}", (np.int64(-(2**62)), np.int64(12)), np.int64(-3)),
+    ("prmt.b32 {o}, {a}, {b}, 0x8F70", (np.int32(0x00000080), np.int32(0x7F000000)),
+     np.uint32(0xFF007F80)),
     ("mul.hi.u32 {o}, {a}, {b}", (np.int32(-1), np.int32(-1)), np.int32(-2)),
-    ("mul.wide.s32 {o}, {a}, {b}", (np.int32(-3), np.int32(2**30)), np.int64(-3 * 2**30)),
+    ("mul.wide.u32 {o}, {a}, {b}", (np.int32(-3), np.int32(2)), np.int64(2**33 - 6)),
     ("div.s64 {o}, {a}, {b}", (np.int64(-7), np.int64(2)), np.int64(-3)),
-    ("rem.s32 {o}, {a}, {b}", (np.int32(-7), np.int32(2)), np.int32(-1)),
+    ("rem.s64 {o}, {a}, {b}", (np.int64(-7), np.int64(2)), np.int64(-1)),
     ("abs.f16x2 {o}, {a}", (np.uint32(0xBC00C000),), np.uint32(0x3C004000)),
 ]  # fmt: skip
 
@@ -152,7 +151,7 @@ def test_an_instruction_gives_the_bits_of_ptx(instruction, operands, expected) -
 @pytest.mark.parametrize(
     ("comparison", "of_numbers", "of_nan"),
     [("lt", 1, 0), ("ltu", 1, 1), ("ge", 0, 0), ("geu", 0, 1), ("ne", 1, 0), ("neu", 1, 1),
-     ("eq", 0, 0), ("equ", 0, 1), ("num", 1, 0), ("nan", 0, 1)],
+     ("eq", 0, 0), ("num", 1, 0), ("nan", 0, 1)],
 )  # fmt: skip
 def test_comparisons_with_nan(comparison, of_numbers, of_nan) -> None:
     for b, expected in ((f32(2), of_numbers), (NAN, of_nan)):
@@ -195,30 +194,83 @@ def test_threads_that_branch_apart_meet_again() -> None:
     assert counts.tolist() == [number ^ 1 for number in range(64)]
 
 
-# A matrix of 8 rows of 8 elements of 16 bits, stored by rows: 0, 1, ..., 63.
+@pytest.mark.parametrize(
+    ("instruction", "expected"),
+    [
+        ("shfl.sync.bfly.b32 %r2, %r1, 5, 31, -1", lambda number: -(number ^ 5)),
+        ("shfl.sync.idx.b32 %r2, %r1, 3, 31, -1", lambda number: -(number // 32 * 32 + 3)),
+        ("shfl.sync.idx.b32 %r2, %r1, %r3, 31, -1",
+         lambda number: -(number // 32 * 32 + 7 * number % 32)),
+        ("redux.sync.max.s32 %r2, %r1, %r4", lambda number: -(number // 32 * 32)),
+        # 0, the largest signed number of the first warp, is its smallest unsigned number
+        ("redux.sync.max.u32 %r2, %r1, %r4", lambda number: -max(1, number // 32 * 32)),
+    ],
+)  # fmt: skip
+def test_threads_of_a_warp_exchange_registers(instruction, expected) -> None:
+    results = torch.zeros(64, dtype=torch.int32)
+    start = "neg.s32 %r1, %r0;\nmul.lo.s32 %r3, %r0, 7;\nmov.b32 %r4, -1;\n"
+    run(f"{start}{instruction};\nadd.s64 %d10, %d0, %d30;\nst.global.b32 [%d10], %r2;", results)
+    assert results.tolist() == [expected(number) for number in range(64)]
+
+
+# Matrices of 8 rows of 8 elements of 16 bits, stored by rows: 0, 1, ..., 63, then 64, ...
+@pytest.mark.parametrize("count", [1, 4])
 @pytest.mark.parametrize(
     ("form", "expected"),
     [("", lambda lane: 2 * lane), (".trans", lambda lane: 16 * (lane % 4) + lane // 4)],
 )
-def test_a_matrix_is_loaded_as_ptx_lays_it_out(form, expected) -> None:
-    results = torch.zeros(32, dtype=torch.int32)
+def test_matrices_are_loaded_as_ptx_lays_them_out(form, expected, count) -> None:
+    results = torch.zeros(count, 32, dtype=torch.int32)
+    registers = ", ".join(f"%r{20 + matrix}" for matrix in range(count))
+    # each thread stores a row; those of a matrix are apart by 4 rows
     body = f"""
+    mov.b32 %r1, global_smem;
+    mad.lo.s32 %r4, %r0, 524296, 65536;
+    add.s32 %r5, %r4, 131074;
+    add.s32 %r6, %r5, 131074;
+    add.s32 %r7, %r6, 131074;
+    and.b32 %r8, %r0, 7;
+    shl.b32 %r8, %r8, 2;
+    shr.u32 %r9, %r0, 3;
+    add.s32 %r8, %r8, %r9;
+    mad.lo.s32 %r3, %r8, 16, %r1;
+    st.shared.v4.b32 [%r3], {{%r4, %r5, %r6, %r7}};
+    bar.sync 0;
+    ldmatrix.sync.aligned.m8n8.x{count}{form}.shared.b16 {{{registers}}}, [%r3];
+    add.s64 %d10, %d0, %d30;
+    """
+    body += "".join(f"st.global.b32 [%d10+{128 * m}], %r{20 + m};\n" for m in range(count))
+    run(body, results, threads=32)
+    step = 8 if form else 1  # to the other half
+    low = [64 * matrix + expected(lane) for matrix in range(count) for lane in range(32)]
+    assert results.flatten().tolist() == [each | (each + step) << 16 for each in low]
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_matrices_are_stored_as_ptx_lays_them_out(count) -> None:
+    results = torch.zeros(count, 8, 4, dtype=torch.int32)
+    # each thread has two elements of each matrix, and the place of a row: row r is stored at r ^ 3
+    body = """
     mov.b32 %r1, global_smem;
     shl.b32 %r2, %r0, 2;
     add.s32 %r3, %r1, %r2;
-    mad.lo.s32 %r4, %r0, 131074, 65536;
-    st.shared.b32 [%r3], %r4;
-    bar.sync 0;
-    shl.b32 %r5, %r0, 4;
-    add.s32 %r6, %r1, %r5;
-    ldmatrix.sync.aligned.m8n8.x1{form}.shared.b16 {{%r7}}, [%r6];
-    add.s64 %d10, %d0, %d30;
-    st.global.b32 [%d10], %r7;
+    mad.lo.s32 %r20, %r0, 131074, 65536;
+    add.s32 %r21, %r20, 4194368;
+    add.s32 %r22, %r21, 4194368;
+    add.s32 %r23, %r22, 4194368;
+    xor.b32 %r4, %r0, 3;
+    mad.lo.s32 %r5, %r4, 16, %r1;
     """
+    registers = ", ".join(f"%r{20 + matrix}" for matrix in range(count))
+    body += f"stmatrix.sync.aligned.m8n8.x{count}.shared.b16 [%r5], {{{registers}}};\nbar.sync 0;\n"
+    body += "add.s64 %d10, %d0, %d30;\n" + "".join(
+        f"ld.shared.b32 %r10, [%r3+{128 * matrix}];\nst.global.b32 [%d10+{128 * matrix}], %r10;\n"
+        for matrix in range(count)
+    )
     run(body, results, threads=32)
-    step = 8 if form else 1  # to the other half
-    low = [expected(lane) for lane in range(32)]
-    assert results.tolist() == [each | (each + step) << 16 for each in low]
+    pairs = torch.arange(64 * count, dtype=torch.int32).reshape(count, 8, 4, 2)
+    by_rows = pairs[..., 0] | pairs[..., 1] << 16
+    assert torch.equal(results, by_rows[:, [row ^ 3 for row in range(8)]])
 
 
 # Each thread stores its number, and reads that of another.
@@ -255,6 +307,45 @@ def test_a_race_is_found(between, distance, error) -> None:
         assert results.tolist() == [number ^ distance // 4 for number in range(64)]
 
 
+# Two warps store a number of each thread to the same places.
+@pytest.mark.parametrize(
+    ("numbers", "races"),
+    [("and.b32 %r2, %r0, 31;", False), ("xor.b32 %r2, %r0, -1;", True), ("neg.s32 %r2, 1;", False)],
+)
+def test_a_race_of_two_writes_needs_different_bits(numbers, races) -> None:
+    body = f"""
+    {numbers}
+    mov.b32 %r1, global_smem;
+    and.b32 %r3, %r0, 31;
+    mad.lo.s32 %r4, %r3, 4, %r1;
+    st.shared.b32 [%r4], %r2;
+    """
+    if races:
+        with pytest.raises(Race, match="written by"):
+            run(body)
+    else:
+        run(body)
+
+
+@pytest.mark.parametrize(
+    "sums",
+    [
+        "add.rn.f32 %r3, %r1, %r2;\nadd.rn.f32 %r4, %r2, %r1;",
+        "mul.rn.f32 %r3, %r1, %r2;\nmul.rn.f32 %r4, %r2, %r1;",
+        "fma.rn.f32 %r3, %r1, %r2, %r2;\nfma.rn.f32 %r4, %r2, %r1, %r1;",
+        "add.rn.f16x2 %r3, %r1, %r2;\nadd.rn.f16x2 %r4, %r2, %r1;",
+        "mov.b64 %d1, {%r1, %r1};\nmov.b64 %d2, {%r2, %r2};\nadd.rn.f64 %d3, %d1, %d2;\n"
+        "add.rn.f64 %d4, %d2, %d1;\nmov.b64 {%r3, _}, %d3;\nmov.b64 {%r4, _}, %d4;",
+    ],
+)
+def test_a_sum_of_two_nans_has_the_same_bits_in_either_order(sums) -> None:
+    results = torch.zeros(2, dtype=torch.int32)
+    nans = "mov.b32 %r1, 0x7FF17FF1;\nmov.b32 %r2, 0xFFF2FFF2;"
+    store = "setp.eq.b32 %p1, %r0, 0;\n@%p1 st.global.v2.b32 [%d0], {%r3, %r4};"
+    run(f"{nans}\n{sums}\n{store}", results)
+    assert results[0] == results[1]
+
+
 STORE_ALL = "add.s64 %d10, %d0, %d30;\nst.global.b32 [%d10], %r0;"
 
 
@@ -271,7 +362,12 @@ STORE_ALL = "add.s64 %d10, %d0, %d30;\nst.global.b32 [%d10], %r0;"
         ("st.global.b32 [%d0], %r0;", "two threads write"),
         ("setp.eq.u32 %p1, %r0, 0;\n@%p1 add.s32 %r2, %r0, 1;\n@%p1 bra $end;\nbar.sync 0;\n"
          "bra.uni $after;\n$end:\nbar.sync 0;\n$after:", "wait for others"),
-        ("add.s32 %r1, %r2, %r0;", "never written"),
+        ("add.s32 %r1, %r2, %r0;", "register %r2 is never written"),
+        ("@%p1 bra $end;\n$end:", "register %p1 is never written"),
+        ("add.s32 %r1, %r0, 1;\nadd.s32 %r3, %r1, %r2;\nmov.b32 %r2, %r3;",
+         r"add.s32 %r3, %r1, %r2 \(instruction 4\): register %r2 is read and was never written"),
+        ("mov.b32 %r1, %r2;\nmov.b32 %r2, %r1;", "register %r2 is read and was never written"),
+        ("@%p1 bra $end;\nsetp.eq.u32 %p1, %r0, 0;\n$end:", "register %p1 is read and was never"),
     ],
 )  # fmt: skip
 def test_what_a_gpu_does_wrong_is_an_error(body, message) -> None:
@@ -281,9 +377,32 @@ def test_what_a_gpu_does_wrong_is_an_error(body, message) -> None:
         run(body, tensor[start:][:64])
 
 
-def test_an_unknown_instruction_is_named() -> None:
-    with pytest.raises(NotImplementedError, match=r"tanh\.approx\.f32"):
-        run("tanh.approx.f32 %r1, %r0;")
+def test_a_fault_of_the_emulator_is_not_one_of_a_kernel(monkeypatch) -> None:
+    monkeypatch.setattr(SharedMemory, "barrier", lambda: None)
+    with pytest.raises(TypeError):
+        run("bar.sync 0;")
+
+
+@pytest.mark.parametrize(
+    "instruction",
+    [
+        "tanh.approx.f32 %r1, %r0",
+        "add.rz.f32 %r1, %r0, %r0",
+        "cvt.rzi.s32.f32 %r1, %r0",
+        "cvt.rn.satfinite.f16.f32 %h1, %r0",
+        "max.NaN.f32 %r1, %r0, %r0",
+        "mul.hi.s32 %r1, %r0, %r0",
+        "setp.lt.and.s32 %p1, %r0, %r0, %p1",
+        "shfl.sync.up.b32 %r1, %r0, 1, 0, -1",
+        "redux.sync.add.s32 %r1, %r0, %r0",
+        "ld.relaxed.global.b32 %r1, [%d0]",
+        "stmatrix.sync.aligned.m8n8.x1.trans.shared.b16 [%r0], {%r1}",
+        "bar.sync 1",
+    ],
+)
+def test_an_unknown_instruction_is_named(instruction) -> None:
+    with pytest.raises(NotImplementedError, match=re.escape(instruction)):
+        run(f"{instruction};", torch.zeros(64))
 
 
 def test_a_partial_write_of_a_tensor_with_gaps_is_an_error() -> None:

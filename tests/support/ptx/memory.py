@@ -6,7 +6,7 @@ warp follow from its number. `lanes` are the numbers of those that take part, No
 
 import ctypes
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -259,7 +259,7 @@ class SharedMemory:
                 has_read[cells] = True
             else:
                 has_write[cells] = True
-                differs[cells[~_are_equal(value, memory)]] = True
+                differs[cells[value != memory]] = True
         for cells, lanes, *_ in self._uses():
             several[cells[user[cells] != lanes]] = True
         doubtful = several & (differs | (has_read & has_write))
@@ -267,10 +267,10 @@ class SharedMemory:
             self._compare_pairs(doubtful)
 
     def _compare_pairs(self, doubtful: Lanes) -> None:
-        uses: dict[int, list[tuple[int, Any, int]]] = {}
+        uses: dict[int, list[tuple[int, bytes | None, int]]] = {}
         for cells, lanes, stamps, values, _ in self._uses():
             for at in np.flatnonzero(doubtful[cells]):
-                value = None if values is None else values[at : at + 1]
+                value = None if values is None else values[at].tobytes()
                 uses.setdefault(int(cells[at]), []).append((int(lanes[at]), value, int(stamps[at])))
         for cell, of_cell in uses.items():
             for thread, value, stamp in of_cell:
@@ -278,23 +278,13 @@ class SharedMemory:
                     continue
                 for other, other_value, other_stamp in of_cell:
                     # Triton lets threads that hold the same element store it
-                    same = other_value is not None and _are_equal(value, other_value).all()
+                    if other == thread or other_value == value:
+                        continue
                     same_warp = other // WARP == thread // WARP
-                    if other == thread or same or (same_warp and stamp != other_stamp):
+                    if same_warp and stamp != other_stamp:
                         continue
                     byte = cell * self.cell % self.stride
                     verb = "read" if other_value is None else "written"
                     text = f"byte {byte} of shared memory is written by thread "
                     text += f"{thread % self.threads} and {verb} by {other % self.threads}"
                     raise (RaceInWarp if same_warp else Race)(f"{text} between two barriers")
-
-
-def _are_equal(a: Lanes, b: Lanes) -> Lanes:
-    """Compare bits; all NaN are equal, as a + b and b + a may be different ones."""
-    if a.itemsize != b.itemsize:
-        return np.zeros(a.size, bool)
-    equal = a == b
-    if a.itemsize >= 4 and not equal.all():
-        dtype = f"f{a.itemsize}"
-        equal = equal | (np.isnan(a.view(dtype)) & np.isnan(b.view(dtype)))
-    return equal

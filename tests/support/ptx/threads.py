@@ -16,7 +16,7 @@ import torch
 
 from ptx.memory import SHARED_BASE, WARP, GlobalMemory, PtxError, SharedMemory
 from ptx.operations import Lanes
-from ptx.translation import FILE, Segment, Translation
+from ptx.translation import FILE, Segment, Translation, known
 
 _MOST_LANES = 8192  # of programs that run together
 _EXITED = np.iinfo(np.int64).max
@@ -45,15 +45,15 @@ class Kernel:
             for first in range(0, programs, together):
                 count = min(together, programs - first)
                 own = SharedMemory(count, threads, shared, self.code.shared_cell)
-                own_threads = _Threads(self.code, memory, own, parameters, first, count, programs)
+                own_threads = _Threads(self.code, memory, own, parameters, first, count)
                 try:
                     own_threads.run()
-                except (PtxError, TypeError, AttributeError) as error:
+                except PtxError as error:
                     self._explain(error)
                 self.executed += own_threads.executed
             memory.check()
 
-    def _explain(self, error: Exception) -> None:
+    def _explain(self, error: PtxError) -> None:
         """Raise the error again, with the instruction that it comes from."""
         at, trace = None, error.__traceback__
         while trace is not None:
@@ -62,11 +62,8 @@ class Kernel:
             trace = trace.tb_next
         if at is None:
             raise error
-        kind = type(error) if isinstance(error, PtxError) else PtxError
-        text = str(error)
-        if not isinstance(error, PtxError):
-            text = f"a register is read that was never written ({error})"
-        raise kind(f"{self.code.instructions[at].text} (instruction {at}): {text}") from error
+        text = f"{self.code.instructions[at].text} (instruction {at}): {error}"
+        raise type(error)(text) from error
 
 
 @dataclass
@@ -79,7 +76,6 @@ class _Threads:
     parameters: list[Lanes]
     first: int
     programs: int
-    of_programs: int
     special: dict[str, Lanes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -87,11 +83,9 @@ class _Threads:
         self.size = self.programs * self.threads
         self.number = np.arange(self.size)
         self.global_number = self.number + self.first * self.threads
-        numbers = {"%tid.x": self.number % self.threads, "%laneid": self.number % WARP}
+        numbers = {"%tid.x": self.number % self.threads}
         numbers |= {"%ctaid.x": self.number // self.threads + self.first}
-        numbers |= {"%ntid.x": np.array([self.threads]), "%nctaid.x": np.array([self.of_programs])}
         self.special = {name: each.astype(np.uint32) for name, each in numbers.items()}
-        self._sources: dict[Any, tuple[Lanes, Lanes]] = {}
 
     def run(self) -> None:
         code, segments = self.code, self.code.segments
@@ -118,7 +112,7 @@ class _Threads:
     def _taken(self, segment: Segment) -> Lanes | None:
         if not segment.guard:
             return None
-        taken = self.registers[self.code.register(segment.guard)]
+        taken = known(self.registers[self.code.register(segment.guard)], segment.guard)
         return ~taken if segment.negated else taken
 
     def _run_apart(self, places: Lanes) -> int:
@@ -247,22 +241,14 @@ class _Threads:
         return results if count > 1 else results[0]
 
     def store_matrix(
-        self,
-        address: Lanes,
-        offset: int,
-        values: Sequence[Lanes],
-        transposed: bool,
-        mask: Lanes | None,
+        self, address: Lanes, offset: int, values: Sequence[Lanes], mask: Lanes | None
     ) -> None:
         lanes = self._lanes(mask)
         rows = self._matrix_rows(address, offset, len(values), mask)
         lane = np.arange(WARP)
         for matrix, value in enumerate(values):
             for half, part in enumerate(self.split(self._full(value), 2)):
-                row, element = lane // 4, lane % 4 * 2 + half
-                if transposed:
-                    row, element = element, row
-                own = (rows[:, matrix, row] + 2 * element).reshape(-1)[lanes]
+                own = (rows[:, matrix, lane // 4] + lane % 4 * 4 + 2 * half).reshape(-1)[lanes]
                 self.shared.store(own, lanes, [part[lanes]])
 
     def barrier(self, mask: Lanes | None) -> None:
@@ -271,39 +257,16 @@ class _Threads:
     def synchronize_warps(self, mask: Lanes | None) -> None:
         self.shared.synchronize_warps(None if mask is None else np.flatnonzero(mask))
 
-    def shuffle(
-        self, mode: str, values: Lanes, by: Lanes, clamp: Lanes, mask: Lanes | None
-    ) -> tuple[Lanes, Lanes]:
-        key = (mode, int(by[0]), int(clamp[0])) if by.size == clamp.size == 1 else None
-        found = self._sources.get(key)
-        if found is None:
-            found = self._source(mode, by.astype(np.int64), clamp.astype(np.int64))
-            if key is not None:
-                self._sources[key] = found
-        source, inside = found
-        return values if values.size == 1 else values[source], inside
+    def bfly(self, values: Lanes, by: Lanes) -> Lanes:
+        return values if values.size == 1 else values[self.number ^ (by & 31)]
 
-    def _source(self, mode: str, by: Lanes, clamp: Lanes) -> tuple[Lanes, Lanes]:
-        """Return the lane that each lane reads, and whether it is in its segment of the warp."""
-        lane, by, segment = self.number % WARP, by & 31, (clamp >> 8) & 31
-        most = (lane & segment) | (clamp & 31 & ~segment)
-        least = lane & segment
-        if mode == "up":
-            source = lane - by
-            inside = source >= most
-        else:
-            if mode == "down":
-                source = lane + by
-            else:
-                source = lane ^ by if mode == "bfly" else least | (by & ~segment)
-            inside = source <= most
-        return self.number - lane + np.where(inside, source, lane), inside
+    def idx(self, values: Lanes, of: Lanes) -> Lanes:
+        return values if values.size == 1 else values[(self.number & ~31) | (of & 31)]
 
-    def reduce(self, function: Any, values: Lanes, members: Lanes, mask: Lanes | None) -> Lanes:
+    def largest(self, values: Lanes, members: Lanes) -> Lanes:
         if (members != 0xFFFFFFFF).any():
             raise NotImplementedError("redux.sync of some threads of a warp")
-        warps = self._full(values).reshape(-1, WARP)
-        return function.reduce(warps, 1).astype(values.dtype).repeat(WARP)
+        return self._full(values).reshape(-1, WARP).max(1).repeat(WARP)
 
 
 @functools.lru_cache(maxsize=256)

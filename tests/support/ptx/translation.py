@@ -16,7 +16,7 @@ from ptx.operations import DTYPES, Lanes, operation
 
 FILE = "<ptx>"  # of the functions, in tracebacks; its lines are numbers of instructions
 _WARP_SYNCHRONIZES = ("shfl", "redux", "bar.warp", "ldmatrix", "stmatrix")
-_SPECIAL = {"%tid.x", "%ctaid.x", "%ntid.x", "%nctaid.x", "%laneid"}
+_SPECIAL = {"%tid.x", "%ctaid.x"}
 
 
 class _Instruction(NamedTuple):
@@ -31,11 +31,11 @@ class _Instruction(NamedTuple):
         """Who must arrive before it runs: the threads of a "program", of a "warp", or ""."""
         if self.opcode.startswith(_WARP_SYNCHRONIZES):
             return "warp"
-        return "program" if self.opcode.startswith(("bar.", "barrier.")) else ""
+        return "program" if self.opcode.startswith("bar.") else ""
 
     @property
     def branches(self) -> bool:
-        return self.opcode.split(".")[0] in ("bra", "ret", "exit")
+        return self.opcode.split(".")[0] in ("bra", "ret")
 
 
 class _Step(NamedTuple):
@@ -75,7 +75,7 @@ def _instructions(ptx: str) -> tuple[list[_Instruction], dict[str, int], dict[st
         while match := re.match(r"([\w$]+):(?!:)\s*", statement):
             labels[match[1]] = len(instructions)
             statement = statement[match.end() :]
-        if not statement or statement.startswith(".pragma"):
+        if not statement:
             continue
         if match := re.fullmatch(r"\.reg \.(\w+)\s+(%\w+)<\d+>", statement):
             kinds[match[2]] = match[1]
@@ -105,8 +105,9 @@ class Translation:
             if re.match(r"(ld|st)\.shared|(ld|st)matrix", each.opcode)
         ]
         self.shared_cell = min([*sizes, 4])
-        self.names: dict[str, Any] = {"keep": _keep}
+        self.names: dict[str, Any] = {"keep": _keep, "known": known}
         self._registers: dict[str, int] = {}
+        self._known: set[str] = set()  # registers that the function compiled now has used
         self._constants: dict[Any, str] = {}
         self._destinations = {
             each
@@ -132,6 +133,8 @@ class Translation:
         return len(self._registers)
 
     def register(self, name: str) -> int:
+        if name not in self._registers:
+            raise PtxError(f"register {name} is never written")
         return self._registers[name]
 
     def _width(self, register: str) -> int:
@@ -178,6 +181,7 @@ class Translation:
         return segment.whole
 
     def _compile(self, steps: range, *, masked: bool) -> Callable[..., None]:
+        self._known.clear()
         lines = [self._line(at, masked) for at in steps]
         # a line for each instruction, so that a traceback tells which one failed
         body = "\n ".join(lines) or "pass"
@@ -189,7 +193,7 @@ class Translation:
         step, instruction = self._steps[at], self.instructions[at]
         mask = ""
         if instruction.guard:
-            mask = f"{'~' if instruction.negated else ''}R[{self.register(instruction.guard)}]"
+            mask = ("~" if instruction.negated else "") + self._value(instruction.guard)
         if masked:
             mask = f"m & {mask}" if mask else "m"
         arguments = [self._read(*each) for each in step.arguments]
@@ -210,9 +214,17 @@ class Translation:
         if given != home:
             value = f"{value}.view({self._constant(home)})"
         place = f"R[{self.register(register)}]"
+        self._known.add(register)
         if mask:
             value = f"keep({mask}, {value}, {place}, {self._constant(home)})"
         return f"{place} = {value}"
+
+    def _value(self, register: str) -> str:
+        place = f"R[{self.register(register)}]"
+        if register in self._known:
+            return place
+        self._known.add(register)
+        return f"known({place}, '{register}')"
 
     def _read(self, operand: str, kind: str) -> str:
         want = DTYPES[kind]
@@ -220,24 +232,21 @@ class Translation:
             return f"S.special['{operand}'].view({self._constant(want)})"
         if not operand.startswith("%"):
             return self._constant_of(operand, want)
-        if operand not in self._registers:
-            raise PtxError(f"register {operand} is never written")
-        place, home = f"R[{self.register(operand)}]", self._homes[operand]
+        value, home = self._value(operand), self._homes[operand]
         if home == want:
-            return place
+            return value
         if home.itemsize > want.itemsize:
-            return f"{place}.view('u{home.itemsize}').astype({self._constant(want)})"
-        return f"{place}.view({self._constant(want)})"
+            return f"{value}.view('u{home.itemsize}').astype({self._constant(want)})"
+        return f"{value}.view({self._constant(want)})"
 
     def _constant_of(self, text: str, dtype: np.dtype[Any]) -> str:
-        base, _, offset = text.partition("+")
         if match := re.fullmatch(r"0[fd]([0-9A-Fa-f]+)", text):
             value = np.array([int(match[1], 16)], f"u{len(match[1]) // 2}")
             if value.itemsize != dtype.itemsize:
                 raise NotImplementedError(f"{text} as {dtype}")
             return self._constant(value.view(dtype))
-        if base.strip() == "global_smem":
-            return self._constant(np.array([SHARED_BASE + int(offset or 0)], dtype))
+        if text == "global_smem":
+            return self._constant(np.array([SHARED_BASE], dtype))
         if dtype.kind == "b":
             return self._constant(np.array([int(text, 0) != 0]))
         number = int(text.rstrip("U"), 0) & (2 ** (8 * dtype.itemsize) - 1)
@@ -306,8 +315,6 @@ class Translation:
         call = f"S.load_{space}({{0}}, {offset}, {size}, {len(registers)}, {{mask}})"
         if len(registers) == 1:
             call += "[0]"
-        if kind[0] == "s":  # which a wider register extends
-            raise NotImplementedError(instruction.text)
         pointer = "u64" if space == "global" else "u32"
         return _Step([(each, f"u{8 * size}") for each in registers], call, [(base, pointer)])
 
@@ -323,9 +330,8 @@ class Translation:
         return _Step([], call, [(base, pointer), *((each, kind) for each in registers)])
 
     def _space(self, instruction: _Instruction, parts: list[str], registers: list[str]) -> str:
-        known = {"global", "shared", "shared_cta", "volatile", "v2", "v4", "nc", "weak"}
-        known |= {"L1_evict_first", "L1_evict_last", "L1_no_allocate", "L1_evict_normal"}
-        known |= {"L2_cache_hint", "ca", "cg", "cs", "cv", "wb", "wt", *DTYPES}
+        known = {"global", "shared", "v2", "v4", "b8", "b16", "b32", "b64"}
+        known |= {"L1_evict_first", "L2_cache_hint"}
         vectors = [int(each[1]) for each in parts if each in ("v2", "v4")]
         if set(parts) - known or len(registers) != (vectors or [1])[0]:
             raise NotImplementedError(instruction.text)
@@ -335,7 +341,11 @@ class Translation:
         to, address = instruction.operands
         base, offset = _address(address)
         registers = _list(to)
-        transposed = self._is_transposed(instruction, len(registers))
+        form = rf"ldmatrix\.sync\.aligned\.m8n8\.x{len(registers)}(\.trans)?\.shared\.b16"
+        match = re.fullmatch(form, instruction.opcode)
+        if match is None:
+            raise NotImplementedError(instruction.text)
+        transposed = match[1] is not None
         call = f"S.load_matrix({{0}}, {offset}, {len(registers)}, {transposed}, {{mask}})"
         return _Step([(each, "b32") for each in registers], call, [(base, "u32")])
 
@@ -343,19 +353,15 @@ class Translation:
         address, given = instruction.operands
         base, offset = _address(address)
         registers = _list(given)
-        transposed = self._is_transposed(instruction, len(registers))
+        if instruction.opcode != f"stmatrix.sync.aligned.m8n8.x{len(registers)}.shared.b16":
+            raise NotImplementedError(instruction.text)
         places = ", ".join(f"{{{1 + place}}}" for place in range(len(registers)))
-        call = f"S.store_matrix({{0}}, {offset}, [{places}], {transposed}, {{mask}})"
+        call = f"S.store_matrix({{0}}, {offset}, [{places}], {{mask}})"
         return _Step([], call, [(base, "u32"), *((each, "b32") for each in registers)])
 
-    def _is_transposed(self, instruction: _Instruction, count: int) -> bool:
-        form = rf"(ld|st)matrix\.sync\.aligned\.m8n8\.x{count}(\.trans)?\.shared\.b16"
-        match = re.fullmatch(form, instruction.opcode)
-        if match is None:
-            raise NotImplementedError(instruction.text)
-        return match[2] is not None
-
     def _translate_createpolicy(self, instruction: _Instruction, parts: list[str]) -> _Step:
+        if parts != ["fractional", "L2_evict_first", "b64"]:
+            raise NotImplementedError(instruction.text)
         return _Step([(instruction.operands[0], "b64")], self._constant_of("0", DTYPES["b64"]), [])
 
     def _translate_bar(self, instruction: _Instruction, parts: list[str]) -> _Step:
@@ -367,28 +373,27 @@ class Translation:
 
     def _translate_shfl(self, instruction: _Instruction, parts: list[str]) -> _Step:
         to, given, by, clamp, members = instruction.operands
-        if members != "-1" or instruction.guard:
+        known = parts in (["sync", "bfly", "b32"], ["sync", "idx", "b32"])
+        if not known or (clamp, members) != ("31", "-1") or instruction.guard or "|" in to:
             raise NotImplementedError(instruction.text)
-        call = f"S.shuffle('{parts[1]}', {{0}}, {{1}}, {{2}}, {{mask}})"
-        results = to.split("|")
-        if len(results) == 1:
-            call += "[0]"
-        kinds = zip(results, ("b32", "pred"), strict=False)
-        return _Step(list(kinds), call, [(given, "b32"), (by, "u32"), (clamp, "u32")])
+        return _Step([(to, "b32")], f"S.{parts[1]}({{0}}, {{1}})", [(given, "b32"), (by, "u32")])
 
     def _translate_redux(self, instruction: _Instruction, parts: list[str]) -> _Step:
         to, given, members = instruction.operands
-        reduce = {"max": np.maximum, "min": np.minimum, "add": np.add}
-        reduce |= {"and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor}
-        if instruction.guard or parts[1] not in reduce:
+        if parts not in (["sync", "max", "s32"], ["sync", "max", "u32"]) or instruction.guard:
             raise NotImplementedError(instruction.text)
-        call = f"S.reduce({self._constant(reduce[parts[1]])}, {{0}}, {{1}}, {{mask}})"
-        return _Step([(to, parts[-1])], call, [(given, parts[-1]), (members, "u32")])
+        return _Step([(to, parts[2])], "S.largest({0}, {1})", [(given, parts[2]), (members, "u32")])
 
 
 def _address(operand: str) -> tuple[str, int]:
     base, _, offset = operand.strip("[] ").partition("+")
     return base.strip(), int(offset or 0)
+
+
+def known(values: Lanes | None, register: str) -> Lanes:
+    if values is None:
+        raise PtxError(f"register {register} is read and was never written")
+    return values
 
 
 def _keep(mask: Lanes, new: Lanes, old: Lanes | None, home: np.dtype[Any]) -> Lanes:
