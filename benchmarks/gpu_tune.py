@@ -43,16 +43,18 @@ class Setting(NamedTuple):
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
+        rules = {
+            "_FEW_ELEMENTS": self.tile_elements,
+            "_elements_of_a_thread": lambda elements, backward: self.thread_elements,
+            "_LEAST_WARPS": self.least_warps,
+            "_WARPS_WITH_SUMS": self.warps_with_sums,
+        }
         launch_config.row_tile.cache_clear()
-        with mock.patch.multiple(
-            launch_config,
-            _FEW_ELEMENTS=self.tile_elements,
-            _elements_of_a_thread=lambda elements, backward: self.thread_elements,
-            _LEAST_WARPS=self.least_warps,
-            _WARPS_WITH_SUMS=self.warps_with_sums,
-        ):
-            yield
-        launch_config.row_tile.cache_clear()
+        try:
+            with mock.patch.multiple(launch_config, **rules):
+                yield
+        finally:
+            launch_config.row_tile.cache_clear()
 
 
 SETTINGS = {

@@ -26,6 +26,8 @@ from layernorm.torch.gpu import long_rows as gpu_long_rows
 from layernorm.torch.gpu import quantized as gpu_quantized
 from layernorm.torch.gpu.launch import without_none
 
+MODULES = (gpu_forward, gpu_backward, gpu_long_rows, gpu_quantized)  # that launch kernels
+
 NAMES = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16"}
 NAMES |= {torch.float16: "fp16", torch.int32: "i32", torch.int8: "i8"}
 
@@ -35,7 +37,7 @@ class Launches:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.compiled, self.launched, self.warps = set(), [], []
-        for module in (gpu_forward, gpu_backward, gpu_long_rows, gpu_quantized):
+        for module in MODULES:
             monkeypatch.setattr(module, "launch", self)
 
     def __call__(self, kernel, programs, arguments, warps, **constants) -> None:

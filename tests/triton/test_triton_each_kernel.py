@@ -20,13 +20,10 @@ from checkers import (
     check_quantized,
     check_residual,
 )
+from machine_code import MODULES
 from triton_interpreter import INTERPRETED
 
 import layernorm.triton
-from layernorm.torch.gpu import backward as gpu_backward
-from layernorm.torch.gpu import forward as gpu_forward
-from layernorm.torch.gpu import long_rows as gpu_long_rows
-from layernorm.torch.gpu import quantized as gpu_quantized
 
 if not (INTERPRETED or torch.cuda.is_available()):
     pytest.skip("no GPU here", allow_module_level=True)
@@ -79,7 +76,7 @@ each_case = pytest.mark.parametrize("case", LAUNCHED, ids=lambda case: case.id)
 def launched(monkeypatch) -> set[str]:
     """Collect the names of the kernels that run."""
     names = set()
-    for module in (gpu_forward, gpu_backward, gpu_long_rows, gpu_quantized):
+    for module in MODULES:
 
         def launch(kernel, *arguments, _original=module.launch, **constants) -> None:
             names.add(kernel.__name__)

@@ -110,6 +110,7 @@ def _strided_tile(cols: int, itemsize: int, backward: bool) -> Tile | None:
 
 
 def _elements_of_a_thread(elements: int, backward: bool) -> int:
+    """Choose for a tile of so many elements."""
     return 16 if backward or elements <= 4096 else 32
 
 

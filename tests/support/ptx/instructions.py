@@ -16,11 +16,11 @@ from collections import defaultdict
 from typing import Any
 
 import torch
-from machine_code import NAMES, run
+from machine_code import MODULES, NAMES, run
 
 from layernorm.torch.gpu.launch import without_none
 from layernorm.triton import launch_config
-from ptx.launches import MODULES, compiled
+from ptx.launches import compiled
 from ptx.threads import kernel_of
 
 OF_A_BYTE = 33.5e12 / 4.3e12  # instructions that are issued while a byte is copied

@@ -8,17 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from machine_code import compiled_launch
+from machine_code import MODULES, compiled_launch
 from triton import knobs
 
-from layernorm.torch.gpu import backward as gpu_backward
-from layernorm.torch.gpu import forward as gpu_forward
-from layernorm.torch.gpu import long_rows as gpu_long_rows
-from layernorm.torch.gpu import quantized as gpu_quantized
 from layernorm.torch.gpu.launch import without_none
 from ptx.threads import kernel_of
 
-MODULES = (gpu_forward, gpu_backward, gpu_long_rows, gpu_quantized)
 _compiled: dict[Any, tuple[str, int]] = {}
 
 
