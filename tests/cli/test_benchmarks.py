@@ -123,3 +123,24 @@ def test_the_curve_is_stored_and_drawn(tmp_path, width_curve):
     run("--draw")
     assert (results.read_bytes(), picture.read_bytes()) == (stored, drawn)
     assert drawn.startswith(b"\x89PNG")
+
+
+def test_gpu_goals_leave_out_cells_where_ours_is_wrong_or_has_no_time(script):
+    pytest.importorskip("torch")
+    problems, goals = script("gpu_problems"), script("gpu_goals")
+
+    def entry(cols, ours, rows=None):
+        cell = problems.Cell("forward", "float32", rows or problems.LARGE // cols, cols)
+        providers = {"layernorm": ours, "aten": {"device": 6.0}, "copy": {"device": 3.0}}
+        return {**cell._asdict(), "providers": providers}
+
+    entries = [
+        entry(1024, {"device": 4.0}),
+        entry(2048, {"device": 3.0}),
+        entry(4096, {"device": 1.0, "wrong": True}),
+        entry(8192, {"cannot": "CUDA error"}),
+        entry(1024, {"device": 1.0}, rows=8),  # not large
+    ]
+    *_, row = goals.as_table(entries).splitlines()
+    cells = [each.strip() for each in row.strip("|").split("|")]
+    assert cells[1:] == ["float32", "4", "2", "0.75, 0.88 (goal 0.95)", "1.50, 1.75"]
