@@ -132,7 +132,7 @@ run() {
   step large 60 bash -c "tests gpu -- -m slow"
   step overhead 20 "$PYTHON" benchmarks/gpu_overhead.py
   step cpu 120 bash -c cpu
-  echo "== $SECONDS s; $(wc -l < "$FAILURES") failures in $FAILURES"
+  echo "== $SECONDS s; $(wc -l < "$FAILURES") failures in $FAILURES, with those of earlier runs"
   return $FAILED
 }
 
